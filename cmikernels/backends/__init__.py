@@ -1,0 +1,77 @@
+"""What computes: one small file per backend behind one interface, and the choice between them.
+
+A backend is one file here and one entry in `_BACKENDS`, fastest first.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from cmikernels.backends import cpu, reference
+from cmikernels.problem import Problem
+
+
+class Backend(Protocol):
+    """What a backend module offers. `features` is `(N, M)` with any strides, and is only read."""
+
+    NAME: str
+
+    def obstacle(self, device_type: str) -> str | None:
+        """Why this backend cannot serve tensors of that device type; None when it can."""
+
+    def describe(self) -> str:
+        """How it will run here, in a few words."""
+
+    def forward(
+        self, features: Tensor, problem: Problem, with_gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Reduced value, and the `(N, M)` gradient of its sum where asked for and cheap."""
+
+    def backward(
+        self, features: Tensor, problem: Problem, grad_value: Tensor, gradient: Tensor | None
+    ) -> Tensor:
+        """d<grad_value, value>/d features. `gradient` is forward's own, to be used up; or None."""
+
+    def centroids(self, features: Tensor, problem: Problem) -> Tensor:
+        """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
+
+
+_BACKENDS: dict[str, Backend] = {cpu.NAME: cpu, reference.NAME: reference}
+
+ENVIRONMENT_VARIABLE = "CMIKERNELS_BACKEND"
+
+
+class BackendStatus(NamedTuple):
+    """Whether a backend can run here, and how, or why not."""
+
+    available: bool
+    detail: str
+
+
+def available_backends() -> dict[str, BackendStatus]:
+    """Every backend by name, fastest first: whether it can run here, and how, or why not."""
+    report = {}
+    for name, backend in _BACKENDS.items():
+        reason = backend.obstacle(backend.NAME if backend.NAME != "reference" else "cpu")
+        report[name] = BackendStatus(reason is None, reason or backend.describe())
+    return report
+
+
+def choose_backend(name: str | None, device_type: str) -> Backend:
+    """The backend asked for by name or environment, else the fastest that can serve the device."""
+    name = name or os.environ.get(ENVIRONMENT_VARIABLE)
+    if name is None:
+        for backend in _BACKENDS.values():
+            if backend.obstacle(device_type) is None:
+                return backend
+    if name not in _BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)} or None, got {name!r}")
+    reason = _BACKENDS[name].obstacle(device_type)
+    if reason is not None:
+        raise ValueError(
+            f"backend: {name!r} cannot run on a tensor of device {device_type}: {reason}"
+        )
+    return _BACKENDS[name]

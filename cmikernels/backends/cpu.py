@@ -1,0 +1,115 @@
+"""Backend of the native CPU kernel (`csrc/cpu`): fused, threaded, chosen for any CPU tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cmikernels.problem import REDUCTIONS, Problem, arithmetic_dtype
+
+try:
+    import cmikernels._native as _native
+except ImportError as error:  # a source tree without its build
+    _native = None  # type: ignore[assignment]
+    _IMPORT_ERROR = str(error)
+
+NAME = "cpu"
+_DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_REDUCTION_CODES = {name: code for code, name in enumerate(REDUCTIONS)}
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def obstacle(device_type: str) -> str | None:
+    """Why this backend cannot serve tensors of that device type; None when it can."""
+    if device_type != "cpu":
+        return "it computes CPU tensors only"
+    if _native is None:
+        return f"the native extension is not built ({_IMPORT_ERROR}); run: pip install ."
+    return None
+
+
+def describe() -> str:
+    """How it will run here."""
+    info = _native.cpu_info()
+    return f"{info['isa']} kernels, {torch.get_num_threads()} threads ({info['threading']})"
+
+
+def forward(
+    features: Tensor, problem: Problem, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Value and, but for reduction "none", its gradient in the same pass."""
+    size: tuple[int, ...] = ()
+    if problem.reduction == "none":
+        size, with_gradient = (problem.num_rows,), False
+    elif problem.reduction == "class":
+        size = (problem.num_classes,)
+    value = torch.empty(size, dtype=arithmetic_dtype(features.dtype))
+    gradient = torch.empty(features.shape, dtype=features.dtype) if with_gradient else None
+    _run(features, problem, value=value, gradient=gradient)
+    return value, gradient
+
+
+def backward(
+    features: Tensor, problem: Problem, grad_value: Tensor, gradient: Tensor | None
+) -> Tensor:
+    """Scale the forward's gradient, or compute it anew where that would round twice."""
+    if gradient is not None:
+        if bool((grad_value == 1).all()):
+            return gradient
+        if gradient.dtype not in _HALF:
+            if problem.reduction != "class":
+                return gradient.mul_(grad_value)
+            per_class = grad_value.reshape(-1)
+            if problem.classes is None:
+                gradient.view(problem.num_classes, -1).mul_(per_class[:, None])
+                return gradient
+            return gradient.mul_(per_class[problem.classes.labels][:, None])
+    row_weights = problem.row_weights(grad_value).contiguous()
+    gradient = torch.empty(features.shape, dtype=features.dtype)
+    _run(features, problem, gradient=gradient, row_weights=row_weights)
+    return gradient
+
+
+def centroids(features: Tensor, problem: Problem) -> Tensor:
+    """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
+    shape = (problem.num_classes, features.shape[1])
+    result = torch.empty(shape, dtype=arithmetic_dtype(features.dtype))
+    _run(features, problem, mean_probabilities=result)
+    return result
+
+
+def _run(
+    features: Tensor,
+    problem: Problem,
+    *,
+    value: Tensor | None = None,
+    gradient: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    mean_probabilities: Tensor | None = None,
+) -> None:
+    classes, order, offsets = problem.classes, 0, 0
+    if classes is not None:
+        offsets = classes.offsets.data_ptr()
+        order = 0 if classes.order is None else classes.order.data_ptr()
+    rows, channels = features.shape
+    row_stride, channel_stride = features.stride()
+    _native.cpu_cmi(
+        features.data_ptr(),
+        _DTYPE_CODES[features.dtype],
+        rows,
+        channels,
+        row_stride,
+        channel_stride,
+        problem.num_classes,
+        order,
+        offsets,
+        0 if problem.centroids is None else problem.centroids.data_ptr(),
+        0 if row_weights is None else row_weights.data_ptr(),
+        problem.temperature,
+        problem.weight,
+        _REDUCTION_CODES[problem.reduction],
+        0 if value is None else value.data_ptr(),
+        0 if gradient is None else gradient.data_ptr(),
+        0 if mean_probabilities is None else mean_probabilities.data_ptr(),
+        torch.get_num_threads(),
+    )

@@ -1,0 +1,48 @@
+"""Backend of last resort: the formula in plain torch on any device, in float64 and so slow."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cmikernels.problem import Problem, arithmetic_dtype
+from cmikernels.reference import (
+    closed_form_gradient,
+    log_centroids,
+    log_probabilities,
+    reference_cmi,
+)
+
+NAME = "reference"
+
+
+def obstacle(device_type: str) -> str | None:
+    """It runs anywhere."""
+    return None
+
+
+def describe() -> str:
+    """How it will run here."""
+    return "plain torch in float64, any device, slow"
+
+
+def forward(
+    features: Tensor, problem: Problem, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Value, and no gradient: backward makes it."""
+    value = reference_cmi(features.detach(), problem)
+    return value.to(arithmetic_dtype(features.dtype)), None
+
+
+def backward(
+    features: Tensor, problem: Problem, grad_value: Tensor, gradient: Tensor | None
+) -> Tensor:
+    """The closed form."""
+    row_weights = problem.row_weights(grad_value)
+    result = closed_form_gradient(features.detach(), problem, row_weights)
+    return result.to(features.dtype).contiguous()
+
+
+def centroids(features: Tensor, problem: Problem) -> Tensor:
+    """Mean probabilities of each class, `(C, M)`, differentiable."""
+    log_p = log_probabilities(features, problem.temperature)
+    return log_centroids(log_p, problem).exp().to(arithmetic_dtype(features.dtype))

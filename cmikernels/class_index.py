@@ -1,0 +1,117 @@
+"""Which rows belong to which class: labels checked and sorted once, used by every kernel.
+
+Format: `offsets` (C + 1) bounds each class in a list of rows sorted by class; `order` (N) is that
+list. `order` is None where the rows already stand class by class, so that kernels need no gather.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_INTEGER_DTYPES = frozenset(
+    (
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.uint16,
+        torch.uint32,
+        torch.uint64,
+    )
+)
+
+
+class ClassIndex:
+    """The rows of each class, built and checked once.
+
+    Args:
+        labels: class of every row, `(N,)`, any integer dtype, any order.
+        num_classes: number of classes; classes without rows are allowed. Default: largest label + 1.
+
+    Building one reads the labels, which on a GPU waits for the device. Calls that are handed a
+    `ClassIndex` never do, so build it outside the loop when the labels do not change.
+    """
+
+    __slots__ = ("labels", "num_classes", "num_rows", "offsets", "order")
+
+    labels: Tensor  # (N,) int64, class of each row
+    offsets: Tensor  # (C + 1,) int64, class y owns sorted positions offsets[y] .. offsets[y + 1]
+    order: Tensor | None  # (N,) int64, row at each sorted position; None: rows already sorted
+    num_classes: int
+    num_rows: int
+
+    def __init__(self, labels: Tensor, num_classes: int | None = None) -> None:
+        check_labels(labels)
+        if num_classes is not None:
+            check_num_classes(num_classes)
+        labels = labels.detach().to(torch.int64).contiguous()
+        self.num_rows = labels.numel()
+        low, high = (0, -1) if self.num_rows == 0 else _bounds(labels)
+        self.num_classes = high + 1 if num_classes is None else num_classes
+        if low < 0 or high >= self.num_classes:
+            bad = low if low < 0 else high
+            raise ValueError(
+                f"classes: labels must lie in [0, num_classes) = [0, {self.num_classes}), got {bad}"
+            )
+        counts = torch.bincount(labels, minlength=self.num_classes)
+        self.offsets = torch.zeros(self.num_classes + 1, dtype=torch.int64, device=labels.device)
+        torch.cumsum(counts, 0, out=self.offsets[1:])
+        is_sorted = bool((labels[1:] >= labels[:-1]).all())
+        self.order = None if is_sorted else torch.argsort(labels, stable=True)
+        self.labels = labels
+
+    @classmethod
+    def from_parts(cls, labels: Tensor, order: Tensor | None, offsets: Tensor) -> ClassIndex:
+        """Put together what another ClassIndex was made of; nothing is read or checked."""
+        index = object.__new__(cls)
+        index.labels, index.order, index.offsets = labels, order, offsets
+        index.num_classes, index.num_rows = offsets.numel() - 1, labels.numel()
+        return index
+
+    @property
+    def device(self) -> torch.device:
+        """Where the index lives; features must be on the same device."""
+        return self.labels.device
+
+    def to(self, device: torch.device | str) -> ClassIndex:
+        """The same index on another device."""
+        order = None if self.order is None else self.order.to(device)
+        return self.from_parts(self.labels.to(device), order, self.offsets.to(device))
+
+    def counts(self) -> Tensor:
+        """Number of rows of each class, `(C,)` int64."""
+        return self.offsets.diff()
+
+    def __repr__(self) -> str:
+        layout = "sorted" if self.order is None else "gathered"
+        return (
+            f"ClassIndex(num_rows={self.num_rows}, num_classes={self.num_classes}, "
+            f"{layout}, device='{self.device}')"
+        )
+
+
+def check_num_classes(num_classes: int) -> None:
+    """Raise unless `num_classes` is a positive int."""
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+        raise TypeError(f"num_classes: expected an int, got {type(num_classes).__name__}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
+
+
+def check_labels(labels: Tensor) -> None:
+    """Raise unless `labels` is a 1-d integer tensor."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(
+            f"classes: expected a tensor of labels or a ClassIndex, got {type(labels).__name__}"
+        )
+    if labels.dtype not in _INTEGER_DTYPES:
+        raise TypeError(f"classes: expected labels of an integer dtype, got {labels.dtype}")
+    if labels.dim() != 1:
+        raise ValueError(f"classes: expected labels of shape (N,), got {tuple(labels.shape)}")
+
+
+def _bounds(labels: Tensor) -> tuple[int, int]:
+    low, high = torch.aminmax(labels)
+    return int(low), int(high)

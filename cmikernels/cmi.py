@@ -1,0 +1,351 @@
+"""The public op: class-aware conditional mutual information and its gradient, fused.
+
+    P_s = softmax(z_s / tau)                     row distribution
+    Q_y = mean of P_s over the rows of class y   class centroid, or a given one
+    KL_s = sum_j P_sj (log P_sj - log Q_yj)
+    CMI = (1/N) sum_s KL_s                       reduction "mean"
+    dCMI/dz_sj = P_sj (log P_sj - log Q_yj - KL_s) / (N tau)
+
+In eager mode one `torch.autograd.Function` serves a call; under `torch.compile` a registered op
+does (`compiled.py`), because Function costs half as much per call and only an op is opaque to the
+compiler. `bench/overhead.py` measures both.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cmikernels.backends import Backend, choose_backend
+from cmikernels.backends import reference as reference_backend
+from cmikernels.class_index import ClassIndex, check_labels, check_num_classes
+from cmikernels.problem import FEATURE_DTYPES, REDUCTIONS, Problem, arithmetic_dtype
+from cmikernels.reference import reference_cmi
+
+
+def fused_cmi(
+    features: Tensor,
+    classes: Tensor | ClassIndex | None = None,
+    *,
+    num_classes: int | None = None,
+    centroids: Tensor | None = None,
+    temperature: float = 1.0,
+    weight: float = 1.0,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """Class-aware conditional mutual information of `features`, differentiable.
+
+    Args:
+        features: `(N, M)` with `classes`; or `(..., C, n, M)` without, where every class has n rows
+            that stand together (a leading axis is several networks). float32, bfloat16, float16 or
+            float64, any strides.
+        classes: label of each row, `(N,)` of any integer dtype in any order, or a `ClassIndex`
+            built once. Classes may be ragged or empty.
+        num_classes: number of classes when `classes` is a labels tensor; default largest + 1.
+        centroids: compare with these `(C, M)` or `(..., C, M)` probabilities instead of the rows'
+            own class means. Taken as constants; an entry below the smallest normal number counts
+            as that number, so that the value stays finite.
+        temperature: the softmax's tau.
+        weight: factor on the value and the gradient (the published lambda).
+        reduction: "mean" over rows, "sum", "class" (mean of each class, `(C,)` or `(..., C)`; 0 for
+            a class without rows) or "none" (per row).
+        backend: name from `available_backends()`; default the fastest for the tensor's device,
+            or the environment's `CMIKERNELS_BACKEND`.
+
+    Returns:
+        The value: float64 for float64 features, else float32. Gradients have the features' dtype.
+        Forward computes both in one pass when a gradient is needed.
+
+    Example:
+        >>> features = network(images)                       # (N, M)
+        >>> loss = task_loss + fused_cmi(features, labels, weight=2000.0)
+    """
+    if torch.compiler.is_compiling():
+        from cmikernels import compiled
+
+        problem, labels = _check(
+            features, classes, num_classes, centroids, temperature, weight, reduction, lazy=True
+        )
+        value = compiled.cmi(features, labels, problem, backend)
+        return _shape_value(value, features, problem)
+    problem, _ = _check(features, classes, num_classes, centroids, temperature, weight, reduction)
+    chosen = choose_backend(backend, features.device.type)
+    if features.requires_grad and torch.is_grad_enabled():
+        value = _FusedCMI.apply(features, problem, chosen)  # type: ignore[no-untyped-call]
+    else:
+        value, _ = chosen.forward(as_rows(features), problem, False)
+    return _shape_value(value, features, problem)
+
+
+def cmi_value_and_grad(
+    features: Tensor,
+    classes: Tensor | ClassIndex | None = None,
+    *,
+    num_classes: int | None = None,
+    centroids: Tensor | None = None,
+    temperature: float = 1.0,
+    weight: float = 1.0,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Value of `fused_cmi` and d(sum of value)/d features in one pass, without autograd.
+
+    Takes what `fused_cmi` takes. The gradient has the features' shape and dtype.
+    """
+    problem, _ = _check(features, classes, num_classes, centroids, temperature, weight, reduction)
+    chosen = choose_backend(backend, features.device.type)
+    rows = as_rows(features.detach())
+    value, gradient = chosen.forward(rows, problem, True)
+    if gradient is None:
+        gradient = chosen.backward(rows, problem, torch.ones_like(value), None)
+    return _shape_value(value, features, problem), gradient.view(features.shape)
+
+
+def class_centroids(
+    features: Tensor,
+    classes: Tensor | ClassIndex | None = None,
+    *,
+    num_classes: int | None = None,
+    temperature: float = 1.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Mean softmax probabilities of each class, `(C, M)` or `(..., C, M)`, ready for `centroids=`.
+
+    Takes features and classes as `fused_cmi` does. A class without rows gets zeros. Differentiable:
+    where a gradient is needed the plain formula computes it.
+    """
+    problem, _ = _check(features, classes, num_classes, None, temperature, 1.0, "mean")
+    chosen = choose_backend(backend, features.device.type)
+    if features.requires_grad and torch.is_grad_enabled():
+        chosen = reference_backend
+    result = chosen.centroids(as_rows(features), problem)
+    return result.view(*features.shape[:-2], features.shape[-1]) if classes is None else result
+
+
+class CMILoss(nn.Module):
+    """`fused_cmi` as a module: options at construction, features and classes in the call."""
+
+    def __init__(
+        self,
+        *,
+        num_classes: int | None = None,
+        temperature: float = 1.0,
+        weight: float = 1.0,
+        reduction: str = "mean",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes is not None:
+            check_num_classes(num_classes)
+        _check_options(temperature, weight, reduction)
+        self.num_classes = num_classes
+        self.temperature = temperature
+        self.weight = weight
+        self.reduction = reduction
+        self.backend = backend
+
+    def forward(
+        self,
+        features: Tensor,
+        classes: Tensor | ClassIndex | None = None,
+        *,
+        centroids: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted CMI of `features`; see `fused_cmi`."""
+        return fused_cmi(
+            features,
+            classes,
+            num_classes=self.num_classes,
+            centroids=centroids,
+            temperature=self.temperature,
+            weight=self.weight,
+            reduction=self.reduction,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """Options that differ in meaning, for `print(module)`."""
+        return (
+            f"num_classes={self.num_classes}, temperature={self.temperature}, "
+            f"weight={self.weight}, reduction={self.reduction!r}, backend={self.backend!r}"
+        )
+
+
+class _FusedCMI(torch.autograd.Function):
+    """Value now, gradient made in the same pass and handed out once.
+
+    The gradient buffer belongs to this node alone, so a first backward may scale it in place; a
+    second one (`retain_graph=True`) computes it anew. A backward that must itself be differentiable
+    goes through the plain formula.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, problem: Problem, backend: Backend) -> Tensor:
+        value, ctx.gradient = backend.forward(as_rows(features), problem, True)
+        ctx.save_for_backward(features)
+        ctx.problem = problem
+        ctx.backend = backend
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (features,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return differentiable_gradient(features, ctx.problem, grad_value), None, None
+        gradient = ctx.__dict__.pop("gradient", None)
+        rows = as_rows(features)
+        gradient = ctx.backend.backward(rows, ctx.problem, grad_value, gradient)
+        return gradient.view(features.shape), None, None
+
+
+def differentiable_gradient(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
+    """d<grad_value, value>/d features with a graph of its own, through the plain formula."""
+    with torch.enable_grad():
+        value = reference_cmi(as_rows(features), problem)
+        (gradient,) = torch.autograd.grad(
+            value, features, grad_value.to(value.dtype), create_graph=True
+        )
+    return gradient
+
+
+def as_rows(features: Tensor) -> Tensor:
+    """`(N, M)` view of the features; copies only where leading axes cannot be folded."""
+    return features if features.dim() == 2 else features.reshape(-1, features.shape[-1])
+
+
+def _shape_value(value: Tensor, features: Tensor, problem: Problem) -> Tensor:
+    if features.dim() == 2 or value.dim() == 0:
+        return value
+    leading = features.shape[:-2] if problem.reduction == "class" else features.shape[:-1]
+    return value.view(leading)
+
+
+def _check_options(temperature: float, weight: float, reduction: str) -> None:
+    for name, number in (("temperature", temperature), ("weight", weight)):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise TypeError(f"{name}: expected a number, got {type(number).__name__}")
+        if not math.isfinite(number):
+            raise ValueError(f"{name}: expected a finite number, got {number}")
+    if temperature <= 0:
+        raise ValueError(f"temperature: expected a number above 0, got {temperature}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+
+
+def _check(
+    features: Tensor,
+    classes: Tensor | ClassIndex | None,
+    num_classes: int | None,
+    centroids: Tensor | None,
+    temperature: float,
+    weight: float,
+    reduction: str,
+    lazy: bool = False,
+) -> tuple[Problem, Tensor | None]:
+    """The call as a `Problem`, or the error that says what is wrong with it.
+
+    With `lazy` (a compiler is tracing) a labels tensor is handed back unread, for the registered op
+    to index at run time; num_classes is then 0 where nothing tells it.
+    """
+    if not isinstance(features, Tensor):
+        raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
+    if features.dtype not in FEATURE_DTYPES:
+        raise TypeError(
+            "features: expected float32, bfloat16, float16 or float64, "
+            f"got {str(features.dtype).removeprefix('torch.')}"
+        )
+    _check_options(temperature, weight, reduction)
+    if num_classes is not None:
+        check_num_classes(num_classes)
+    shape = features.shape
+    labels: Tensor | None = None
+    index: ClassIndex | None = None
+    if classes is None:
+        if features.dim() < 3:
+            raise ValueError(
+                "features: expected (..., C, n, M) where classes is not given, "
+                f"got shape {tuple(shape)}; pass classes= for (N, M)"
+            )
+        if num_classes is not None and num_classes != shape[-3]:
+            raise ValueError(
+                f"num_classes: features of shape {tuple(shape)} hold {shape[-3]} classes, "
+                f"got {num_classes}"
+            )
+        class_shape = shape[:-2]
+        num_rows, num_classes = math.prod(shape[:-1]), math.prod(class_shape)
+    else:
+        if features.dim() != 2:
+            raise ValueError(
+                f"features: expected (N, M) where classes is given, got shape {tuple(shape)}"
+            )
+        if num_classes is None and isinstance(classes, Tensor) and centroids is not None:
+            num_classes = centroids.shape[0]
+        if isinstance(classes, ClassIndex):
+            index, indexed_rows, device = classes, classes.num_rows, classes.device
+            if num_classes is not None and num_classes != index.num_classes:
+                raise ValueError(
+                    f"num_classes: classes is a ClassIndex of {index.num_classes} classes, "
+                    f"got {num_classes}"
+                )
+            num_classes = index.num_classes
+        else:
+            check_labels(classes)
+            indexed_rows, device = classes.shape[0], classes.device
+        num_rows = shape[0]
+        if indexed_rows != num_rows:
+            raise ValueError(
+                f"classes: expected one label for each of the {num_rows} rows of features, "
+                f"got {indexed_rows}"
+            )
+        if device != features.device:
+            raise ValueError(
+                f"classes: expected on the features' device {features.device}, got {device}"
+            )
+        if isinstance(classes, Tensor):
+            if lazy:
+                labels = classes
+                if num_classes is None and reduction == "class":
+                    raise ValueError(
+                        "num_classes: expected a number under torch.compile with labels and "
+                        "reduction 'class', got None"
+                    )
+            else:
+                index = ClassIndex(classes, num_classes)
+                num_classes = index.num_classes
+        class_shape = torch.Size((num_classes or 0,))
+    if shape[-1] == 0:
+        raise ValueError(f"features: expected at least one channel, got shape {tuple(shape)}")
+    if centroids is not None:
+        centroids = _check_centroids(centroids, features, class_shape)
+    problem = Problem(
+        index, num_rows, num_classes or 0, centroids, temperature, weight, reduction
+    )
+    return problem, labels
+
+
+def _check_centroids(centroids: Tensor, features: Tensor, class_shape: torch.Size) -> Tensor:
+    """Centroids as `(C, M)` contiguous in the arithmetic dtype."""
+    if not isinstance(centroids, Tensor):
+        raise TypeError(f"centroids: expected a tensor, got {type(centroids).__name__}")
+    if centroids.dtype not in FEATURE_DTYPES:
+        raise TypeError(f"centroids: expected a floating-point tensor, got {centroids.dtype}")
+    if centroids.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "centroids: they are taken as constants and get no gradient, but this tensor requires "
+            "one; pass centroids.detach()"
+        )
+    if centroids.device != features.device:
+        raise ValueError(
+            f"centroids: expected on the features' device {features.device}, "
+            f"got {centroids.device}"
+        )
+    channels = features.shape[-1]
+    full = (*class_shape, channels)
+    if tuple(centroids.shape) not in (full, full[-2:]):
+        raise ValueError(f"centroids: expected shape {full}, got {tuple(centroids.shape)}")
+    centroids = centroids.detach().to(arithmetic_dtype(features.dtype))
+    return centroids.expand(full).reshape(-1, channels).contiguous()

@@ -1,0 +1,172 @@
+"""The op as `torch.compile` sees it: registered, functional, with fakes and autograd.
+
+    cmikernels::cmi(features, labels, order, offsets, ...) -> (value, gradient)
+    cmikernels::cmi_backward(features, ..., grad_value) -> gradient
+
+Eager calls do not come through here (see `cmi.py`). Labels are indexed when the op runs, so a graph
+may take labels it has not seen; a ClassIndex saves that work and, on a GPU, its wait.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmikernels.backends import choose_backend
+from cmikernels.class_index import ClassIndex
+from cmikernels.cmi import as_rows, differentiable_gradient
+from cmikernels.problem import Problem, arithmetic_dtype
+
+
+def cmi(features: Tensor, labels: Tensor | None, problem: Problem, backend: str | None) -> Tensor:
+    """Call the registered op; `labels` where the problem has no ClassIndex yet."""
+    index = problem.classes
+    value, _ = _cmi(
+        features,
+        labels if index is None else index.labels,
+        None if index is None else index.order,
+        None if index is None else index.offsets,
+        problem.centroids,
+        problem.num_classes,
+        float(problem.temperature),
+        float(problem.weight),
+        problem.reduction,
+        backend,
+        _keeps_gradient(features, problem.reduction),
+    )
+    return value
+
+
+def _keeps_gradient(features: Tensor, reduction: str) -> bool:
+    """Whether forward makes the gradient that backward only has to scale.
+
+    Not for "none", whose row weights are not known yet, nor for half precision, where scaling would
+    round a second time (and underflow in float16 before a loss scaler could prevent it).
+    """
+    wide = features.dtype in (torch.float32, torch.float64)
+    return features.requires_grad and torch.is_grad_enabled() and wide and reduction != "none"
+
+
+def _problem(
+    features: Tensor,
+    labels: Tensor | None,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    centroids: Tensor | None,
+    num_classes: int,
+    temperature: float,
+    weight: float,
+    reduction: str,
+) -> Problem:
+    """Put the flattened arguments together again, indexing labels where that is still to do."""
+    rows = features.numel() // features.shape[-1]
+    index = None
+    if labels is not None:
+        if offsets is None:
+            index = ClassIndex(labels, num_classes or None)
+        else:
+            index = ClassIndex.from_parts(labels, order, offsets)
+        num_classes = index.num_classes
+    return Problem(index, rows, num_classes, centroids, temperature, weight, reduction)
+
+
+@torch.library.custom_op("cmikernels::cmi", mutates_args=())
+def _cmi(
+    features: Tensor,
+    labels: Tensor | None,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    centroids: Tensor | None,
+    num_classes: int,
+    temperature: float,
+    weight: float,
+    reduction: str,
+    backend: str | None,
+    keep_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    problem = _problem(
+        features, labels, order, offsets, centroids, num_classes, temperature, weight, reduction
+    )
+    chosen = choose_backend(backend, features.device.type)
+    rows = as_rows(features)
+    value, gradient = chosen.forward(rows, problem, keep_gradient)
+    if not keep_gradient:
+        return value, features.new_empty(0)
+    if gradient is None:
+        gradient = chosen.backward(rows, problem, torch.ones_like(value), None)
+    return value, gradient.view(features.shape)
+
+
+@_cmi.register_fake
+def _(
+    features: Tensor,
+    labels: Tensor | None,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    centroids: Tensor | None,
+    num_classes: int,
+    temperature: float,
+    weight: float,
+    reduction: str,
+    backend: str | None,
+    keep_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    sizes = {"none": (features.numel() // features.shape[-1],), "class": (num_classes,)}
+    value = features.new_empty(sizes.get(reduction, ()), dtype=arithmetic_dtype(features.dtype))
+    return value, features.new_empty(features.shape if keep_gradient else (0,))
+
+
+@torch.library.custom_op("cmikernels::cmi_backward", mutates_args=())
+def _cmi_backward(
+    features: Tensor,
+    labels: Tensor | None,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    centroids: Tensor | None,
+    num_classes: int,
+    temperature: float,
+    weight: float,
+    reduction: str,
+    backend: str | None,
+    grad_value: Tensor,
+) -> Tensor:
+    problem = _problem(
+        features, labels, order, offsets, centroids, num_classes, temperature, weight, reduction
+    )
+    chosen = choose_backend(backend, features.device.type)
+    return chosen.backward(as_rows(features), problem, grad_value, None).view(features.shape)
+
+
+@_cmi_backward.register_fake
+def _(features: Tensor, *_: Any) -> Tensor:
+    return features.new_empty(features.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    features, labels, order, offsets, centroids, *ctx.options, ctx.backend, keep_gradient = inputs
+    gradient = output[1] if keep_gradient else None
+    ctx.save_for_backward(features, labels, order, offsets, centroids, gradient)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_value: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    *inputs, gradient = ctx.saved_tensors
+    features, labels = inputs[:2]
+    if torch.is_grad_enabled():
+        problem = _problem(*inputs, *ctx.options)
+        result = differentiable_gradient(features, problem, grad_value)
+    elif gradient is None:
+        result = _cmi_backward(*inputs, *ctx.options, ctx.backend, grad_value)
+    elif ctx.options[-1] != "class":
+        result = gradient * grad_value
+    elif labels is None:
+        result = gradient * grad_value.view(*features.shape[:-2], 1, 1)
+    else:
+        result = gradient * grad_value[labels.long()][:, None]
+    return result, *[None] * 10
+
+
+_cmi.register_autograd(_backward, setup_context=_setup_context)
