@@ -1,0 +1,165 @@
+"""The one timing harness: contenders take turns on one clock, beside what the machine can do.
+
+Every contender runs once a round, in one process, so that all of them see the same machine. What a
+call allocates is inside its time, what it frees afterwards is not. Bytes that must move, s being
+the element size (a copy of the features moves as many as value+gradient, so a copy is the floor):
+
+    value             N M s
+    value+gradient  2 N M s
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COPY, FRESH_COPY = "copy", "copy, fresh"
+EXP, FRESH_EXP = "exp, out=", "exp"
+FLOORS = (COPY, FRESH_COPY, EXP, FRESH_EXP)
+
+_ROTATED_BYTES = 16 << 20  # small inputs are rotated over buffers of this size together
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is timed, and what is done before each time with the clock stopped."""
+
+    run: Callable[[Any], object]
+    prepare: Callable[[], Any] = field(default=_nothing)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call: median and the 20 and 80 % points over the samples taken."""
+
+    median: float
+    low: float
+    high: float
+    samples: int
+
+
+def race(
+    contenders: Mapping[str, Contender],
+    *,
+    budget: float,
+    device: torch.device | str = "cpu",
+    calls: int = 1,
+    rounds: tuple[int, int] = (5, 2000),
+) -> dict[str, Timing]:
+    """Time contenders in turn, round after round, for about `budget` seconds.
+
+    Args:
+        contenders: by name; run in this order every round.
+        budget: seconds for all of them together; at least `rounds[0]` rounds are run.
+        device: where they run; on a GPU events on its stream are the clock.
+        calls: runs in one sample, for what is too short to be timed alone. `prepare` is then
+            called once for all of them.
+        rounds: fewest and most.
+
+    """
+    clock = _gpu_clock if torch.device(device).type == "cuda" else _cpu_clock
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    for contender in contenders.values():  # warm up: caches, allocator, threads
+        for _ in range(2):
+            contender.run(contender.prepare())
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for done in itertools.count():
+            late = time.perf_counter() - start > budget
+            if done >= rounds[1] or (late and done >= rounds[0]):
+                break
+            for name, contender in contenders.items():
+                samples[name].append(clock(contender, calls))
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: _summary(seconds) for name, seconds in samples.items()}
+
+
+def _cpu_clock(contender: Contender, calls: int) -> float:
+    prepared = contender.prepare()
+    start = time.perf_counter()
+    for _ in range(calls - 1):
+        contender.run(prepared)
+    result = contender.run(prepared)
+    seconds = time.perf_counter() - start
+    del result  # freed with the clock stopped
+    return seconds / calls
+
+
+def _gpu_clock(contender: Contender, calls: int) -> float:
+    prepared = contender.prepare()
+    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(calls):
+        contender.run(prepared)
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3 / calls
+
+
+def _summary(seconds: list[float]) -> Timing:
+    ordered = sorted(seconds)
+
+    def point(share: float) -> float:
+        return ordered[round(share * (len(ordered) - 1))]
+
+    return Timing(statistics.median(ordered), point(0.2), point(0.8), len(ordered))
+
+
+def random_features(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str, seed: int = 0
+) -> list[Tensor]:
+    """Leaves that require a gradient: one if large, several to be taken in turn if small."""
+    generator = torch.Generator().manual_seed(seed)
+    elements = torch.Size(shape).numel()
+    count = max(1, min(8, _ROTATED_BYTES // max(1, elements * dtype.itemsize)))
+    return [
+        torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
+        for _ in range(count)
+    ]
+
+
+def floors(inputs: Iterable[Tensor]) -> dict[str, Contender]:
+    """Give what the machine itself does with the same features: copy them, take `torch.exp`."""
+    plain = [features.detach() for features in inputs]
+    turns = itertools.cycle(
+        zip(plain, [torch.empty_like(features) for features in plain], strict=True)
+    )
+
+    def copy(pair: tuple[Tensor, Tensor]) -> Tensor:
+        return pair[1].copy_(pair[0])
+
+    def fresh_copy(pair: tuple[Tensor, Tensor]) -> Tensor:
+        return pair[0].clone()
+
+    def exp(pair: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.exp(pair[0], out=pair[1])
+
+    def fresh_exp(pair: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.exp(pair[0])
+
+    runs = zip(FLOORS, (copy, fresh_copy, exp, fresh_exp), strict=True)
+    return {name: Contender(run, lambda: next(turns)) for name, run in runs}
+
+
+def bytes_moved(elements: int, element_size: int, mode: str) -> int | None:
+    """Bytes that `mode` cannot avoid moving; None where providers split the work differently."""
+    passes = {"value": 1, "value+gradient": 2}.get(mode)
+    return None if passes is None else passes * elements * element_size

@@ -1,0 +1,86 @@
+"""Peak extra memory of one value+gradient call: what it needs beyond the features.
+
+On a CPU that is the peak of the resident set above what was resident just before the call, in a
+process of its own, so that nothing an earlier provider left behind counts. On a GPU the allocator
+keeps count.
+
+    python -m bench.memory published float32 200 50 1024
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+
+def peak_extra_bytes(provider: str, shape: tuple[int, int, int], dtype: str, device: str) -> int:
+    """Measure in a fresh process; raises with its error output if that fails."""
+    command = [sys.executable, "-m", "bench.memory", provider, dtype, *map(str, shape), device]
+    # A fixed threshold makes glibc return every large block at once, as the peak assumes.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stderr[-2000:]}")
+    return int(done.stdout.split()[-1])
+
+
+def _measure(provider: str, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> int:
+    from bench.providers import PROVIDERS
+
+    loss = PROVIDERS[provider].make()
+    features = torch.randn(shape).to(device, dtype).requires_grad_()
+
+    def call() -> None:
+        loss(features, None).backward()  # type: ignore[no-untyped-call]
+
+    at_start = _max_resident()
+    call()  # loads libraries, starts threads, compiles
+    features.grad = None
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+        allocated = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - allocated
+    if not _can_reset_peak():  # then the first call's peak has to do, libraries and all
+        return max(0, _max_resident() - at_start)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    resident = _status("VmRSS")
+    _can_reset_peak()
+    call()
+    return max(0, _status("VmHWM") - resident)
+
+
+def _can_reset_peak() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def _max_resident() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    name, dtype_name, *sizes = sys.argv[1:]
+    where = sizes.pop() if not sizes[-1].isdigit() else "cpu"
+    print(_measure(name, tuple(map(int, sizes)), getattr(torch, dtype_name), where))

@@ -1,0 +1,130 @@
+"""Who computes CMI in the benchmarks, and the four ways in which each is asked to.
+
+A provider makes a loss, `loss(features, classes) -> scalar`, from features `(C, n, M)` with no
+classes, or `(N, M)` with a ClassIndex. A new provider is one entry in `PROVIDERS`.
+
+    value           no gradient wanted
+    value+gradient  forward and backward through autograd
+    forward         forward alone, a gradient wanted later
+    backward        backward alone, its forward done before the clock starts
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.harness import Contender
+from cmikernels import ClassIndex, fused_cmi
+
+Loss = Callable[[Tensor, ClassIndex | None], Tensor]
+
+MODES = ("value", "value+gradient", "forward", "backward")
+
+
+def published(features: Tensor, classes: ClassIndex | None) -> Tensor:
+    """Compute the published expression (arXiv 2412.09945): every step a full-size tensor."""
+    rows = features.reshape(-1, features.shape[-1])  # (N, M)
+    probabilities = rows.softmax(dim=1)
+    if classes is None:
+        per_class = probabilities.reshape(features.shape)  # (C, n, M)
+        log_centroids = per_class.mean(dim=1, keepdim=True).log()
+        targets = log_centroids.expand_as(per_class).reshape(rows.shape)
+    else:  # the published code has equal classes only; this is the same, without a loop over them
+        sums = rows.new_zeros(classes.num_classes, rows.shape[1])
+        sums = sums.index_add(0, classes.labels, probabilities)
+        log_centroids = (sums / classes.counts()[:, None]).log()
+        targets = log_centroids.index_select(0, classes.labels)
+    log_p = rows.log_softmax(dim=1)
+    return F.kl_div(targets, log_p, reduction="batchmean", log_target=True)
+
+
+def _compiled() -> Loss:
+    """Put `published` under torch.compile at its best: one fresh graph for each shape."""
+    torch._dynamo.reset()  # the cache of shapes is short, and past its end compile means eager
+    compiled: Loss = torch.compile(published, fullgraph=True, dynamic=False)
+    return compiled
+
+
+def _fused(features: Tensor, classes: ClassIndex | None) -> Tensor:
+    return fused_cmi(features, classes)
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A way of computing CMI: its name in tables, its colour in plots, how to make its loss."""
+
+    label: str
+    color: str  # of Okabe and Ito's palette, which colour-blind readers can tell apart
+    make: Callable[[], Loss]
+    may_be_missing: bool = False  # it needs what a machine may lack, such as a C++ compiler
+
+
+PROVIDERS: dict[str, Provider] = {
+    "published": Provider("published, eager", "#D55E00", lambda: published),
+    "compile": Provider("published, torch.compile", "#E69F00", _compiled, may_be_missing=True),
+    "cmikernels": Provider("cmikernels", "#0072B2", lambda: _fused),
+}
+
+
+def make_losses(
+    names: Sequence[str],
+    features: Tensor,
+    classes: ClassIndex | None,
+    report: Callable[[str], None],
+) -> dict[str, Loss]:
+    """Make the losses of these providers, each run once (that is when compilers compile).
+
+    One that cannot run here is left out, and `report` gets a line that says why.
+    """
+    losses = {}
+    for name in names:
+        loss = PROVIDERS[name].make()
+        try:
+            loss(features.detach().requires_grad_(), classes).backward()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            if not PROVIDERS[name].may_be_missing:
+                raise
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            report(f"{name} left out: {type(error).__name__}: {lines[0] if lines else ''}")
+            continue
+        losses[name] = loss
+    return losses
+
+
+def contend(
+    loss: Loss, mode: str, inputs: Sequence[Tensor], classes: ClassIndex | None = None
+) -> Contender:
+    """Put the loss into one of `MODES`; inputs require a gradient and are taken in turn."""
+    turns = itertools.cycle(inputs)
+
+    def fresh() -> Tensor:
+        features = next(turns)
+        features.grad = None
+        return features
+
+    def value(features: Tensor) -> Tensor:
+        with torch.no_grad():
+            return loss(features, classes)
+
+    def forward(features: Tensor) -> Tensor:
+        return loss(features, classes)
+
+    def value_and_gradient(features: Tensor) -> None:
+        loss(features, classes).backward()  # type: ignore[no-untyped-call]
+
+    def after_forward() -> Tensor:
+        return loss(fresh(), classes)
+
+    def backward(scalar: Tensor) -> None:
+        scalar.backward()  # type: ignore[no-untyped-call]
+
+    if mode == "backward":
+        return Contender(backward, after_forward)
+    run = {"value": value, "forward": forward, "value+gradient": value_and_gradient}[mode]
+    return Contender(run, fresh)

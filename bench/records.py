@@ -1,0 +1,148 @@
+"""Recorded results: what a benchmark run is kept as (JSON and CSV), and tables for people.
+
+{"kind": "kernels", "machine": {...}, "settings": {...}, "rows": [{...}, ...]}
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cmikernels
+
+RESULTS = Path(__file__).parent / "results"
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Record:
+    """One run of one benchmark."""
+
+    kind: str  # "kernels", "accuracy" or "overhead"
+    machine: Row
+    settings: Row
+    rows: list[Row]
+
+    def write(self, name: str, folder: Path = RESULTS) -> Path:
+        """Write `<name>.json` and `<name>.csv`; returns the JSON's path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        path = folder / f"{name}.json"
+        head = json.dumps(
+            {"kind": self.kind, "machine": self.machine, "settings": self.settings}, indent=1
+        )
+        rows = ",\n  ".join(
+            json.dumps(row) for row in self.rows
+        )  # one row a line: diffs stay readable
+        path.write_text(head.removesuffix("\n}") + ',\n "rows": [\n  ' + rows + "\n ]\n}\n")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """Read what `write` wrote."""
+        return cls(**json.loads(path.read_text()))
+
+
+def machine(device: torch.device | str = "cpu", date: str | None = None) -> Row:
+    """Where the numbers were taken, and with which versions."""
+    huge_pages = _first_line("/sys/kernel/mm/transparent_hugepage/enabled")
+    record: Row = {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "transparent_huge_pages": huge_pages.partition("[")[2].partition("]")[0] or "unknown",
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cmikernels": cmikernels.__version__,
+        "backends": {
+            name: status.detail
+            for name, status in cmikernels.available_backends().items()
+            if status.available
+        },
+    }
+    if torch.device(device).type == "cuda":
+        record["gpu"] = torch.cuda.get_device_name(device)
+        record["cuda"] = torch.version.cuda
+    if date is not None:
+        record["date"] = date
+    return record
+
+
+def machine_line(record: Row) -> str:
+    """Put the machine in one line, for under a table or a plot."""
+    where = record.get("gpu") or f"{record['cpu']}, {record['threads']} threads"
+    ours = next(iter(record["backends"].items()))
+    parts = [where, f"torch {record['torch']}", f"cmikernels {record['cmikernels']}"]
+    parts.append(f"{ours[0]}: {ours[1]}")
+    if "date" in record:
+        parts.append(record["date"])
+    return " | ".join(parts)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Lay out a Markdown table, aligned so that it is as readable in a terminal."""
+    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for row in (cells[0], rule, *cells[1:]):
+        padded = [row[0].ljust(widths[0])]
+        padded += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("| " + " | ".join(padded) + " |")
+    return "\n".join(lines)
+
+
+def geometric_mean(numbers: Iterable[float]) -> float:
+    """Exp of the mean log; NaN of none."""
+    logs = [math.log(number) for number in numbers]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+
+
+def seconds_text(seconds: float) -> str:
+    """Three digits and a unit."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
+
+
+def bytes_text(size: float) -> str:
+    """Three digits and a unit, powers of 1024."""
+    for exponent, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size >= 1024**exponent:
+            return f"{size / 1024**exponent:.3g} {unit}"
+    return f"{size:.0f} B"
+
+
+def _cpu_model() -> str:
+    for line in (
+        Path("/proc/cpuinfo").read_text().splitlines() if _first_line("/proc/cpuinfo") else ()
+    ):
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _first_line(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.readline().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,24 @@
+"""Native kernels; addresses are integers, 0 for none. See csrc/include/cmikernels.h."""
+
+def cpu_cmi(
+    features: int,
+    dtype: int,
+    rows: int,
+    channels: int,
+    row_stride: int,
+    channel_stride: int,
+    classes: int,
+    order: int,
+    offsets: int,
+    centroids: int,
+    row_weights: int,
+    temperature: float,
+    weight: float,
+    reduction: int,
+    value: int,
+    gradient: int,
+    mean_probabilities: int,
+    threads: int,
+    /,
+) -> None: ...
+def cpu_info() -> dict[str, str]: ...

@@ -1,0 +1,43 @@
+// Which of the kernels built in can run on this processor; asked once.
+#include "job.hpp"
+
+namespace cmik {
+
+const Kernels& kernels_baseline(int dtype);
+#if defined(CMIK_X86)
+const Kernels& kernels_avx2(int dtype);
+const Kernels& kernels_avx512(int dtype);
+#endif
+
+namespace {
+
+struct Isa {
+  const char* name;
+  const Kernels& (*kernels)(int dtype);
+};
+
+Isa detect() {
+#if defined(CMIK_X86)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+    return {"avx512", kernels_avx512};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c"))
+    return {"avx2", kernels_avx2};
+#endif
+  return {"baseline", kernels_baseline};
+}
+
+const Isa& isa() {
+  static const Isa best = detect();
+  return best;
+}
+
+}  // namespace
+
+const Kernels& select_kernels(int dtype) { return isa().kernels(dtype); }
+
+}  // namespace cmik
+
+extern "C" const char* cmik_cpu_isa(void) { return cmik::isa().name; }

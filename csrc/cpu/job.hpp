@@ -1,0 +1,73 @@
+// What the scheduler hands to the kernels: a call made ready, and the state of a class.
+#pragma once
+
+#include <cstdint>
+
+#include "cmikernels.h"
+
+namespace cmik {
+
+// Rows of one class are worked on in blocks of a size that depends on the shape alone, and partial
+// sums are added in block order. So results do not depend on how many threads there were.
+struct ClassRows {
+  int64_t first;       // position of the class's first row in class-sorted order
+  int64_t count;       // rows in the class
+  int64_t block_rows;  // rows in each block, the last may have fewer
+  int64_t blocks;
+};
+
+// Of one row, between the passes.
+template <class T>
+struct RowStats {
+  T peak;          // largest entry
+  T inverse_sum;   // 1 / sum_j exp((z_j - peak) / tau)
+  double log_sum;  // log of that sum
+};
+
+// Column vectors of one class, (M) each. Rows of `partial` are block sums, (blocks, M).
+template <class T>
+struct ClassState {
+  T* centroid;          // Q
+  T* target;            // log Q + level = log(Q / max Q)
+  T* rho;               // class mean of (w - mean w) P / Q, with row weights only
+  T* partial;           // block sums of P
+  T* weighted_partial;  // block sums of (w - mean w) P
+  double level;         // -log max Q, close to every row's log_sum
+  double missing_mass;  // 1 - sum_j Q of a given centroid
+  double mean_weight;
+};
+
+// One thread's workspace.
+struct Scratch {
+  char* tile;      // exponentials of the rows at hand
+  char* row;       // one row converted to the arithmetic type
+  char* gradient;  // one gradient row before it is rounded to the features' type
+};
+
+struct Job {
+  cmik_problem problem;
+  void* row_stats;  // RowStats<T>, (N) by class-sorted position
+  bool stream;      // gradient rows go past the caches
+};
+
+// Rows of a workspace start at multiples of this many bytes.
+constexpr int64_t kAlign = 64;
+
+// The kernels of one instruction set for one features' type. `state` is a ClassState<T>.
+//
+// `tile_base` tells which row of the class stands first in the tile while the tile holds every row
+// of the block from the first pass to the second; -1 where it cannot.
+struct Kernels {
+  // Row statistics of a block and, unless centroids are given, its partial sums.
+  void (*first_pass)(const Job&, const ClassRows&, int64_t block, void* state, Scratch&,
+                     int64_t tile_base);
+  // Before the first pass: the mean of the row weights.
+  void (*start_class)(const Job&, const ClassRows&, void* state);
+  // Between the passes: centroid, target and rho, from partial sums or the given centroid.
+  void (*finish_class)(const Job&, const ClassRows&, int64_t cls, void* state);
+  // Gradient and row values of a block; returns the sum of its KL.
+  double (*second_pass)(const Job&, const ClassRows&, int64_t block, const void* state, Scratch&,
+                        int64_t tile_base);
+};
+
+}  // namespace cmik

@@ -1,0 +1,53 @@
+/* The C interface of the native core: raw pointers and sizes in, an error code out.
+ *
+ * Sizes and strides are int64 and count elements. Nothing here owns memory, and nothing a call
+ * allocates outlives it. All pointers of a call live where its backend computes. */
+#ifndef CMIKERNELS_H
+#define CMIKERNELS_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum cmik_dtype { CMIK_FLOAT32 = 0, CMIK_FLOAT64 = 1, CMIK_BFLOAT16 = 2, CMIK_FLOAT16 = 3 };
+enum cmik_reduction { CMIK_MEAN = 0, CMIK_SUM = 1, CMIK_CLASS = 2, CMIK_NONE = 3 };
+enum cmik_status { CMIK_OK = 0, CMIK_OUT_OF_MEMORY = 1 };
+
+/* One call. "Arithmetic type" is double for float64 features and float for all others.
+ * Outputs that are null are not computed; outputs are contiguous. */
+typedef struct cmik_problem {
+  const void* features;    /* (rows, channels), any strides */
+  int64_t rows;            /* N */
+  int64_t channels;        /* M, at least 1 */
+  int64_t row_stride;      /* elements from a row to the next */
+  int64_t channel_stride;  /* elements from a channel to the next */
+  int64_t classes;         /* C */
+  const int64_t* order;    /* (N) row at each class-sorted position; null: rows are sorted */
+  const int64_t* offsets;  /* (C + 1) first position of each class; null: N / C rows in each */
+  const void* centroids;   /* (C, M) arithmetic type, contiguous; null: the rows' own means */
+  const void* row_weights; /* (N) arithmetic type: gradient of sum_s w_s KL_s instead; or null */
+  double temperature;      /* tau > 0 */
+  double weight;           /* factor on value and gradient (not on row_weights) */
+  void* value;             /* arithmetic type: 1, C or N numbers, by reduction */
+  void* gradient;          /* (N, M) features' type: gradient of the sum of `value` */
+  void* mean_probabilities; /* (C, M) arithmetic type: Q; zeros for a class without rows */
+  int32_t dtype;           /* cmik_dtype of features and gradient */
+  int32_t reduction;       /* cmik_reduction */
+  int32_t threads;         /* at most this many */
+} cmik_problem;
+
+/* Compute on the CPU, on the calling thread and up to threads - 1 others. */
+int cmik_cpu_run(const cmik_problem* problem);
+
+/* The instruction set the CPU kernels use here: "avx512", "avx2" or "baseline". */
+const char* cmik_cpu_isa(void);
+
+/* Whose threads the CPU kernels run on. */
+const char* cmik_cpu_threading(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

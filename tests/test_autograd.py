@@ -1,0 +1,290 @@
+"""The op as a citizen of autograd: twice backward, second order, checkpoints, autocast, DDP."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cmikernels import CMILoss, cmi_value_and_grad, fused_cmi
+from tests.compare import assert_gradient, relative_error
+from tests.oracle import Oracle
+from tests.tables import (
+    DEVICE_OF,
+    DTYPES,
+    REDUCTIONS,
+    make_features,
+    make_labels,
+    make_probabilities,
+)
+
+LABELS = make_labels((4, 1, 0, 6), shuffle_seed=1)
+GIVEN = [False, True]
+GIVEN_IDS = ["own centroids", "given centroids"]
+
+
+def leaf(backend: str, dtype: torch.dtype = torch.float32, channels: int = 6) -> Tensor:
+    return make_features(11, channels, dtype=dtype).to(DEVICE_OF[backend]).requires_grad_()
+
+
+def options_on(backend: str, given: bool, channels: int = 6, **options: Any) -> dict[str, Any]:
+    centroids = make_probabilities((4, channels)).to(DEVICE_OF[backend]) if given else None
+    return {"centroids": centroids, "num_classes": 4, "backend": backend, **options}
+
+
+def ramp(value: Tensor, start: float = -1.0) -> Tensor:
+    """A different incoming gradient for every entry of the value."""
+    return torch.linspace(start, 2, value.numel()).to(value).view_as(value)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("given", GIVEN, ids=GIVEN_IDS)
+def test_gradcheck(backend: str, given: bool, reduction: str) -> None:
+    z = leaf(backend, torch.float64)
+    labels = LABELS.to(z.device)
+    options = options_on(backend, given, temperature=0.7, weight=3.0, reduction=reduction)
+    assert torch.autograd.gradcheck(lambda x: fused_cmi(x, labels, **options), (z,))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("given", GIVEN, ids=GIVEN_IDS)
+def test_gradgradcheck(backend: str, given: bool, reduction: str) -> None:
+    z = leaf(backend, torch.float64)
+    labels = LABELS.to(z.device)
+    options = options_on(backend, given, temperature=0.7, weight=3.0, reduction=reduction)
+    assert torch.autograd.gradgradcheck(lambda x: fused_cmi(x, labels, **options), (z,))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradcheck_of_grouped_features(backend: str, reduction: str) -> None:
+    z = make_features((2, 3, 2), 4, dtype=torch.float64).to(DEVICE_OF[backend]).requires_grad_()
+    function = lambda x: fused_cmi(x, reduction=reduction, backend=backend)  # noqa: E731
+    assert torch.autograd.gradcheck(function, (z,))
+    assert torch.autograd.gradgradcheck(function, (z,))
+
+
+def test_second_order_at_a_minus_infinity_is_finite(backend: str) -> None:
+    z = leaf(backend, torch.float64)
+    with torch.no_grad():
+        z[LABELS == 0, 2] = -torch.inf
+    value = fused_cmi(z, LABELS.to(z.device), backend=backend)
+    (first,) = torch.autograd.grad(value, z, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), z)
+    assert first.isfinite().all()
+    assert second.isfinite().all()
+
+
+def test_double_backward_of_float32_agrees_with_float64(backend: str) -> None:
+    def gradient_penalty(z: Tensor) -> Tensor:
+        value = fused_cmi(z, LABELS.to(z.device), backend=backend)
+        (first,) = torch.autograd.grad(value, z, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), z)
+        return second
+
+    narrow = leaf(backend)
+    wide = narrow.detach().double().requires_grad_()
+    assert relative_error(gradient_penalty(narrow), gradient_penalty(wide)) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_second_backward_gives_the_same_gradient(
+    backend: str, reduction: str, dtype: torch.dtype
+) -> None:
+    z = leaf(backend, dtype)
+    value = fused_cmi(z, LABELS.to(z.device), reduction=reduction, backend=backend)
+    grad_value = ramp(value)
+    (first,) = torch.autograd.grad(value, z, grad_value, retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(value, z, grad_value)
+    assert torch.equal(first, kept)
+    torch.testing.assert_close(second, first, rtol=1e-6, atol=1e-9)
+    assert second.data_ptr() != first.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_three_backwards_with_different_incoming_gradients(
+    backend: str, reduction: str, dtype: torch.dtype
+) -> None:
+    z = leaf(backend, dtype)
+    value = fused_cmi(z, LABELS.to(z.device), reduction=reduction, backend=backend)
+    oracle = Oracle(z, LABELS, reduction=reduction, num_classes=3 + 1)
+    incoming = [ramp(value, -1.0), torch.ones_like(value), ramp(value, 5.0)]
+    gradients = [torch.autograd.grad(value, z, g, retain_graph=True)[0] for g in incoming]
+    for grad_value, gradient in zip(incoming, gradients, strict=True):
+        assert_gradient(gradient.cpu(), oracle.gradient(grad_value), dtype)
+
+
+def test_gradients_accumulate(backend: str) -> None:
+    z = leaf(backend)
+    value = fused_cmi(z, LABELS.to(z.device), weight=2.0, backend=backend)
+    torch.autograd.backward(value, retain_graph=True)
+    assert z.grad is not None
+    once = z.grad.clone()
+    torch.autograd.backward(value)
+    torch.testing.assert_close(z.grad, 2 * once)
+
+
+def test_writing_to_the_received_gradient_does_not_reach_the_next(backend: str) -> None:
+    z = leaf(backend)
+    value = fused_cmi(z, LABELS.to(z.device), backend=backend)
+    (first,) = torch.autograd.grad(value, z, retain_graph=True)
+    expected = first.clone()
+    first.fill_(torch.nan)
+    (second,) = torch.autograd.grad(value, z)
+    assert torch.equal(second, expected)
+
+
+def test_a_backward_after_the_graph_is_freed_is_refused(backend: str) -> None:
+    z = leaf(backend)
+    value = fused_cmi(z, LABELS.to(z.device), backend=backend)
+    torch.autograd.grad(value, z)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(value, z)
+
+
+def test_features_changed_between_forward_and_backward_are_noticed(backend: str) -> None:
+    z = leaf(backend)
+    features = z * 1
+    value = fused_cmi(features, LABELS.to(z.device), backend=backend)
+    features.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(value, z)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("given", GIVEN, ids=GIVEN_IDS)
+def test_nothing_of_the_callers_is_modified(backend: str, given: bool, reduction: str) -> None:
+    z = leaf(backend)
+    labels = LABELS.to(z.device)
+    options = options_on(backend, given, reduction=reduction, weight=2.0)
+    value = fused_cmi(z, labels, **options)
+    mine = [z, labels, value, ramp(value)]
+    if given:
+        options["centroids"][0, 0] = 0.0
+        mine.append(options["centroids"])
+    before = [x.detach().clone() for x in mine]
+    fused_cmi(z, labels, **options)
+    cmi_value_and_grad(z, labels, **options)
+    torch.autograd.grad(value, z, mine[3], retain_graph=True)
+    torch.autograd.grad(value, z, mine[3])
+    for now, then in zip(mine, before, strict=True):
+        assert torch.equal(now, then)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_no_graph_where_gradients_are_off(backend: str, mode: Any) -> None:
+    z = leaf(backend)
+    with mode():
+        value = fused_cmi(z, LABELS.to(z.device), backend=backend)
+    assert not value.requires_grad
+    assert value.item() == pytest.approx(float(Oracle(z, LABELS).value), rel=1e-6)
+
+
+def test_value_and_grad_works_under_no_grad(backend: str) -> None:
+    z = leaf(backend)
+    with torch.no_grad():
+        _, gradient = cmi_value_and_grad(z, LABELS.to(z.device), backend=backend)
+    assert relative_error(gradient, Oracle(z, LABELS).gradient()) < 1e-5
+
+
+def test_features_without_a_gradient_give_a_value_without_one(backend: str) -> None:
+    z = leaf(backend).detach()
+    assert not fused_cmi(z, LABELS.to(z.device), backend=backend).requires_grad
+
+
+def test_a_scaled_and_added_loss_gets_the_scaled_gradient(backend: str) -> None:
+    z = leaf(backend)
+    loss = 3 * fused_cmi(z, LABELS.to(z.device), backend=backend) + z.square().sum()
+    (gradient,) = torch.autograd.grad(loss, z)
+    expected = 3 * Oracle(z, LABELS).gradient() + 2 * z.detach().cpu().double()
+    assert relative_error(gradient, expected) < 1e-5
+
+
+def test_float16_survives_a_loss_scale(backend: str) -> None:
+    """Scaling before the rounding, or gradients below 6e-8 would be gone before the scaler helps."""
+    z = (make_features(64, 512, 0.01, torch.float16)).to(DEVICE_OF[backend]).requires_grad_()
+    labels = make_labels((32, 32))
+    value = fused_cmi(z, labels.to(z.device), backend=backend)
+    scale = 2.0**16
+    (gradient,) = torch.autograd.grad(value * scale, z)
+    expected = Oracle(z, labels).gradient() * scale
+    assert_gradient(gradient.cpu(), expected, torch.float16)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing(backend: str, use_reentrant: bool) -> None:
+    z = leaf(backend)
+    labels = LABELS.to(z.device)
+    value = checkpoint(
+        lambda x: fused_cmi(x.tanh(), labels, backend=backend), z, use_reentrant=use_reentrant
+    )
+    torch.autograd.backward(value)
+    (expected,) = torch.autograd.grad(fused_cmi(z.tanh(), labels, backend=backend), z)
+    assert z.grad is not None
+    assert torch.equal(z.grad, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_autocast_does_not_touch_the_arithmetic(backend: str, dtype: torch.dtype) -> None:
+    z = leaf(backend, dtype)
+    labels = LABELS.to(z.device)
+    with torch.autocast(z.device.type, dtype=torch.bfloat16):
+        inside = fused_cmi(z, labels, backend=backend)
+        (gradient_inside,) = torch.autograd.grad(inside, z)
+    outside = fused_cmi(z, labels, backend=backend)
+    (gradient_outside,) = torch.autograd.grad(outside, z)
+    assert torch.equal(inside, outside)
+    assert torch.equal(gradient_inside, gradient_outside)
+
+
+def test_autocast_network_trains(backend: str) -> None:
+    device = DEVICE_OF[backend]
+    network = nn.Linear(6, 8).to(device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        features = network(make_features(11, 6).to(device))
+        value = fused_cmi(features, LABELS.to(device), backend=backend)
+    torch.autograd.backward(value)
+    assert features.dtype == torch.bfloat16
+    assert value.dtype == torch.float32
+    assert network.weight.grad is not None
+    assert network.weight.grad.isfinite().all()
+    assert network.weight.grad.any()
+
+
+class _Network(nn.Module):
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 8)
+        self.loss = CMILoss(backend=backend)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        value: Tensor = self.loss(self.linear(images), labels)
+        return value
+
+
+def test_ddp_gives_the_gradient_of_the_bare_network(backend: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    device = DEVICE_OF[backend]
+    bare = _Network(backend).to(device)
+    images, labels = make_features(11, 6).to(device), LABELS.to(device)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1
+    )
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(bare))
+        torch.autograd.backward(wrapped(images, labels))
+        torch.autograd.backward(bare(images, labels))
+        distributed = wrapped.module.linear.weight.grad
+        assert distributed is not None
+        assert bare.linear.weight.grad is not None
+        torch.testing.assert_close(distributed, bare.linear.weight.grad)
+    finally:
+        dist.destroy_process_group()

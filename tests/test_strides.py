@@ -1,0 +1,162 @@
+"""Features and incoming gradients of any strides give what their contiguous copies give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmikernels import fused_cmi
+from tests.compare import assert_gradient, assert_value, relative_error
+from tests.oracle import Oracle
+from tests.tables import DEVICE_OF, DTYPES, FUSED, make_features, make_labels
+
+ROWS, CHANNELS = 24, 40
+LABELS = make_labels((11, 1, 12), shuffle_seed=0)
+
+
+def negated_view(x: Tensor) -> Tensor:
+    """A float tensor that stores the opposite of what it holds (torch's negative bit)."""
+    view = torch.complex(torch.zeros_like(x), -x).conj().imag
+    assert view.is_neg()
+    return view
+
+
+FEATURES: dict[str, Callable[[], Tensor]] = {
+    "transposed": lambda: make_features(CHANNELS, ROWS).t(),
+    "every second column": lambda: make_features(ROWS, 2 * CHANNELS)[:, ::2],
+    "every third row": lambda: make_features(3 * ROWS, CHANNELS)[::3],
+    "narrowed": lambda: make_features(ROWS + 3, CHANNELS + 5)[2 : ROWS + 2, 3 : CHANNELS + 3],
+    "one row expanded": lambda: make_features(1, CHANNELS).expand(ROWS, CHANNELS),
+    "one column expanded": lambda: make_features(ROWS, 1).expand(ROWS, CHANNELS),
+    "unaligned": lambda: make_features(1, ROWS * CHANNELS + 1)[0, 1:].view(ROWS, CHANNELS),
+    "overlapping": lambda: make_features(1, 200)[0].as_strided((ROWS, CHANNELS), (3, 1)),
+    "negative bit": lambda: negated_view(make_features(ROWS, CHANNELS)),
+}
+
+
+@pytest.mark.parametrize("shuffled", [False, True], ids=["sorted", "shuffled"])
+@pytest.mark.parametrize("name", FEATURES)
+def test_strided_features(backend: str, name: str, shuffled: bool) -> None:
+    labels = LABELS if shuffled else LABELS.sort().values
+    device = DEVICE_OF[backend]
+    z = FEATURES[name]().to(device).detach().requires_grad_()
+    value = fused_cmi(z, labels.to(device), backend=backend)
+    (gradient,) = torch.autograd.grad(value, z)
+    oracle = Oracle(z, labels)
+    assert_value(value.cpu(), oracle.value, z.dtype)
+    assert_gradient(gradient.cpu(), oracle.gradient(), z.dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_strided_features_of_every_dtype(backend: str, dtype: torch.dtype) -> None:
+    device = DEVICE_OF[backend]
+    z = make_features(ROWS, 2 * CHANNELS, dtype=dtype).to(device)[:, 1::2].requires_grad_()
+    value = fused_cmi(z, LABELS.to(device), backend=backend)
+    (gradient,) = torch.autograd.grad(value, z)
+    oracle = Oracle(z, LABELS)
+    assert_value(value.cpu(), oracle.value, dtype)
+    assert_gradient(gradient.cpu(), oracle.gradient(), dtype)
+
+
+@pytest.mark.parametrize(
+    "order", [(0, 1, 2, 3), (1, 0, 2, 3), (0, 2, 1, 3), (3, 1, 2, 0), (2, 3, 0, 1)], ids=str
+)
+def test_permuted_grouped_features(backend: str, order: tuple[int, ...]) -> None:
+    device = DEVICE_OF[backend]
+    shape = (2, 3, 4, 10)
+    stored = [shape[order.index(axis)] for axis in range(4)]
+    z = make_features(stored[:-1], stored[-1]).to(device).permute(order).requires_grad_()
+    assert z.shape == shape
+    value = fused_cmi(z, backend=backend)
+    (gradient,) = torch.autograd.grad(value, z)
+    oracle = Oracle(z.reshape(24, 10), make_labels([4] * 6))
+    assert_value(value.cpu(), oracle.value, z.dtype)
+    assert_gradient(gradient.cpu(), oracle.gradient(), z.dtype)
+
+
+def test_one_network_expanded_to_several(backend: str) -> None:
+    z = make_features((3, 4), 10).to(DEVICE_OF[backend]).expand(2, 3, 4, 10).requires_grad_()
+    value = fused_cmi(z, reduction="class", backend=backend)
+    assert torch.equal(value[0], value[1])
+
+
+GRADIENTS: dict[str, Callable[[], Tensor]] = {
+    "expanded from one number": lambda: torch.full((), 0.3).expand(ROWS),
+    "every second of": lambda: make_features(1, 2 * ROWS)[0, ::2],
+    "column of": lambda: make_features(ROWS, 3)[:, 1],
+    "negative bit": lambda: negated_view(make_features(1, ROWS)[0]),
+    "zero": lambda: torch.zeros(ROWS),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_strided_incoming_gradients_of_rows(backend: str, name: str) -> None:
+    device = DEVICE_OF[backend]
+    z = make_features(ROWS, CHANNELS).to(device).requires_grad_()
+    value = fused_cmi(z, LABELS.to(device), reduction="none", backend=backend)
+    grad_value = GRADIENTS[name]()
+    (gradient,) = torch.autograd.grad(value, z, grad_value.to(device))
+    expected = Oracle(z, LABELS, reduction="none").gradient(grad_value)
+    assert relative_error(gradient, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("grouped", [False, True], ids=["labels", "grouped"])
+def test_strided_incoming_gradients_of_classes(backend: str, name: str, grouped: bool) -> None:
+    device = DEVICE_OF[backend]
+    labels = make_labels([2] * ROWS)
+    z = make_features((ROWS, 2), 9).to(device)
+    z = (z if grouped else z.view(2 * ROWS, 9)).requires_grad_()
+    value = fused_cmi(
+        z, None if grouped else labels.to(device), reduction="class", backend=backend
+    )
+    grad_value = GRADIENTS[name]()
+    (gradient,) = torch.autograd.grad(value, z, grad_value.to(device))
+    expected = Oracle(z.reshape(2 * ROWS, 9), labels, reduction="class").gradient(grad_value)
+    assert relative_error(gradient.reshape(2 * ROWS, 9), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("reduction", ["class", "none"])
+def test_transposed_incoming_gradients_of_several_networks(backend: str, reduction: str) -> None:
+    device = DEVICE_OF[backend]
+    z = make_features((2, 3, 4), 10).to(device).requires_grad_()
+    value = fused_cmi(z, reduction=reduction, backend=backend)
+    reversed_shape = tuple(reversed(value.shape))
+    grad_value = make_features(reversed_shape[:-1], reversed_shape[-1]).permute(
+        *reversed(range(value.dim()))
+    )
+    assert not grad_value.is_contiguous()
+    (gradient,) = torch.autograd.grad(value, z, grad_value.to(device))
+    oracle = Oracle(z.reshape(24, 10), make_labels([4] * 6), reduction=reduction)
+    expected = oracle.gradient(grad_value).reshape(z.shape)
+    assert relative_error(gradient, expected) <= 1e-5
+
+
+def test_gradient_reaches_the_base_of_an_expanded_view(backend: str) -> None:
+    device = DEVICE_OF[backend]
+    base = make_features(3, CHANNELS).to(device).requires_grad_()
+    z = base[:, None].expand(3, 4, CHANNELS).reshape(12, CHANNELS)
+    labels = torch.tensor([0, 1, 0, 1] * 3).to(device)
+    (gradient,) = torch.autograd.grad(fused_cmi(z, labels, backend=backend), base)
+    expected = Oracle(z, labels).gradient().view(3, 4, CHANNELS).sum(1)
+    assert relative_error(gradient, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("backend_name", FUSED)
+def test_rows_more_than_2_to_the_31_elements_apart(backend_name: str) -> None:
+    """Row strides of 2^30 over memory that is reserved but, but for the rows, never touched."""
+    step = 2**30
+    storage = torch.empty(3 * step + 64, dtype=torch.bfloat16, device=DEVICE_OF[backend_name])
+    z = storage.as_strided((4, 64), (step, 1))
+    rows = make_features(4, 64, dtype=torch.bfloat16)
+    z.copy_(rows)
+    labels = torch.tensor([0, 1, 0, 1])
+    z = z.detach().requires_grad_()
+    value = fused_cmi(z, labels.to(z.device), backend=backend_name)
+    oracle = Oracle(rows, labels)
+    assert_value(value.cpu(), oracle.value, rows.dtype)
+    (gradient,) = torch.autograd.grad(value, z)
+    assert_gradient(gradient.cpu(), oracle.gradient(), rows.dtype)
