@@ -230,8 +230,11 @@ def _check_options(temperature: float, weight: float, reduction: str) -> None:
             raise TypeError(f"{name}: expected a number, got {type(number).__name__}")
         if not math.isfinite(number):
             raise ValueError(f"{name}: expected a finite number, got {number}")
-    if temperature <= 0:
-        raise ValueError(f"temperature: expected a number above 0, got {temperature}")
+    # Beyond these bounds 1 / tau or the scaled gradient leaves float32.
+    if not 1e-30 <= temperature <= 1e30:
+        raise ValueError(f"temperature: expected a number in [1e-30, 1e30], got {temperature}")
+    if not -1e30 <= weight <= 1e30:
+        raise ValueError(f"weight: expected a number in [-1e30, 1e30], got {weight}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
 

@@ -22,6 +22,7 @@ struct RowStats {
   T peak;          // largest entry
   T inverse_sum;   // 1 / sum_j exp((z_j - peak) / tau)
   double log_sum;  // log of that sum
+  bool tame;       // no exponential of the row can underflow and no entry is -inf
 };
 
 // Column vectors of one class, (M) each. Rows of `partial` are block sums, (blocks, M).

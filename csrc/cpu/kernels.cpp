@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <limits>
 #include <type_traits>
+#include <utility>
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -37,6 +38,8 @@ constexpr int kUnroll = 4;
 constexpr int64_t kChunk = 4096;
 // Rows whose exponentials are added to the centroid in one sweep.
 constexpr int64_t kGroup = 4;
+// kGroup rounded up to whole vectors.
+constexpr int64_t kSumLanes = kGroup > kWidth<double> ? kGroup : kWidth<double>;
 // Stands for log of probability 0, so that 0 * d is 0.
 constexpr double kLowest = -1e30;
 
@@ -67,49 +70,72 @@ inline Vec<T> combine(const Vec<T> (&sums)[kUnroll]) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// The largest entry; `poisoned` where the row holds NaN or +inf, or nothing but -inf.
 template <class T>
-inline T row_peak(const T* z, int64_t channels, bool& poisoned) {
-  Vec<T> top[kUnroll], check[kUnroll];
+struct Peak {
+  T value;        // the largest entry
+  bool tame;      // all entries are finite and their exponentials of normal size
+  bool poisoned;  // there is NaN or +inf, or nothing but -inf
+};
+
+template <class T>
+inline Peak<T> row_peak(const T* z, int64_t channels, T scale) {
+  using Bits = typename Lanes<T>::Bits;
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  Vec<T> top[kUnroll];
+  Bits magnitude[kUnroll];  // ordered like the numbers; NaN above infinity
   for (int k = 0; k < kUnroll; ++k) {
-    top[k] = Vec<T>{} - std::numeric_limits<T>::infinity();
-    check[k] = Vec<T>{};
+    top[k] = Vec<T>{} - infinity;
+    magnitude[k] = Bits{};
   }
   const auto look = [&](Vec<T> v, int k) {
     top[k] = maximum<T>(v, top[k]);
-    check[k] += v * T(0);  // NaN from here on where v is not finite
+    const Bits bits = reinterpret_cast<Bits>(v) & std::numeric_limits<BitsOf<T>>::max();
+    magnitude[k] = bits > magnitude[k] ? bits : magnitude[k];
   };
   sweep<T>(
       0, channels, [&](int64_t j, int k) { look(load(z + j), k); },
       [&](int64_t j, int64_t count) { look(load_part(z + j, count, z[0]), 0); });
-  const T peak =
-      horizontal_max<T>(maximum<T>(maximum<T>(top[0], top[1]), maximum<T>(top[2], top[3])));
-  const T all = horizontal_sum<T>(combine<T>(check));
-  poisoned = false;
-  if (all != all) {  // -inf alone is allowed
-    poisoned = !(peak < std::numeric_limits<T>::infinity()) ||
-               peak == -std::numeric_limits<T>::infinity();
-    for (int64_t j = 0; j < channels && !poisoned; ++j) poisoned = z[j] != z[j];
+  for (int k = 1; k < kUnroll; ++k) {
+    top[0] = maximum<T>(top[k], top[0]);
+    magnitude[0] = magnitude[k] > magnitude[0] ? magnitude[k] : magnitude[0];
+  }
+  Peak<T> peak;
+  peak.value = horizontal_max<T>(top[0]);
+  const BitsOf<T> largest_bits = fold<kWidth<T> / 2, BitsOf<T>>(
+      magnitude[0], [](Bits a, Bits b) { return a > b ? a : b; });
+  T largest;
+  __builtin_memcpy(&largest, &largest_bits, sizeof largest);
+  // No entry is further below the peak than the peak's distance to -largest.
+  peak.tame = (peak.value + largest) * scale < -Limits<T>::lowest_exponent - 2;
+  peak.poisoned = false;
+  if (!(largest < infinity)) {
+    peak.poisoned = !(peak.value < infinity) || peak.value == -infinity;
+    for (int64_t j = 0; j < channels && !peak.poisoned; ++j) peak.poisoned = z[j] != z[j];
   }
   return peak;
 }
 
 // e = exp((z - peak) / tau) with zeros up to the padding; returns the sum.
-template <class T>
-inline double row_exponentials(const T* z, int64_t channels, T peak, T scale, T* e) {
+template <class T, bool Tame>
+inline double row_exponentials_as(const T* z, int64_t channels, T peak, T scale, T* e) {
+  const Exponential<T, Tame> exponential{peak, scale};
   double total = 0;
   for (int64_t begin = 0; begin < channels; begin += kChunk) {
     const int64_t end = begin + kChunk < channels ? begin + kChunk : channels;
     Vec<T> sums[kUnroll] = {};
-    const auto add = [&](Vec<T> v, int64_t j, int k) {
-      const Vec<T> value = exp2_scaled<T>(v - peak, scale);
-      store(e + j, value);
-      sums[k] += value;
-    };
     sweep<T>(
-        begin, end, [&](int64_t j, int k) { add(load(z + j), j, k); },
+        begin, end,
+        [&](int64_t j, int k) {
+          const Vec<T> value = exponential(load(z + j));
+          store(e + j, value);
+          sums[k] += value;
+        },
         [&](int64_t j, int64_t count) {
-          add(load_part(z + j, count, -std::numeric_limits<T>::infinity()), j, 0);
+          const Exponential<T, false> any{peak, scale};
+          const Vec<T> part = load_part(z + j, count, -std::numeric_limits<T>::infinity());
+          const Vec<T> value = any(part);
+          store(e + j, value);
+          sums[0] += value;
         });
     total += double(horizontal_sum<T>(combine<T>(sums)));
   }
@@ -117,6 +143,12 @@ inline double row_exponentials(const T* z, int64_t channels, T peak, T scale, T*
        j += kWidth<T>)
     store(e + j, Vec<T>{});
   return total;
+}
+
+template <class T>
+inline double row_exponentials(const T* z, int64_t channels, T peak, T scale, bool tame, T* e) {
+  return tame ? row_exponentials_as<T, true>(z, channels, peak, scale, e)
+              : row_exponentials_as<T, false>(z, channels, peak, scale, e);
 }
 
 // sums_j += sum_r factor_r e_rj over up to four rows.
@@ -135,21 +167,23 @@ inline void add_rows(T* sums, int64_t width, const T* const* e, const T* factor,
       store(sums + j, load(sums + j) + load(e[r] + j) * factor[r]);
 }
 
-// What turns an entry of a row into d = log P - log Q.
-template <class T>
+// What turns an entry of a row into d = log P - log Q. Of a tame row all d are finite; elsewhere
+// -inf becomes a number, so that 0 * d is 0.
+template <class T, bool Tame>
 struct RowLogRatio {
   T peak, inverse_tau, offset;
   const T* target;
   inline Vec<T> operator()(Vec<T> z, int64_t j) const {
     const Vec<T> d = (z - peak) * inverse_tau - load(target + j) - offset;
+    if constexpr (Tame) return d;
     return maximum<T>(Vec<T>{} + T(kLowest), d);
   }
 };
 
 // sum_j e_j d_j and, with row weights, sum_j e_j rho_j.
-template <class T, bool Weighted>
-inline double row_direct(const T* z, const T* e, int64_t channels, const RowLogRatio<T>& log_ratio,
-                         const T* rho, double& rho_sum) {
+template <class T, bool Tame, bool Weighted>
+inline double row_direct(const T* z, const T* e, int64_t channels,
+                         const RowLogRatio<T, Tame>& log_ratio, const T* rho, double& rho_sum) {
   double total = 0;
   rho_sum = 0;
   for (int64_t begin = 0; begin < channels; begin += kChunk) {
@@ -170,9 +204,10 @@ inline double row_direct(const T* z, const T* e, int64_t channels, const RowLogR
 }
 
 // sum_j Q_j f(d_j), every term to full relative accuracy.
-template <class T>
+template <class T, bool Tame>
 inline double row_accurate(const T* z, const T* e, int64_t channels,
-                           const RowLogRatio<T>& log_ratio, T inverse_sum, const T* centroid) {
+                           const RowLogRatio<T, Tame>& log_ratio, T inverse_sum,
+                           const T* centroid) {
   double total = 0;
   for (int64_t begin = 0; begin < channels; begin += kChunk) {
     const int64_t end = begin + kChunk < channels ? begin + kChunk : channels;
@@ -181,10 +216,10 @@ inline double row_accurate(const T* z, const T* e, int64_t channels,
       const Vec<T> d = log_ratio(v, j);
       const Vec<T> p = load(e + j) * inverse_sum;
       const Vec<T> q = load(centroid + j);
-      const Vec<T> series = q * (d * d) * divergence_series(d, T(0));
+      const Vec<T> square = d * d;
+      const Vec<T> series = q * square * divergence_series(d, T(0));
       const Vec<T> direct = p * d + (q - p);
-      const auto far = (d > Limits<T>::series_reach) | (d < -Limits<T>::series_reach);
-      sums[k] += far ? direct : series;
+      sums[k] += square <= Limits<T>::series_reach * Limits<T>::series_reach ? series : direct;
     };
     sweep<T>(
         begin, end, [&](int64_t j, int k) { add(load(z + j), j, k); },
@@ -194,10 +229,11 @@ inline double row_accurate(const T* z, const T* e, int64_t channels,
   return total;
 }
 
-// g_j = e_j (slope d_j' + (lift - tilt rho_j)); d' is d less the row's KL.
-template <class T, bool Weighted>
-inline void row_gradient(const T* z, const T* e, int64_t channels, const RowLogRatio<T>& log_ratio,
-                         T slope, T lift, T tilt, const T* rho, T* g, bool stream) {
+// g_j = e_j (slope d_j + (lift - tilt rho_j)).
+template <class T, bool Tame, bool Weighted>
+inline void row_gradient(const T* z, const T* e, int64_t channels,
+                         const RowLogRatio<T, Tame>& log_ratio, T slope, T lift, T tilt,
+                         const T* rho, T* g, bool stream) {
   const auto value = [&](Vec<T> v, int64_t j) -> Vec<T> {
     const Vec<T> d = log_ratio(v, j);
     if constexpr (Weighted) return load(e + j) * (d * slope + (lift - load(rho + j) * tilt));
@@ -263,19 +299,30 @@ struct Passes {
       const int64_t count = end - group < kGroup ? end - group : kGroup;
       const T* e[kGroup];
       T factor[kGroup], weighted_factor[kGroup];
+      double sums_of_rows[kSumLanes], logs_of_sums[kSumLanes];
+      for (double& sum : sums_of_rows) sum = 1;
       for (int64_t i = 0; i < count; ++i) {
         const int64_t position = rows.first + group + i;
         const T* z = row_values(p, position, scratch);
         T* exponentials = tile + (tile_base < 0 ? i : group + i - tile_base) * width;
-        bool poisoned;
-        const T peak = row_peak(z, p.channels, poisoned);
-        double sum = row_exponentials(z, p.channels, peak, scale, exponentials);
-        if (poisoned) sum = std::numeric_limits<double>::quiet_NaN();
-        stats[position] = {peak, T(1 / sum), std::log(sum)};
+        const Peak<T> peak = row_peak(z, p.channels, scale);
+        double sum = row_exponentials(z, p.channels, peak.value, scale, peak.tame, exponentials);
+        if (peak.poisoned) sum = std::numeric_limits<double>::quiet_NaN();
+        stats[position].peak = peak.value;
+        stats[position].tame = peak.tame;
+        sums_of_rows[i] = sum;
         e[i] = exponentials;
-        factor[i] = stats[position].inverse_sum;
+      }
+      for (int64_t i = 0; i < kSumLanes; i += kWidth<double>)
+        store(logs_of_sums + i, log_normal(load(sums_of_rows + i)));
+      for (int64_t i = 0; i < count; ++i) {
+        RowStats<T>& row = stats[rows.first + group + i];
+        // The vector logarithm is for numbers only.
+        row.log_sum = sums_of_rows[i] == sums_of_rows[i] ? logs_of_sums[i] : sums_of_rows[i];
+        row.inverse_sum = factor[i] = T(1 / sums_of_rows[i]);
         if (weighted)
-          weighted_factor[i] = factor[i] * T(row_weight(p, position) - state.mean_weight);
+          weighted_factor[i] =
+              factor[i] * T(row_weight(p, rows.first + group + i) - state.mean_weight);
       }
       if (own) add_rows(sums, width, e, factor, count);
       if (weighted) add_rows(weighted_sums, width, e, weighted_factor, count);
@@ -354,65 +401,73 @@ struct Passes {
   template <bool Weighted>
   static double second_pass_as(const Job& job, const ClassRows& rows, int64_t block,
                                const void* class_state, Scratch& scratch, int64_t tile_base) {
-    const cmik_problem& p = job.problem;
     const auto& state = *static_cast<const ClassState<T>*>(class_state);
-    const int64_t channels = p.channels, width = padded<T>(channels);
-    const T scale = exponent_scale(p);
-    T* tile = reinterpret_cast<T*>(scratch.tile);
     const auto* stats = static_cast<const RowStats<T>*>(job.row_stats);
-    const double row_scale = p.reduction == CMIK_MEAN    ? p.weight / double(p.rows)
-                             : p.reduction == CMIK_CLASS ? p.weight / double(rows.count)
-                                                         : p.weight;
     const int64_t begin = block * rows.block_rows;
     const int64_t end = begin + rows.block_rows < rows.count ? begin + rows.block_rows : rows.count;
     double block_value = 0;
     bool expect_small = false;  // what the row before was
     for (int64_t r = begin; r < end; ++r) {
-      const int64_t position = rows.first + r;
-      const RowStats<T>& row = stats[position];
-      const T* z = row_values(p, position, scratch);
-      T* e = tile + (tile_base < 0 ? 0 : r - tile_base) * width;
-      if (tile_base < 0) row_exponentials(z, channels, row.peak, scale, e);
-
-      RowLogRatio<T> log_ratio{row.peak, T(1 / p.temperature), T(row.log_sum - state.level),
-                               state.target};
-      double kl = 0, rho_mean = 0;
-      bool accurate = p.value && !Weighted && expect_small;
-      if (!accurate) {
-        kl = row_direct<T, Weighted>(z, e, channels, log_ratio, state.rho, rho_mean);
-        kl *= double(row.inverse_sum);
-        rho_mean *= double(row.inverse_sum);
-        accurate = p.value && std::fabs(kl) < double(Limits<T>::direct_form_floor);
-      }
-      if (accurate) {
-        kl = row_accurate<T>(z, e, channels, log_ratio, row.inverse_sum, state.centroid);
-        kl += state.missing_mass;
-        expect_small = std::fabs(kl) < double(Limits<T>::direct_form_floor);
-      }
-      // A class of one row is its own centroid: exactly nothing, or NaN if the row is.
-      const double distinct = !p.centroids && rows.count == 1 ? 0 : 1;
-      kl *= distinct;
-      block_value += kl;
-      const int64_t target_row = source_row(p, position);
-      if (p.value && p.reduction == CMIK_NONE)
-        static_cast<T*>(p.value)[target_row] = T(p.weight * kl);
-      if (!p.gradient) continue;
-
-      log_ratio.offset = T(row.log_sum - state.level + kl);
-      const double mass = distinct * double(row.inverse_sum) / p.temperature;
-      const double w = p.row_weights ? row_weight(p, position) : row_scale;
-      S* out = static_cast<S*>(p.gradient) + target_row * channels;
-      T* g;
-      if constexpr (std::is_same_v<S, T>)
-        g = out;
-      else
-        g = reinterpret_cast<T*>(scratch.gradient);
-      row_gradient<T, Weighted>(z, e, channels, log_ratio, T(w * mass), T(rho_mean * mass), T(mass),
-                                state.rho, g, job.stream);
-      if constexpr (!std::is_same_v<S, T>) narrow(g, channels, out);
+      T* e = reinterpret_cast<T*>(scratch.tile) +
+             (tile_base < 0 ? 0 : r - tile_base) * padded<T>(job.problem.channels);
+      const auto finish = stats[rows.first + r].tame ? finish_row<true, Weighted>
+                                                     : finish_row<false, Weighted>;
+      block_value += finish(job, rows, r, state, scratch, e, tile_base < 0, expect_small);
     }
     if (job.stream) streaming_fence();
     return block_value;
+  }
+
+  // KL and gradient of row r of the class; returns KL.
+  template <bool Tame, bool Weighted>
+  static double finish_row(const Job& job, const ClassRows& rows, int64_t r,
+                           const ClassState<T>& state, Scratch& scratch, T* e, bool cold,
+                           bool& expect_small) {
+    const cmik_problem& p = job.problem;
+    const int64_t position = rows.first + r, channels = p.channels;
+    const RowStats<T>& row = static_cast<const RowStats<T>*>(job.row_stats)[position];
+    const T* z = row_values(p, position, scratch);
+    if (cold) row_exponentials_as<T, Tame>(z, channels, row.peak, exponent_scale(p), e);
+
+    RowLogRatio<T, Tame> log_ratio{row.peak, T(1 / p.temperature), T(row.log_sum - state.level),
+                                   state.target};
+    double kl = 0, rho_mean = 0;
+    bool accurate = p.value && !Weighted && expect_small;
+    if (!accurate) {
+      kl = row_direct<T, Tame, Weighted>(z, e, channels, log_ratio, state.rho, rho_mean);
+      kl *= double(row.inverse_sum);
+      rho_mean *= double(row.inverse_sum);
+      accurate = p.value && std::fabs(kl) < double(Limits<T>::direct_form_floor);
+    }
+    if (accurate) {
+      kl = row_accurate<T, Tame>(z, e, channels, log_ratio, row.inverse_sum, state.centroid);
+      kl += state.missing_mass;
+      expect_small = std::fabs(kl) < double(Limits<T>::direct_form_floor);
+    }
+    // A class of one row is its own centroid: exactly nothing, or NaN if the row is.
+    const double distinct = !p.centroids && rows.count == 1 ? 0 : 1;
+    kl *= distinct;
+    const int64_t target_row = source_row(p, position);
+    if (p.value && p.reduction == CMIK_NONE)
+      static_cast<T*>(p.value)[target_row] = T(p.weight * kl);
+    if (!p.gradient) return kl;
+
+    log_ratio.offset = T(row.log_sum - state.level + kl);
+    const double mass = distinct * double(row.inverse_sum) / p.temperature;
+    const double w = p.row_weights                 ? row_weight(p, position)
+                     : p.reduction == CMIK_MEAN    ? p.weight / double(p.rows)
+                     : p.reduction == CMIK_CLASS ? p.weight / double(rows.count)
+                                                   : p.weight;
+    S* out = static_cast<S*>(p.gradient) + target_row * channels;
+    T* g;
+    if constexpr (std::is_same_v<S, T>)
+      g = out;
+    else
+      g = reinterpret_cast<T*>(scratch.gradient);
+    row_gradient<T, Tame, Weighted>(z, e, channels, log_ratio, T(w * mass), T(rho_mean * mass),
+                                    T(mass), state.rho, g, job.stream);
+    if constexpr (!std::is_same_v<S, T>) narrow(g, channels, out);
+    return kl;
   }
 
   static constexpr Kernels table{first_pass, start_class, finish_class, second_pass};

@@ -80,11 +80,14 @@ struct SplitClass {
   double* block_value;
 };
 
-struct Task {
-  int64_t cls, end;  // whole classes [cls, end), or
-  int64_t split;     // index of a split class, -1 for whole ones
+struct ClassRange {
+  int64_t begin, end;
+};
+
+struct SplitTask {
+  int64_t split;  // index of the split class
   int64_t block;
-  bool second;
+  bool second;  // which pass
 };
 
 template <class T>
@@ -137,7 +140,7 @@ class Run {
     splits_ = std::vector<SplitClass>(size_t(split_count));
     int64_t next_split = 0, open = 0, open_elements = 0;
     const auto close = [&](int64_t end) {
-      if (open < end) tasks_.push_back({open, end, -1, 0, false});
+      if (open < end) whole_.push_back({open, end});
       open = end;
       open_elements = 0;
     };
@@ -150,8 +153,12 @@ class Run {
         SplitClass& s = splits_[size_t(next_split)];
         s.rows = rows;
         s.cls = c;
-        for (int64_t b = 0; b < first_tasks(s); ++b) tasks_.push_back({c, c, next_split, b, false});
-        for (int64_t b = 0; b < rows.blocks; ++b) tasks_.push_back({c, c, next_split, b, true});
+        for (int64_t b = 0; b < first_tasks(s); ++b) split_tasks_.push_back({next_split, b, false});
+        // Spread, for the same reason as the shares of whole classes.
+        const int64_t stride = ceil_div(rows.blocks, threads_);
+        for (int64_t i = 0; i < stride; ++i)
+          for (int64_t b = i; b < rows.blocks; b += stride)
+            split_tasks_.push_back({next_split, b, true});
         ++next_split;
         continue;
       }
@@ -160,8 +167,12 @@ class Run {
       if (open_elements >= kBlockElements) close(c + 1);
     }
     close(p.classes);
-    threads_ = int(std::min<int64_t>(threads_, std::max<int64_t>(int64_t(tasks_.size()), 1)));
+    const int64_t tasks = int64_t(whole_.size() + split_tasks_.size());
+    threads_ = int(std::min<int64_t>(threads_, std::max<int64_t>(tasks, 1)));
+    share_taken_ = std::vector<std::atomic<int64_t>>(size_t(threads_));
   }
+
+  int64_t share_begin(int owner) const { return int64_t(whole_.size()) * owner / threads_; }
 
   void take_state(Arena& arena, ClassState<T>& state, int64_t blocks) {
     const cmik_problem& p = job_.problem;
@@ -196,15 +207,22 @@ class Run {
   void work() {
     const int slot = next_slot_.fetch_add(1);
     if (slot >= threads_) return;  // a runtime may bring more threads than it was asked for
-    const int64_t count = int64_t(tasks_.size());
-    for (int64_t i; (i = next_task_.fetch_add(1)) < count;) {
-      const Task& task = tasks_[size_t(i)];
-      if (task.split < 0)
-        for (int64_t c = task.cls; c < task.end; ++c) whole_class(c, slot);
-      else if (task.second)
+    const int64_t split_tasks = int64_t(split_tasks_.size());
+    for (int64_t i; (i = next_split_task_.fetch_add(1)) < split_tasks;) {
+      const SplitTask& task = split_tasks_[size_t(i)];
+      if (task.second)
         second_task(task, slot);
       else
         first_task(task, slot);
+    }
+    // A thread starts on a share of its own, so that threads do not take the same page faults, and
+    // then helps with the others'.
+    for (int turn = 0; turn < threads_; ++turn) {
+      const int owner = (slot + turn) % threads_;
+      const int64_t end = share_begin(owner + 1);
+      for (int64_t i; (i = share_begin(owner) + share_taken_[size_t(owner)].fetch_add(1)) < end;)
+        for (int64_t c = whole_[size_t(i)].begin; c < whole_[size_t(i)].end; ++c)
+          whole_class(c, slot);
     }
   }
 
@@ -245,7 +263,7 @@ class Run {
     return kernels_.second_pass(job_, rows, block, state, scratch, tile_base);
   }
 
-  void first_task(const Task& task, int slot) {
+  void first_task(const SplitTask& task, int slot) {
     SplitClass& s = splits_[size_t(task.split)];
     ClassState<T>& state = split_states_[size_t(task.split)];
     if (job_.problem.row_weights) {
@@ -261,12 +279,12 @@ class Run {
     s.ready.store(true, std::memory_order_release);
   }
 
-  void run_first(const Task& task, const SplitClass& s, ClassState<T>& state, int slot) {
+  void run_first(const SplitTask& task, const SplitClass& s, ClassState<T>& state, int slot) {
     if (!job_.problem.centroids)
       kernels_.first_pass(job_, s.rows, task.block, &state, scratch_[size_t(slot)], -1);
   }
 
-  void second_task(const Task& task, int slot) {
+  void second_task(const SplitTask& task, int slot) {
     if (!wants_second_pass()) return;
     SplitClass& s = splits_[size_t(task.split)];
     for (int spins = 0; !s.ready.load(std::memory_order_acquire); ++spins)
@@ -305,12 +323,14 @@ class Run {
   int64_t width_ = 0, most_rows_ = 0, whole_blocks_ = 0, tile_rows_ = 0;
   int threads_ = 1;
   double* class_value_ = nullptr;
-  std::vector<Task> tasks_;
+  std::vector<ClassRange> whole_;
+  std::vector<SplitTask> split_tasks_;
   std::vector<SplitClass> splits_;
   std::vector<ClassState<T>> split_states_, thread_states_;
   std::vector<Scratch> scratch_;
   std::atomic<int> next_slot_{0};
-  std::atomic<int64_t> next_task_{0};
+  std::atomic<int64_t> next_split_task_{0};
+  std::vector<std::atomic<int64_t>> share_taken_;
 };
 
 // A fresh gradient buffer costs a page fault for each of its pages, more than all arithmetic; huge

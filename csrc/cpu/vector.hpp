@@ -26,6 +26,8 @@ struct Lanes<double> {
 };
 
 template <class T>
+using BitsOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+template <class T>
 using Vec = typename Lanes<T>::Vector;
 template <class T>
 constexpr int64_t kWidth = CMIK_VECTOR_BYTES / int64_t(sizeof(T));
@@ -85,39 +87,81 @@ inline Vec<T> maximum(Vec<T> a, Vec<T> b) {
 #endif
 }
 
-// Fixed tree, so that the result does not depend on how the compiler would add.
+// Lanes rotated by `Shift`.
+template <int Shift, class V, int... I>
+inline V rotated(V v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, ((I + Shift) % int(sizeof...(I)))...);
+}
+// All lanes folded into one by a fixed tree of op.
+template <int Shift, class T, class V, class Op>
+inline T fold(V v, Op op) {
+  constexpr int lanes = int(sizeof(V) / sizeof(T));
+  v = op(v, rotated<Shift>(v, std::make_integer_sequence<int, lanes>{}));
+  if constexpr (Shift > 1)
+    return fold<Shift / 2, T>(v, op);
+  else
+    return v[0];
+}
 template <class T>
 inline T horizontal_sum(Vec<T> v) {
-  T lane[kWidth<T>];
-  __builtin_memcpy(lane, &v, sizeof v);
-  for (int64_t half = kWidth<T> / 2; half > 0; half /= 2)
-    for (int64_t i = 0; i < half; ++i) lane[i] += lane[i + half];
-  return lane[0];
+  return fold<kWidth<T> / 2, T>(v, [](Vec<T> a, Vec<T> b) { return a + b; });
 }
 template <class T>
 inline T horizontal_max(Vec<T> v) {
-  T lane[kWidth<T>];
-  __builtin_memcpy(lane, &v, sizeof v);
-  for (int64_t half = kWidth<T> / 2; half > 0; half /= 2)
-    for (int64_t i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-  return lane[0];
+  return fold<kWidth<T> / 2, T>(v, [](Vec<T> a, Vec<T> b) { return maximum<T>(a, b); });
 }
 
-// 2^(x * scale) for x * scale <= 0, exactly 0 below the smallest normal number and at -inf.
-// NaN gives 0: rows that hold NaN are found by `row_peak` and marked there.
-template <class T>
-inline Vec<T> exp2_scaled(Vec<T> x, T scale) {
-  using L = Lanes<T>;
-  const Vec<T> rounded = x * scale + L::round_magic;
-  const Vec<T> whole = rounded - L::round_magic;
-  const Vec<T> fraction = x * scale - whole;
-  const Vec<T> power = exp2_fraction(fraction, T(0));
-  // Adding to the exponent field multiplies by 2^whole.
-  const auto bits = reinterpret_cast<typename L::Bits>(power) +
-                    (reinterpret_cast<typename L::Bits>(rounded) << L::mantissa_bits);
-  const auto normal = whole >= Limits<T>::lowest_exponent;
-  return reinterpret_cast<Vec<T>>(normal ? bits : typename L::Bits{});
+// exp((z - peak) / tau) for z <= peak, with scale = log2(e) / tau.
+//
+// `Tame` promises results of normal size from finite z. Otherwise results below the smallest normal
+// number are exactly 0, as they are for -inf, and NaN gives 0 or NaN: the caller marks such rows.
+template <class T, bool Tame>
+inline Vec<T> flush_small(Vec<T> log2_of_it, Vec<T> value) {
+  if constexpr (Tame) return value;
+  return log2_of_it >= Limits<T>::lowest_exponent ? value : Vec<T>{};
 }
+
+template <class T, bool Tame>
+struct Exponential {
+  T peak, scale;
+
+  inline Vec<T> operator()(Vec<T> z) const {
+    using L = Lanes<T>;
+    const Vec<T> x = z - peak;
+    const Vec<T> rounded = x * scale + L::round_magic;
+    const Vec<T> whole = rounded - L::round_magic;
+    const Vec<T> power = exp2_fraction(x * scale - whole, T(0));
+    // Adding to the exponent field multiplies by 2^whole.
+    const auto bits = reinterpret_cast<typename L::Bits>(power) +
+                      (reinterpret_cast<typename L::Bits>(rounded) << L::mantissa_bits);
+    return flush_small<T, Tame>(whole, reinterpret_cast<Vec<T>>(bits));
+  }
+};
+
+#if defined(__AVX512F__)
+// A table of sixteenths of an octave in one register saves two of five polynomial steps.
+template <bool Tame>
+struct Exponential<float, Tame> {
+  float peak, scale;
+
+  inline Vec<float> operator()(Vec<float> z) const {
+    using Bits = Lanes<float>::Bits;
+    constexpr float magic = Lanes<float>::round_magic / 16;  // rounds to sixteenths
+    // Bits of 2^(k/16), less k where the shift below puts it.
+    constexpr Bits table = {0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f, 0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+    const Vec<float> x = z - peak;
+    const Vec<float> rounded = x * scale + magic;
+    const Vec<float> whole = rounded - magic;
+    const Vec<float> r = x * scale - whole;
+    const Bits steps = reinterpret_cast<Bits>(rounded);
+    const Bits entry = reinterpret_cast<Bits>(_mm512_permutexvar_epi32(
+        reinterpret_cast<__m512i>(steps), reinterpret_cast<__m512i>(table)));
+    const Vec<float> base =
+        reinterpret_cast<Vec<float>>(entry + (steps << (Lanes<float>::mantissa_bits - 4)));
+    return flush_small<float, Tame>(whole, base * r * exp2_sixteenth(r) + base);
+  }
+};
+#endif
 
 // log q for positive normal q.
 inline Vec<float> log_normal(Vec<float> q) {
@@ -133,6 +177,13 @@ inline Vec<float> log_normal(Vec<float> q) {
   return e * 0.693359375f + (f + (tail - 0.5f * square));
 }
 inline Vec<double> log_normal(Vec<double> q) {
-  for (int64_t i = 0; i < kWidth<double>; ++i) q[i] = __builtin_log(q[i]);
-  return q;
+  using Bits = Lanes<double>::Bits;
+  const Bits raw = reinterpret_cast<Bits>(q);
+  const Bits shifted = raw - 0x3fe6a09e667f3bcd;
+  const Bits exponent = shifted >> 52;
+  const Vec<double> f = reinterpret_cast<Vec<double>>(raw - (exponent << 52)) - 1.0;
+  const Vec<double> e = __builtin_convertvector(exponent, Vec<double>);
+  const Vec<double> s = f / (f + 2.0);  // log(1 + f) = 2 atanh(s)
+  const Vec<double> tail = s * (s * s) * atanh_tail(s * s);
+  return e * 0.693147180369123816490 + (e * 1.90821492927058770002e-10 + (s + (s + tail)));
 }

@@ -104,12 +104,27 @@ CMIK_SHARED V exp2_fraction(V r, double) {
   return polynomial(r, c);
 }
 
+// (2^r - 1) / r for |r| <= 1/32, 7e-9 relative.
+template <class V>
+CMIK_SHARED V exp2_sixteenth(V r) {
+  constexpr float c[] = {0.69314718f, 0.2402265f, 0.0555041f};
+  return polynomial(r, c);
+}
+
 // (log(1 + f) - f + f^2 / 2) / f^3 for sqrt(1/2) <= 1 + f < sqrt(2), 1e-9 relative in the log.
 template <class V>
 CMIK_SHARED V log1p_tail(V f) {
   constexpr float c[] = {0.333333135f,  -0.250000089f, 0.200021192f,  -0.166679963f, 0.142195523f,
                          -0.124055892f, 0.118881620f,  -0.116756521f, 0.0674664006f};
   return polynomial(f, c);
+}
+
+// 2 (atanh(s) - s) / s^3 as a series in s^2, for s^2 <= 0.0295.
+template <class V>
+CMIK_SHARED V atanh_tail(V square) {
+  constexpr double c[] = {2.0 / 3,  2.0 / 5,  2.0 / 7,  2.0 / 9,  2.0 / 11,
+                          2.0 / 13, 2.0 / 15, 2.0 / 17, 2.0 / 19, 2.0 / 21};
+  return polynomial(square, c);
 }
 
 }  // namespace cmik
