@@ -50,9 +50,7 @@ def value_and_gradient(
     return value.item(), gradient.double()
 
 
-def errors(
-    loss: Loss, features: Tensor, classes: ClassIndex | None = None
-) -> tuple[float, float]:
+def errors(loss: Loss, features: Tensor, classes: ClassIndex | None = None) -> tuple[float, float]:
     """Relative error of the value, and of the gradient in norm, against float64; may be NaN."""
     exact_value, exact_gradient = value_and_gradient(_exact, features.double(), classes)
     value, gradient = value_and_gradient(loss, features, classes)

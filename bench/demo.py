@@ -56,16 +56,24 @@ class Digits:
         return len(self.labels) * 4 // 5
 
 
+def _block(channels_in: int, channels_out: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+    return [convolution, nn.GroupNorm(channels_out, channels_out), nn.ReLU()]
+
+
 class Network(nn.Module):
     """Three convolutions, instance norm, and a pooled embedding of 512 channels."""
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in ((1, 32), (32, 64), (64, 512)):
-            layers += [nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(after, after)]
-            layers += [nn.ReLU(), nn.MaxPool2d(2) if after == 64 else nn.Identity()]
-        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.body = nn.Sequential(
+            *_block(1, 32),
+            *_block(32, 64),
+            nn.MaxPool2d(2),
+            *_block(64, 512),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
         self.head = nn.Linear(512, 10)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -83,7 +91,8 @@ def train(network: Network, digits: Digits) -> float:
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     with tqdm(range(EPOCHS), "training", unit="epoch", leave=False) as progress:
         for _ in progress:
-            for batch in torch.randperm(digits.num_train, generator=generator).split(BATCH):
+            order = torch.randperm(digits.num_train, generator=generator)
+            for batch in torch.split(order, BATCH):
                 loss = F.cross_entropy(network(digits.images[batch]), digits.labels[batch])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -91,32 +100,41 @@ def train(network: Network, digits: Digits) -> float:
             progress.set_postfix(loss=f"{loss.item():.4f}")
     with torch.no_grad():
         predicted = network(digits.images[digits.num_train :]).argmax(dim=1)
-    return (predicted == digits.labels[digits.num_train :]).float().mean().item()
+    return float((predicted == digits.labels[digits.num_train :]).float().mean())
 
 
 @dataclass
 class Comparison:
     """What every provider makes of the same features."""
 
-    title: str
+    short_title: str
     seconds: dict[str, float] = field(default_factory=dict)
     value_errors: dict[str, float] = field(default_factory=dict)
     gradient_errors: dict[str, float] = field(default_factory=dict)
 
 
 def compare(
-    title: str, features: Tensor, classes: ClassIndex | None, memory_shape: tuple[int, int, int]
+    title: str,
+    short_title: str,
+    providers: Sequence[str],
+    features: Tensor,
+    classes: ClassIndex | None,
+    memory_shape: tuple[int, int, int],
 ) -> Comparison:
     """Print and return value, errors, time and memory of every provider."""
     features = features.detach().requires_grad_()
-    losses = make_losses(list(PROVIDERS), features, classes, print)
-    contenders = {name: contend(loss, "value+gradient", [features], classes) for name, loss in losses.items()}
+    losses = make_losses(providers, features, classes, print)
+    contenders = {
+        name: contend(loss, "value+gradient", [features], classes) for name, loss in losses.items()
+    }
     times = race(contenders, budget=1.5, rounds=(5, 200))
-    result = Comparison(title)
+    result = Comparison(short_title)
     rows = []
     for name, loss in losses.items():
         value = loss(features.detach(), classes).item()
-        result.value_errors[name], result.gradient_errors[name] = errors(loss, features.detach(), classes)
+        result.value_errors[name], result.gradient_errors[name] = errors(
+            loss, features.detach(), classes
+        )
         result.seconds[name] = times[name].median
         rows.append(
             (
@@ -174,13 +192,13 @@ def descend(network: Network, digits: Digits) -> Descent:
     return Descent(labels, (originals, images.detach()), features, curve)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Run all of it."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.demo", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("--out", type=Path, default=Path("out/demo.png"), help="(%(default)s)")
-    picture: Path = parser.parse_args(arguments).out
+    picture: Path = parser.parse_args().out
     start = time.perf_counter()
     torch.manual_seed(SEED)
     where = machine_line(machine())
@@ -190,17 +208,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     digits, network = Digits.load(), Network()
     accuracy = train(network, digits)
     images = len(digits.labels)
-    print(f"trained on {digits.num_train} digits; {accuracy:.1%} right on the other {images - digits.num_train}")
+    unseen = images - digits.num_train
+    print(f"trained on {digits.num_train} digits; {accuracy:.1%} right on the other {unseen}")
     network.requires_grad_(False)
     real = compare(
         f"Features of all {images} digits, ragged classes in file order, 512 channels, float32",
+        f"digits\n{images} x 512",
+        list(PROVIDERS),
         network.embed(digits.images),
         ClassIndex(digits.labels),
         (10, images // 10, 512),
     )
-    size = " x ".join(map(str, LARGE))
+    classes, rows, channels = LARGE
     large = compare(
-        f"Random features, {size} (classes x rows x channels), float32",
+        f"Random features, {classes} classes of {rows} rows, {channels} channels, float32",
+        f"random\n{classes * rows} x {channels}",
+        list(real.seconds),
         torch.randn(LARGE),
         None,
         LARGE,

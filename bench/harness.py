@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -48,6 +49,7 @@ class Timing:
     low: float
     high: float
     samples: int
+    others: float | None  # share of the cores that other processes took meanwhile; None: unknown
 
 
 def race(
@@ -77,6 +79,7 @@ def race(
     collecting = gc.isenabled()
     gc.disable()
     try:
+        cores = _core_seconds()
         start = time.perf_counter()
         for done in itertools.count():
             late = time.perf_counter() - start > budget
@@ -87,7 +90,8 @@ def race(
     finally:
         if collecting:
             gc.enable()
-    return {name: _summary(seconds) for name, seconds in samples.items()}
+    others = _others(cores, _core_seconds())
+    return {name: _summary(seconds, others) for name, seconds in samples.items()}
 
 
 def _cpu_clock(contender: Contender, calls: int) -> float:
@@ -114,13 +118,34 @@ def _gpu_clock(contender: Contender, calls: int) -> float:
     return float(start.elapsed_time(end)) / 1e3 / calls
 
 
-def _summary(seconds: list[float]) -> Timing:
+def _summary(seconds: list[float], others: float | None) -> Timing:
     ordered = sorted(seconds)
 
     def point(share: float) -> float:
         return ordered[round(share * (len(ordered) - 1))]
 
-    return Timing(statistics.median(ordered), point(0.2), point(0.8), len(ordered))
+    return Timing(statistics.median(ordered), point(0.2), point(0.8), len(ordered), others)
+
+
+def _core_seconds() -> tuple[float, float, float] | None:
+    """Core-seconds since start: passed, busy, busy with this process; None off Linux."""
+    try:
+        with open("/proc/stat") as file:
+            fields = file.readline().split()[1:9]
+    except OSError:
+        return None
+    user, nice, system, _, _, irq, softirq, steal = map(int, fields)
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter() * (os.cpu_count() or 1), busy, sum(os.times()[:2])
+
+
+def _others(
+    before: tuple[float, float, float] | None, after: tuple[float, float, float] | None
+) -> float | None:
+    if before is None or after is None:
+        return None
+    passed, busy, own = (end - start for start, end in zip(before, after, strict=True))
+    return round(max(0.0, busy - own) / passed, 3)
 
 
 def random_features(

@@ -31,6 +31,7 @@ from bench.records import (
     RESULTS,
     Record,
     Row,
+    busy_warning,
     bytes_text,
     geometric_mean,
     machine,
@@ -89,9 +90,13 @@ def measure(
         for name, time in times.items():
             row: Row = {"shape": str(shape), **shape._asdict(), "dtype": dtype, "mode": mode}
             row |= {"contender": name, "seconds": time.median, "p20": time.low, "p80": time.high}
-            row |= {"samples": time.samples, "over_exp": time.median / times[FRESH_EXP].median}
+            row |= {
+                "samples": time.samples,
+                "others": time.others,
+                "over_exp": time.median / times[FRESH_EXP].median,
+            }
             row["over_exp_out"] = time.median / times[EXP].median
-            for other in set(losses) - {"cmikernels"}:
+            for other in [other for other in losses if other != "cmikernels"]:
                 row[f"speedup_over_{other}"] = times[other].median / time.median
             size = copied if name in (COPY, FRESH_COPY) else moved if name in losses else None
             if size is not None:
@@ -120,7 +125,7 @@ def times_table(rows: list[Row], mode: str, dtype: str) -> str:
     for row in rows:
         if (row["mode"], row["dtype"]) != (mode, dtype) or row["contender"] not in PROVIDERS:
             continue
-        known = "speedup_over_published" in row
+        factors = [row.get(f"speedup_over_{other}") for other in ("published", "compile")]
         memory = row.get("peak_extra_bytes")
         gradient = row["classes"] * row["rows"] * row["channels"] * getattr(torch, dtype).itemsize
         lines.append(
@@ -129,15 +134,15 @@ def times_table(rows: list[Row], mode: str, dtype: str) -> str:
                 PROVIDERS[row["contender"]].label,
                 seconds_text(row["seconds"]),
                 f"{seconds_text(row['p20'])} .. {seconds_text(row['p80'])}",
-                f"{row['speedup_over_published']:.3g}" if known else "-",
+                *("-" if factor is None else f"{factor:.3g}" for factor in factors),
                 f"{row['over_exp']:.2f}",
                 f"{row['gb_per_s']:.3g}" if "gb_per_s" in row else "-",
                 f"{row['of_copy']:.0%}" if "of_copy" in row else "-",
                 "-" if memory is None else f"{bytes_text(memory)} ({memory / gradient:.2f})",
             )
         )
-    header = ["C x n x M", "provider", "median", "20 .. 80 %", "x published", "x exp", "GB/s"]
-    return table([*header, "of copy", "peak memory (/ gradient)"], lines)
+    header = "C x n x M|provider|median|20 .. 80 %|x published|x compile|x exp|GB/s|of copy"
+    return table([*header.split("|"), "peak memory (/ gradient)"], lines)
 
 
 def summary(rows: list[Row], mode: str, dtype: str) -> list[str]:
@@ -172,11 +177,12 @@ def summary(rows: list[Row], mode: str, dtype: str) -> list[str]:
 
 def report(record: Record) -> str:
     """Render all of a record as Markdown."""
-    parts = [f"`{machine_line(record.machine)}`"]
+    parts = [f"`{machine_line(record.machine)}`", *busy_warning(record)]
     rows = [row for row in record.rows if row["group"] == "shapes"]
     for dtype, mode in dict.fromkeys((row["dtype"], row["mode"]) for row in rows):
         parts += [f"### {mode}, {dtype}", times_table(rows, mode, dtype)]
-        parts.append("\n".join(f"- cmikernels: {line}" for line in summary(rows, mode, dtype)))
+        lines = [f"- cmikernels: {line}" for line in summary(rows, mode, dtype)]
+        parts += ["\n".join(lines)] if lines else []
     return "\n\n".join(parts)
 
 

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from bench.harness import Contender, race, random_features
 from bench.providers import PROVIDERS, contend
-from bench.records import RESULTS, Record, Row, machine, machine_line, table
+from bench.records import (
+    RESULTS,
+    Record,
+    Row,
+    busy_warning,
+    machine,
+    machine_line,
+    table,
+)
 from cmikernels import compiled
 from cmikernels.backends import choose_backend
 from cmikernels.problem import Problem
@@ -82,7 +90,11 @@ def measure_calls(budget: float) -> list[Row]:
         for name, time in times.items():
             row: Row = {"what": "call", "shape": "x".join(map(str, shape)), "contender": name}
             row |= {"microseconds": _us(time.median), "p20": _us(time.low), "p80": _us(time.high)}
-            row |= {"over_kernel": float(f"{time.median / kernel:.3g}"), "samples": time.samples}
+            row |= {
+                "over_kernel": float(f"{time.median / kernel:.3g}"),
+                "samples": time.samples,
+                "others": time.others,
+            }
             rows.append(row)
     return rows
 
@@ -117,7 +129,11 @@ def measure_matmul(budget: float) -> list[Row]:
         for name, time in times.items():
             row: Row = {"what": "matmul", "shape": "x".join(map(str, shape)), "contender": name}
             row |= {"microseconds": _us(time.median), "p20": _us(time.low), "p80": _us(time.high)}
-            row |= {"over_alone": float(f"{time.median / alone:.3g}"), "samples": time.samples}
+            row |= {
+                "over_alone": float(f"{time.median / alone:.3g}"),
+                "samples": time.samples,
+                "others": time.others,
+            }
             rows.append(row)
     return rows
 
@@ -128,7 +144,7 @@ def _us(seconds: float) -> float:
 
 def report(record: Record) -> str:
     """Render the record as Markdown."""
-    parts = [f"`{machine_line(record.machine)}`"]
+    parts = [f"`{machine_line(record.machine)}`", *busy_warning(record)]
     for what, ratio, title in (
         (
             "call",

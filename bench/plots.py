@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def accuracy(record: Record, path: Path) -> Path:
                 provider = PROVIDERS[name]
                 axis.plot(
                     [row["spread"] for row in points],
-                    [max(row[f"{quantity}_error"], 1e-9) for row in points],
+                    [_above_zero(row[f"{quantity}_error"]) for row in points],
                     marker="o", ms=4, lw=2, color=provider.color, label=provider.label,
                 )  # fmt: skip
             axis.set(xscale="log", yscale="log", title=f"{quantity}: relative error")
@@ -86,29 +86,35 @@ def accuracy(record: Record, path: Path) -> Path:
             axis.axhline(6e-8, color=FAINT, lw=1, ls=":")
             axis.grid(True)
         axes[0].set_ylabel("worst of the draws, against float64")
-        axes[0].text(
-            axes[0].get_xlim()[1], 6.6e-8, "half a float32 step", ha="right", va="bottom",
-            fontsize=8, color=FAINT,
-        )  # fmt: skip
-        axes[1].legend(loc="upper right")
+        axes[1].text(9e-4, 6.6e-8, "half a float32 step", va="bottom", fontsize=8, color=FAINT)
         return _save(figure, record, path)
 
 
+def _above_zero(error: float | None) -> float:
+    """Map an error onto a log axis: exact is drawn at 1e-9, NaN is not drawn."""
+    return float("nan") if error is None else max(error, 1e-9)
+
+
 def bars_by_provider(
-    axis: Axes, groups: list[str], values: dict[str, list[float]], label_format: str
+    axis: Axes,
+    groups: list[str],
+    values: dict[str, list[float]],
+    text: Callable[[float], str],
+    start: float = 0.0,
 ) -> None:
     """Horizontal bars, a group a line and a provider a colour, each with its number written."""
     height = 0.8 / len(values)
     for place, (name, numbers) in enumerate(values.items()):
-        positions = [
-            group + (place - (len(values) - 1) / 2) * height for group in range(len(groups))
-        ]
+        offset = (place - (len(values) - 1) / 2) * height
         bars = axis.barh(
-            positions, numbers, height * 0.92, color=PROVIDERS[name].color,
+            [group + offset for group in range(len(groups))],
+            [number - start for number in numbers],
+            height * 0.92,
+            left=start,
+            color=PROVIDERS[name].color,
             label=PROVIDERS[name].label,
-        )  # fmt: skip
-        texts = [label_format.format(number) for number in numbers]
-        axis.bar_label(bars, texts, padding=3, fontsize=9)
+        )
+        axis.bar_label(bars, [text(number) for number in numbers], padding=3, fontsize=9)
     axis.set_yticks(range(len(groups)), groups)
     axis.invert_yaxis()
     axis.tick_params(axis="y", length=0)
@@ -144,41 +150,41 @@ def _bar_values(
 def _speedups(rows: list[Row], dtype: str, record: Record, path: Path) -> Path:
     shapes, values = _bar_values(rows, "speedup_over_published", skip="published")
     figure, axis = _bar_figure(len(shapes))
-    bars_by_provider(axis, shapes, values, "{:.3g}x")
-    axis.set(
-        xscale="log", title=f"Value + gradient, {dtype}: speed-up over the published expression"
-    )
+    axis.set_xscale("log")
+    bars_by_provider(axis, shapes, values, lambda factor: f"{factor:.3g}x", start=1.0)
+    axis.set_title(f"Value + gradient, {dtype}: speed-up over the published expression")
     axis.set_xlabel("times as fast as published, eager (log scale)")
-    axis.set_ylabel("classes x rows x channels")
+    axis.xaxis.set_major_formatter(lambda factor, _: f"{factor:g}x")
+    axis.xaxis.set_minor_formatter("")
     axis.axvline(1, color=INK, lw=1)
-    axis.set_xlim(right=axis.get_xlim()[1] * 1.4)
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, -0.36), ncols=3)
+    low, high = axis.get_xlim()
+    axis.set_xlim(min(low, 0.8), high * 1.5)
     return _save(figure, record, path)
 
 
 def _copy_fractions(rows: list[Row], dtype: str, record: Record, path: Path) -> Path:
     shapes, values = _bar_values(rows, "of_copy")
     figure, axis = _bar_figure(len(shapes))
-    percent = {name: [100 * number for number in numbers] for name, numbers in values.items()}
-    bars_by_provider(axis, shapes, percent, "{:.2g}%")
-    axis.set(title=f"Value + gradient, {dtype}: how near to a copy of the features")
-    axis.set_xlabel("bandwidth reached, % of a copy into memory already there (100 % is the floor)")
-    axis.set_ylabel("classes x rows x channels")
-    axis.axvline(100, color=INK, lw=1)
-    axis.set_xlim(0, max(105, axis.get_xlim()[1] * 1.05))
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, -0.36), ncols=3)
+    bars_by_provider(axis, shapes, values, lambda share: f"{share:.1%}")
+    axis.set_title(f"Value + gradient, {dtype}: bandwidth against a copy of the features")
+    axis.set_xlabel("share of a copy's bandwidth (100 % is the floor: every byte moved once)")
+    axis.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axis.axvline(1, color=INK, lw=1)
+    axis.set_xlim(0, max(1.08, axis.get_xlim()[1] * 1.08))
     return _save(figure, record, path)
 
 
 def _bar_figure(groups: int) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(9, 2.0 + 0.55 * groups), layout="constrained")
-    return figure, figure.subplots()
+    figure = Figure(figsize=(9, 1.8 + 0.55 * groups), layout="constrained")
+    axis = figure.subplots()
+    axis.set_ylabel("classes x rows x channels")
+    return figure, axis
 
 
 def _growth(
     sweeps: dict[str, dict[str, list[Row]]], rows: list[Row], record: Record, path: Path
 ) -> Path:
-    figure = Figure(figsize=(4.2 * len(sweeps) + 0.6, 4.4), layout="constrained")
+    figure = Figure(figsize=(max(9.0, 4.2 * len(sweeps) + 0.6), 4.6), layout="constrained")
     axes = figure.subplots(1, len(sweeps), sharey=True, squeeze=False)[0]
     for axis, (name, lines) in zip(axes, sweeps.items(), strict=True):
         field, fixed = SWEPT[name]
@@ -198,16 +204,18 @@ def _growth(
         others = ", ".join(f"{value} {key}" for key, value in fixed.items())
         axis.set(xscale="log", yscale="log", xlabel=name, title=f"over {name}\n({others})")
         axis.set_yticks(list(_UNITS), list(_UNITS.values()))
+        axis.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
         axis.minorticks_off()
         axis.grid(True)
     seconds = [row["seconds"] for row in rows]
     axes[0].set_ylim(min(seconds) / 1.6, max(seconds) * 1.6)
     axes[0].set_ylabel("value + gradient, one call")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
     return _save(figure, record, path)
 
 
 def _save(figure: Figure, record: Record, path: Path) -> Path:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     figure.supxlabel(machine_line(record.machine), fontsize=7, color=FAINT)
     figure.savefig(path, dpi=140)
     return path

@@ -23,6 +23,8 @@ RESULTS = Path(__file__).parent / "results"
 
 Row = dict[str, Any]
 
+BUSY = 0.05  # of the cores: two threads that meet at a barrier wait for the slower one
+
 
 @dataclass
 class Record:
@@ -94,6 +96,17 @@ def machine_line(record: Row) -> str:
     if "date" in record:
         parts.append(record["date"])
     return " | ".join(parts)
+
+
+def busy_warning(record: Record) -> list[str]:
+    """Say so, in a list of one, where other processes disturbed the times."""
+    busy = sum((row["others"] or 0.0) > BUSY for row in record.rows)
+    if busy == 0:
+        return []
+    return [
+        f"**In {busy} of {len(record.rows)} measurements other processes took more than {BUSY:.0%} "
+        "of the cores: measure again on an idle machine.**"
+    ]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -13,6 +13,7 @@ from bench.providers import PROVIDERS, contend
 SHAPES = ((10, 10, 512), (43, 31, 640), (200, 50, 1024))
 
 
+@pytest.mark.benchmark(max_time=0.5, min_rounds=3)
 @pytest.mark.parametrize("provider", ["cmikernels", "published"])
 @pytest.mark.parametrize("mode", ["value", "value+gradient"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
@@ -21,5 +22,4 @@ def test_time(benchmark: Any, shape: tuple[int, int, int], mode: str, provider: 
     inputs = random_features(shape, torch.float32, "cpu")
     contender = contend(PROVIDERS[provider].make(), mode, inputs)
     benchmark.group = f"{mode} {'x'.join(map(str, shape))}"
-    benchmark._max_time, benchmark._min_rounds = 0.5, 3
     benchmark(lambda: contender.run(contender.prepare()))

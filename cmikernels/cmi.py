@@ -101,7 +101,7 @@ def cmi_value_and_grad(
     rows = as_rows(features.detach())
     value, gradient = chosen.forward(rows, problem, True)
     if gradient is None:
-        gradient = chosen.backward(rows, problem, torch.ones_like(value), None)
+        gradient = chosen.backward(rows, problem, torch.ones_like(value))
     return _shape_value(value, features, problem), gradient.view(features.shape)
 
 
@@ -187,19 +187,21 @@ class _FusedCMI(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, problem: Problem, backend: Backend) -> Tensor:
         value, ctx.gradient = backend.forward(as_rows(features), problem, True)
         ctx.save_for_backward(features)
-        ctx.problem = problem
-        ctx.backend = backend
+        ctx.problem, ctx.backend, ctx.shape = problem, backend, features.shape
         return value
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (features,) = ctx.saved_tensors
         if torch.is_grad_enabled():
+            (features,) = ctx.saved_tensors
             return differentiable_gradient(features, ctx.problem, grad_value), None, None
         gradient = ctx.__dict__.pop("gradient", None)
-        rows = as_rows(features)
-        gradient = ctx.backend.backward(rows, ctx.problem, grad_value, gradient)
-        return gradient.view(features.shape), None, None
+        if gradient is not None:
+            gradient = ctx.backend.scale(gradient, ctx.problem, grad_value)
+        if gradient is None:
+            (features,) = ctx.saved_tensors
+            gradient = ctx.backend.backward(as_rows(features), ctx.problem, grad_value)
+        return gradient.view(ctx.shape), None, None
 
 
 def differentiable_gradient(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:

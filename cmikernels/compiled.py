@@ -95,7 +95,7 @@ def _cmi(
     if not keep_gradient:
         return value, features.new_empty(0)
     if gradient is None:
-        gradient = chosen.backward(rows, problem, torch.ones_like(value), None)
+        gradient = chosen.backward(rows, problem, torch.ones_like(value))
     return value, gradient.view(features.shape)
 
 
@@ -136,7 +136,7 @@ def _cmi_backward(
         features, labels, order, offsets, centroids, num_classes, temperature, weight, reduction
     )
     chosen = choose_backend(backend, features.device.type)
-    return chosen.backward(as_rows(features), problem, grad_value, None).view(features.shape)
+    return chosen.backward(as_rows(features), problem, grad_value).view(features.shape)
 
 
 @_cmi_backward.register_fake

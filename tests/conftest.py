@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, settings
 
 from tests.tables import BACKENDS
 
-_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("default", max_examples=100, derandomize=True, **_COMMON)
-settings.register_profile("thorough", max_examples=100_000, **_COMMON)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+_ANY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("default", _ANY, max_examples=100, derandomize=True)
+settings.register_profile("thorough", _ANY, max_examples=2000)
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
+settings.load_profile(PROFILE)
+FINITE_INPUTS = 100_000 if PROFILE == "thorough" else 400
 
 # How many finite inputs test_finite.py has put through each backend, for the summary.
 INPUTS_CHECKED: pytest.StashKey[dict[str, int]] = pytest.StashKey()
@@ -31,7 +33,7 @@ def pytest_terminal_summary(
         terminalreporter.write_line(f"{backend}: no NaN or Inf in {count} finite inputs")
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(scope="session", params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """The name of every backend that can run here, in turn."""
     name: str = request.param
@@ -42,7 +44,6 @@ def backend(request: pytest.FixtureRequest) -> str:
 def nan_filled_empty() -> Iterator[None]:
     """torch.empty and its kin give NaN, so that an element nobody wrote is seen."""
     torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)

@@ -1,9 +1,9 @@
 """The formula of DESIGN section 1, class by class in float64, sharing no code with the library.
 
-    P_s = softmax(z_s / tau),  Q_y = mean of P_s over class y, or given
-    KL_s = sum_j P_sj (log P_sj - log Q_yj)
-    dL/dz_sj = P_sj [w_s (d_sj - KL_s) - (rho_yj - sum_i P_si rho_yi)] / tau,  d = log P - log Q,
-    rho_yj = (1/n_y) sum_{t in y} w_t P_tj / Q_yj, and 0 for a given centroid
+P_s = softmax(z_s / tau),  Q_y = mean of P_s over class y, or given
+KL_s = sum_j P_sj (log P_sj - log Q_yj)
+dL/dz_sj = P_sj [w_s (d_sj - KL_s) - (rho_yj - sum_i P_si rho_yi)] / tau,  d = log P - log Q,
+rho_yj = (1/n_y) sum_{t in y} w_t P_tj / Q_yj, and 0 for a given centroid
 """
 
 from __future__ import annotations
@@ -97,15 +97,21 @@ class Oracle:
         return g / max(len(self.row_kl), 1) if self.reduction == "mean" else g
 
 
-def published_gradient(features: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
-    """Gradient of the mean by torch autograd over the published expression, in features' dtype."""
+def torch_gradient(features: Tensor, labels: Tensor, *, published: bool = False) -> Tensor:
+    """Gradient of the mean by torch autograd in the features' own dtype: the error to be held to.
+
+    In log space; `published` takes the logarithms of probabilities, as the paper's code does, and
+    is NaN once a channel underflows in a whole class.
+    """
     z = features.detach().clone().requires_grad_()
-    p = (z / temperature).softmax(1)
+    log_p = z.softmax(1).log() if published else z.log_softmax(1)
     terms = []
-    for y in labels.unique():
-        rows = p[labels == y]
-        q = rows.mean(0)
-        terms.append((rows * (rows.log() - q.log())).sum())
+    for y in sorted(set(labels.tolist())):
+        rows = log_p[labels == y]
+        log_q = rows.logsumexp(0) - math.log(len(rows))
+        if published:
+            log_q = rows.exp().mean(0).log()
+        terms.append((rows.exp() * (rows - log_q)).sum())
     value = torch.stack(terms).sum() / max(len(z), 1)
     (gradient,) = torch.autograd.grad(value, z)
     return gradient

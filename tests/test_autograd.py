@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from pathlib import Path
+import contextlib
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
-from cmikernels import CMILoss, cmi_value_and_grad, fused_cmi
+from cmikernels import ClassIndex, cmi_value_and_grad, fused_cmi
 from tests.compare import assert_gradient, relative_error
 from tests.oracle import Oracle
 from tests.tables import (
@@ -104,7 +101,7 @@ def test_second_backward_gives_the_same_gradient(
     kept = first.clone()
     (second,) = torch.autograd.grad(value, z, grad_value)
     assert torch.equal(first, kept)
-    torch.testing.assert_close(second, first, rtol=1e-6, atol=1e-9)
+    assert torch.equal(second, first), "not the same to the last bit"
     assert second.data_ptr() != first.data_ptr()
 
 
@@ -115,7 +112,7 @@ def test_three_backwards_with_different_incoming_gradients(
 ) -> None:
     z = leaf(backend, dtype)
     value = fused_cmi(z, LABELS.to(z.device), reduction=reduction, backend=backend)
-    oracle = Oracle(z, LABELS, reduction=reduction, num_classes=3 + 1)
+    oracle = Oracle(z, LABELS, reduction=reduction, num_classes=4)
     incoming = [ramp(value, -1.0), torch.ones_like(value), ramp(value, 5.0)]
     gradients = [torch.autograd.grad(value, z, g, retain_graph=True)[0] for g in incoming]
     for grad_value, gradient in zip(incoming, gradients, strict=True):
@@ -150,13 +147,31 @@ def test_a_backward_after_the_graph_is_freed_is_refused(backend: str) -> None:
         torch.autograd.grad(value, z)
 
 
-def test_features_changed_between_forward_and_backward_are_noticed(backend: str) -> None:
-    z = leaf(backend)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("what", ["features", "labels", "index", "centroids"])
+def test_inputs_changed_before_the_backward_never_give_a_wrong_gradient(
+    backend: str, what: str, reduction: str, dtype: torch.dtype
+) -> None:
+    """A moving average of centroids may be updated at any time: unharmed or refused, not wrong."""
+    z = leaf(backend, dtype)
+    labels = LABELS.to(z.device).clone()
+    centroids = make_probabilities((4, 6)).to(z.device) if what == "centroids" else None
+    options: dict[str, Any] = {"num_classes": 4, "centroids": centroids, "reduction": reduction}
+    oracle = Oracle(z, labels, **options)
+    if what == "index":
+        options["num_classes"] = None
+    classes = ClassIndex(labels, 4) if what == "index" else labels
     features = z * 1
-    value = fused_cmi(features, LABELS.to(z.device), backend=backend)
-    features.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        torch.autograd.grad(value, z)
+    value = fused_cmi(features, classes, backend=backend, **options)
+    expected = oracle.gradient(ramp(value))
+    changed = {"features": features, "centroids": centroids}.get(what, labels)
+    assert changed is not None
+    with torch.no_grad():
+        changed.copy_(changed.flip(0))
+    with contextlib.suppress(RuntimeError):  # autograd's own refusal of tensors saved and changed
+        (gradient,) = torch.autograd.grad(value, z, ramp(value))
+        assert_gradient(gradient.cpu(), expected, dtype)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -198,93 +213,3 @@ def test_value_and_grad_works_under_no_grad(backend: str) -> None:
 def test_features_without_a_gradient_give_a_value_without_one(backend: str) -> None:
     z = leaf(backend).detach()
     assert not fused_cmi(z, LABELS.to(z.device), backend=backend).requires_grad
-
-
-def test_a_scaled_and_added_loss_gets_the_scaled_gradient(backend: str) -> None:
-    z = leaf(backend)
-    loss = 3 * fused_cmi(z, LABELS.to(z.device), backend=backend) + z.square().sum()
-    (gradient,) = torch.autograd.grad(loss, z)
-    expected = 3 * Oracle(z, LABELS).gradient() + 2 * z.detach().cpu().double()
-    assert relative_error(gradient, expected) < 1e-5
-
-
-def test_float16_survives_a_loss_scale(backend: str) -> None:
-    """Scaling before the rounding, or gradients below 6e-8 would be gone before the scaler helps."""
-    z = (make_features(64, 512, 0.01, torch.float16)).to(DEVICE_OF[backend]).requires_grad_()
-    labels = make_labels((32, 32))
-    value = fused_cmi(z, labels.to(z.device), backend=backend)
-    scale = 2.0**16
-    (gradient,) = torch.autograd.grad(value * scale, z)
-    expected = Oracle(z, labels).gradient() * scale
-    assert_gradient(gradient.cpu(), expected, torch.float16)
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_gradient_checkpointing(backend: str, use_reentrant: bool) -> None:
-    z = leaf(backend)
-    labels = LABELS.to(z.device)
-    value = checkpoint(
-        lambda x: fused_cmi(x.tanh(), labels, backend=backend), z, use_reentrant=use_reentrant
-    )
-    torch.autograd.backward(value)
-    (expected,) = torch.autograd.grad(fused_cmi(z.tanh(), labels, backend=backend), z)
-    assert z.grad is not None
-    assert torch.equal(z.grad, expected)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_autocast_does_not_touch_the_arithmetic(backend: str, dtype: torch.dtype) -> None:
-    z = leaf(backend, dtype)
-    labels = LABELS.to(z.device)
-    with torch.autocast(z.device.type, dtype=torch.bfloat16):
-        inside = fused_cmi(z, labels, backend=backend)
-        (gradient_inside,) = torch.autograd.grad(inside, z)
-    outside = fused_cmi(z, labels, backend=backend)
-    (gradient_outside,) = torch.autograd.grad(outside, z)
-    assert torch.equal(inside, outside)
-    assert torch.equal(gradient_inside, gradient_outside)
-
-
-def test_autocast_network_trains(backend: str) -> None:
-    device = DEVICE_OF[backend]
-    network = nn.Linear(6, 8).to(device)
-    with torch.autocast(device, dtype=torch.bfloat16):
-        features = network(make_features(11, 6).to(device))
-        value = fused_cmi(features, LABELS.to(device), backend=backend)
-    torch.autograd.backward(value)
-    assert features.dtype == torch.bfloat16
-    assert value.dtype == torch.float32
-    assert network.weight.grad is not None
-    assert network.weight.grad.isfinite().all()
-    assert network.weight.grad.any()
-
-
-class _Network(nn.Module):
-    def __init__(self, backend: str) -> None:
-        super().__init__()
-        self.linear = nn.Linear(6, 8)
-        self.loss = CMILoss(backend=backend)
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        value: Tensor = self.loss(self.linear(images), labels)
-        return value
-
-
-def test_ddp_gives_the_gradient_of_the_bare_network(backend: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    device = DEVICE_OF[backend]
-    bare = _Network(backend).to(device)
-    images, labels = make_features(11, 6).to(device), LABELS.to(device)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1
-    )
-    try:
-        wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(bare))
-        torch.autograd.backward(wrapped(images, labels))
-        torch.autograd.backward(bare(images, labels))
-        distributed = wrapped.module.linear.weight.grad
-        assert distributed is not None
-        assert bare.linear.weight.grad is not None
-        torch.testing.assert_close(distributed, bare.linear.weight.grad)
-    finally:
-        dist.destroy_process_group()

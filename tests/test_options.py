@@ -90,8 +90,9 @@ def test_given_centroids(
     same = value_and_gradient(
         backend, features, LABELS, centroids=centroids.to(centroid_dtype), reduction=reduction
     )
-    assert_value(same[0], Oracle(features, LABELS, centroids=centroids, reduction=reduction).value,
-                 dtype)
+    assert_value(
+        same[0], Oracle(features, LABELS, centroids=centroids, reduction=reduction).value, dtype
+    )
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.5, 40.0])
@@ -101,6 +102,17 @@ def test_given_centroids_need_not_sum_to_one(
 ) -> None:
     centroids = make_probabilities((5, 50)) * scale
     check(backend, make_features(20, 50), LABELS, centroids=centroids, temperature=temperature)
+
+
+@pytest.mark.parametrize("scale", [1.01, 3.0, 1e4])
+@pytest.mark.parametrize("smallest", [0.0, 1.2e-38, 1e-37])
+def test_given_centroids_above_one_beside_zeros(
+    backend: str, smallest: float, scale: float
+) -> None:
+    """Not to be scaled down: the smallest normal number has nothing below it."""
+    centroids = torch.full((5, 50), scale)
+    centroids[:, ::3] = smallest
+    check(backend, make_features(20, 50), LABELS, centroids=centroids)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -25,15 +26,20 @@ def test_gradient_is_the_limit_of_differences(reduction: str, given: bool) -> No
     labels = make_labels((3, 1, 4), shuffle_seed=0)
     centroids = make_probabilities((3, 5)) if given else None
     z = make_features(8, 5, dtype=torch.float64)
-    options = {"centroids": centroids, "temperature": 0.7, "weight": -3.0, "reduction": reduction}
-    at_z = Oracle(z, labels, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {
+        "centroids": centroids,
+        "temperature": 0.7,
+        "weight": -3.0,
+        "reduction": reduction,
+    }
+    at_z = Oracle(z, labels, **options)
     grad_value = make_features(1, at_z.value.numel(), dtype=torch.float64, seed=5).view_as(
         at_z.value
     )
     direction = make_features(8, 5, dtype=torch.float64, seed=9)
     step = 1e-5
-    ahead = Oracle(z + step * direction, labels, **options).value  # type: ignore[arg-type]
-    behind = Oracle(z - step * direction, labels, **options).value  # type: ignore[arg-type]
+    ahead = Oracle(z + step * direction, labels, **options).value
+    behind = Oracle(z - step * direction, labels, **options).value
     slope = float((grad_value * (ahead - behind)).sum()) / (2 * step)
     expected = float((at_z.gradient(grad_value) * direction).sum())
     assert slope == pytest.approx(expected, rel=1e-7)

@@ -30,10 +30,14 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """Reduced value, and the `(N, M)` gradient of its sum where asked for and cheap."""
 
-    def backward(
-        self, features: Tensor, problem: Problem, grad_value: Tensor, gradient: Tensor | None
-    ) -> Tensor:
-        """d<grad_value, value>/d features. `gradient` is forward's own, to be used up; or None."""
+    def scale(self, gradient: Tensor, problem: Problem, grad_value: Tensor) -> Tensor | None:
+        """Turn forward's gradient, to be used up, into d<grad_value, value>/d features.
+
+        None where computing it anew is the better way.
+        """
+
+    def backward(self, features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
+        """d<grad_value, value>/d features from scratch, `(N, M)`."""
 
     def centroids(self, features: Tensor, problem: Problem) -> Tensor:
         """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""

@@ -49,23 +49,26 @@ def forward(
     return value, gradient
 
 
-def backward(
-    features: Tensor, problem: Problem, grad_value: Tensor, gradient: Tensor | None
-) -> Tensor:
-    """Scale the forward's gradient, or compute it anew where that would round twice."""
-    if gradient is not None:
-        if bool((grad_value == 1).all()):
+def scale(gradient: Tensor, problem: Problem, grad_value: Tensor) -> Tensor | None:
+    """Multiply in place, or not at all by 1. Not for half precision: that would round twice."""
+    if grad_value.dim() == 0:
+        if grad_value.item() == 1.0:
             return gradient
-        if gradient.dtype not in _HALF:
-            if problem.reduction != "class":
-                return gradient.mul_(grad_value)
-            per_class = grad_value.reshape(-1)
-            if problem.classes is None:
-                gradient.view(problem.num_classes, -1).mul_(per_class[:, None])
-                return gradient
-            return gradient.mul_(per_class[problem.classes.labels][:, None])
-    row_weights = problem.row_weights(grad_value).contiguous()
+        return None if gradient.dtype in _HALF else gradient.mul_(grad_value)
+    if bool((grad_value == 1).all()):
+        return gradient
+    if gradient.dtype in _HALF:
+        return None
+    if problem.classes is None:
+        gradient.view(problem.num_classes, -1).mul_(grad_value.view(-1, 1))
+        return gradient
+    return gradient.mul_(grad_value[problem.classes.labels].unsqueeze(1))
+
+
+def backward(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
+    """Gradient of the rows' divergences with the weights that grad_value gives them."""
     gradient = torch.empty(features.shape, dtype=features.dtype)
+    row_weights = problem.row_weights(grad_value).contiguous()
     _run(features, problem, gradient=gradient, row_weights=row_weights)
     return gradient
 

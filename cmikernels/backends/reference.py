@@ -33,9 +33,12 @@ def forward(
     return value.to(arithmetic_dtype(features.dtype)), None
 
 
-def backward(
-    features: Tensor, problem: Problem, grad_value: Tensor, gradient: Tensor | None
-) -> Tensor:
+def scale(gradient: Tensor, problem: Problem, grad_value: Tensor) -> Tensor | None:
+    """Nothing to scale: forward makes no gradient."""
+    return None
+
+
+def backward(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
     """The closed form."""
     row_weights = problem.row_weights(grad_value)
     result = closed_form_gradient(features.detach(), problem, row_weights)

@@ -1,0 +1,135 @@
+"""ClassIndex: rows sorted by class, built and checked once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cmikernels import ClassIndex, fused_cmi
+from tests.tables import BACKENDS, CLASS_SIZES, DEVICE_OF, INTEGERS, make_features, make_labels
+
+
+@pytest.mark.parametrize("shuffle_seed", [None, 0], ids=["sorted", "shuffled"])
+@pytest.mark.parametrize("sizes", CLASS_SIZES.values(), ids=CLASS_SIZES)
+def test_order_and_offsets_list_each_class(
+    sizes: tuple[int, ...], shuffle_seed: int | None
+) -> None:
+    labels = make_labels(sizes, shuffle_seed)
+    index = ClassIndex(labels, len(sizes))
+    order = torch.arange(len(labels)) if index.order is None else index.order
+    assert sorted(order.tolist()) == list(range(len(labels)))
+    for y, (begin, end) in enumerate(zip(index.offsets, index.offsets[1:], strict=False)):
+        assert order[begin:end].tolist() == (labels == y).nonzero().flatten().tolist()
+
+
+def test_sorted_labels_need_no_order() -> None:
+    assert ClassIndex(make_labels((3, 0, 4))).order is None
+    assert ClassIndex(torch.tensor([0, 2, 1])).order is not None
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_every_integer_dtype_gives_int64_parts(dtype: torch.dtype) -> None:
+    index = ClassIndex(torch.tensor([2, 0, 1, 2]).to(dtype))
+    assert index.labels.dtype == index.offsets.dtype == torch.int64
+    assert index.order is not None
+    assert index.order.dtype == torch.int64
+    assert index.counts().tolist() == [1, 1, 2]
+
+
+def test_strided_labels() -> None:
+    labels = torch.tensor([[0, 9], [1, 9], [0, 9], [2, 9]])[:, 0]
+    assert ClassIndex(labels).counts().tolist() == [2, 1, 1]
+
+
+def test_number_of_classes_defaults_to_the_largest_label_and_one() -> None:
+    assert ClassIndex(torch.tensor([0, 5, 3])).num_classes == 6
+
+
+def test_classes_beyond_the_largest_label_are_empty() -> None:
+    index = ClassIndex(torch.tensor([0, 1]), 4)
+    assert index.num_classes == 4
+    assert index.counts().tolist() == [1, 1, 0, 0]
+
+
+def test_no_labels_make_an_index_without_rows() -> None:
+    index = ClassIndex(torch.empty(0, dtype=torch.int64), 3)
+    assert (index.num_rows, index.num_classes) == (0, 3)
+    assert index.offsets.tolist() == [0, 0, 0, 0]
+
+
+def test_labels_changed_afterwards_do_not_change_the_index() -> None:
+    labels = torch.tensor([1, 0, 1])
+    index = ClassIndex(labels)
+    labels.fill_(0)
+    assert index.labels.tolist() == [1, 0, 1]
+    assert index.counts().tolist() == [1, 2]
+
+
+def test_labels_are_not_modified() -> None:
+    labels = torch.tensor([1, 0, 1])
+    ClassIndex(labels)
+    assert labels.tolist() == [1, 0, 1]
+
+
+def test_moving_to_its_own_device_keeps_everything() -> None:
+    index = ClassIndex(torch.tensor([1, 0, 1])).to("cpu")
+    assert index.device == torch.device("cpu")
+    assert index.labels.tolist() == [1, 0, 1]
+    assert index.offsets.tolist() == [0, 1, 3]
+    assert (index.num_rows, index.num_classes) == (3, 2)
+
+
+def test_repr_says_what_it_holds() -> None:
+    assert repr(ClassIndex(torch.tensor([1, 0, 1]))) == (
+        "ClassIndex(num_rows=3, num_classes=2, gathered, device='cpu')"
+    )
+    assert "sorted" in repr(ClassIndex(torch.tensor([0, 1, 1])))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_index_serves_many_features(backend: str) -> None:
+    labels = make_labels((3, 5, 0, 2), shuffle_seed=0)
+    index = ClassIndex(labels).to(DEVICE_OF[backend])
+    for seed in range(3):
+        features = make_features(10, 7, seed=seed).to(DEVICE_OF[backend])
+        by_index = fused_cmi(features, index, backend=backend)
+        assert torch.equal(by_index, fused_cmi(features, labels.to(index.device), backend=backend))
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        ([0, 1], TypeError, r"classes: expected a tensor of labels or a ClassIndex, got list"),
+        (torch.zeros(3), TypeError, r"classes: expected labels of an integer dtype, got .*float32"),
+        (torch.zeros(3).bool(), TypeError, r"classes: .*integer dtype, got .*bool"),
+        (torch.zeros(3, 1).int(), ValueError, r"classes: .*shape \(N,\), got \(3, 1\)"),
+        (torch.tensor(3), ValueError, r"classes: .*shape \(N,\), got \(\)"),
+        (torch.tensor([0, -2]), ValueError, r"classes: .*\[0, num_classes\).*, got -2"),
+        (torch.tensor([0, 7]), ValueError, r"classes: .*= \[0, 3\), got 7"),
+    ],
+    ids=["list", "float", "bool", "matrix", "scalar", "negative", "too large"],
+)
+def test_labels_that_cannot_be_labels(labels: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ClassIndex(labels, 3)  # type: ignore[arg-type]
+
+
+def test_a_label_beyond_int64_is_refused() -> None:
+    with pytest.raises(ValueError, match="classes: labels must lie in"):
+        ClassIndex(torch.tensor([0, 2**63 + 5], dtype=torch.uint64), 3)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "error", "message"),
+    [
+        (2.0, TypeError, r"num_classes: expected an int, got float"),
+        (True, TypeError, r"num_classes: expected an int, got bool"),
+        (0, ValueError, r"num_classes: expected at least 1, got 0"),
+        (-1, ValueError, r"num_classes: expected at least 1, got -1"),
+    ],
+)
+def test_numbers_of_classes_that_cannot_be(
+    num_classes: object, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ClassIndex(torch.tensor([0]), num_classes)  # type: ignore[arg-type]
