@@ -1,13 +1,13 @@
 """Fused kernels for class-aware conditional mutual information (arXiv 2412.09945).
 
-    from cmikernels import fused_cmi
+from cmikernels import fused_cmi
 
-    loss = task_loss + fused_cmi(features, labels, weight=2000.0)
+loss = task_loss + fused_cmi(features, labels, weight=2000.0)
 """
 
 from importlib.metadata import version
 
-from cmikernels import compiled as _compiled  # registers the op that torch.compile needs
+import cmikernels.compiled  # noqa: F401  registers the op that torch.compile needs
 from cmikernels.backends import BackendStatus, available_backends
 from cmikernels.class_index import ClassIndex
 from cmikernels.cmi import CMILoss, class_centroids, cmi_value_and_grad, fused_cmi

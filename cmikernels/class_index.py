@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cmikernels.native import native
+
 _INTEGER_DTYPES = frozenset(
     (
         torch.uint8,
@@ -28,7 +30,7 @@ class ClassIndex:
 
     Args:
         labels: class of every row, `(N,)`, any integer dtype, any order.
-        num_classes: number of classes; classes without rows are allowed. Default: largest label + 1.
+        num_classes: number of classes, with or without rows. Default: largest label + 1.
 
     Building one reads the labels, which on a GPU waits for the device. Calls that are handed a
     `ClassIndex` never do, so build it outside the loop when the labels do not change.
@@ -47,7 +49,7 @@ class ClassIndex:
         if num_classes is not None:
             check_num_classes(num_classes)
         labels = labels.detach().to(torch.int64).contiguous()
-        self.num_rows = labels.numel()
+        self.labels, self.num_rows = labels, labels.shape[0]
         low, high = (0, -1) if self.num_rows == 0 else _bounds(labels)
         self.num_classes = high + 1 if num_classes is None else num_classes
         if low < 0 or high >= self.num_classes:
@@ -55,12 +57,7 @@ class ClassIndex:
             raise ValueError(
                 f"classes: labels must lie in [0, num_classes) = [0, {self.num_classes}), got {bad}"
             )
-        counts = torch.bincount(labels, minlength=self.num_classes)
-        self.offsets = torch.zeros(self.num_classes + 1, dtype=torch.int64, device=labels.device)
-        torch.cumsum(counts, 0, out=self.offsets[1:])
-        is_sorted = bool((labels[1:] >= labels[:-1]).all())
-        self.order = None if is_sorted else torch.argsort(labels, stable=True)
-        self.labels = labels
+        self.offsets, self.order = _group(labels, self.num_classes)
 
     @classmethod
     def from_parts(cls, labels: Tensor, order: Tensor | None, offsets: Tensor) -> ClassIndex:
@@ -113,5 +110,24 @@ def check_labels(labels: Tensor) -> None:
 
 
 def _bounds(labels: Tensor) -> tuple[int, int]:
-    low, high = torch.aminmax(labels)
-    return int(low), int(high)
+    """Smallest and largest of at least one label."""
+    if native is not None and labels.device.type == "cpu":
+        low, high = native.label_bounds(labels.data_ptr(), labels.shape[0])
+    else:
+        low, high = torch.stack(torch.aminmax(labels)).tolist()
+    return low, high
+
+
+def _group(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor | None]:
+    """`offsets` and `order` of labels known to be in range."""
+    rows = labels.shape[0]
+    offsets = torch.empty(num_classes + 1, dtype=torch.int64, device=labels.device)
+    if native is not None and labels.device.type == "cpu":
+        order = torch.empty_like(labels)
+        pointers = offsets.data_ptr(), order.data_ptr()
+        is_sorted = native.index_labels(labels.data_ptr(), rows, num_classes, *pointers)
+        return offsets, None if is_sorted else order
+    offsets[0] = 0
+    torch.cumsum(torch.bincount(labels, minlength=num_classes), 0, out=offsets[1:])
+    is_sorted = bool((labels[1:] >= labels[:-1]).all())
+    return offsets, None if is_sorted else torch.argsort(labels, stable=True)

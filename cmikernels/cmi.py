@@ -22,7 +22,13 @@ from torch import Tensor, nn
 from cmikernels.backends import Backend, choose_backend
 from cmikernels.backends import reference as reference_backend
 from cmikernels.class_index import ClassIndex, check_labels, check_num_classes
-from cmikernels.problem import FEATURE_DTYPES, REDUCTIONS, Problem, arithmetic_dtype
+from cmikernels.problem import (
+    FEATURE_DTYPES,
+    REDUCTIONS,
+    Problem,
+    arithmetic_dtype,
+    as_rows,
+)
 from cmikernels.reference import reference_cmi
 
 
@@ -77,7 +83,7 @@ def fused_cmi(
     if features.requires_grad and torch.is_grad_enabled():
         value = _FusedCMI.apply(features, problem, chosen)  # type: ignore[no-untyped-call]
     else:
-        value, _ = chosen.forward(as_rows(features), problem, False)
+        value, _ = chosen.forward(features, problem, False)
     return _shape_value(value, features, problem)
 
 
@@ -98,11 +104,11 @@ def cmi_value_and_grad(
     """
     problem, _ = _check(features, classes, num_classes, centroids, temperature, weight, reduction)
     chosen = choose_backend(backend, features.device.type)
-    rows = as_rows(features.detach())
-    value, gradient = chosen.forward(rows, problem, True)
+    features = features.detach()
+    value, gradient = chosen.forward(features, problem, True)
     if gradient is None:
-        gradient = chosen.backward(rows, problem, torch.ones_like(value))
-    return _shape_value(value, features, problem), gradient.view(features.shape)
+        gradient = chosen.backward(features, problem, torch.ones_like(value))
+    return _shape_value(value, features, problem), gradient
 
 
 def class_centroids(
@@ -122,7 +128,7 @@ def class_centroids(
     chosen = choose_backend(backend, features.device.type)
     if features.requires_grad and torch.is_grad_enabled():
         chosen = reference_backend
-    result = chosen.centroids(as_rows(features), problem)
+    result = chosen.centroids(features, problem)
     return result.view(*features.shape[:-2], features.shape[-1]) if classes is None else result
 
 
@@ -185,13 +191,13 @@ class _FusedCMI(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, problem: Problem, backend: Backend) -> Tensor:
-        value, ctx.gradient = backend.forward(as_rows(features), problem, True)
+        value, ctx.gradient = backend.forward(features, problem, True)
         ctx.save_for_backward(features)
-        ctx.problem, ctx.backend, ctx.shape = problem, backend, features.shape
+        ctx.problem, ctx.backend = problem, backend
         return value
 
     @staticmethod
-    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None, None]:
         if torch.is_grad_enabled():
             (features,) = ctx.saved_tensors
             return differentiable_gradient(features, ctx.problem, grad_value), None, None
@@ -200,8 +206,8 @@ class _FusedCMI(torch.autograd.Function):
             gradient = ctx.backend.scale(gradient, ctx.problem, grad_value)
         if gradient is None:
             (features,) = ctx.saved_tensors
-            gradient = ctx.backend.backward(as_rows(features), ctx.problem, grad_value)
-        return gradient.view(ctx.shape), None, None
+            gradient = ctx.backend.backward(features, ctx.problem, grad_value)
+        return gradient, None, None
 
 
 def differentiable_gradient(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
@@ -212,11 +218,6 @@ def differentiable_gradient(features: Tensor, problem: Problem, grad_value: Tens
             value, features, grad_value.to(value.dtype), create_graph=True
         )
     return gradient
-
-
-def as_rows(features: Tensor) -> Tensor:
-    """`(N, M)` view of the features; copies only where leading axes cannot be folded."""
-    return features if features.dim() == 2 else features.reshape(-1, features.shape[-1])
 
 
 def _shape_value(value: Tensor, features: Tensor, problem: Problem) -> Tensor:
@@ -326,9 +327,7 @@ def _check(
         raise ValueError(f"features: expected at least one channel, got shape {tuple(shape)}")
     if centroids is not None:
         centroids = _check_centroids(centroids, features, class_shape)
-    problem = Problem(
-        index, num_rows, num_classes or 0, centroids, temperature, weight, reduction
-    )
+    problem = Problem(index, num_rows, num_classes or 0, centroids, temperature, weight, reduction)
     return problem, labels
 
 
@@ -345,8 +344,7 @@ def _check_centroids(centroids: Tensor, features: Tensor, class_shape: torch.Siz
         )
     if centroids.device != features.device:
         raise ValueError(
-            f"centroids: expected on the features' device {features.device}, "
-            f"got {centroids.device}"
+            f"centroids: expected on the features' device {features.device}, got {centroids.device}"
         )
     channels = features.shape[-1]
     full = (*class_shape, channels)

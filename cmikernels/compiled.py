@@ -16,14 +16,14 @@ from torch import Tensor
 
 from cmikernels.backends import choose_backend
 from cmikernels.class_index import ClassIndex
-from cmikernels.cmi import as_rows, differentiable_gradient
+from cmikernels.cmi import differentiable_gradient
 from cmikernels.problem import Problem, arithmetic_dtype
 
 
 def cmi(features: Tensor, labels: Tensor | None, problem: Problem, backend: str | None) -> Tensor:
     """Call the registered op; `labels` where the problem has no ClassIndex yet."""
     index = problem.classes
-    value, _ = _cmi(
+    value: Tensor = _cmi(
         features,
         labels if index is None else index.labels,
         None if index is None else index.order,
@@ -35,7 +35,7 @@ def cmi(features: Tensor, labels: Tensor | None, problem: Problem, backend: str 
         problem.reduction,
         backend,
         _keeps_gradient(features, problem.reduction),
-    )
+    )[0]
     return value
 
 
@@ -90,13 +90,12 @@ def _cmi(
         features, labels, order, offsets, centroids, num_classes, temperature, weight, reduction
     )
     chosen = choose_backend(backend, features.device.type)
-    rows = as_rows(features)
-    value, gradient = chosen.forward(rows, problem, keep_gradient)
+    value, gradient = chosen.forward(features, problem, keep_gradient)
     if not keep_gradient:
         return value, features.new_empty(0)
     if gradient is None:
-        gradient = chosen.backward(rows, problem, torch.ones_like(value))
-    return value, gradient.view(features.shape)
+        gradient = chosen.backward(features, problem, torch.ones_like(value))
+    return value, gradient
 
 
 @_cmi.register_fake
@@ -136,7 +135,7 @@ def _cmi_backward(
         features, labels, order, offsets, centroids, num_classes, temperature, weight, reduction
     )
     chosen = choose_backend(backend, features.device.type)
-    return chosen.backward(as_rows(features), problem, grad_value).view(features.shape)
+    return chosen.backward(features, problem, grad_value)
 
 
 @_cmi_backward.register_fake

@@ -18,6 +18,11 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def as_rows(features: Tensor) -> Tensor:
+    """`(N, M)` view of the features; copies only where leading axes cannot be folded."""
+    return features if features.dim() == 2 else features.reshape(-1, features.shape[-1])
+
+
 @dataclass(slots=True)
 class Problem:
     """Everything about a call but the features, checked.

@@ -74,8 +74,8 @@ def row_divergences(features: Tensor, problem: Problem) -> Tensor:
 def closed_form_gradient(features: Tensor, problem: Problem, row_weights: Tensor) -> Tensor:
     """d(sum_s w_s KL_s)/dz, `(N, M)` in float64, without autograd.
 
-        rho_yj = (1/n_y) sum_{t in y} (w_t - mean w) P_tj / Q_yj        0 for a given centroid
-        dL/dz_sj = P_sj [w_s (d_sj - KL_s) - (rho_yj - sum_i P_si rho_yi)] / tau
+    rho_yj = (1/n_y) sum_{t in y} (w_t - mean w) P_tj / Q_yj        0 for a given centroid
+    dL/dz_sj = P_sj [w_s (d_sj - KL_s) - (rho_yj - sum_i P_si rho_yi)] / tau
     """
     log_p = log_probabilities(features, problem.temperature)
     p = log_p.exp()

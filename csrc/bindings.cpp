@@ -50,6 +50,18 @@ void cpu_cmi(Address features, int dtype, int64_t rows, int64_t channels, int64_
   if (status != CMIK_OK) throw std::runtime_error("cmikernels: unknown status of the CPU kernel");
 }
 
+py::tuple label_bounds(Address labels, int64_t rows) {
+  int64_t low, high;
+  cmik_label_bounds(at<const int64_t>(labels), rows, &low, &high);
+  return py::make_tuple(low, high);
+}
+
+bool index_labels(Address labels, int64_t rows, int64_t classes, Address offsets, Address order) {
+  py::gil_scoped_release release;
+  return cmik_index_labels(at<const int64_t>(labels), rows, classes, at<int64_t>(offsets),
+                           at<int64_t>(order)) == 1;
+}
+
 py::dict cpu_info() {
   py::dict info;
   info["isa"] = cmik_cpu_isa();
@@ -62,5 +74,7 @@ py::dict cpu_info() {
 PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
   module.doc() = "Native kernels of cmikernels. Addresses are integers; nothing is checked.";
   module.def("cpu_cmi", &cpu_cmi, "One call of the CPU kernel; see csrc/include/cmikernels.h.");
+  module.def("label_bounds", &label_bounds, "Smallest and largest label.");
+  module.def("index_labels", &index_labels, "Rows by class; whether they were sorted already.");
   module.def("cpu_info", &cpu_info, "Instruction set and threads of the CPU kernel.");
 }

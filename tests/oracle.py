@@ -75,7 +75,7 @@ class Oracle:
 
     def gradient(self, grad_value: Tensor | None = None) -> Tensor:
         """d<grad_value, value>/d features in float64; grad_value None means ones."""
-        w = self._row_weights(torch.ones_like(self.value) if grad_value is None else grad_value)
+        w = self.row_weights(torch.ones_like(self.value) if grad_value is None else grad_value)
         w = w[:, None]
         score = w * (self.d - self.row_kl[:, None])
         if self.own:
@@ -87,7 +87,8 @@ class Oracle:
                     score[rows] -= rho - (self.p[rows] * rho).sum(1, keepdim=True)
         return self.p * score / self.temperature
 
-    def _row_weights(self, grad_value: Tensor) -> Tensor:
+    def row_weights(self, grad_value: Tensor) -> Tensor:
+        """dL/dKL of every row, `(N,)`."""
         g = grad_value.detach().cpu().double()
         if self.reduction == "none":
             return g.reshape(-1) * self.weight

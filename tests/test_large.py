@@ -20,7 +20,9 @@ NEEDED = 14 * 10**9
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping."""
+    """Bytes that can be had without swapping; 0 where the system does not say."""
+    if "SC_AVPHYS_PAGES" not in os.sysconf_names:
+        return 0
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

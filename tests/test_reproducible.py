@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cmikernels import class_centroids
 from tests.compare import value_and_gradient
-from tests.tables import DTYPES, FUSED, REDUCTIONS, make_features, make_labels
+from tests.tables import DEVICE_OF, DTYPES, FUSED, REDUCTIONS, make_features, make_labels
 
 # Few large classes are split over threads, many small ones dealt out to them.
 SHAPES = {
@@ -30,7 +30,9 @@ def everything(backend: str, dtype: torch.dtype, name: str, reduction: str) -> l
     for classes in (labels, labels.sort().values):
         options: dict[str, Any] = {"num_classes": len(sizes), "temperature": 0.9}
         results += value_and_gradient(backend, features, classes, reduction=reduction, **options)
-        results.append(class_centroids(features, classes, backend=backend, **options))
+        device = DEVICE_OF[backend]
+        own = class_centroids(features.to(device), classes.to(device), backend=backend, **options)
+        results.append(own.cpu())
     return results
 
 

@@ -15,7 +15,11 @@ from cmikernels.problem import Problem
 
 
 class Backend(Protocol):
-    """What a backend module offers. `features` is `(N, M)` with any strides, and is only read."""
+    """What a backend module offers.
+
+    `features` is `(N, M)`, or `(..., C, n, M)` where the problem has no ClassIndex, of any strides,
+    and only read. Gradients come back in its shape and dtype, contiguous.
+    """
 
     NAME: str
 
@@ -28,7 +32,7 @@ class Backend(Protocol):
     def forward(
         self, features: Tensor, problem: Problem, with_gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Reduced value, and the `(N, M)` gradient of its sum where asked for and cheap."""
+        """Reduced value, flat, and the gradient of its sum where asked for and cheap."""
 
     def scale(self, gradient: Tensor, problem: Problem, grad_value: Tensor) -> Tensor | None:
         """Turn forward's gradient, to be used up, into d<grad_value, value>/d features.
@@ -37,7 +41,7 @@ class Backend(Protocol):
         """
 
     def backward(self, features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
-        """d<grad_value, value>/d features from scratch, `(N, M)`."""
+        """d<grad_value, value>/d features from scratch."""
 
     def centroids(self, features: Tensor, problem: Problem) -> Tensor:
         """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""

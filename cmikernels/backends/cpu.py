@@ -5,13 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cmikernels.problem import REDUCTIONS, Problem, arithmetic_dtype
-
-try:
-    import cmikernels._native as _native
-except ImportError as error:  # a source tree without its build
-    _native = None  # type: ignore[assignment]
-    _IMPORT_ERROR = str(error)
+from cmikernels.native import IMPORT_ERROR, native
+from cmikernels.problem import REDUCTIONS, Problem, arithmetic_dtype, as_rows
 
 NAME = "cpu"
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -23,14 +18,14 @@ def obstacle(device_type: str) -> str | None:
     """Why this backend cannot serve tensors of that device type; None when it can."""
     if device_type != "cpu":
         return "it computes CPU tensors only"
-    if _native is None:
-        return f"the native extension is not built ({_IMPORT_ERROR}); run: pip install ."
+    if native is None:
+        return f"the native extension is not built ({IMPORT_ERROR}); run: pip install ."
     return None
 
 
 def describe() -> str:
     """How it will run here."""
-    info = _native.cpu_info()
+    info = native.cpu_info()
     return f"{info['isa']} kernels, {torch.get_num_threads()} threads ({info['threading']})"
 
 
@@ -60,7 +55,8 @@ def scale(gradient: Tensor, problem: Problem, grad_value: Tensor) -> Tensor | No
     if gradient.dtype in _HALF:
         return None
     if problem.classes is None:
-        gradient.view(problem.num_classes, -1).mul_(grad_value.view(-1, 1))
+        rows = gradient.view(problem.num_classes, -1)
+        rows.mul_(grad_value.view(-1, 1))
         return gradient
     return gradient.mul_(grad_value[problem.classes.labels].unsqueeze(1))
 
@@ -75,7 +71,7 @@ def backward(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
 
 def centroids(features: Tensor, problem: Problem) -> Tensor:
     """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
-    shape = (problem.num_classes, features.shape[1])
+    shape = (problem.num_classes, features.shape[-1])
     result = torch.empty(shape, dtype=arithmetic_dtype(features.dtype))
     _run(features, problem, mean_probabilities=result)
     return result
@@ -94,12 +90,15 @@ def _run(
     if classes is not None:
         offsets = classes.offsets.data_ptr()
         order = 0 if classes.order is None else classes.order.data_ptr()
-    rows, channels = features.shape
-    row_stride, channel_stride = features.stride()
-    _native.cpu_cmi(
+    channels = features.shape[-1]
+    row_stride, channel_stride = channels, 1
+    if not features.is_contiguous():
+        features = as_rows(features)
+        row_stride, channel_stride = features.stride()
+    native.cpu_cmi(
         features.data_ptr(),
         _DTYPE_CODES[features.dtype],
-        rows,
+        problem.num_rows,
         channels,
         row_stride,
         channel_stride,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cmikernels.problem import Problem, arithmetic_dtype
+from cmikernels.problem import Problem, arithmetic_dtype, as_rows
 from cmikernels.reference import (
     closed_form_gradient,
     log_centroids,
@@ -29,7 +29,7 @@ def forward(
     features: Tensor, problem: Problem, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Value, and no gradient: backward makes it."""
-    value = reference_cmi(features.detach(), problem)
+    value = reference_cmi(as_rows(features.detach()), problem)
     return value.to(arithmetic_dtype(features.dtype)), None
 
 
@@ -41,11 +41,11 @@ def scale(gradient: Tensor, problem: Problem, grad_value: Tensor) -> Tensor | No
 def backward(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
     """The closed form."""
     row_weights = problem.row_weights(grad_value)
-    result = closed_form_gradient(features.detach(), problem, row_weights)
-    return result.to(features.dtype).contiguous()
+    result = closed_form_gradient(as_rows(features.detach()), problem, row_weights)
+    return result.to(features.dtype).contiguous().view(features.shape)
 
 
 def centroids(features: Tensor, problem: Problem) -> Tensor:
     """Mean probabilities of each class, `(C, M)`, differentiable."""
-    log_p = log_probabilities(features, problem.temperature)
+    log_p = log_probabilities(as_rows(features), problem.temperature)
     return log_centroids(log_p, problem).exp().to(arithmetic_dtype(features.dtype))

@@ -1,4 +1,8 @@
-// Which of the kernels built in can run on this processor; asked once.
+// Which of the kernels built in can run on this processor; asked once. CMIKERNELS_CPU_ISA may name a
+// lesser one than the best, for tests and for comparisons.
+#include <cstdlib>
+#include <cstring>
+
 #include "job.hpp"
 
 namespace cmik {
@@ -17,14 +21,19 @@ struct Isa {
 };
 
 Isa detect() {
+  const char* wanted = std::getenv("CMIKERNELS_CPU_ISA");
+  const auto allowed = [wanted](const char* name) {
+    return !wanted || !*wanted || std::strcmp(wanted, name) == 0;
+  };
 #if defined(CMIK_X86)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  if (allowed("avx512") && avx2 && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl"))
     return {"avx512", kernels_avx512};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c"))
-    return {"avx2", kernels_avx2};
+  if (allowed("avx2") && avx2) return {"avx2", kernels_avx2};
 #endif
   return {"baseline", kernels_baseline};
 }

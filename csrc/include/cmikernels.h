@@ -41,6 +41,14 @@ typedef struct cmik_problem {
 /* Compute on the CPU, on the calling thread and up to threads - 1 others. */
 int cmik_cpu_run(const cmik_problem* problem);
 
+/* Smallest and largest of at least one label. */
+void cmik_label_bounds(const int64_t* labels, int64_t rows, int64_t* low, int64_t* high);
+
+/* Rows by class, each class's in their order: offsets (classes + 1) and order (rows). Labels lie in
+ * [0, classes). Returns 1 where they are sorted already; order is then left as it was. */
+int cmik_index_labels(const int64_t* labels, int64_t rows, int64_t classes, int64_t* offsets,
+                      int64_t* order);
+
 /* The instruction set the CPU kernels use here: "avx512", "avx2" or "baseline". */
 const char* cmik_cpu_isa(void);
 

@@ -1,0 +1,43 @@
+# Two commands: `make demo` and `make test`. Each makes its own environment in .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*)
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.h)
+
+.PHONY: demo test bench lint format sanitize clean
+
+demo: $(READY)  ## show what the library does, on real data, in about a minute
+	$(BIN)/python -m bench.demo
+
+test: $(READY)  ## the whole test suite
+	CMIKERNELS_REQUIRE_NATIVE=1 $(BIN)/pytest $(PYTEST_ARGS)
+
+bench: $(READY)  ## record the measurements that bench/README.md shows; leave the machine alone
+	$(BIN)/python -m bench.kernels --sweeps ipc channels classes
+	$(BIN)/python -m bench.accuracy
+	$(BIN)/python -m bench.overhead
+	$(BIN)/python -m bench.render
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+sanitize: $(READY)  ## the native core under AddressSanitizer and UndefinedBehaviorSanitizer
+	tests/sanitize.sh $(BIN)/python
+
+$(READY): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench,test,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist out
