@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["IMPORT_ERROR", "native"]
+
 IMPORT_ERROR = ""
 try:
     import cmikernels._native as native

@@ -1,4 +1,5 @@
-// Labels to class order by counting: one read of the labels, and a second where they are not sorted.
+// Labels to class order by counting: one read of the labels, and a second where they are not
+// sorted.
 #include <algorithm>
 #include <cstring>
 

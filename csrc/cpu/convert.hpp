@@ -40,7 +40,8 @@ inline void widen(const S* row, int64_t stride, int64_t channels, T* values) {
   if constexpr (std::is_same_v<S, Float16>)
     if (stride == 1)
       for (; j + 16 <= channels; j += 16)
-        _mm512_storeu_ps(values + j, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(row + j))));
+        _mm512_storeu_ps(values + j,
+                         _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(row + j))));
 #elif defined(__F16C__)
   if constexpr (std::is_same_v<S, Float16>)
     if (stride == 1)

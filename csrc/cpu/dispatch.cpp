@@ -1,5 +1,5 @@
-// Which of the kernels built in can run on this processor; asked once. CMIKERNELS_CPU_ISA may name a
-// lesser one than the best, for tests and for comparisons.
+// Which of the kernels built in can run on this processor; asked once. CMIKERNELS_CPU_ISA may name
+// a lesser one than the best, for tests and for comparisons.
 #include <cstdlib>
 #include <cstring>
 

@@ -101,8 +101,8 @@ inline Peak<T> row_peak(const T* z, int64_t channels, T scale) {
   }
   Peak<T> peak;
   peak.value = horizontal_max<T>(top[0]);
-  const BitsOf<T> largest_bits = fold<kWidth<T> / 2, BitsOf<T>>(
-      magnitude[0], [](Bits a, Bits b) { return a > b ? a : b; });
+  const BitsOf<T> largest_bits =
+      fold<kWidth<T> / 2, BitsOf<T>>(magnitude[0], [](Bits a, Bits b) { return a > b ? a : b; });
   T largest;
   __builtin_memcpy(&largest, &largest_bits, sizeof largest);
   // No entry is further below the peak than the peak's distance to -largest.
@@ -246,8 +246,7 @@ inline void row_gradient(const T* z, const T* e, int64_t channels,
     sweep<T>(
         0, channels, [&](int64_t j, int) { store_streaming(g + j, value(load(z + j), j)); }, tail);
   else
-    sweep<T>(
-        0, channels, [&](int64_t j, int) { store(g + j, value(load(z + j), j)); }, tail);
+    sweep<T>(0, channels, [&](int64_t j, int) { store(g + j, value(load(z + j), j)); }, tail);
 }
 
 // Kernels for features stored as S and computed in T.
@@ -410,8 +409,8 @@ struct Passes {
     for (int64_t r = begin; r < end; ++r) {
       T* e = reinterpret_cast<T*>(scratch.tile) +
              (tile_base < 0 ? 0 : r - tile_base) * padded<T>(job.problem.channels);
-      const auto finish = stats[rows.first + r].tame ? finish_row<true, Weighted>
-                                                     : finish_row<false, Weighted>;
+      const auto finish =
+          stats[rows.first + r].tame ? finish_row<true, Weighted> : finish_row<false, Weighted>;
       block_value += finish(job, rows, r, state, scratch, e, tile_base < 0, expect_small);
     }
     if (job.stream) streaming_fence();
@@ -454,10 +453,10 @@ struct Passes {
 
     log_ratio.offset = T(row.log_sum - state.level + kl);
     const double mass = distinct * double(row.inverse_sum) / p.temperature;
-    const double w = p.row_weights                 ? row_weight(p, position)
-                     : p.reduction == CMIK_MEAN    ? p.weight / double(p.rows)
+    const double w = p.row_weights               ? row_weight(p, position)
+                     : p.reduction == CMIK_MEAN  ? p.weight / double(p.rows)
                      : p.reduction == CMIK_CLASS ? p.weight / double(rows.count)
-                                                   : p.weight;
+                                                 : p.weight;
     S* out = static_cast<S*>(p.gradient) + target_row * channels;
     T* g;
     if constexpr (std::is_same_v<S, T>)

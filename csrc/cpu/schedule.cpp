@@ -1,9 +1,9 @@
 // One call on the CPU: plan, workspace, tasks for the threads, and the sums of their results.
 //
-// Classes need nothing from one another, so a task is normally a range of whole classes. Where there
-// are too few of them to keep the threads busy, a class is split: its blocks' first passes are
-// tasks, then its blocks' second passes. Tasks are claimed in order, and a second pass waits for
-// first passes that stand before it in the list and so are done or in some thread's hands.
+// Classes need nothing from one another, so a task is normally a range of whole classes. Where
+// there are too few of them to keep the threads busy, a class is split: its blocks' first passes
+// are tasks, then its blocks' second passes. Tasks are claimed in order, and a second pass waits
+// for first passes that stand before it in the list and so are done or in some thread's hands.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -292,9 +292,8 @@ class Run {
     void* state = &split_states_[size_t(task.split)];
     Scratch& scratch = scratch_[size_t(slot)];
     s.block_value[task.block] =
-        job_.problem.centroids
-            ? both_passes(s.rows, task.block, state, scratch)
-            : kernels_.second_pass(job_, s.rows, task.block, state, scratch, -1);
+        job_.problem.centroids ? both_passes(s.rows, task.block, state, scratch)
+                               : kernels_.second_pass(job_, s.rows, task.block, state, scratch, -1);
   }
 
   // Sums in class and block order, whoever computed the parts.
@@ -309,7 +308,8 @@ class Run {
     T* value = static_cast<T*>(p.value);
     if (p.reduction == CMIK_CLASS) {
       for (int64_t c = 0; c < p.classes; ++c)
-        value[c] = T(class_value_[c] * p.weight / double(std::max<int64_t>(class_rows(p, c).count, 1)));
+        value[c] =
+            T(class_value_[c] * p.weight / double(std::max<int64_t>(class_rows(p, c).count, 1)));
       return;
     }
     double sum = 0;
@@ -339,7 +339,8 @@ class Run {
 void ask_for_huge_pages(void* buffer, int64_t bytes) {
 #if defined(__linux__)
   if (bytes < kLargeBytes) return;
-  const uintptr_t page = 4096, start = (reinterpret_cast<uintptr_t>(buffer) + page - 1) & ~(page - 1);
+  const uintptr_t page = 4096,
+                  start = (reinterpret_cast<uintptr_t>(buffer) + page - 1) & ~(page - 1);
   const uintptr_t end = (reinterpret_cast<uintptr_t>(buffer) + uintptr_t(bytes)) & ~(page - 1);
   madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
 #else

@@ -1,8 +1,9 @@
-// Torch's CPU threads belong to an OpenMP runtime that it loaded; its workers spin for a while after
-// each parallel region. A second pool would fight them for the cores, so this one is used: its entry
-// point is looked up in the running process and nothing is linked. Where there is none (no torch, or
-// a runtime with another interface) or where it cannot work (a forked child, whose copy of the pool
-// has no threads), threads are made for the call, which pays for larger problems only.
+// Torch's CPU threads belong to an OpenMP runtime that it loaded; its workers spin for a while
+// after each parallel region. A second pool would fight them for the cores, so this one is used:
+// its entry point is looked up in the running process and nothing is linked. Where there is none
+// (no torch, or a runtime with another interface) or where it cannot work (a forked child, whose
+// copy of the pool has no threads), threads are made for the call, which pays for larger problems
+// only.
 #include "threads.hpp"
 
 #include <atomic>

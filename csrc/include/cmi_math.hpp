@@ -3,9 +3,9 @@
 //   KL_s = sum_j P_sj d_sj,  d = log P - log Q                        (direct form)
 //        = sum_j Q_j f(d_sj) + (1 - sum_j Q_j),  f(d) = e^d (d - 1) + 1   (non-negative form)
 //
-// Rounding in the direct form is absolute, about 1e-7 of 1, so it serves rows whose KL is well above
-// that. Below `direct_form_floor` the non-negative form takes over: every term is computed to full
-// relative accuracy, by its series where |d| <= `series_reach` and as P d - P + Q beyond.
+// Rounding in the direct form is absolute, about 1e-7 of 1, so it serves rows whose KL is well
+// above that. Below `direct_form_floor` the non-negative form takes over: every term is computed to
+// full relative accuracy, by its series where |d| <= `series_reach` and as P d - P + Q beyond.
 #pragma once
 
 #include <cfloat>
@@ -49,7 +49,7 @@ CMIK_SHARED V polynomial(V x, const T (&coefficients)[N]) {
 // f(d) / d^2 for |d| <= series_reach. float: minimax fit, 4e-8 relative; double: Taylor.
 template <class V>
 CMIK_SHARED V divergence_series(V d, float) {
-  constexpr float c[] = {0.49999997f,   0.33333340f,    0.12500057f,    0.033332799f,
+  constexpr float c[] = {0.49999997f,   0.33333340f,    0.12500057f,     0.033332799f,
                          0.0069414773f, 0.00119137904f, 0.000178510789f, 2.18466484e-05f};
   return polynomial(d, c);
 }
