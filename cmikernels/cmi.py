@@ -351,4 +351,4 @@ def _check_centroids(centroids: Tensor, features: Tensor, class_shape: torch.Siz
     if tuple(centroids.shape) not in (full, full[-2:]):
         raise ValueError(f"centroids: expected shape {full}, got {tuple(centroids.shape)}")
     centroids = centroids.detach().to(arithmetic_dtype(features.dtype))
-    return centroids.expand(full).reshape(-1, channels).contiguous()
+    return centroids.expand(full).reshape(-1, channels).contiguous().resolve_neg()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from cmikernels import BackendStatus, available_backends, backends, cmi_value_and_grad, fused_cmi
+from cmikernels import BackendStatus, available_backends, cmi_value_and_grad, fused_cmi
 from cmikernels.backends import choose_backend
 from tests.tables import BACKENDS, DEVICE_OF
 
@@ -74,22 +76,50 @@ def test_an_empty_environment_variable_is_as_good_as_none(
     assert fused_cmi(FEATURES).isfinite()
 
 
-def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends.cpu, "_native", None)
-    monkeypatch.setattr(backends.cpu, "_IMPORT_ERROR", "no such module", raising=False)
-    status = available_backends()["cpu"]
-    assert not status.available
-    assert "no such module" in status.detail
-    with pytest.raises(ValueError, match=r"backend: 'cpu' cannot run .*not built.*no such module"):
-        fused_cmi(FEATURES, backend="cpu")
+# An installation whose compiled core is missing.
+WITHOUT_NATIVE = """
+import sys
+sys.modules["cmikernels._native"] = None  # importing it raises ImportError
+import torch
+from cmikernels import ClassIndex, available_backends, fused_cmi
+
+status = available_backends()["cpu"]
+assert not status.available
+assert "not built" in status.detail and "_native" in status.detail, status.detail
+features, labels = torch.randn(6, 4), torch.tensor([2, 0, 2, 1, 0, 2])
+assert torch.equal(fused_cmi(features, labels), fused_cmi(features, labels, backend="reference"))
+try:
+    fused_cmi(features, labels, backend="cpu")
+except ValueError as error:
+    assert str(error).startswith("backend: 'cpu' cannot run"), error
+    assert "not built" in str(error), error
+else:
+    raise AssertionError("backend='cpu' ran without its kernels")
+index = ClassIndex(labels, 5)
+assert index.order.tolist() == [1, 4, 3, 0, 2, 5]
+assert index.offsets.tolist() == [0, 2, 3, 6, 6, 6]
+assert ClassIndex(labels.sort().values).order is None
+for bad in (labels - 1, labels + 3):
+    try:
+        ClassIndex(bad, 5)
+    except ValueError as error:
+        assert "classes: labels must lie in [0, num_classes) = [0, 5)" in str(error), error
+    else:
+        raise AssertionError("labels out of range were taken")
+"""
 
 
-def test_without_the_native_kernel_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = fused_cmi(FEATURES, backend="reference")
-    monkeypatch.setattr(backends.cpu, "_native", None)
-    monkeypatch.setattr(backends.cpu, "_IMPORT_ERROR", "no such module", raising=False)
-    monkeypatch.delenv("CMIKERNELS_BACKEND", raising=False)
-    assert torch.equal(fused_cmi(FEATURES), expected)
+def test_without_the_native_kernel_the_library_says_so_and_the_reference_serves() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "CMIKERNELS_BACKEND"}
+    finished = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NATIVE],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environment,
+    )
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_every_public_function_takes_a_backend(backend: str) -> None:

@@ -36,6 +36,7 @@ def mixed_features(
     return torch.from_numpy(features).clamp(-largest, largest).to(dtype)
 
 
+@pytest.mark.timeout(3600)
 @settings(max_examples=FINITE_INPUTS)
 @given(
     palette=palettes,

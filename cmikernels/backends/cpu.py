@@ -92,6 +92,8 @@ def _run(
         order = 0 if classes.order is None else classes.order.data_ptr()
     channels = features.shape[-1]
     row_stride, channel_stride = channels, 1
+    if features.is_neg():  # a lazily negated view, whose memory holds the other sign
+        features = features.resolve_neg()
     if not features.is_contiguous():
         features = as_rows(features)
         row_stride, channel_stride = features.stride()

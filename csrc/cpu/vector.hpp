@@ -11,6 +11,7 @@ struct Lanes<float> {
   typedef float Vector __attribute__((vector_size(CMIK_VECTOR_BYTES), may_alias));
   typedef float Unaligned __attribute__((vector_size(CMIK_VECTOR_BYTES), aligned(4), may_alias));
   typedef int32_t Bits __attribute__((vector_size(CMIK_VECTOR_BYTES), may_alias));
+  typedef uint32_t Words __attribute__((vector_size(CMIK_VECTOR_BYTES), may_alias));  // may wrap
   static constexpr int mantissa_bits = 23;
   static constexpr int32_t exponent_bias = 127;
   static constexpr float round_magic = 0x1.8p23f;  // adding it rounds to an integer in the low bits
@@ -20,6 +21,7 @@ struct Lanes<double> {
   typedef double Vector __attribute__((vector_size(CMIK_VECTOR_BYTES), may_alias));
   typedef double Unaligned __attribute__((vector_size(CMIK_VECTOR_BYTES), aligned(8), may_alias));
   typedef int64_t Bits __attribute__((vector_size(CMIK_VECTOR_BYTES), may_alias));
+  typedef uint64_t Words __attribute__((vector_size(CMIK_VECTOR_BYTES), may_alias));
   static constexpr int mantissa_bits = 52;
   static constexpr int64_t exponent_bias = 1023;
   static constexpr double round_magic = 0x1.8p52;
@@ -132,8 +134,8 @@ struct Exponential {
     const Vec<T> whole = rounded - L::round_magic;
     const Vec<T> power = exp2_fraction(x * scale - whole, T(0));
     // Adding to the exponent field multiplies by 2^whole.
-    const auto bits = reinterpret_cast<typename L::Bits>(power) +
-                      (reinterpret_cast<typename L::Bits>(rounded) << L::mantissa_bits);
+    const auto bits = reinterpret_cast<typename L::Words>(power) +
+                      (reinterpret_cast<typename L::Words>(rounded) << L::mantissa_bits);
     return flush_small<T, Tame>(whole, reinterpret_cast<Vec<T>>(bits));
   }
 };
@@ -145,18 +147,18 @@ struct Exponential<float, Tame> {
   float peak, scale;
 
   inline Vec<float> operator()(Vec<float> z) const {
-    using Bits = Lanes<float>::Bits;
+    using Words = Lanes<float>::Words;
     constexpr float magic = Lanes<float>::round_magic / 16;  // rounds to sixteenths
-    // Bits of 2^(k/16), less k where the shift below puts it.
-    constexpr Bits table = {0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532,
+    // Words of 2^(k/16), less k where the shift below puts it.
+    constexpr Words table = {0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532,
                             0x3f75fed7, 0x3f75583f, 0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
                             0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
     const Vec<float> x = z - peak;
     const Vec<float> rounded = x * scale + magic;
     const Vec<float> whole = rounded - magic;
     const Vec<float> r = x * scale - whole;
-    const Bits steps = reinterpret_cast<Bits>(rounded);
-    const Bits entry = reinterpret_cast<Bits>(_mm512_permutexvar_epi32(
+    const Words steps = reinterpret_cast<Words>(rounded);
+    const Words entry = reinterpret_cast<Words>(_mm512_permutexvar_epi32(
         reinterpret_cast<__m512i>(steps), reinterpret_cast<__m512i>(table)));
     const Vec<float> base =
         reinterpret_cast<Vec<float>>(entry + (steps << (Lanes<float>::mantissa_bits - 4)));
