@@ -48,7 +48,8 @@ class ClassIndex:
         check_labels(labels)
         if num_classes is not None:
             check_num_classes(num_classes)
-        labels = labels.detach().to(torch.int64).contiguous().resolve_neg()
+        # A copy, so that the index stays what it was when the caller's labels change.
+        labels = labels.to(torch.int64, copy=True, memory_format=torch.contiguous_format)
         self.labels, self.num_rows = labels, labels.shape[0]
         low, high = (0, -1) if self.num_rows == 0 else _bounds(labels)
         self.num_classes = high + 1 if num_classes is None else num_classes
