@@ -192,21 +192,26 @@ class _FusedCMI(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, problem: Problem, backend: Backend) -> Tensor:
         value, ctx.gradient = backend.forward(features, problem, True)
-        ctx.save_for_backward(features)
+        ctx.save_for_backward(features, problem.centroids)
         ctx.problem, ctx.backend = problem, backend
         return value
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None, None]:
+        problem, backend = ctx.problem, ctx.backend
         if torch.is_grad_enabled():
-            (features,) = ctx.saved_tensors
-            return differentiable_gradient(features, ctx.problem, grad_value), None, None
+            features, _ = ctx.saved_tensors
+            return differentiable_gradient(features, problem, grad_value), None, None
+        features = None
         gradient = ctx.__dict__.pop("gradient", None)
+        if gradient is None:  # handed out before, or left for now
+            features, _ = ctx.saved_tensors
+            _, gradient = backend.forward(features, problem, True)
         if gradient is not None:
-            gradient = ctx.backend.scale(gradient, ctx.problem, grad_value)
+            gradient = backend.scale(gradient, problem, grad_value)
         if gradient is None:
-            (features,) = ctx.saved_tensors
-            gradient = ctx.backend.backward(features, ctx.problem, grad_value)
+            features = ctx.saved_tensors[0] if features is None else features
+            gradient = backend.backward(features, problem, grad_value)
         return gradient, None, None
 
 
@@ -231,13 +236,11 @@ def _check_options(temperature: float, weight: float, reduction: str) -> None:
     for name, number in (("temperature", temperature), ("weight", weight)):
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise TypeError(f"{name}: expected a number, got {type(number).__name__}")
-        if not math.isfinite(number):
-            raise ValueError(f"{name}: expected a finite number, got {number}")
     # Beyond these bounds 1 / tau or the scaled gradient leaves float32.
     if not 1e-30 <= temperature <= 1e30:
         raise ValueError(f"temperature: expected a number in [1e-30, 1e30], got {temperature}")
     if not -1e30 <= weight <= 1e30:
-        raise ValueError(f"weight: expected a number in [-1e30, 1e30], got {weight}")
+        raise ValueError(f"weight: expected a finite number in [-1e30, 1e30], got {weight}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
 
@@ -257,8 +260,7 @@ def _check(
     With `lazy` (a compiler is tracing) a labels tensor is handed back unread, for the registered op
     to index at run time; num_classes is then 0 where nothing tells it.
     """
-    if not isinstance(features, Tensor):
-        raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
+    _check_dense("features", features)
     if features.dtype not in FEATURE_DTYPES:
         raise TypeError(
             "features: expected float32, bfloat16, float16 or float64, "
@@ -289,7 +291,7 @@ def _check(
                 f"features: expected (N, M) where classes is given, got shape {tuple(shape)}"
             )
         if num_classes is None and isinstance(classes, Tensor) and centroids is not None:
-            num_classes = centroids.shape[0]
+            num_classes = _rows_of_centroids(centroids)
         if isinstance(classes, ClassIndex):
             index, indexed_rows, device = classes, classes.num_rows, classes.device
             if num_classes is not None and num_classes != index.num_classes:
@@ -331,10 +333,28 @@ def _check(
     return problem, labels
 
 
+def _check_dense(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
+        layout = str(tensor.layout).removeprefix("torch.")
+        raise TypeError(f"{name}: expected a dense tensor, got one of layout {layout}")
+
+
+def _rows_of_centroids(centroids: Tensor) -> int:
+    """Number of classes that centroids are for, where nothing else tells it."""
+    _check_dense("centroids", centroids)
+    if centroids.dim() != 2 or centroids.shape[0] == 0:
+        raise ValueError(
+            "centroids: expected shape (C, M) with at least one class, "
+            f"got {tuple(centroids.shape)}"
+        )
+    return centroids.shape[0]
+
+
 def _check_centroids(centroids: Tensor, features: Tensor, class_shape: torch.Size) -> Tensor:
     """Centroids as `(C, M)` contiguous in the arithmetic dtype."""
-    if not isinstance(centroids, Tensor):
-        raise TypeError(f"centroids: expected a tensor, got {type(centroids).__name__}")
+    _check_dense("centroids", centroids)
     if centroids.dtype not in FEATURE_DTYPES:
         raise TypeError(f"centroids: expected a floating-point tensor, got {centroids.dtype}")
     if centroids.requires_grad and torch.is_grad_enabled():

@@ -21,7 +21,11 @@ from cmikernels.problem import Problem, arithmetic_dtype
 
 
 def cmi(features: Tensor, labels: Tensor | None, problem: Problem, backend: str | None) -> Tensor:
-    """Call the registered op; `labels` where the problem has no ClassIndex yet."""
+    """Call the registered op; `labels` where the problem has no ClassIndex yet.
+
+    The op's own weight stays 1, because every new number among its arguments compiles anew, and a
+    weight may follow a schedule.
+    """
     index = problem.classes
     value: Tensor = _cmi(
         features,
@@ -31,12 +35,12 @@ def cmi(features: Tensor, labels: Tensor | None, problem: Problem, backend: str 
         problem.centroids,
         problem.num_classes,
         float(problem.temperature),
-        float(problem.weight),
+        1.0,
         problem.reduction,
         backend,
         _keeps_gradient(features, problem.reduction),
     )[0]
-    return value
+    return value * problem.weight
 
 
 def _keeps_gradient(features: Tensor, reduction: str) -> bool:

@@ -42,7 +42,7 @@ class Problem:
     @property
     def rows_per_class(self) -> int:
         """Rows in each class where all classes are equal."""
-        return self.num_rows // self.num_classes
+        return self.num_rows // max(self.num_classes, 1)
 
     @property
     def row_scale(self) -> float:

@@ -93,7 +93,7 @@ def closed_form_gradient(features: Tensor, problem: Problem, row_weights: Tensor
 def class_mean(rows: Tensor, problem: Problem) -> Tensor:
     """Every row replaced by the mean over its class; same shape."""
     if problem.classes is None:
-        grouped = rows.view(problem.num_classes, -1, rows.shape[1])
+        grouped = rows.view(problem.num_classes, problem.rows_per_class, rows.shape[1])
         return grouped.mean(dim=1, keepdim=True).expand_as(grouped).reshape(rows.shape)
     labels = problem.classes.labels
     sums = rows.new_zeros(problem.num_classes, rows.shape[1]).index_add(0, labels, rows)
@@ -107,7 +107,7 @@ def reduce_rows(row_kl: Tensor, problem: Problem) -> Tensor:
     if problem.reduction != "class":
         return row_kl.sum() * problem.row_scale
     if problem.classes is None:
-        return row_kl.view(problem.num_classes, -1).sum(1) * problem.row_scale
+        return row_kl.view(problem.num_classes, problem.rows_per_class).sum(1) * problem.row_scale
     sums = row_kl.new_zeros(problem.num_classes).index_add(0, problem.classes.labels, row_kl)
     return sums * problem.weight / problem.classes.counts().clamp_min(1)
 

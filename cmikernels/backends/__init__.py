@@ -70,16 +70,19 @@ def available_backends() -> dict[str, BackendStatus]:
 
 def choose_backend(name: str | None, device_type: str) -> Backend:
     """The backend asked for by name or environment, else the fastest that can serve the device."""
-    name = name or os.environ.get(ENVIRONMENT_VARIABLE)
+    source = "backend"
+    if name is None:
+        name = os.environ.get(ENVIRONMENT_VARIABLE) or None
+        source = ENVIRONMENT_VARIABLE
     if name is None:
         for backend in _BACKENDS.values():
             if backend.obstacle(device_type) is None:
                 return backend
     if name not in _BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)} or None, got {name!r}")
+        raise ValueError(f"{source}: expected one of {', '.join(_BACKENDS)}, got {name!r}")
     reason = _BACKENDS[name].obstacle(device_type)
     if reason is not None:
         raise ValueError(
-            f"backend: {name!r} cannot run on a tensor of device {device_type}: {reason}"
+            f"{source}: {name!r} cannot run on a tensor of device {device_type}: {reason}"
         )
     return _BACKENDS[name]

@@ -368,7 +368,7 @@ struct Passes {
     Vec<T> highest = Vec<T>{};
     for (int64_t j = 0; j < width; j += kWidth<T>)
       highest = maximum<T>(load(state.centroid + j), highest);
-    const T top = horizontal_max<T>(highest);
+    const T top = std::fmin(horizontal_max<T>(highest), T(1));  // a given one may be beyond 1
     state.level = -std::log(double(top));
     const T share = T(1 / double(top));
     for (int64_t j = 0; j < width; j += kWidth<T>) {
