@@ -192,6 +192,7 @@ class _FusedCMI(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, problem: Problem, backend: Backend) -> Tensor:
         value, ctx.gradient = backend.forward(features, problem, True)
+        ctx.has_gradient = ctx.gradient is not None
         ctx.save_for_backward(features, problem.centroids)
         ctx.problem, ctx.backend = problem, backend
         return value
@@ -204,7 +205,7 @@ class _FusedCMI(torch.autograd.Function):
             return differentiable_gradient(features, problem, grad_value), None, None
         features = None
         gradient = ctx.__dict__.pop("gradient", None)
-        if gradient is None:  # handed out before, or left for now
+        if gradient is None and ctx.has_gradient:  # handed out before
             features, _ = ctx.saved_tensors
             _, gradient = backend.forward(features, problem, True)
         if gradient is not None:

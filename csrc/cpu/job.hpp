@@ -40,15 +40,18 @@ struct ClassState {
 
 // One thread's workspace.
 struct Scratch {
-  char* tile;      // exponentials of the rows at hand
-  char* row;       // one row converted to the arithmetic type
-  char* gradient;  // one gradient row before it is rounded to the features' type
+  char* tile;       // exponentials of the rows at hand
+  char* rows;       // two rows converted to the arithmetic type
+  char* gradients;  // two gradient rows before they are rounded to the features' type
 };
 
 struct Job {
   cmik_problem problem;
-  void* row_stats;  // RowStats<T>, (N) by class-sorted position
-  bool stream;      // gradient rows go past the caches
+  void* row_stats;        // RowStats<T>, (N) by class-sorted position
+  double inverse_tau;     // 1 / temperature
+  double exponent_scale;  // log2(e) / temperature
+  double row_scale;       // of a row's KL in the value, but for the reduction "class"
+  bool stream;            // gradient rows go past the caches
 };
 
 // Rows of a workspace start at multiples of this many bytes.

@@ -34,6 +34,8 @@ namespace CMIK_ISA {
 
 // Vectors in flight at once, to cover the latency of dependent additions.
 constexpr int kUnroll = 4;
+// Rows finished together: they share loads of the class's columns and hide one another's latencies.
+constexpr int kPair = 2;
 // Channels summed in the arithmetic type before the sum moves to double.
 constexpr int64_t kChunk = 4096;
 // Rows whose exponentials are added to the centroid in one sweep.
@@ -49,25 +51,23 @@ int64_t padded(int64_t channels) {
   return (channels + lanes - 1) / lanes * lanes;
 }
 
-// Call f(j, k) for full vectors at channel j, adding into accumulator k, and tail(j, count) for the
-// channels left over.
-template <class T, class Full, class Tail>
+// Call f(j, k) for full vectors at channel j, adding into accumulator k < Unroll, and
+// tail(j, count) for the channels left over.
+template <class T, int Unroll = kUnroll, class Full, class Tail>
 inline void sweep(int64_t begin, int64_t end, Full&& f, Tail&& tail) {
   constexpr int64_t W = kWidth<T>;
   int64_t j = begin;
-  for (; j + kUnroll * W <= end; j += kUnroll * W) {
-    f(j, 0);
-    f(j + W, 1);
-    f(j + 2 * W, 2);
-    f(j + 3 * W, 3);
-  }
+  for (; j + Unroll * W <= end; j += Unroll * W)
+    for (int k = 0; k < Unroll; ++k) f(j + k * W, k);
   for (; j + W <= end; j += W) f(j, 0);
   if (j < end) tail(j, end - j);
 }
 
-template <class T>
-inline Vec<T> combine(const Vec<T> (&sums)[kUnroll]) {
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+template <class T, int N>
+inline Vec<T> combine(const Vec<T> (&sums)[N]) {
+  Vec<T> total = sums[0];
+  for (int k = 1; k < N; ++k) total += sums[k];
+  return total;
 }
 
 template <class T>
@@ -115,9 +115,11 @@ inline Peak<T> row_peak(const T* z, int64_t channels, T scale) {
   return peak;
 }
 
-// e = exp((z - peak) / tau) with zeros up to the padding; returns the sum.
+// e = exp((z - peak) / tau) with zeros up to the padding; returns the sum. Meanwhile the memory at
+// `next` is called for: arithmetic hides its way here.
 template <class T, bool Tame>
-inline double row_exponentials_as(const T* z, int64_t channels, T peak, T scale, T* e) {
+inline double row_exponentials_as(const T* z, int64_t channels, T peak, T scale, T* e,
+                                  const char* next) {
   const Exponential<T, Tame> exponential{peak, scale};
   double total = 0;
   for (int64_t begin = 0; begin < channels; begin += kChunk) {
@@ -129,6 +131,7 @@ inline double row_exponentials_as(const T* z, int64_t channels, T peak, T scale,
           const Vec<T> value = exponential(load(z + j));
           store(e + j, value);
           sums[k] += value;
+          __builtin_prefetch(next + j * int64_t(sizeof(T)));
         },
         [&](int64_t j, int64_t count) {
           const Exponential<T, false> any{peak, scale};
@@ -146,9 +149,10 @@ inline double row_exponentials_as(const T* z, int64_t channels, T peak, T scale,
 }
 
 template <class T>
-inline double row_exponentials(const T* z, int64_t channels, T peak, T scale, bool tame, T* e) {
-  return tame ? row_exponentials_as<T, true>(z, channels, peak, scale, e)
-              : row_exponentials_as<T, false>(z, channels, peak, scale, e);
+inline double row_exponentials(const T* z, int64_t channels, T peak, T scale, bool tame, T* e,
+                               const char* next) {
+  return tame ? row_exponentials_as<T, true>(z, channels, peak, scale, e, next)
+              : row_exponentials_as<T, false>(z, channels, peak, scale, e, next);
 }
 
 // sums_j += sum_r factor_r e_rj over up to four rows.
@@ -172,48 +176,63 @@ inline void add_rows(T* sums, int64_t width, const T* const* e, const T* factor,
 template <class T, bool Tame>
 struct RowLogRatio {
   T peak, inverse_tau, offset;
-  const T* target;
-  inline Vec<T> operator()(Vec<T> z, int64_t j) const {
-    const Vec<T> d = (z - peak) * inverse_tau - load(target + j) - offset;
+  inline Vec<T> operator()(Vec<T> z, Vec<T> target) const {
+    const Vec<T> d = (z - peak) * inverse_tau - target - offset;
     if constexpr (Tame) return d;
     return maximum<T>(Vec<T>{} + T(kLowest), d);
   }
 };
 
-// sum_j e_j d_j and, with row weights, sum_j e_j rho_j.
-template <class T, bool Tame, bool Weighted>
-inline double row_direct(const T* z, const T* e, int64_t channels,
-                         const RowLogRatio<T, Tame>& log_ratio, const T* rho, double& rho_sum) {
-  double total = 0;
-  rho_sum = 0;
+// The rows at hand: entries, exponentials and what makes d of them.
+template <class T, bool Tame, int R>
+struct Rows {
+  const T* z[R];
+  const T* e[R];
+  RowLogRatio<T, Tame> log_ratio[R];
+};
+
+// sums_r = sum_j e_rj d_rj and, with row weights, rho_sums_r = sum_j e_rj rho_j.
+template <class T, bool Tame, bool Weighted, int R>
+inline void rows_direct(const Rows<T, Tame, R>& at_hand, int64_t channels, const T* target,
+                        const T* rho, double (&sums)[R], double (&rho_sums)[R]) {
+  const Rows<T, Tame, R> rows = at_hand;  // kept in registers
+  constexpr int unroll = kUnroll / R;
+  for (int r = 0; r < R; ++r) sums[r] = rho_sums[r] = 0;
   for (int64_t begin = 0; begin < channels; begin += kChunk) {
     const int64_t end = begin + kChunk < channels ? begin + kChunk : channels;
-    Vec<T> sums[kUnroll] = {}, rho_sums[kUnroll] = {};
-    const auto add = [&](Vec<T> v, int64_t j, int k) {
-      const Vec<T> mass = load(e + j);
-      sums[k] += mass * log_ratio(v, j);
-      if constexpr (Weighted) rho_sums[k] += mass * load(rho + j);
+    Vec<T> parts[R][unroll] = {}, rho_parts[R][unroll] = {};
+    const auto add = [&](Vec<T> v, int r, int64_t j, int k) {
+      const Vec<T> mass = load(rows.e[r] + j);
+      parts[r][k] += mass * rows.log_ratio[r](v, load(target + j));
+      if constexpr (Weighted) rho_parts[r][k] += mass * load(rho + j);
     };
-    sweep<T>(
-        begin, end, [&](int64_t j, int k) { add(load(z + j), j, k); },
-        [&](int64_t j, int64_t count) { add(load_part(z + j, count, log_ratio.peak), j, 0); });
-    total += double(horizontal_sum<T>(combine<T>(sums)));
-    if constexpr (Weighted) rho_sum += double(horizontal_sum<T>(combine<T>(rho_sums)));
+    sweep<T, unroll>(
+        begin, end,
+        [&](int64_t j, int k) {
+          for (int r = 0; r < R; ++r) add(load(rows.z[r] + j), r, j, k);
+        },
+        [&](int64_t j, int64_t count) {
+          for (int r = 0; r < R; ++r)
+            add(load_part(rows.z[r] + j, count, rows.log_ratio[r].peak), r, j, 0);
+        });
+    for (int r = 0; r < R; ++r) {
+      sums[r] += double(horizontal_sum<T>(combine<T>(parts[r])));
+      if constexpr (Weighted) rho_sums[r] += double(horizontal_sum<T>(combine<T>(rho_parts[r])));
+    }
   }
-  return total;
 }
 
 // sum_j Q_j f(d_j), every term to full relative accuracy.
 template <class T, bool Tame>
 inline double row_accurate(const T* z, const T* e, int64_t channels,
-                           const RowLogRatio<T, Tame>& log_ratio, T inverse_sum,
+                           const RowLogRatio<T, Tame>& log_ratio, T inverse_sum, const T* target,
                            const T* centroid) {
   double total = 0;
   for (int64_t begin = 0; begin < channels; begin += kChunk) {
     const int64_t end = begin + kChunk < channels ? begin + kChunk : channels;
     Vec<T> sums[kUnroll] = {};
     const auto add = [&](Vec<T> v, int64_t j, int k) {
-      const Vec<T> d = log_ratio(v, j);
+      const Vec<T> d = log_ratio(v, load(target + j));
       const Vec<T> p = load(e + j) * inverse_sum;
       const Vec<T> q = load(centroid + j);
       const Vec<T> square = d * d;
@@ -229,24 +248,41 @@ inline double row_accurate(const T* z, const T* e, int64_t channels,
   return total;
 }
 
-// g_j = e_j (slope d_j + (lift - tilt rho_j)).
-template <class T, bool Tame, bool Weighted>
-inline void row_gradient(const T* z, const T* e, int64_t channels,
-                         const RowLogRatio<T, Tame>& log_ratio, T slope, T lift, T tilt,
-                         const T* rho, T* g, bool stream) {
-  const auto value = [&](Vec<T> v, int64_t j) -> Vec<T> {
-    const Vec<T> d = log_ratio(v, j);
-    if constexpr (Weighted) return load(e + j) * (d * slope + (lift - load(rho + j) * tilt));
-    return load(e + j) * slope * d;
+// What turns d into gradient: g_j = e_j (slope d_j + (lift - tilt rho_j)).
+template <class T>
+struct RowSlope {
+  T slope, lift, tilt;
+};
+
+template <class T, bool Tame, bool Weighted, int R>
+inline void rows_gradient(const Rows<T, Tame, R>& at_hand, int64_t channels, const T* target,
+                          const T* rho, const RowSlope<T> (&all_slopes)[R],
+                          T* const (&gradients)[R], bool stream) {
+  const Rows<T, Tame, R> rows = at_hand;  // kept in registers, which stores cannot touch
+  RowSlope<T> slopes[R];
+  T* g[R];
+  for (int r = 0; r < R; ++r) slopes[r] = all_slopes[r], g[r] = gradients[r];
+  const auto value = [&](Vec<T> v, int r, int64_t j) -> Vec<T> {
+    const Vec<T> d = rows.log_ratio[r](v, load(target + j));
+    const RowSlope<T>& s = slopes[r];
+    if constexpr (Weighted)
+      return load(rows.e[r] + j) * (d * s.slope + (s.lift - load(rho + j) * s.tilt));
+    return load(rows.e[r] + j) * s.slope * d;
+  };
+  const auto each = [&](int64_t j, auto put) {
+    Vec<T> values[R];  // all before the first store, which might alias what they are made from
+    for (int r = 0; r < R; ++r) values[r] = value(load(rows.z[r] + j), r, j);
+    for (int r = 0; r < R; ++r) put(g[r] + j, values[r]);
   };
   const auto tail = [&](int64_t j, int64_t count) {
-    store_part(g + j, count, value(load_part(z + j, count, log_ratio.peak), j));
+    for (int r = 0; r < R; ++r)
+      store_part(g[r] + j, count,
+                 value(load_part(rows.z[r] + j, count, rows.log_ratio[r].peak), r, j));
   };
   if (stream)
-    sweep<T>(
-        0, channels, [&](int64_t j, int) { store_streaming(g + j, value(load(z + j), j)); }, tail);
+    sweep<T, kUnroll / R>(0, channels, [&](int64_t j, int) { each(j, store_streaming<T>); }, tail);
   else
-    sweep<T>(0, channels, [&](int64_t j, int) { store(g + j, value(load(z + j), j)); }, tail);
+    sweep<T, kUnroll / R>(0, channels, [&](int64_t j, int) { each(j, store<T>); }, tail);
 }
 
 // Kernels for features stored as S and computed in T.
@@ -256,20 +292,19 @@ struct Passes {
     return p.order ? p.order[position] : position;
   }
 
-  static const T* row_values(const cmik_problem& p, int64_t position, Scratch& scratch) {
-    const S* row = static_cast<const S*>(p.features) + source_row(p, position) * p.row_stride;
-    if constexpr (std::is_same_v<S, T>)
-      if (p.channel_stride == 1) return row;
-    T* values = reinterpret_cast<T*>(scratch.row);
-    widen(row, p.channel_stride, p.channels, values);
-    return values;
+  static const char* row_memory(const cmik_problem& p, int64_t position) {
+    return static_cast<const char*>(p.features) +
+           source_row(p, position) * p.row_stride * int64_t(sizeof(S));
   }
 
-  static T exponent_scale(const cmik_problem& p) {
-    // Bounded so that 0 * scale stays 0 for the smallest temperatures.
-    const double scale = 1.44269504088896340736 / p.temperature;
-    const double most = double(std::numeric_limits<T>::max()) / 4;
-    return T(scale < most ? scale : most);
+  // The row in the arithmetic type: where it stands, or converted into one of the scratch rows.
+  static const T* row_values(const cmik_problem& p, int64_t position, Scratch& scratch, int slot) {
+    const S* row = reinterpret_cast<const S*>(row_memory(p, position));
+    if constexpr (std::is_same_v<S, T>)
+      if (p.channel_stride == 1) return row;
+    T* values = reinterpret_cast<T*>(scratch.rows) + slot * padded<T>(p.channels);
+    widen(row, p.channel_stride, p.channels, values);
+    return values;
   }
 
   static double row_weight(const cmik_problem& p, int64_t position) {
@@ -281,7 +316,7 @@ struct Passes {
     const cmik_problem& p = job.problem;
     auto& state = *static_cast<ClassState<T>*>(class_state);
     const int64_t width = padded<T>(p.channels);
-    const T scale = exponent_scale(p);
+    const T scale = T(job.exponent_scale);
     T* tile = reinterpret_cast<T*>(scratch.tile);
     auto* stats = static_cast<RowStats<T>*>(job.row_stats);
     T* sums = state.partial + block * width;
@@ -302,10 +337,12 @@ struct Passes {
       for (double& sum : sums_of_rows) sum = 1;
       for (int64_t i = 0; i < count; ++i) {
         const int64_t position = rows.first + group + i;
-        const T* z = row_values(p, position, scratch);
+        const T* z = row_values(p, position, scratch, 0);
         T* exponentials = tile + (tile_base < 0 ? i : group + i - tile_base) * width;
         const Peak<T> peak = row_peak(z, p.channels, scale);
-        double sum = row_exponentials(z, p.channels, peak.value, scale, peak.tame, exponentials);
+        double sum =
+            row_exponentials(z, p.channels, peak.value, scale, peak.tame, exponentials,
+                             row_memory(p, position + 1 < p.rows ? position + 1 : position));
         if (peak.poisoned) sum = std::numeric_limits<double>::quiet_NaN();
         stats[position].peak = peak.value;
         stats[position].tame = peak.tame;
@@ -401,72 +438,102 @@ struct Passes {
   static double second_pass_as(const Job& job, const ClassRows& rows, int64_t block,
                                const void* class_state, Scratch& scratch, int64_t tile_base) {
     const auto& state = *static_cast<const ClassState<T>*>(class_state);
-    const auto* stats = static_cast<const RowStats<T>*>(job.row_stats);
     const int64_t begin = block * rows.block_rows;
     const int64_t end = begin + rows.block_rows < rows.count ? begin + rows.block_rows : rows.count;
     double block_value = 0;
     bool expect_small = false;  // what the row before was
-    for (int64_t r = begin; r < end; ++r) {
-      T* e = reinterpret_cast<T*>(scratch.tile) +
-             (tile_base < 0 ? 0 : r - tile_base) * padded<T>(job.problem.channels);
-      const auto finish =
-          stats[rows.first + r].tame ? finish_row<true, Weighted> : finish_row<false, Weighted>;
-      block_value += finish(job, rows, r, state, scratch, e, tile_base < 0, expect_small);
-    }
+    int64_t r = begin;
+    for (; r + kPair <= end; r += kPair)
+      block_value +=
+          finish_rows<Weighted, kPair>(job, rows, r, state, scratch, tile_base, expect_small);
+    for (; r < end; ++r)
+      block_value +=
+          finish_rows<Weighted, 1>(job, rows, r, state, scratch, tile_base, expect_small);
     if (job.stream) streaming_fence();
     return block_value;
   }
 
-  // KL and gradient of row r of the class; returns KL.
-  template <bool Tame, bool Weighted>
-  static double finish_row(const Job& job, const ClassRows& rows, int64_t r,
-                           const ClassState<T>& state, Scratch& scratch, T* e, bool cold,
-                           bool& expect_small) {
-    const cmik_problem& p = job.problem;
-    const int64_t position = rows.first + r, channels = p.channels;
-    const RowStats<T>& row = static_cast<const RowStats<T>*>(job.row_stats)[position];
-    const T* z = row_values(p, position, scratch);
-    if (cold) row_exponentials_as<T, Tame>(z, channels, row.peak, exponent_scale(p), e);
+  template <bool Weighted, int R>
+  static double finish_rows(const Job& job, const ClassRows& rows, int64_t first,
+                            const ClassState<T>& state, Scratch& scratch, int64_t tile_base,
+                            bool& expect_small) {
+    bool tame = true;
+    for (int r = 0; r < R; ++r)
+      tame &= static_cast<const RowStats<T>*>(job.row_stats)[rows.first + first + r].tame;
+    return tame ? finish_rows_as<true, Weighted, R>(job, rows, first, state, scratch, tile_base,
+                                                    expect_small)
+                : finish_rows_as<false, Weighted, R>(job, rows, first, state, scratch, tile_base,
+                                                     expect_small);
+  }
 
-    RowLogRatio<T, Tame> log_ratio{row.peak, T(1 / p.temperature), T(row.log_sum - state.level),
-                                   state.target};
-    double kl = 0, rho_mean = 0;
+  // Gradient and value of R rows of the class from `first` on; returns the sum of their KL.
+  template <bool Tame, bool Weighted, int R>
+  static double finish_rows_as(const Job& job, const ClassRows& rows, int64_t first,
+                               const ClassState<T>& state, Scratch& scratch, int64_t tile_base,
+                               bool& expect_small) {
+    constexpr double floor = double(Limits<T>::direct_form_floor);
+    const cmik_problem& p = job.problem;
+    const int64_t channels = p.channels, width = padded<T>(channels);
+    const RowStats<T>* stats = static_cast<const RowStats<T>*>(job.row_stats) + rows.first + first;
+    T* tile = reinterpret_cast<T*>(scratch.tile);
+    Rows<T, Tame, R> at_hand;
+    for (int r = 0; r < R; ++r) {
+      const T* z = row_values(p, rows.first + first + r, scratch, r);
+      T* e = tile + (tile_base < 0 ? r : first + r - tile_base) * width;
+      if (tile_base < 0)
+        row_exponentials_as<T, Tame>(z, channels, stats[r].peak, T(job.exponent_scale), e,
+                                     reinterpret_cast<const char*>(z));
+      at_hand.z[r] = z;
+      at_hand.e[r] = e;
+      at_hand.log_ratio[r] = {stats[r].peak, T(job.inverse_tau), T(stats[r].log_sum - state.level)};
+    }
+
+    double kl[R], rho_mean[R] = {};
     bool accurate = p.value && !Weighted && expect_small;
-    if (!accurate) {
-      kl = row_direct<T, Tame, Weighted>(z, e, channels, log_ratio, state.rho, rho_mean);
-      kl *= double(row.inverse_sum);
-      rho_mean *= double(row.inverse_sum);
-      accurate = p.value && std::fabs(kl) < double(Limits<T>::direct_form_floor);
+    if (!accurate)
+      rows_direct<T, Tame, Weighted, R>(at_hand, channels, state.target, state.rho, kl, rho_mean);
+    for (int r = 0; r < R; ++r) {
+      if (!accurate) {
+        kl[r] *= double(stats[r].inverse_sum);
+        rho_mean[r] *= double(stats[r].inverse_sum);
+        if (!p.value || std::fabs(kl[r]) >= floor) continue;
+      }
+      kl[r] = row_accurate<T, Tame>(at_hand.z[r], at_hand.e[r], channels, at_hand.log_ratio[r],
+                                    stats[r].inverse_sum, state.target, state.centroid) +
+              state.missing_mass;
+      expect_small = std::fabs(kl[r]) < floor;
     }
-    if (accurate) {
-      kl = row_accurate<T, Tame>(z, e, channels, log_ratio, row.inverse_sum, state.centroid);
-      kl += state.missing_mass;
-      expect_small = std::fabs(kl) < double(Limits<T>::direct_form_floor);
-    }
+
     // A class of one row is its own centroid: exactly nothing, or NaN if the row is.
     const double distinct = !p.centroids && rows.count == 1 ? 0 : 1;
-    kl *= distinct;
-    const int64_t target_row = source_row(p, position);
-    if (p.value && p.reduction == CMIK_NONE)
-      static_cast<T*>(p.value)[target_row] = T(p.weight * kl);
-    if (!p.gradient) return kl;
-
-    log_ratio.offset = T(row.log_sum - state.level + kl);
-    const double mass = distinct * double(row.inverse_sum) / p.temperature;
-    const double w = p.row_weights               ? row_weight(p, position)
-                     : p.reduction == CMIK_MEAN  ? p.weight / double(p.rows)
-                     : p.reduction == CMIK_CLASS ? p.weight / double(rows.count)
-                                                 : p.weight;
-    S* out = static_cast<S*>(p.gradient) + target_row * channels;
-    T* g;
-    if constexpr (std::is_same_v<S, T>)
-      g = out;
-    else
-      g = reinterpret_cast<T*>(scratch.gradient);
-    row_gradient<T, Tame, Weighted>(z, e, channels, log_ratio, T(w * mass), T(rho_mean * mass),
-                                    T(mass), state.rho, g, job.stream);
-    if constexpr (!std::is_same_v<S, T>) narrow(g, channels, out);
-    return kl;
+    const double row_scale =
+        p.reduction == CMIK_CLASS ? p.weight / double(rows.count) : job.row_scale;
+    double sum = 0;
+    RowSlope<T> slopes[R];
+    S* out[R];
+    T* g[R];
+    for (int r = 0; r < R; ++r) {
+      kl[r] *= distinct;
+      sum += kl[r];
+      const int64_t position = rows.first + first + r, target_row = source_row(p, position);
+      if (p.value && p.reduction == CMIK_NONE)
+        static_cast<T*>(p.value)[target_row] = T(p.weight * kl[r]);
+      at_hand.log_ratio[r].offset = T(stats[r].log_sum - state.level + kl[r]);
+      const double mass = distinct * double(stats[r].inverse_sum) * job.inverse_tau;
+      const double w = p.row_weights ? row_weight(p, position) : row_scale;
+      slopes[r] = {T(w * mass), T(rho_mean[r] * mass), T(mass)};
+      out[r] = static_cast<S*>(p.gradient) + target_row * channels;
+      if constexpr (std::is_same_v<S, T>)
+        g[r] = out[r];
+      else
+        g[r] = reinterpret_cast<T*>(scratch.gradients) + r * width;
+    }
+    if (!p.gradient) return sum;
+    rows_gradient<T, Tame, Weighted, R>(at_hand, channels, state.target, state.rho, slopes, g,
+                                        job.stream);
+    if constexpr (!std::is_same_v<S, T>)
+      for (int r = 0; r < R; ++r) narrow(g[r], channels, out[r]);
+    return sum;
   }
 
   static constexpr Kernels table{first_pass, start_class, finish_class, second_pass};

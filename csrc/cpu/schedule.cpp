@@ -95,12 +95,19 @@ class Run {
  public:
   Run(const cmik_problem& problem, const Kernels& kernels) : kernels_(kernels) {
     job_.problem = problem;
+    job_.inverse_tau = 1 / problem.temperature;
+    job_.exponent_scale = 1.44269504088896340736 / problem.temperature;
+    job_.row_scale = problem.weight;
+    if (problem.reduction == CMIK_MEAN)
+      job_.row_scale /= double(std::max<int64_t>(problem.rows, 1));
     const int64_t gradient_bytes =
         problem.gradient ? problem.rows * problem.channels * int64_t(sizeof(T)) : 0;
     const bool wide_type = problem.dtype == CMIK_FLOAT32 || problem.dtype == CMIK_FLOAT64;
     job_.stream = wide_type && gradient_bytes >= kLargeBytes &&
                   (problem.channels * int64_t(sizeof(T))) % kAlign == 0 &&
                   reinterpret_cast<uintptr_t>(problem.gradient) % kAlign == 0;
+    gradient_is_tile_ = wide_type && problem.gradient && !problem.order && !job_.stream &&
+                        (problem.channels * int64_t(sizeof(T))) % kAlign == 0;
     width_ = ceil_div(problem.channels * int64_t(sizeof(T)), kAlign) * kAlign / int64_t(sizeof(T));
     const long long worth = problem.rows * problem.channels / elements_worth_a_thread();
     threads_ = int(std::clamp<long long>(worth, 1, std::max(problem.threads, 1)));
@@ -193,8 +200,8 @@ class Run {
     scratch_.resize(size_t(threads_));
     thread_states_.resize(size_t(threads_));
     for (int t = 0; t < threads_; ++t) {
-      scratch_[size_t(t)] = {arena.take<char>(tile_rows_ * row_bytes), arena.take<char>(row_bytes),
-                             arena.take<char>(row_bytes)};
+      scratch_[size_t(t)] = {arena.take<char>(tile_rows_ * row_bytes),
+                             arena.take<char>(2 * row_bytes), arena.take<char>(2 * row_bytes)};
       if (whole_blocks_ > 0) take_state(arena, thread_states_[size_t(t)], whole_blocks_);
     }
     split_states_.resize(splits_.size());
@@ -226,6 +233,21 @@ class Run {
     }
   }
 
+  // Which row of the class stands first in the tile between the passes; -1 where the tile is too
+  // small. A small gradient is a tile itself, which leaves fewer cache lines to hold.
+  int64_t tile_for(const ClassRows& rows, Scratch& scratch) const {
+    if (gradient_is_tile_) return shared_tile_for(rows, scratch);
+    return rows.count <= tile_rows_ ? 0 : -1;
+  }
+
+  // The same where the passes may run on different threads.
+  int64_t shared_tile_for(const ClassRows& rows, Scratch& scratch) const {
+    if (!gradient_is_tile_) return -1;
+    scratch.tile =
+        static_cast<char*>(job_.problem.gradient) + rows.first * width_ * int64_t(sizeof(T));
+    return 0;
+  }
+
   bool wants_second_pass() const { return job_.problem.value || job_.problem.gradient; }
 
   void whole_class(int64_t cls, int slot) {
@@ -238,13 +260,13 @@ class Run {
                     size_t(p.channels) * sizeof(T));
     } else {
       ClassState<T>& state = thread_states_[size_t(slot)];
-      Scratch& scratch = scratch_[size_t(slot)];
+      Scratch scratch = scratch_[size_t(slot)];
       kernels_.start_class(job_, rows, &state);
       if (p.centroids) {
         kernels_.finish_class(job_, rows, cls, &state);
         for (int64_t b = 0; b < rows.blocks; ++b) sum += both_passes(rows, b, &state, scratch);
       } else {
-        const int64_t tile_base = rows.count <= tile_rows_ ? 0 : -1;
+        const int64_t tile_base = tile_for(rows, scratch);
         for (int64_t b = 0; b < rows.blocks; ++b)
           kernels_.first_pass(job_, rows, b, &state, scratch, tile_base);
         kernels_.finish_class(job_, rows, cls, &state);
@@ -280,8 +302,10 @@ class Run {
   }
 
   void run_first(const SplitTask& task, const SplitClass& s, ClassState<T>& state, int slot) {
-    if (!job_.problem.centroids)
-      kernels_.first_pass(job_, s.rows, task.block, &state, scratch_[size_t(slot)], -1);
+    if (job_.problem.centroids) return;
+    Scratch scratch = scratch_[size_t(slot)];
+    kernels_.first_pass(job_, s.rows, task.block, &state, scratch,
+                        shared_tile_for(s.rows, scratch));
   }
 
   void second_task(const SplitTask& task, int slot) {
@@ -290,10 +314,11 @@ class Run {
     for (int spins = 0; !s.ready.load(std::memory_order_acquire); ++spins)
       if (spins > 256) std::this_thread::yield();
     void* state = &split_states_[size_t(task.split)];
-    Scratch& scratch = scratch_[size_t(slot)];
-    s.block_value[task.block] =
-        job_.problem.centroids ? both_passes(s.rows, task.block, state, scratch)
-                               : kernels_.second_pass(job_, s.rows, task.block, state, scratch, -1);
+    Scratch scratch = scratch_[size_t(slot)];
+    s.block_value[task.block] = job_.problem.centroids
+                                    ? both_passes(s.rows, task.block, state, scratch)
+                                    : kernels_.second_pass(job_, s.rows, task.block, state, scratch,
+                                                           shared_tile_for(s.rows, scratch));
   }
 
   // Sums in class and block order, whoever computed the parts.
@@ -322,6 +347,7 @@ class Run {
   Job job_{};
   int64_t width_ = 0, most_rows_ = 0, whole_blocks_ = 0, tile_rows_ = 0;
   int threads_ = 1;
+  bool gradient_is_tile_ = false;
   double* class_value_ = nullptr;
   std::vector<ClassRange> whole_;
   std::vector<SplitTask> split_tasks_;

@@ -151,8 +151,8 @@ struct Exponential<float, Tame> {
     constexpr float magic = Lanes<float>::round_magic / 16;  // rounds to sixteenths
     // Words of 2^(k/16), less k where the shift below puts it.
     constexpr Words table = {0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532,
-                            0x3f75fed7, 0x3f75583f, 0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
-                            0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+                             0x3f75fed7, 0x3f75583f, 0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
+                             0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
     const Vec<float> x = z - peak;
     const Vec<float> rounded = x * scale + magic;
     const Vec<float> whole = rounded - magic;
