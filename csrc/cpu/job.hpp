@@ -51,7 +51,6 @@ struct Job {
   double inverse_tau;     // 1 / temperature
   double exponent_scale;  // log2(e) / temperature
   double row_scale;       // of a row's KL in the value, but for the reduction "class"
-  bool stream;            // gradient rows go past the caches
 };
 
 // Rows of a workspace start at multiples of this many bytes.

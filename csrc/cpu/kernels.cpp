@@ -257,7 +257,7 @@ struct RowSlope {
 template <class T, bool Tame, bool Weighted, int R>
 inline void rows_gradient(const Rows<T, Tame, R>& at_hand, int64_t channels, const T* target,
                           const T* rho, const RowSlope<T> (&all_slopes)[R],
-                          T* const (&gradients)[R], bool stream) {
+                          T* const (&gradients)[R]) {
   const Rows<T, Tame, R> rows = at_hand;  // kept in registers, which stores cannot touch
   RowSlope<T> slopes[R];
   T* g[R];
@@ -269,20 +269,18 @@ inline void rows_gradient(const Rows<T, Tame, R>& at_hand, int64_t channels, con
       return load(rows.e[r] + j) * (d * s.slope + (s.lift - load(rho + j) * s.tilt));
     return load(rows.e[r] + j) * s.slope * d;
   };
-  const auto each = [&](int64_t j, auto put) {
-    Vec<T> values[R];  // all before the first store, which might alias what they are made from
-    for (int r = 0; r < R; ++r) values[r] = value(load(rows.z[r] + j), r, j);
-    for (int r = 0; r < R; ++r) put(g[r] + j, values[r]);
-  };
-  const auto tail = [&](int64_t j, int64_t count) {
-    for (int r = 0; r < R; ++r)
-      store_part(g[r] + j, count,
-                 value(load_part(rows.z[r] + j, count, rows.log_ratio[r].peak), r, j));
-  };
-  if (stream)
-    sweep<T, kUnroll / R>(0, channels, [&](int64_t j, int) { each(j, store_streaming<T>); }, tail);
-  else
-    sweep<T, kUnroll / R>(0, channels, [&](int64_t j, int) { each(j, store<T>); }, tail);
+  sweep<T, kUnroll / R>(
+      0, channels,
+      [&](int64_t j, int) {
+        Vec<T> values[R];  // all before the first store, which might alias what they are made from
+        for (int r = 0; r < R; ++r) values[r] = value(load(rows.z[r] + j), r, j);
+        for (int r = 0; r < R; ++r) store(g[r] + j, values[r]);
+      },
+      [&](int64_t j, int64_t count) {
+        for (int r = 0; r < R; ++r)
+          store_part(g[r] + j, count,
+                     value(load_part(rows.z[r] + j, count, rows.log_ratio[r].peak), r, j));
+      });
 }
 
 // Kernels for features stored as S and computed in T.
@@ -449,7 +447,6 @@ struct Passes {
     for (; r < end; ++r)
       block_value +=
           finish_rows<Weighted, 1>(job, rows, r, state, scratch, tile_base, expect_small);
-    if (job.stream) streaming_fence();
     return block_value;
   }
 
@@ -529,8 +526,7 @@ struct Passes {
         g[r] = reinterpret_cast<T*>(scratch.gradients) + r * width;
     }
     if (!p.gradient) return sum;
-    rows_gradient<T, Tame, Weighted, R>(at_hand, channels, state.target, state.rho, slopes, g,
-                                        job.stream);
+    rows_gradient<T, Tame, Weighted, R>(at_hand, channels, state.target, state.rho, slopes, g);
     if constexpr (!std::is_same_v<S, T>)
       for (int r = 0; r < R; ++r) narrow(g[r], channels, out[r]);
     return sum;

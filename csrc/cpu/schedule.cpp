@@ -27,15 +27,19 @@ const Kernels& select_kernels(int dtype);  // dispatch.cpp
 
 namespace {
 
-// Exponentials a thread keeps between the passes: half a common second-level cache.
+// Exponentials a thread keeps between the passes, in a tile of its own: a part of a common
+// second-level cache.
 constexpr int64_t kTileBytes = 256 << 10;
+// The same where the gradient's memory can be the tile, which costs no cache lines of its own.
+// Above this exponentials are made again: cheaper than a way to memory and back.
+constexpr int64_t kGradientTileBytes = 2 << 20;
 // A block is about this many elements, so that its start costs little...
 constexpr int64_t kBlockElements = 1 << 14;
 // ... and a class has at most this many, so that its partial sums stay few.
 constexpr int64_t kMostBlocks = 32;
 // Classes are split when there are fewer than this many for each thread.
 constexpr int64_t kClassesPerThread = 16;
-// Gradients from this size on go past the caches and get huge pages.
+// Gradients from this size on get huge pages.
 constexpr int64_t kLargeBytes = 8 << 20;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -100,13 +104,8 @@ class Run {
     job_.row_scale = problem.weight;
     if (problem.reduction == CMIK_MEAN)
       job_.row_scale /= double(std::max<int64_t>(problem.rows, 1));
-    const int64_t gradient_bytes =
-        problem.gradient ? problem.rows * problem.channels * int64_t(sizeof(T)) : 0;
     const bool wide_type = problem.dtype == CMIK_FLOAT32 || problem.dtype == CMIK_FLOAT64;
-    job_.stream = wide_type && gradient_bytes >= kLargeBytes &&
-                  (problem.channels * int64_t(sizeof(T))) % kAlign == 0 &&
-                  reinterpret_cast<uintptr_t>(problem.gradient) % kAlign == 0;
-    gradient_is_tile_ = wide_type && problem.gradient && !problem.order && !job_.stream &&
+    gradient_is_tile_ = wide_type && problem.gradient && !problem.order &&
                         (problem.channels * int64_t(sizeof(T))) % kAlign == 0;
     width_ = ceil_div(problem.channels * int64_t(sizeof(T)), kAlign) * kAlign / int64_t(sizeof(T));
     const long long worth = problem.rows * problem.channels / elements_worth_a_thread();
@@ -233,19 +232,15 @@ class Run {
     }
   }
 
-  // Which row of the class stands first in the tile between the passes; -1 where the tile is too
-  // small. A small gradient is a tile itself, which leaves fewer cache lines to hold.
-  int64_t tile_for(const ClassRows& rows, Scratch& scratch) const {
-    if (gradient_is_tile_) return shared_tile_for(rows, scratch);
-    return rows.count <= tile_rows_ ? 0 : -1;
-  }
-
-  // The same where the passes may run on different threads.
-  int64_t shared_tile_for(const ClassRows& rows, Scratch& scratch) const {
-    if (!gradient_is_tile_) return -1;
-    scratch.tile =
-        static_cast<char*>(job_.problem.gradient) + rows.first * width_ * int64_t(sizeof(T));
-    return 0;
+  // Which row of the class stands first in the tile between the passes; -1 where no tile holds the
+  // class. `shared`: the passes may run on different threads.
+  int64_t tile_for(const ClassRows& rows, bool shared, Scratch& scratch) const {
+    const int64_t row_bytes = width_ * int64_t(sizeof(T));
+    if (gradient_is_tile_ && rows.count * row_bytes <= kGradientTileBytes) {
+      scratch.tile = static_cast<char*>(job_.problem.gradient) + rows.first * row_bytes;
+      return 0;
+    }
+    return !shared && rows.count <= tile_rows_ ? 0 : -1;
   }
 
   bool wants_second_pass() const { return job_.problem.value || job_.problem.gradient; }
@@ -266,7 +261,7 @@ class Run {
         kernels_.finish_class(job_, rows, cls, &state);
         for (int64_t b = 0; b < rows.blocks; ++b) sum += both_passes(rows, b, &state, scratch);
       } else {
-        const int64_t tile_base = tile_for(rows, scratch);
+        const int64_t tile_base = tile_for(rows, false, scratch);
         for (int64_t b = 0; b < rows.blocks; ++b)
           kernels_.first_pass(job_, rows, b, &state, scratch, tile_base);
         kernels_.finish_class(job_, rows, cls, &state);
@@ -304,8 +299,7 @@ class Run {
   void run_first(const SplitTask& task, const SplitClass& s, ClassState<T>& state, int slot) {
     if (job_.problem.centroids) return;
     Scratch scratch = scratch_[size_t(slot)];
-    kernels_.first_pass(job_, s.rows, task.block, &state, scratch,
-                        shared_tile_for(s.rows, scratch));
+    kernels_.first_pass(job_, s.rows, task.block, &state, scratch, tile_for(s.rows, true, scratch));
   }
 
   void second_task(const SplitTask& task, int slot) {
@@ -318,7 +312,7 @@ class Run {
     s.block_value[task.block] = job_.problem.centroids
                                     ? both_passes(s.rows, task.block, state, scratch)
                                     : kernels_.second_pass(job_, s.rows, task.block, state, scratch,
-                                                           shared_tile_for(s.rows, scratch));
+                                                           tile_for(s.rows, true, scratch));
   }
 
   // Sums in class and block order, whoever computed the parts.

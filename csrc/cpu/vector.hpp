@@ -55,25 +55,6 @@ inline void store_part(T* p, int64_t count, Vec<T> v) {
   __builtin_memcpy(p, &v, size_t(count) * sizeof(T));
 }
 
-// Past the caches, for rows nobody reads soon. `p` must be aligned to a whole vector.
-template <class T>
-inline void store_streaming(T* p, Vec<T> v) {
-#if defined(__AVX512F__)
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
-#elif defined(__AVX__)
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(v));
-#elif defined(__SSE2__)
-  _mm_stream_si128(reinterpret_cast<__m128i*>(p), reinterpret_cast<__m128i>(v));
-#else
-  store(p, v);
-#endif
-}
-inline void streaming_fence() {
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
-}
-
 // Of two lanes the larger; the second where either is NaN.
 template <class T>
 inline Vec<T> maximum(Vec<T> a, Vec<T> b) {
