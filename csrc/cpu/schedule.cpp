@@ -37,6 +37,8 @@ constexpr int64_t kGradientTileBytes = 2 << 20;
 constexpr int64_t kBlockElements = 1 << 14;
 // ... and a class has at most this many, so that its partial sums stay few.
 constexpr int64_t kMostBlocks = 32;
+// Small classes are handed out together, at least this many elements at a time.
+constexpr int64_t kTaskElements = 1 << 12;
 // Classes are split when there are fewer than this many for each thread.
 constexpr int64_t kClassesPerThread = 16;
 // Gradients from this size on get huge pages.
@@ -126,7 +128,8 @@ class Run {
       s.first_passes_left = first_tasks(s);
       s.ready = false;
     }
-    run_on_threads(threads_, [](void* self) { static_cast<Run*>(self)->work(); }, this);
+    run_on_threads(
+        threads_, [](void* self, int thread) { static_cast<Run*>(self)->work(thread); }, this);
     finish();
     return CMIK_OK;
   }
@@ -170,7 +173,7 @@ class Run {
       }
       whole_blocks_ = std::max(whole_blocks_, rows.blocks);
       open_elements += rows.count * p.channels;
-      if (open_elements >= kBlockElements) close(c + 1);
+      if (open_elements >= kTaskElements) close(c + 1);
     }
     close(p.classes);
     const int64_t tasks = int64_t(whole_.size() + split_tasks_.size());
@@ -210,25 +213,23 @@ class Run {
     }
   }
 
-  void work() {
-    const int slot = next_slot_.fetch_add(1);
-    if (slot >= threads_) return;  // a runtime may bring more threads than it was asked for
+  void work(int thread) {
     const int64_t split_tasks = int64_t(split_tasks_.size());
     for (int64_t i; (i = next_split_task_.fetch_add(1)) < split_tasks;) {
       const SplitTask& task = split_tasks_[size_t(i)];
       if (task.second)
-        second_task(task, slot);
+        second_task(task, thread);
       else
-        first_task(task, slot);
+        first_task(task, thread);
     }
     // A thread starts on a share of its own, so that threads do not take the same page faults, and
     // then helps with the others'.
     for (int turn = 0; turn < threads_; ++turn) {
-      const int owner = (slot + turn) % threads_;
+      const int owner = (thread + turn) % threads_;
       const int64_t end = share_begin(owner + 1);
       for (int64_t i; (i = share_begin(owner) + share_taken_[size_t(owner)].fetch_add(1)) < end;)
         for (int64_t c = whole_[size_t(i)].begin; c < whole_[size_t(i)].end; ++c)
-          whole_class(c, slot);
+          whole_class(c, thread);
     }
   }
 
@@ -245,7 +246,7 @@ class Run {
 
   bool wants_second_pass() const { return job_.problem.value || job_.problem.gradient; }
 
-  void whole_class(int64_t cls, int slot) {
+  void whole_class(int64_t cls, int thread) {
     const cmik_problem& p = job_.problem;
     const ClassRows rows = class_rows(p, cls);
     double sum = 0;
@@ -254,8 +255,8 @@ class Run {
         std::memset(static_cast<T*>(p.mean_probabilities) + cls * p.channels, 0,
                     size_t(p.channels) * sizeof(T));
     } else {
-      ClassState<T>& state = thread_states_[size_t(slot)];
-      Scratch scratch = scratch_[size_t(slot)];
+      ClassState<T>& state = thread_states_[size_t(thread)];
+      Scratch scratch = scratch_[size_t(thread)];
       kernels_.start_class(job_, rows, &state);
       if (p.centroids) {
         kernels_.finish_class(job_, rows, cls, &state);
@@ -280,35 +281,35 @@ class Run {
     return kernels_.second_pass(job_, rows, block, state, scratch, tile_base);
   }
 
-  void first_task(const SplitTask& task, int slot) {
+  void first_task(const SplitTask& task, int thread) {
     SplitClass& s = splits_[size_t(task.split)];
     ClassState<T>& state = split_states_[size_t(task.split)];
     if (job_.problem.row_weights) {
       // Every block needs the mean weight; each computes the same number for itself.
       ClassState<T> own = state;
       kernels_.start_class(job_, s.rows, &own);
-      run_first(task, s, own, slot);
+      run_first(task, s, own, thread);
     } else {
-      run_first(task, s, state, slot);
+      run_first(task, s, state, thread);
     }
     if (s.first_passes_left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
     kernels_.finish_class(job_, s.rows, s.cls, &state);
     s.ready.store(true, std::memory_order_release);
   }
 
-  void run_first(const SplitTask& task, const SplitClass& s, ClassState<T>& state, int slot) {
+  void run_first(const SplitTask& task, const SplitClass& s, ClassState<T>& state, int thread) {
     if (job_.problem.centroids) return;
-    Scratch scratch = scratch_[size_t(slot)];
+    Scratch scratch = scratch_[size_t(thread)];
     kernels_.first_pass(job_, s.rows, task.block, &state, scratch, tile_for(s.rows, true, scratch));
   }
 
-  void second_task(const SplitTask& task, int slot) {
+  void second_task(const SplitTask& task, int thread) {
     if (!wants_second_pass()) return;
     SplitClass& s = splits_[size_t(task.split)];
     for (int spins = 0; !s.ready.load(std::memory_order_acquire); ++spins)
       if (spins > 256) std::this_thread::yield();
     void* state = &split_states_[size_t(task.split)];
-    Scratch scratch = scratch_[size_t(slot)];
+    Scratch scratch = scratch_[size_t(thread)];
     s.block_value[task.block] = job_.problem.centroids
                                     ? both_passes(s.rows, task.block, state, scratch)
                                     : kernels_.second_pass(job_, s.rows, task.block, state, scratch,
@@ -348,7 +349,6 @@ class Run {
   std::vector<SplitClass> splits_;
   std::vector<ClassState<T>> split_states_, thread_states_;
   std::vector<Scratch> scratch_;
-  std::atomic<int> next_slot_{0};
   std::atomic<int64_t> next_split_task_{0};
   std::vector<std::atomic<int64_t>> share_taken_;
 };

@@ -19,49 +19,65 @@
 namespace cmik {
 namespace {
 
-using ParallelRegion = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+// The two entry points of OpenMP runtimes that are needed. Both are part of a stable interface.
+struct Runtime {
+  void (*parallel)(void (*)(void*), void*, unsigned threads, unsigned flags) = nullptr;
+  int (*thread_number)() = nullptr;
+};
 
 std::atomic<bool> in_forked_child{false};
 
-ParallelRegion find_parallel_region() {
-#if defined(_WIN32)
-  return nullptr;
-#else
+Runtime find_runtime() {
+  Runtime found;
+#if !defined(_WIN32)
   pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
   for (const char* library : {"libtorch_cpu.so", "libtorch_cpu.dylib"})
     if (void* torch = dlopen(library, RTLD_LAZY | RTLD_NOLOAD)) {
-      void* entry = dlsym(torch, "GOMP_parallel");  // in the library or what it was linked to
+      // In the library or in what it was linked to.
+      found.parallel = reinterpret_cast<decltype(found.parallel)>(dlsym(torch, "GOMP_parallel"));
+      found.thread_number =
+          reinterpret_cast<decltype(found.thread_number)>(dlsym(torch, "omp_get_thread_num"));
       dlclose(torch);
-      if (entry) return reinterpret_cast<ParallelRegion>(entry);
     }
-  return nullptr;
 #endif
+  return found;
 }
 
-ParallelRegion shared_region() {
-  static const ParallelRegion region = find_parallel_region();
-  return in_forked_child ? nullptr : region;
+// Torch's runtime, or null where it cannot be used.
+const Runtime* shared_runtime() {
+  static const Runtime runtime = find_runtime();
+  return runtime.parallel && runtime.thread_number && !in_forked_child ? &runtime : nullptr;
 }
 
 }  // namespace
 
-void run_on_threads(int threads, void (*body)(void*), void* data) {
-  if (threads <= 1) return body(data);
-  if (const ParallelRegion region = shared_region())
-    return region(body, data, unsigned(threads), 0);
+void run_on_threads(int threads, void (*body)(void*, int), void* data) {
+  if (threads <= 1) return body(data, 0);
+  if (const Runtime* runtime = shared_runtime()) {
+    struct Region {
+      void (*body)(void*, int);
+      void* data;
+      const Runtime* runtime;
+    } region{body, data, runtime};
+    const auto enter = [](void* opaque) {
+      const Region& r = *static_cast<const Region*>(opaque);
+      r.body(r.data, r.runtime->thread_number());
+    };
+    return runtime->parallel(enter, &region, unsigned(threads), 0);
+  }
   std::vector<std::thread> others;
   try {
-    for (int i = 1; i < threads; ++i) others.emplace_back(body, data);
+    for (int i = 1; i < threads; ++i) others.emplace_back(body, data, i);
   } catch (const std::system_error&) {  // no more threads to be had: fewer do the work
   }
-  body(data);
+  body(data, 0);
   for (std::thread& other : others) other.join();
 }
 
-long long elements_worth_a_thread() { return shared_region() ? 1 << 14 : 1 << 18; }
+long long elements_worth_a_thread() { return shared_runtime() ? 1 << 14 : 1 << 18; }
 
 const char* threading_name() {
-  return shared_region() ? "torch's OpenMP threads" : "threads of its own per call";
+  return shared_runtime() ? "torch's OpenMP threads" : "threads of its own per call";
 }
 
 }  // namespace cmik
