@@ -5,7 +5,7 @@ from cmikernels import fused_cmi
 loss = task_loss + fused_cmi(features, labels, weight=2000.0)
 """
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import cmikernels.compiled  # noqa: F401  registers the op that torch.compile needs
 from cmikernels.backends import BackendStatus, available_backends
@@ -21,4 +21,8 @@ __all__ = [
     "cmi_value_and_grad",
     "fused_cmi",
 ]
-__version__ = version("cmikernels")
+
+try:
+    __version__ = version("cmikernels")
+except PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "unknown"

@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from cmikernels.backends import Backend, choose_backend
 from cmikernels.backends import reference as reference_backend
 from cmikernels.class_index import ClassIndex, check_labels, check_num_classes
+from cmikernels.native import has_memory
 from cmikernels.problem import (
     FEATURE_DTYPES,
     REDUCTIONS,
@@ -70,7 +72,7 @@ def fused_cmi(
         >>> features = network(images)                       # (N, M)
         >>> loss = task_loss + fused_cmi(features, labels, weight=2000.0)
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not has_memory(features):
         from cmikernels import compiled
 
         problem, labels = _check(
@@ -80,7 +82,9 @@ def fused_cmi(
         return _shape_value(value, features, problem)
     problem, _ = _check(features, classes, num_classes, centroids, temperature, weight, reduction)
     chosen = choose_backend(backend, features.device.type)
-    if features.requires_grad and torch.is_grad_enabled():
+    if _has_tangent(features):
+        value = reference_cmi(as_rows(features), problem).to(arithmetic_dtype(features.dtype))
+    elif features.requires_grad and torch.is_grad_enabled():
         value = _FusedCMI.apply(features, problem, chosen)  # type: ignore[no-untyped-call]
     else:
         value, _ = chosen.forward(features, problem, False)
@@ -103,6 +107,7 @@ def cmi_value_and_grad(
     Takes what `fused_cmi` takes. The gradient has the features' shape and dtype.
     """
     problem, _ = _check(features, classes, num_classes, centroids, temperature, weight, reduction)
+    _check_memory(features)
     chosen = choose_backend(backend, features.device.type)
     features = features.detach()
     value, gradient = chosen.forward(features, problem, True)
@@ -125,6 +130,7 @@ def class_centroids(
     where a gradient is needed the plain formula computes it.
     """
     problem, _ = _check(features, classes, num_classes, None, temperature, 1.0, "mean")
+    _check_memory(features)
     chosen = choose_backend(backend, features.device.type)
     if features.requires_grad and torch.is_grad_enabled():
         chosen = reference_backend
@@ -191,7 +197,9 @@ class _FusedCMI(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, problem: Problem, backend: Backend) -> Tensor:
-        value, ctx.gradient = backend.forward(features, problem, True)
+        # The rows' weights in "none" are known in the backward only.
+        in_one_pass = problem.reduction != "none"
+        value, ctx.gradient = backend.forward(features, problem, in_one_pass)
         ctx.has_gradient = ctx.gradient is not None
         ctx.save_for_backward(features, problem.centroids)
         ctx.problem, ctx.backend = problem, backend
@@ -242,6 +250,10 @@ def _check_options(temperature: float, weight: float, reduction: str) -> None:
         raise ValueError(f"temperature: expected a number in [1e-30, 1e30], got {temperature}")
     if not -1e30 <= weight <= 1e30:
         raise ValueError(f"weight: expected a finite number in [-1e30, 1e30], got {weight}")
+    if abs(weight) / temperature > 1e30:
+        raise ValueError(
+            f"weight: expected at most 1e30 times temperature {temperature}, got {weight}"
+        )
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
 
@@ -332,6 +344,21 @@ def _check(
         centroids = _check_centroids(centroids, features, class_shape)
     problem = Problem(index, num_rows, num_classes or 0, centroids, temperature, weight, reduction)
     return problem, labels
+
+
+def _has_tangent(features: Tensor) -> bool:
+    """Whether forward-mode differentiation goes through: rare, and left to the plain formula."""
+    if forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(features).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def _check_memory(features: Tensor) -> None:
+    if not has_memory(features):
+        raise TypeError(
+            "features: expected a plain tensor with memory of its own, "
+            f"got a {type(features).__name__} (or a trace of one)"
+        )
 
 
 def _check_dense(name: str, tensor: object) -> None:

@@ -76,7 +76,18 @@ def _problem(
     return Problem(index, rows, num_classes, centroids, temperature, weight, reduction)
 
 
-@torch.library.custom_op("cmikernels::cmi", mutates_args=())
+# Written out, because not every torch can read it off annotations that are strings.
+_ARGUMENTS = (
+    "Tensor features, Tensor? labels, Tensor? order, Tensor? offsets, Tensor? centroids, "
+    "SymInt num_classes, float temperature, float weight, str reduction, str? backend"
+)
+
+
+@torch.library.custom_op(
+    "cmikernels::cmi",
+    mutates_args=(),
+    schema=f"({_ARGUMENTS}, bool keep_gradient) -> (Tensor, Tensor)",
+)
 def _cmi(
     features: Tensor,
     labels: Tensor | None,
@@ -121,7 +132,11 @@ def _(
     return value, features.new_empty(features.shape if keep_gradient else (0,))
 
 
-@torch.library.custom_op("cmikernels::cmi_backward", mutates_args=())
+@torch.library.custom_op(
+    "cmikernels::cmi_backward",
+    mutates_args=(),
+    schema=f"({_ARGUMENTS}, Tensor grad_value) -> Tensor",
+)
 def _cmi_backward(
     features: Tensor,
     labels: Tensor | None,

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmikernels import fused_cmi
 from tests.compare import assert_gradient, assert_value, relative_error, value_and_gradient
 from tests.oracle import Oracle, torch_gradient
-from tests.tables import DTYPES, HALF, REDUCTIONS, make_features, make_labels
+from tests.tables import DEVICE_OF, DTYPES, HALF, REDUCTIONS, make_features, make_labels
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 
@@ -195,3 +196,41 @@ def test_extreme_temperatures_stay_finite(backend: str, temperature: float) -> N
     value, gradient = value_and_gradient(backend, features, LABELS, temperature=temperature)
     assert gradient.isfinite().all()
     assert float(value) == pytest.approx(float(oracle.value), rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [7, 16, 64])
+def test_a_nan_row_makes_its_whole_class_nan_row_by_row(
+    backend: str, dtype: torch.dtype, channels: int
+) -> None:
+    features = make_features(14, channels, dtype=dtype)
+    features[2, 3] = math.nan
+    value, gradient = value_and_gradient(backend, features, LABELS, reduction="none")
+    assert value.isnan().tolist() == [True] * 8 + [False] * 6
+    assert gradient.isnan().all(dim=1).tolist() == [True] * 8 + [False] * 6
+
+
+def test_nan_in_a_given_centroid_makes_its_class_nan(backend: str) -> None:
+    features = make_features(14, 64)
+    centroids = torch.full((3, 64), 1 / 64)
+    centroids[0, 5] = math.nan
+    value, gradient = value_and_gradient(
+        backend, features, LABELS, reduction="class", centroids=centroids
+    )
+    assert value.isnan().tolist() == [True, False, False]
+    assert gradient.isnan().any(dim=1).tolist() == [True] * 8 + [False] * 6
+
+
+@pytest.mark.parametrize("channels", [8, 64])
+@pytest.mark.parametrize("temperature", [1.0, 1e-19])
+def test_large_incoming_gradients_meet_impossible_channels(
+    backend: str, channels: int, temperature: float
+) -> None:
+    features = make_features(14, channels)
+    features[:, ::3] = -math.inf
+    z = features.to(DEVICE_OF[backend]).requires_grad_()
+    options: dict[str, Any] = {"temperature": temperature, "reduction": "none", "backend": backend}
+    value = fused_cmi(z, LABELS.to(z.device), **options)
+    ramp = torch.linspace(1, 2, value.numel(), device=z.device)
+    (gradient,) = torch.autograd.grad(value, z, ramp * 1e10)
+    assert gradient.isfinite().all()

@@ -22,6 +22,7 @@ class Backend(Protocol):
     """
 
     NAME: str
+    DEVICE_TYPE: str  # where it computes
 
     def obstacle(self, device_type: str) -> str | None:
         """Why this backend cannot serve tensors of that device type; None when it can."""
@@ -63,7 +64,7 @@ def available_backends() -> dict[str, BackendStatus]:
     """Every backend by name, fastest first: whether it can run here, and how, or why not."""
     report = {}
     for name, backend in _BACKENDS.items():
-        reason = backend.obstacle(backend.NAME if backend.NAME != "reference" else "cpu")
+        reason = backend.obstacle(backend.DEVICE_TYPE)
         report[name] = BackendStatus(reason is None, reason or backend.describe())
     return report
 

@@ -9,6 +9,7 @@ from cmikernels.native import IMPORT_ERROR, native
 from cmikernels.problem import REDUCTIONS, Problem, arithmetic_dtype, as_rows
 
 NAME = "cpu"
+DEVICE_TYPE = "cpu"
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _REDUCTION_CODES = {name: code for code, name in enumerate(REDUCTIONS)}
 _HALF = (torch.bfloat16, torch.float16)
@@ -32,10 +33,10 @@ def describe() -> str:
 def forward(
     features: Tensor, problem: Problem, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Value and, but for reduction "none", its gradient in the same pass."""
+    """Value and gradient of its sum in one pass."""
     size: tuple[int, ...] = ()
     if problem.reduction == "none":
-        size, with_gradient = (problem.num_rows,), False
+        size = (problem.num_rows,)
     elif problem.reduction == "class":
         size = (problem.num_classes,)
     value = torch.empty(size, dtype=arithmetic_dtype(features.dtype))

@@ -13,6 +13,7 @@ from cmikernels.reference import (
 )
 
 NAME = "reference"
+DEVICE_TYPE = "cpu"  # among others
 
 
 def obstacle(device_type: str) -> str | None:

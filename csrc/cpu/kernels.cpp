@@ -265,9 +265,10 @@ inline void rows_gradient(const Rows<T, Tame, R>& at_hand, int64_t channels, con
   const auto value = [&](Vec<T> v, int r, int64_t j) -> Vec<T> {
     const Vec<T> d = rows.log_ratio[r](v, load(target + j));
     const RowSlope<T>& s = slopes[r];
-    if constexpr (Weighted)
-      return load(rows.e[r] + j) * (d * s.slope + (s.lift - load(rho + j) * s.tilt));
-    return load(rows.e[r] + j) * s.slope * d;
+    const Vec<T> mass = load(rows.e[r] + j);  // first, so that 0 wins over whatever d is
+    const Vec<T> own = mass * s.slope * d;
+    if constexpr (Weighted) return own + mass * (s.lift - load(rho + j) * s.tilt);
+    return own;
   };
   sweep<T, kUnroll / R>(
       0, channels,
@@ -408,7 +409,9 @@ struct Passes {
     const T share = T(1 / double(top));
     for (int64_t j = 0; j < width; j += kWidth<T>) {
       const Vec<T> q = load(state.centroid + j);
-      store(state.target + j, q < tiny ? Vec<T>{} : log_normal(q * share));
+      // The logarithm is for numbers; NaN stays what it is.
+      const Vec<T> log_q = q <= std::numeric_limits<T>::max() ? log_normal(q * share) : q;
+      store(state.target + j, q < tiny ? Vec<T>{} : log_q);
     }
     if (p.row_weights && !p.centroids)
       for (int64_t j = 0; j < width; j += kWidth<T>) {

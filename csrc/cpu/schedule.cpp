@@ -37,6 +37,8 @@ constexpr int64_t kGradientTileBytes = 2 << 20;
 constexpr int64_t kBlockElements = 1 << 14;
 // ... and a class has at most this many, so that its partial sums stay few.
 constexpr int64_t kMostBlocks = 32;
+// Nor does a block have fewer rows, so that partial sums stay a small share of the features.
+constexpr int64_t kFewestBlockRows = 16;
 // Small classes are handed out together, at least this many elements at a time.
 constexpr int64_t kTaskElements = 1 << 12;
 // Classes are split when there are fewer than this many for each thread.
@@ -56,7 +58,7 @@ ClassRows class_rows(const cmik_problem& p, int64_t cls) {
     rows.first = cls * rows.count;
   }
   const int64_t wanted = std::max(kBlockElements / p.channels, ceil_div(rows.count, kMostBlocks));
-  rows.block_rows = ceil_div(std::max<int64_t>(wanted, 1), 4) * 4;
+  rows.block_rows = ceil_div(std::max(wanted, kFewestBlockRows), 4) * 4;
   rows.blocks = ceil_div(rows.count, rows.block_rows);
   return rows;
 }
@@ -179,6 +181,7 @@ class Run {
     const int64_t tasks = int64_t(whole_.size() + split_tasks_.size());
     threads_ = int(std::min<int64_t>(threads_, std::max<int64_t>(tasks, 1)));
     share_taken_ = std::vector<std::atomic<int64_t>>(size_t(threads_));
+    thread_started_ = std::vector<std::atomic<bool>>(size_t(threads_));
   }
 
   int64_t share_begin(int owner) const { return int64_t(whole_.size()) * owner / threads_; }
@@ -214,6 +217,8 @@ class Run {
   }
 
   void work(int thread) {
+    // A thread's scratch is its own, whatever number a runtime gives.
+    if (thread >= threads_ || thread_started_[size_t(thread)].exchange(true)) return;
     const int64_t split_tasks = int64_t(split_tasks_.size());
     for (int64_t i; (i = next_split_task_.fetch_add(1)) < split_tasks;) {
       const SplitTask& task = split_tasks_[size_t(i)];
@@ -276,7 +281,8 @@ class Run {
 
   // A block from features to gradient in one go, which a given centroid allows.
   double both_passes(const ClassRows& rows, int64_t block, void* state, Scratch& scratch) {
-    const int64_t tile_base = rows.block_rows <= tile_rows_ ? block * rows.block_rows : -1;
+    const bool fits = std::min(rows.block_rows, rows.count) <= tile_rows_;
+    const int64_t tile_base = fits ? block * rows.block_rows : -1;
     kernels_.first_pass(job_, rows, block, state, scratch, tile_base);
     return kernels_.second_pass(job_, rows, block, state, scratch, tile_base);
   }
@@ -306,8 +312,12 @@ class Run {
   void second_task(const SplitTask& task, int thread) {
     if (!wants_second_pass()) return;
     SplitClass& s = splits_[size_t(task.split)];
-    for (int spins = 0; !s.ready.load(std::memory_order_acquire); ++spins)
-      if (spins > 256) std::this_thread::yield();
+    for (int spins = 0; !s.ready.load(std::memory_order_acquire);) {
+      if (spins < 256)
+        ++spins;
+      else
+        std::this_thread::yield();
+    }
     void* state = &split_states_[size_t(task.split)];
     Scratch scratch = scratch_[size_t(thread)];
     s.block_value[task.block] = job_.problem.centroids
@@ -351,6 +361,7 @@ class Run {
   std::vector<Scratch> scratch_;
   std::atomic<int64_t> next_split_task_{0};
   std::vector<std::atomic<int64_t>> share_taken_;
+  std::vector<std::atomic<bool>> thread_started_;
 };
 
 // A fresh gradient buffer costs a page fault for each of its pages, more than all arithmetic; huge

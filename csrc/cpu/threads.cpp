@@ -6,15 +6,13 @@
 // only.
 #include "threads.hpp"
 
-#include <atomic>
-#include <system_error>
-#include <thread>
-#include <vector>
-
-#if !defined(_WIN32)
 #include <dlfcn.h>
 #include <pthread.h>
-#endif
+
+#include <atomic>
+#include <exception>
+#include <thread>
+#include <vector>
 
 namespace cmik {
 namespace {
@@ -26,21 +24,21 @@ struct Runtime {
 };
 
 std::atomic<bool> in_forked_child{false};
+// From the moment this library is loaded: torch may have started its threads before our first call.
+[[maybe_unused]] const int fork_handler =
+    pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
 
 Runtime find_runtime() {
-  Runtime found;
-#if !defined(_WIN32)
-  pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
   for (const char* library : {"libtorch_cpu.so", "libtorch_cpu.dylib"})
     if (void* torch = dlopen(library, RTLD_LAZY | RTLD_NOLOAD)) {
-      // In the library or in what it was linked to.
+      Runtime found;  // in the library or in what it was linked to
       found.parallel = reinterpret_cast<decltype(found.parallel)>(dlsym(torch, "GOMP_parallel"));
       found.thread_number =
           reinterpret_cast<decltype(found.thread_number)>(dlsym(torch, "omp_get_thread_num"));
       dlclose(torch);
+      return found;
     }
-#endif
-  return found;
+  return {};
 }
 
 // Torch's runtime, or null where it cannot be used.
@@ -67,8 +65,9 @@ void run_on_threads(int threads, void (*body)(void*, int), void* data) {
   }
   std::vector<std::thread> others;
   try {
+    others.reserve(size_t(threads - 1));
     for (int i = 1; i < threads; ++i) others.emplace_back(body, data, i);
-  } catch (const std::system_error&) {  // no more threads to be had: fewer do the work
+  } catch (const std::exception&) {  // no more threads to be had: fewer do the work
   }
   body(data, 0);
   for (std::thread& other : others) other.join();

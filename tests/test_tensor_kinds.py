@@ -1,0 +1,62 @@
+"""Tensors that are not plain memory: fake, wrapped, traced, dual. Right, or refused; never read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.testing._internal.two_tensor import TwoTensor
+
+from cmikernels import class_centroids, cmi_value_and_grad, fused_cmi
+from tests.oracle import Oracle
+from tests.tables import make_features, make_labels
+
+LABELS = make_labels((5, 2, 4), shuffle_seed=0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "class", "none"])
+def test_fake_features_give_a_fake_value_of_the_right_shape(reduction: str) -> None:
+    shape = fused_cmi(make_features(11, 7), LABELS, num_classes=3, reduction=reduction).shape
+    with FakeTensorMode() as mode:
+        features = mode.from_tensor(make_features(11, 7))
+        labels = mode.from_tensor(LABELS)
+        value = fused_cmi(features, labels, num_classes=3, reduction=reduction)
+    assert value.shape == shape
+    assert value.dtype == torch.float32
+
+
+@pytest.mark.parametrize("function", [cmi_value_and_grad, class_centroids])
+def test_functions_that_need_memory_refuse_fake_features(function: object) -> None:
+    assert callable(function)
+    with FakeTensorMode() as mode, pytest.raises(TypeError, match=r"features: .*plain tensor"):
+        function(mode.from_tensor(make_features((3, 4), 5)))
+
+
+def test_a_wrapper_subclass_is_computed_through_the_registered_op() -> None:
+    one, two = make_features((3, 4), 8), make_features((3, 4), 8, seed=1)
+    value = fused_cmi(TwoTensor(one, two))  # type: ignore[no-untyped-call]
+    assert isinstance(value, TwoTensor)
+    assert torch.equal(value.a, fused_cmi(one))
+    assert torch.equal(value.b, fused_cmi(two))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_jit_trace_computes_anew() -> None:
+    traced = torch.jit.trace(lambda z: fused_cmi(z), make_features((3, 4), 8), check_trace=False)
+    fresh = make_features((3, 4), 8, seed=1)
+    assert torch.equal(traced(fresh), fused_cmi(fresh))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_forward_mode_differentiation_carries_the_tangent(backend: str, reduction: str) -> None:
+    z, tangent = make_features(11, 7).double(), make_features(11, 7, seed=1).double()
+    with forward_ad.dual_level():  # type: ignore[no-untyped-call]
+        dual = forward_ad.make_dual(z, tangent)  # type: ignore[no-untyped-call]
+        value = fused_cmi(dual, LABELS, reduction=reduction, backend=backend)
+        rate = forward_ad.unpack_dual(value).tangent  # type: ignore[no-untyped-call]
+    step = 1e-6
+    ahead, behind = (
+        Oracle(z + sign * step * tangent, LABELS, reduction=reduction).value for sign in (1, -1)
+    )
+    assert torch.allclose(rate.reshape(-1), (ahead - behind).reshape(-1) / (2 * step), rtol=1e-6)
