@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -43,7 +45,8 @@ def test_a_wrapper_subclass_is_computed_through_the_registered_op() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_a_jit_trace_computes_anew() -> None:
-    traced = torch.jit.trace(lambda z: fused_cmi(z), make_features((3, 4), 8), check_trace=False)
+    trace: Any = torch.jit.trace
+    traced = trace(lambda z: fused_cmi(z), make_features((3, 4), 8), check_trace=False)
     fresh = make_features((3, 4), 8, seed=1)
     assert torch.equal(traced(fresh), fused_cmi(fresh))
 
@@ -51,7 +54,7 @@ def test_a_jit_trace_computes_anew() -> None:
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_forward_mode_differentiation_carries_the_tangent(backend: str, reduction: str) -> None:
     z, tangent = make_features(11, 7).double(), make_features(11, 7, seed=1).double()
-    with forward_ad.dual_level():  # type: ignore[no-untyped-call]
+    with forward_ad.dual_level():
         dual = forward_ad.make_dual(z, tangent)  # type: ignore[no-untyped-call]
         value = fused_cmi(dual, LABELS, reduction=reduction, backend=backend)
         rate = forward_ad.unpack_dual(value).tangent  # type: ignore[no-untyped-call]
