@@ -58,8 +58,12 @@ constexpr int64_t kAlign = 64;
 
 // The kernels of one instruction set for one features' type. `state` is a ClassState<T>.
 //
-// `tile_base` tells which row of the class stands first in the tile while the tile holds every row
-// of the block from the first pass to the second; -1 where it cannot.
+// `tile_base` tells where a block's exponentials are between its passes: in the thread's tile,
+// whose first row is that row of the class; in the rows of the gradient; or nowhere, to be made
+// again.
+constexpr int64_t kInGradient = -1;
+constexpr int64_t kNowhere = -2;
+
 struct Kernels {
   // Row statistics of a block and, unless centroids are given, its partial sums.
   void (*first_pass)(const Job&, const ClassRows&, int64_t block, void* state, Scratch&,

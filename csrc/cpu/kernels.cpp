@@ -56,6 +56,16 @@ struct Passes {
     return values;
   }
 
+  // Where the exponentials of row r of the class stand, or a spare row of the tile.
+  static T* row_exponents(const Job& job, const ClassRows& rows, int64_t r, const Scratch& scratch,
+                          int64_t tile_base, int64_t spare) {
+    const cmik_problem& p = job.problem;
+    if (tile_base == kInGradient)
+      return static_cast<T*>(p.gradient) + source_row(p, rows.first + r) * p.channels;
+    const int64_t tile_row = tile_base == kNowhere ? spare : r - tile_base;
+    return reinterpret_cast<T*>(scratch.tile) + tile_row * padded<T>(p.channels);
+  }
+
   static double row_weight(const cmik_problem& p, int64_t position) {
     return double(static_cast<const T*>(p.row_weights)[source_row(p, position)]);
   }
@@ -66,7 +76,6 @@ struct Passes {
     auto& state = *static_cast<ClassState<T>*>(class_state);
     const int64_t width = padded<T>(p.channels);
     const T scale = T(job.exponent_scale);
-    T* tile = reinterpret_cast<T*>(scratch.tile);
     auto* stats = static_cast<RowStats<T>*>(job.row_stats);
     T* sums = state.partial + block * width;
     T* weighted_sums = state.weighted_partial + block * width;
@@ -87,7 +96,7 @@ struct Passes {
       for (int64_t i = 0; i < count; ++i) {
         const int64_t position = rows.first + group + i;
         const T* z = row_values(p, position, scratch, 0);
-        T* exponentials = tile + (tile_base < 0 ? i : group + i - tile_base) * width;
+        T* exponentials = row_exponents(job, rows, group + i, scratch, tile_base, i);
         const Peak<T> peak = row_peak(z, p.channels, scale);
         double sum =
             row_exponentials(z, p.channels, peak.value, scale, peak.tame, exponentials,
@@ -225,12 +234,11 @@ struct Passes {
     const cmik_problem& p = job.problem;
     const int64_t channels = p.channels, width = padded<T>(channels);
     const RowStats<T>* stats = static_cast<const RowStats<T>*>(job.row_stats) + rows.first + first;
-    T* tile = reinterpret_cast<T*>(scratch.tile);
     Rows<T, Tame, R> at_hand;
     for (int r = 0; r < R; ++r) {
       const T* z = row_values(p, rows.first + first + r, scratch, r);
-      T* e = tile + (tile_base < 0 ? r : first + r - tile_base) * width;
-      if (tile_base < 0)
+      T* e = row_exponents(job, rows, first + r, scratch, tile_base, r);
+      if (tile_base == kNowhere)
         row_exponentials_as<T, Tame>(z, channels, stats[r].peak, T(job.exponent_scale), e,
                                      reinterpret_cast<const char*>(z));
       at_hand.z[r] = z;

@@ -109,8 +109,8 @@ class Run {
     if (problem.reduction == CMIK_MEAN)
       job_.row_scale /= double(std::max<int64_t>(problem.rows, 1));
     const bool wide_type = problem.dtype == CMIK_FLOAT32 || problem.dtype == CMIK_FLOAT64;
-    gradient_is_tile_ = wide_type && problem.gradient && !problem.order &&
-                        (problem.channels * int64_t(sizeof(T))) % kAlign == 0;
+    gradient_is_tile_ =
+        wide_type && problem.gradient && (problem.channels * int64_t(sizeof(T))) % kAlign == 0;
     width_ = ceil_div(problem.channels * int64_t(sizeof(T)), kAlign) * kAlign / int64_t(sizeof(T));
     const long long worth = problem.rows * problem.channels / elements_worth_a_thread();
     threads_ = int(std::clamp<long long>(worth, 1, std::max(problem.threads, 1)));
@@ -238,15 +238,12 @@ class Run {
     }
   }
 
-  // Which row of the class stands first in the tile between the passes; -1 where no tile holds the
-  // class. `shared`: the passes may run on different threads.
-  int64_t tile_for(const ClassRows& rows, bool shared, Scratch& scratch) const {
-    const int64_t row_bytes = width_ * int64_t(sizeof(T));
-    if (gradient_is_tile_ && rows.count * row_bytes <= kGradientTileBytes) {
-      scratch.tile = static_cast<char*>(job_.problem.gradient) + rows.first * row_bytes;
-      return 0;
-    }
-    return !shared && rows.count <= tile_rows_ ? 0 : -1;
+  // Where a class's exponentials stay between the passes. `shared`: these may be on different
+  // threads.
+  int64_t tile_for(const ClassRows& rows, bool shared) const {
+    const int64_t class_bytes = rows.count * width_ * int64_t(sizeof(T));
+    if (gradient_is_tile_ && class_bytes <= kGradientTileBytes) return kInGradient;
+    return !shared && rows.count <= tile_rows_ ? 0 : kNowhere;
   }
 
   bool wants_second_pass() const { return job_.problem.value || job_.problem.gradient; }
@@ -261,13 +258,13 @@ class Run {
                     size_t(p.channels) * sizeof(T));
     } else {
       ClassState<T>& state = thread_states_[size_t(thread)];
-      Scratch scratch = scratch_[size_t(thread)];
+      Scratch& scratch = scratch_[size_t(thread)];
       kernels_.start_class(job_, rows, &state);
       if (p.centroids) {
         kernels_.finish_class(job_, rows, cls, &state);
         for (int64_t b = 0; b < rows.blocks; ++b) sum += both_passes(rows, b, &state, scratch);
       } else {
-        const int64_t tile_base = tile_for(rows, false, scratch);
+        const int64_t tile_base = tile_for(rows, false);
         for (int64_t b = 0; b < rows.blocks; ++b)
           kernels_.first_pass(job_, rows, b, &state, scratch, tile_base);
         kernels_.finish_class(job_, rows, cls, &state);
@@ -282,7 +279,7 @@ class Run {
   // A block from features to gradient in one go, which a given centroid allows.
   double both_passes(const ClassRows& rows, int64_t block, void* state, Scratch& scratch) {
     const bool fits = std::min(rows.block_rows, rows.count) <= tile_rows_;
-    const int64_t tile_base = fits ? block * rows.block_rows : -1;
+    const int64_t tile_base = fits ? block * rows.block_rows : kNowhere;
     kernels_.first_pass(job_, rows, block, state, scratch, tile_base);
     return kernels_.second_pass(job_, rows, block, state, scratch, tile_base);
   }
@@ -305,8 +302,8 @@ class Run {
 
   void run_first(const SplitTask& task, const SplitClass& s, ClassState<T>& state, int thread) {
     if (job_.problem.centroids) return;
-    Scratch scratch = scratch_[size_t(thread)];
-    kernels_.first_pass(job_, s.rows, task.block, &state, scratch, tile_for(s.rows, true, scratch));
+    Scratch& scratch = scratch_[size_t(thread)];
+    kernels_.first_pass(job_, s.rows, task.block, &state, scratch, tile_for(s.rows, true));
   }
 
   void second_task(const SplitTask& task, int thread) {
@@ -319,11 +316,11 @@ class Run {
         std::this_thread::yield();
     }
     void* state = &split_states_[size_t(task.split)];
-    Scratch scratch = scratch_[size_t(thread)];
+    Scratch& scratch = scratch_[size_t(thread)];
     s.block_value[task.block] = job_.problem.centroids
                                     ? both_passes(s.rows, task.block, state, scratch)
                                     : kernels_.second_pass(job_, s.rows, task.block, state, scratch,
-                                                           tile_for(s.rows, true, scratch));
+                                                           tile_for(s.rows, true));
   }
 
   // Sums in class and block order, whoever computed the parts.
