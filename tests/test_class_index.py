@@ -133,3 +133,18 @@ def test_numbers_of_classes_that_cannot_be(
 ) -> None:
     with pytest.raises(error, match=message):
         ClassIndex(torch.tensor([0]), num_classes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shuffle_seed", [None, 0], ids=["sorted", "shuffled"])
+@pytest.mark.parametrize("sizes", CLASS_SIZES.values(), ids=CLASS_SIZES)
+def test_the_index_is_the_same_without_the_native_core(
+    sizes: tuple[int, ...], shuffle_seed: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = make_labels(sizes, shuffle_seed)
+    with_core = ClassIndex(labels, len(sizes))
+    monkeypatch.setattr("cmikernels.class_index.native", None)
+    without = ClassIndex(labels, len(sizes))
+    assert with_core.offsets.tolist() == without.offsets.tolist()
+    assert (with_core.order is None) == (without.order is None)
+    if with_core.order is not None and without.order is not None:
+        assert with_core.order.tolist() == without.order.tolist()
