@@ -63,3 +63,18 @@ def test_forward_mode_differentiation_carries_the_tangent(backend: str, reductio
         Oracle(z + sign * step * tangent, LABELS, reduction=reduction).value for sign in (1, -1)
     )
     assert torch.allclose(rate.reshape(-1), (ahead - behind).reshape(-1) / (2 * step), rtol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "class", "none"])
+def test_a_default_device_elsewhere_does_not_matter(backend: str, reduction: str) -> None:
+    z = make_features(11, 7).requires_grad_()
+    expected = cmi_value_and_grad(z, LABELS, reduction=reduction, backend=backend)
+    centroids = class_centroids(z.detach(), LABELS, backend=backend)
+    with torch.device("meta"):
+        value = fused_cmi(z, LABELS, reduction=reduction, backend=backend)
+        value.backward(torch.ones_like(value) * 2)  # type: ignore[no-untyped-call]
+        elsewhere = class_centroids(z.detach(), LABELS, backend=backend)
+    assert torch.equal(value, expected[0])
+    assert z.grad is not None
+    assert torch.allclose(z.grad, expected[1] * 2, rtol=1e-5, atol=1e-6)
+    assert torch.equal(elsewhere, centroids)

@@ -39,8 +39,11 @@ def forward(
         size = (problem.num_rows,)
     elif problem.reduction == "class":
         size = (problem.num_classes,)
-    value = torch.empty(size, dtype=arithmetic_dtype(features.dtype))
-    gradient = torch.empty(features.shape, dtype=features.dtype) if with_gradient else None
+    device = features.device  # said, because a default device may be set
+    value = torch.empty(size, dtype=arithmetic_dtype(features.dtype), device=device)
+    gradient = None
+    if with_gradient:
+        gradient = torch.empty(features.shape, dtype=features.dtype, device=device)
     _run(features, problem, value=value, gradient=gradient)
     return value, gradient
 
@@ -64,7 +67,7 @@ def scale(gradient: Tensor, problem: Problem, grad_value: Tensor) -> Tensor | No
 
 def backward(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
     """Gradient of the rows' divergences with the weights that grad_value gives them."""
-    gradient = torch.empty(features.shape, dtype=features.dtype)
+    gradient = torch.empty(features.shape, dtype=features.dtype, device=features.device)
     row_weights = problem.row_weights(grad_value).contiguous()
     _run(features, problem, gradient=gradient, row_weights=row_weights)
     return gradient
@@ -73,7 +76,8 @@ def backward(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
 def centroids(features: Tensor, problem: Problem) -> Tensor:
     """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
     shape = (problem.num_classes, features.shape[-1])
-    result = torch.empty(shape, dtype=arithmetic_dtype(features.dtype))
+    dtype = arithmetic_dtype(features.dtype)
+    result = torch.empty(shape, dtype=dtype, device=features.device)
     _run(features, problem, mean_probabilities=result)
     return result
 
