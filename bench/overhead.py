@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.harness import Contender, race, random_features
+from bench.harness import Contender, Timing, race, random_features
 from bench.providers import PROVIDERS, contend
 from bench.records import (
     RESULTS,
@@ -83,25 +83,17 @@ def _fresh_gradient(contender: Contender, features: Tensor) -> Contender:
 
 def measure_calls(budget: float) -> list[Row]:
     """Every way in, at every shape."""
-    rows = []
+    rows: list[Row] = []
     for shape in SHAPES:
         times = race(ways_in(shape), budget=budget, calls=CALLS)
         kernel = times["backend, value and gradient"].median
-        for name, time in times.items():
-            row: Row = {"what": "call", "shape": "x".join(map(str, shape)), "contender": name}
-            row |= {"microseconds": _us(time.median), "p20": _us(time.low), "p80": _us(time.high)}
-            row |= {
-                "over_kernel": float(f"{time.median / kernel:.3g}"),
-                "samples": time.samples,
-                "others": time.others,
-            }
-            rows.append(row)
+        rows += _rows("call", shape, times, "over_kernel", kernel)
     return rows
 
 
 def measure_matmul(budget: float) -> list[Row]:
     """Time a matmul alone, right after `torch.exp` and right after `fused_cmi`."""
-    rows = []
+    rows: list[Row] = []
     left = torch.randn(MATMUL_SIZE, MATMUL_SIZE)
     right, out = torch.randn_like(left), torch.empty_like(left)
     for shape in ((10, 10, 512), (10, 100, 512)):
@@ -126,16 +118,28 @@ def measure_matmul(budget: float) -> list[Row]:
             budget=budget,
         )
         alone = times["matmul alone"].median
-        for name, time in times.items():
-            row: Row = {"what": "matmul", "shape": "x".join(map(str, shape)), "contender": name}
-            row |= {"microseconds": _us(time.median), "p20": _us(time.low), "p80": _us(time.high)}
-            row |= {
-                "over_alone": float(f"{time.median / alone:.3g}"),
-                "samples": time.samples,
-                "others": time.others,
-            }
-            rows.append(row)
+        rows += _rows("matmul", shape, times, "over_alone", alone)
     return rows
+
+
+def _rows(
+    what: str, shape: tuple[int, ...], times: dict[str, Timing], ratio: str, base: float
+) -> list[Row]:
+    """One row a contender, with its time over `base` seconds under the name `ratio`."""
+    return [
+        {
+            "what": what,
+            "shape": "x".join(map(str, shape)),
+            "contender": name,
+            "microseconds": _us(time.median),
+            "p20": _us(time.low),
+            "p80": _us(time.high),
+            ratio: float(f"{time.median / base:.3g}"),
+            "samples": time.samples,
+            "others": time.others,
+        }
+        for name, time in times.items()
+    ]
 
 
 def _us(seconds: float) -> float:

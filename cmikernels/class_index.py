@@ -110,9 +110,14 @@ def check_labels(labels: Tensor) -> None:
         raise ValueError(f"classes: expected labels of shape (N,), got {tuple(labels.shape)}")
 
 
+def _natively(labels: Tensor) -> bool:
+    """Whether the compiled core is here and may read the labels."""
+    return native is not None and labels.device.type == "cpu" and has_memory(labels)
+
+
 def _bounds(labels: Tensor) -> tuple[int, int]:
     """Smallest and largest of at least one label."""
-    if native is not None and labels.device.type == "cpu" and has_memory(labels):
+    if _natively(labels):
         low, high = native.label_bounds(labels.data_ptr(), labels.shape[0])
     else:
         low, high = torch.stack(torch.aminmax(labels)).tolist()
@@ -123,7 +128,7 @@ def _group(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor | None]:
     """`offsets` and `order` of labels known to be in range."""
     rows = labels.shape[0]
     offsets = torch.empty(num_classes + 1, dtype=torch.int64, device=labels.device)
-    if native is not None and labels.device.type == "cpu" and has_memory(labels):
+    if _natively(labels):
         order = torch.empty_like(labels)
         pointers = offsets.data_ptr(), order.data_ptr()
         is_sorted = native.index_labels(labels.data_ptr(), rows, num_classes, *pointers)

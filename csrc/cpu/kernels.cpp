@@ -41,6 +41,11 @@ struct Passes {
     return p.order ? p.order[position] : position;
   }
 
+  static int64_t block_end(const ClassRows& rows, int64_t block) {
+    const int64_t end = (block + 1) * rows.block_rows;
+    return end < rows.count ? end : rows.count;
+  }
+
   static const char* row_memory(const cmik_problem& p, int64_t position) {
     return static_cast<const char*>(p.features) +
            source_row(p, position) * p.row_stride * int64_t(sizeof(S));
@@ -85,8 +90,7 @@ struct Passes {
     if (weighted)
       for (int64_t j = 0; j < width; j += kWidth<T>) store(weighted_sums + j, Vec<T>{});
 
-    const int64_t begin = block * rows.block_rows;
-    const int64_t end = begin + rows.block_rows < rows.count ? begin + rows.block_rows : rows.count;
+    const int64_t begin = block * rows.block_rows, end = block_end(rows, block);
     for (int64_t group = begin; group < end; group += kGroup) {
       const int64_t count = end - group < kGroup ? end - group : kGroup;
       const T* e[kGroup];
@@ -198,8 +202,7 @@ struct Passes {
   static double second_pass_as(const Job& job, const ClassRows& rows, int64_t block,
                                const void* class_state, Scratch& scratch, int64_t tile_base) {
     const auto& state = *static_cast<const ClassState<T>*>(class_state);
-    const int64_t begin = block * rows.block_rows;
-    const int64_t end = begin + rows.block_rows < rows.count ? begin + rows.block_rows : rows.count;
+    const int64_t begin = block * rows.block_rows, end = block_end(rows, block);
     double block_value = 0;
     bool expect_small = false;  // what the row before was
     int64_t r = begin;

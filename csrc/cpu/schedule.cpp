@@ -126,9 +126,10 @@ class Run {
     if (!memory) return CMIK_OUT_OF_MEMORY;
     Arena real(memory.get());
     lay_out(real);
-    for (SplitClass& s : splits_) {
-      s.first_passes_left = first_tasks(s);
-      s.ready = false;
+    for (size_t i = 0; i < splits_.size(); ++i) {
+      splits_[i].first_passes_left = first_tasks(splits_[i]);
+      splits_[i].ready = false;
+      kernels_.start_class(job_, splits_[i].rows, &split_states_[i]);
     }
     run_on_threads(
         threads_, [](void* self, int thread) { static_cast<Run*>(self)->work(thread); }, this);
@@ -286,24 +287,13 @@ class Run {
 
   void first_task(const SplitTask& task, int thread) {
     SplitClass& s = splits_[size_t(task.split)];
-    ClassState<T>& state = split_states_[size_t(task.split)];
-    if (job_.problem.row_weights) {
-      // Every block needs the mean weight; each computes the same number for itself.
-      ClassState<T> own = state;
-      kernels_.start_class(job_, s.rows, &own);
-      run_first(task, s, own, thread);
-    } else {
-      run_first(task, s, state, thread);
-    }
+    void* state = &split_states_[size_t(task.split)];
+    if (!job_.problem.centroids)
+      kernels_.first_pass(job_, s.rows, task.block, state, scratch_[size_t(thread)],
+                          tile_for(s.rows, true));
     if (s.first_passes_left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-    kernels_.finish_class(job_, s.rows, s.cls, &state);
+    kernels_.finish_class(job_, s.rows, s.cls, state);
     s.ready.store(true, std::memory_order_release);
-  }
-
-  void run_first(const SplitTask& task, const SplitClass& s, ClassState<T>& state, int thread) {
-    if (job_.problem.centroids) return;
-    Scratch& scratch = scratch_[size_t(thread)];
-    kernels_.first_pass(job_, s.rows, task.block, &state, scratch, tile_for(s.rows, true));
   }
 
   void second_task(const SplitTask& task, int thread) {
