@@ -36,13 +36,14 @@ class ClassIndex:
     `ClassIndex` never do, so build it outside the loop when the labels do not change.
     """
 
-    __slots__ = ("labels", "num_classes", "num_rows", "offsets", "order")
+    __slots__ = ("_largest", "labels", "num_classes", "num_rows", "offsets", "order")
 
     labels: Tensor  # (N,) int64, class of each row
     offsets: Tensor  # (C + 1,) int64, class y owns sorted positions offsets[y] .. offsets[y + 1]
     order: Tensor | None  # (N,) int64, row at each sorted position; None: rows already sorted
     num_classes: int
     num_rows: int
+    _largest: int | None  # rows of the largest class, where known
 
     def __init__(self, labels: Tensor, num_classes: int | None = None) -> None:
         check_labels(labels)
@@ -58,13 +59,15 @@ class ClassIndex:
             raise ValueError(
                 f"classes: labels must lie in [0, num_classes) = [0, {self.num_classes}), got {bad}"
             )
-        self.offsets, self.order = _group(labels, self.num_classes)
+        self.offsets, self.order, self._largest = _group(labels, self.num_classes)
 
     @classmethod
-    def from_parts(cls, labels: Tensor, order: Tensor | None, offsets: Tensor) -> ClassIndex:
+    def from_parts(
+        cls, labels: Tensor, order: Tensor | None, offsets: Tensor, largest: int | None
+    ) -> ClassIndex:
         """Put together what another ClassIndex was made of; nothing is read or checked."""
         index = object.__new__(cls)
-        index.labels, index.order, index.offsets = labels, order, offsets
+        index.labels, index.order, index.offsets, index._largest = labels, order, offsets, largest
         index.num_classes, index.num_rows = offsets.numel() - 1, labels.numel()
         return index
 
@@ -73,10 +76,18 @@ class ClassIndex:
         """Where the index lives; features must be on the same device."""
         return self.labels.device
 
+    @property
+    def largest(self) -> int:
+        """Number of rows of the largest class. Known from the start where reading it would wait."""
+        if self._largest is None:
+            self._largest = int(self.counts().max()) if self.num_classes else 0
+        return self._largest
+
     def to(self, device: torch.device | str) -> ClassIndex:
         """The same index on another device."""
         order = None if self.order is None else self.order.to(device)
-        return self.from_parts(self.labels.to(device), order, self.offsets.to(device))
+        parts = self.labels.to(device), order, self.offsets.to(device)
+        return self.from_parts(*parts, self.largest)
 
     def counts(self) -> Tensor:
         """Number of rows of each class, `(C,)` int64."""
@@ -124,16 +135,19 @@ def _bounds(labels: Tensor) -> tuple[int, int]:
     return low, high
 
 
-def _group(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor | None]:
-    """`offsets` and `order` of labels known to be in range."""
+def _group(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor | None, int | None]:
+    """`offsets`, `order` and, where it cannot be had later for little, the largest class's size."""
     rows = labels.shape[0]
     offsets = torch.empty(num_classes + 1, dtype=torch.int64, device=labels.device)
     if _natively(labels):
         order = torch.empty_like(labels)
         pointers = offsets.data_ptr(), order.data_ptr()
         is_sorted = native.index_labels(labels.data_ptr(), rows, num_classes, *pointers)
-        return offsets, None if is_sorted else order
+        return offsets, None if is_sorted else order, None
+    counts = torch.bincount(labels, minlength=num_classes)
     offsets[0] = 0
-    torch.cumsum(torch.bincount(labels, minlength=num_classes), 0, out=offsets[1:])
-    is_sorted = bool((labels[1:] >= labels[:-1]).all())
-    return offsets, None if is_sorted else torch.argsort(labels, stable=True)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    is_sorted = (labels[1:] >= labels[:-1]).all().to(torch.int64)
+    largest = counts.max() if num_classes else is_sorted
+    sorted_already, most = torch.stack([is_sorted, largest]).tolist()  # one wait for both
+    return offsets, None if sorted_already else torch.argsort(labels, stable=True), most

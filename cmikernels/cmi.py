@@ -208,19 +208,16 @@ class _FusedCMI(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None, None]:
         problem, backend = ctx.problem, ctx.backend
+        features, _ = ctx.saved_tensors
         if torch.is_grad_enabled():
-            features, _ = ctx.saved_tensors
             return differentiable_gradient(features, problem, grad_value), None, None
-        features = None
         gradient = ctx.__dict__.pop("gradient", None)
         if gradient is None and ctx.has_gradient:  # handed out before
-            features, _ = ctx.saved_tensors
             _, gradient = backend.forward(features, problem, True)
-        if gradient is not None:
-            gradient = backend.scale(gradient, problem, grad_value)
         if gradient is None:
-            features = ctx.saved_tensors[0] if features is None else features
             gradient = backend.backward(features, problem, grad_value)
+        else:
+            gradient = backend.scale(gradient, features, problem, grad_value)
         return gradient, None, None
 
 

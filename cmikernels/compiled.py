@@ -33,6 +33,7 @@ def cmi(features: Tensor, labels: Tensor | None, problem: Problem, backend: str 
         None if index is None else index.order,
         None if index is None else index.offsets,
         problem.centroids,
+        None if index is None else index._largest,
         problem.num_classes,
         float(problem.temperature),
         1.0,
@@ -59,6 +60,7 @@ def _problem(
     order: Tensor | None,
     offsets: Tensor | None,
     centroids: Tensor | None,
+    largest: int | None,
     num_classes: int,
     temperature: float,
     weight: float,
@@ -71,7 +73,7 @@ def _problem(
         if offsets is None:
             index = ClassIndex(labels, num_classes or None)
         else:
-            index = ClassIndex.from_parts(labels, order, offsets)
+            index = ClassIndex.from_parts(labels, order, offsets, largest)
         num_classes = index.num_classes
     return Problem(index, rows, num_classes, centroids, temperature, weight, reduction)
 
@@ -79,7 +81,7 @@ def _problem(
 # Written out, because not every torch can read it off annotations that are strings.
 _ARGUMENTS = (
     "Tensor features, Tensor? labels, Tensor? order, Tensor? offsets, Tensor? centroids, "
-    "SymInt num_classes, float temperature, float weight, str reduction, str? backend"
+    "SymInt? largest, SymInt num_classes, float temperature, float weight, str reduction, str? backend"
 )
 
 
@@ -94,6 +96,7 @@ def _cmi(
     order: Tensor | None,
     offsets: Tensor | None,
     centroids: Tensor | None,
+    largest: int | None,
     num_classes: int,
     temperature: float,
     weight: float,
@@ -102,7 +105,16 @@ def _cmi(
     keep_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     problem = _problem(
-        features, labels, order, offsets, centroids, num_classes, temperature, weight, reduction
+        features,
+        labels,
+        order,
+        offsets,
+        centroids,
+        largest,
+        num_classes,
+        temperature,
+        weight,
+        reduction,
     )
     chosen = choose_backend(backend, features.device.type)
     value, gradient = chosen.forward(features, problem, keep_gradient)
@@ -120,6 +132,7 @@ def _(
     order: Tensor | None,
     offsets: Tensor | None,
     centroids: Tensor | None,
+    largest: int | None,
     num_classes: int,
     temperature: float,
     weight: float,
@@ -143,6 +156,7 @@ def _cmi_backward(
     order: Tensor | None,
     offsets: Tensor | None,
     centroids: Tensor | None,
+    largest: int | None,
     num_classes: int,
     temperature: float,
     weight: float,
@@ -151,7 +165,16 @@ def _cmi_backward(
     grad_value: Tensor,
 ) -> Tensor:
     problem = _problem(
-        features, labels, order, offsets, centroids, num_classes, temperature, weight, reduction
+        features,
+        labels,
+        order,
+        offsets,
+        centroids,
+        largest,
+        num_classes,
+        temperature,
+        weight,
+        reduction,
     )
     chosen = choose_backend(backend, features.device.type)
     return chosen.backward(features, problem, grad_value)
@@ -184,7 +207,7 @@ def _backward(ctx: Any, grad_value: Tensor, _: None) -> tuple[Tensor | None, ...
         result = gradient * grad_value.view(*features.shape[:-2], 1, 1)
     else:
         result = gradient * grad_value[labels.long()][:, None]
-    return result, *[None] * 10
+    return result, *[None] * 11
 
 
 _cmi.register_autograd(_backward, setup_context=_setup_context)

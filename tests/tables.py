@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -9,8 +10,13 @@ from torch import Tensor
 
 from cmikernels import available_backends
 
+GPU = torch.cuda.is_available()
+if not GPU:  # Triton is asked when it is first imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 DEVICE_OF = {
     "cpu": "cpu",
+    "triton": "cuda" if GPU else "cpu",
     "reference": "cpu",
 }
 BACKENDS = [name for name, status in available_backends().items() if status.available]

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from cmikernels.backends import cpu, reference
+from cmikernels.backends import cpu, reference, triton
 from cmikernels.problem import Problem
 
 
@@ -35,11 +35,10 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """Reduced value, flat, and the gradient of its sum where asked for and cheap."""
 
-    def scale(self, gradient: Tensor, problem: Problem, grad_value: Tensor) -> Tensor | None:
-        """Turn forward's gradient, to be used up, into d<grad_value, value>/d features.
-
-        None where computing it anew is the better way.
-        """
+    def scale(
+        self, gradient: Tensor, features: Tensor, problem: Problem, grad_value: Tensor
+    ) -> Tensor:
+        """Turn forward's gradient, to be used up, into d<grad_value, value>/d features."""
 
     def backward(self, features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
         """d<grad_value, value>/d features from scratch."""
@@ -48,7 +47,7 @@ class Backend(Protocol):
         """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
 
 
-_BACKENDS: dict[str, Backend] = {cpu.NAME: cpu, reference.NAME: reference}
+_BACKENDS: dict[str, Backend] = {backend.NAME: backend for backend in (cpu, triton, reference)}
 
 ENVIRONMENT_VARIABLE = "CMIKERNELS_BACKEND"
 

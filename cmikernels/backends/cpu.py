@@ -48,16 +48,17 @@ def forward(
     return value, gradient
 
 
-def scale(gradient: Tensor, problem: Problem, grad_value: Tensor) -> Tensor | None:
-    """Multiply in place, or not at all by 1. Not for half precision: that would round twice."""
+def scale(gradient: Tensor, features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
+    """Multiply in place, or not at all by 1. Half precision is made anew: it would round twice."""
     if grad_value.dim() == 0:
         if grad_value.item() == 1.0:
             return gradient
-        return None if gradient.dtype in _HALF else gradient.mul_(grad_value)
-    if bool((grad_value == 1).all()):
+    elif bool((grad_value == 1).all()):
         return gradient
     if gradient.dtype in _HALF:
-        return None
+        return backward(features, problem, grad_value)
+    if grad_value.dim() == 0:
+        return gradient.mul_(grad_value)
     if problem.classes is None:
         rows = gradient.view(problem.num_classes, -1)
         rows.mul_(grad_value.view(-1, 1))

@@ -34,9 +34,9 @@ def forward(
     return value.to(arithmetic_dtype(features.dtype)), None
 
 
-def scale(gradient: Tensor, problem: Problem, grad_value: Tensor) -> Tensor | None:
-    """Nothing to scale: forward makes no gradient."""
-    return None
+def scale(gradient: Tensor, features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
+    """Forward makes no gradient, so there is nothing to scale but a new one."""
+    return backward(features, problem, grad_value)
 
 
 def backward(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
