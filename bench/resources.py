@@ -27,6 +27,7 @@ import torch
 from bench.records import table
 from cmikernels import ClassIndex
 from cmikernels.backends import triton as backend
+from cmikernels.backends.triton.plan import Chip
 from cmikernels.problem import Problem, arithmetic_dtype
 
 TARGETS = (80, 90, 100, 120)  # compute capabilities: Ampere, Hopper, both kinds of Blackwell
@@ -124,8 +125,10 @@ def compile_all(target: int) -> list[Variant]:
     import triton
 
     triton.runtime.driver.set_active(_NoDevice(target))
-    chip = backend.Chip(processors=132, cache_bytes=50 << 20)
-    backend._chip = lambda device: chip  # type: ignore[assignment,misc]
+    from cmikernels.backends.triton import launch
+
+    chip = Chip(processors=132, cache_bytes=50 << 20)
+    launch.chip_of = lambda device: chip  # type: ignore[assignment]
     variants: dict[int, Variant] = {}
     at_hand: list[Case] = []
 
@@ -140,7 +143,7 @@ def compile_all(target: int) -> list[Variant]:
             kept.append(compiled)
 
     kept: list[Any] = []  # so that no two of them share an id
-    backend._Call.launch = compile_instead  # type: ignore[method-assign]
+    launch.Call.launch = compile_instead  # type: ignore[method-assign]
     for case in cases():
         at_hand.append(case)
         _call(case)

@@ -147,7 +147,7 @@ def _group(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor | None, int
     counts = torch.bincount(labels, minlength=num_classes)
     offsets[0] = 0
     torch.cumsum(counts, 0, out=offsets[1:])
-    is_sorted = (labels[1:] >= labels[:-1]).all().to(torch.int64)
-    largest = counts.max() if num_classes else is_sorted
-    sorted_already, most = torch.stack([is_sorted, largest]).tolist()  # one wait for both
-    return offsets, None if sorted_already else torch.argsort(labels, stable=True), most
+    in_order = (labels[1:] >= labels[:-1]).all().to(torch.int64)
+    most = counts.max() if num_classes else in_order
+    sorted_already, largest = torch.stack([in_order, most]).tolist()  # one wait for both
+    return offsets, None if sorted_already else torch.argsort(labels, stable=True), largest

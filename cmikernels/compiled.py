@@ -81,7 +81,8 @@ def _problem(
 # Written out, because not every torch can read it off annotations that are strings.
 _ARGUMENTS = (
     "Tensor features, Tensor? labels, Tensor? order, Tensor? offsets, Tensor? centroids, "
-    "SymInt? largest, SymInt num_classes, float temperature, float weight, str reduction, str? backend"
+    "SymInt? largest, SymInt num_classes, float temperature, float weight, str reduction, "
+    "str? backend"
 )
 
 

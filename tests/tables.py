@@ -19,6 +19,8 @@ DEVICE_OF = {
     "triton": "cuda" if GPU else "cpu",
     "reference": "cpu",
 }
+# Thousands of times slower than compiled: shapes are kept small for them.
+INTERPRETED = () if GPU else ("triton",)
 BACKENDS = [name for name, status in available_backends().items() if status.available]
 # The plain formula in torch is the yardstick of the fused ones, not subject to their promises on
 # memory, thread counts and forked processes.

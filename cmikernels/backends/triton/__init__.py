@@ -1,0 +1,116 @@
+"""Backend of the Triton kernels: any GPU that Triton serves, and its interpreter on CPU tensors.
+
+`plan.py` chooses kernels and tiles, `launch.py` launches them; `tile.py` has the mathematics, and
+`tiles.py`, `rows.py`, `slots.py` and `wide.py` the kernels.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmikernels.problem import Problem, arithmetic_dtype
+
+NAME = "triton"
+DEVICE_TYPE = "cuda"  # AMD's too, by torch's name for them
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+@functools.cache
+def _load() -> tuple[Any, str]:
+    """What launches the kernels, or why nothing can. Triton takes a second to import."""
+    try:
+        return importlib.import_module("cmikernels.backends.triton.launch"), ""
+    except Exception as error:  # whatever a broken installation raises
+        return None, f"{type(error).__name__}: {error}"
+
+
+def obstacle(device_type: str) -> str | None:
+    """Why this backend cannot serve tensors of that device type; None when it can."""
+    if device_type == "cpu":
+        if not _interpreting():
+            return "it computes on GPUs (and for tests on the CPU, under TRITON_INTERPRET=1)"
+    elif device_type != "cuda":
+        return "it computes on NVIDIA and AMD GPUs only"
+    elif not torch.cuda.is_available() and not _interpreting():
+        return "torch sees no GPU"
+    launch, error = _load()
+    if launch is None:
+        return f"Triton cannot be imported ({error}); run: pip install triton"
+    return None
+
+
+def describe() -> str:
+    """How it will run here."""
+    triton = importlib.import_module("triton")
+    if _interpreting():
+        return f"Triton {triton.__version__}, interpreted, very slow"
+    return f"Triton {triton.__version__} on {torch.cuda.get_device_name()}"
+
+
+def forward(
+    features: Tensor, problem: Problem, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Value and gradient of its sum, made together."""
+    sizes = {"none": (problem.num_rows,), "class": (problem.num_classes,)}
+    size = sizes.get(problem.reduction, ())
+    value = torch.empty(size, dtype=arithmetic_dtype(features.dtype), device=features.device)
+    gradient = None
+    if with_gradient:
+        gradient = torch.empty(features.shape, dtype=features.dtype, device=features.device)
+    _run(features, problem, value=value, gradient=gradient)
+    return value, gradient
+
+
+def scale(gradient: Tensor, features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
+    """Make the gradient anew in place, where the device finds grad_value other than 1.
+
+    That moves as many bytes as scaling would, needs no second kernel and rounds once.
+    """
+    _run(features, problem, gradient=gradient, incoming=grad_value, skip_one=True)
+    return gradient
+
+
+def backward(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
+    """Gradient of the rows' divergences with the weights that grad_value gives them."""
+    gradient = torch.empty(features.shape, dtype=features.dtype, device=features.device)
+    _run(features, problem, gradient=gradient, incoming=grad_value)
+    return gradient
+
+
+def centroids(features: Tensor, problem: Problem) -> Tensor:
+    """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
+    shape = (problem.num_classes, features.shape[-1])
+    dtype = arithmetic_dtype(features.dtype)
+    result = torch.empty(shape, dtype=dtype, device=features.device)
+    _run(features, problem, means=result)
+    return result
+
+
+def _run(
+    features: Tensor,
+    problem: Problem,
+    *,
+    value: Tensor | None = None,
+    gradient: Tensor | None = None,
+    means: Tensor | None = None,
+    incoming: Tensor | None = None,
+    skip_one: bool = False,
+) -> None:
+    """Launch what fills the outputs that are given."""
+    if problem.num_rows == 0:
+        for output in (value, means):
+            if output is not None:
+                output.zero_()
+        return
+    launch, _ = _load()
+    with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
+        launch.Call(features, problem, incoming, skip_one).run(value, gradient, means)

@@ -1,0 +1,191 @@
+"""Classes larger than a tile, row block by row block.
+
+A program that serves a whole class reads it twice, the second time from L2. Where several share a
+class, slot_sums comes first, then class_means, then class_rows for value and gradient.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from cmikernels.backends.triton.slots import (
+    block_rows,
+    class_bounds,
+    slot_rows,
+)
+from cmikernels.backends.triton.tile import (
+    PLAIN_INTEGERS,
+    divergences,
+    given_centroids,
+    is_all_one,
+    load_tile,
+    log_target,
+    rho_of,
+    row_gradient,
+    row_weights,
+    softmax_tile,
+    store_tile,
+)
+
+
+@triton.jit
+def mean_of_rows(
+    features, row_stride, channel_stride, order, incoming, mean_weight, begin, end, channels,
+    inverse_tau, ARITHMETIC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Sums over rows of P and, with incoming row weights w, of (w - mean w) P; both `[1, M]`."""
+    m = tl.arange(0, BLOCK_M)
+    sums = tl.zeros((1, BLOCK_N, BLOCK_M), ARITHMETIC)
+    weighted = tl.zeros((1, BLOCK_N, BLOCK_M), ARITHMETIC)
+    for at in tl.range(begin, end, BLOCK_N, num_stages=3):
+        rows, row_valid = block_rows(at, end, order, BLOCK_N)
+        z = load_tile(
+            features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC
+        )
+        _, e, total = softmax_tile(z, row_valid, inverse_tau)
+        p = e * (1.0 / total)[:, :, None]
+        sums += p
+        if incoming is not None:
+            w = tl.load(incoming + rows, mask=row_valid, other=0.0)
+            weighted += p * (w - mean_weight)[:, :, None]
+    return tl.sum(sums, 1), tl.sum(weighted, 1)
+
+
+@triton.jit
+def finish_rows(
+    features, row_stride, channel_stride, order, incoming, value, gradient, begin, end, y, q, rho,
+    missing, distinct, size, channels, inverse_tau, weight, ARITHMETIC: tl.constexpr,
+    REDUCTION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Value and gradient of rows of one class with centroid `[1, M]`; returns the sum of KL."""
+    m = tl.arange(0, BLOCK_M)
+    top = tl.minimum(tl.max(q, 1), 1.0)  # a given one may be beyond 1
+    target = log_target(q, top[:, None], ARITHMETIC)
+    sums = tl.zeros((1, BLOCK_N), ARITHMETIC)
+    row_scale = weight
+    if REDUCTION == "class":
+        row_scale = weight / size
+    for at in tl.range(begin, end, BLOCK_N, num_stages=3):
+        rows, row_valid = block_rows(at, end, order, BLOCK_N)
+        z = load_tile(
+            features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC
+        )
+        u, e, total = softmax_tile(z, row_valid, inverse_tau)
+        inverse_total = tl.where(row_valid, 1.0 / total, 0.0)
+        offset = tl.log(total * top[:, None])
+        d, kl, best = divergences(
+            u, e, inverse_total, offset, target[:, None, :], q[:, None, :], missing, row_valid,
+            ARITHMETIC, value is not None,
+        )  # fmt: skip
+        best = best * distinct
+        sums += best
+        if value is not None and REDUCTION == "none":
+            tl.store(value + rows, best * weight, mask=row_valid)
+        if gradient is not None:
+            w = row_weights(row_scale, incoming, rows, y, row_valid, REDUCTION)
+            tilt = distinct * inverse_total * inverse_tau
+            if rho is None:
+                result = row_gradient(e, d, kl, w * tilt, None, None, None)
+            else:
+                rho_mean = tl.sum(e * rho[:, None, :], 2) * inverse_total
+                result = row_gradient(e, d, kl, w * tilt, rho[:, None, :], rho_mean, tilt)
+            store_tile(gradient, rows, row_valid, m, channels, result)
+    return tl.sum(tl.sum(sums, 1), 0)
+
+
+@triton.jit(do_not_specialize=PLAIN_INTEGERS)
+def class_rows(
+    features, row_stride, channel_stride, order, offsets, given, class_q, class_rho, mean_weights,
+    incoming, value, gradient, means, num_classes, rows_per_class, rows_per_slot, channels,
+    inverse_tau: tl.float64, weight: tl.float64, ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr,
+    SKIP_ONE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Value and gradient of a slot's rows, or of a class's, whose centroid it then makes first.
+
+    `value` is each program's sum; each class's number where a program serves a class; each row's.
+    """
+    slot = tl.program_id(0).to(tl.int64)
+    if rows_per_slot is None:
+        y = slot
+        begin, count = class_bounds(y, offsets, rows_per_class)
+        end = begin + count
+    else:
+        slot = tl.num_programs(0) - 1 - slot  # what slot_sums read last is still in L2
+        y, begin, end, count = slot_rows(slot, offsets, num_classes, rows_per_class, rows_per_slot)
+    c = y + tl.arange(0, 1)
+    if SKIP_ONE:
+        if is_all_one(incoming, c, num_classes, REDUCTION == "class"):
+            return
+    inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
+    weight = tl.full((), weight, ARITHMETIC)
+    m = tl.arange(0, BLOCK_M)
+    m_valid = (m < channels)[None, :]
+    places = c[:, None] * channels + m[None, :]
+    size = tl.maximum(count, 1).to(ARITHMETIC)
+    missing = tl.zeros((1,), ARITHMETIC)
+    distinct = tl.where(count == 1, 0.0, 1.0).to(ARITHMETIC)  # see class_tiles
+    rho = None
+    if given is not None:
+        q, mass = given_centroids(given, c, m, m_valid, channels, ARITHMETIC)
+        missing = (1.0 - mass).to(ARITHMETIC)
+        distinct = tl.full((), 1.0, ARITHMETIC)
+    elif class_q is not None:
+        q = tl.load(class_q + places, mask=m_valid, other=0.0)
+        if class_rho is not None:
+            rho = tl.load(class_rho + places, mask=m_valid, other=0.0)
+    else:
+        weights = None
+        mean_weight = 0.0
+        if mean_weights is not None:
+            weights = incoming
+            mean_weight = tl.load(mean_weights + y)
+        q, weighted = mean_of_rows(
+            features, row_stride, channel_stride, order, weights, mean_weight, begin, end, channels,
+            inverse_tau, ARITHMETIC, BLOCK_N, BLOCK_M,
+        )  # fmt: skip
+        q = q / size
+        if weights is not None:
+            rho = rho_of(weighted, q, size, ARITHMETIC)
+        if means is not None:
+            tl.store(means + places, q, mask=m_valid)
+    if value is None and gradient is None:
+        return
+    total = finish_rows(
+        features, row_stride, channel_stride, order, incoming, value, gradient, begin, end, y, q,
+        rho, missing, distinct, size, channels, inverse_tau, weight,
+        ARITHMETIC, REDUCTION, BLOCK_N, BLOCK_M,
+    )  # fmt: skip
+    if value is not None and REDUCTION != "none":
+        if REDUCTION == "class" and rows_per_slot is None:
+            total = total * weight / size
+        tl.store(value + slot, total)
+
+
+@triton.jit(do_not_specialize=PLAIN_INTEGERS)
+def slot_sums(
+    features, row_stride, channel_stride, order, offsets, incoming, mean_weights, sums,
+    weighted_sums, num_classes, rows_per_class, rows_per_slot, channels, inverse_tau: tl.float64,
+    ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, SKIP_ONE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Sum of P over each slot's rows."""
+    slot = tl.program_id(0).to(tl.int64)
+    y, begin, end, _ = slot_rows(slot, offsets, num_classes, rows_per_class, rows_per_slot)
+    if SKIP_ONE:
+        if is_all_one(incoming, y + tl.arange(0, 1), num_classes, REDUCTION == "class"):
+            return
+    weights = None
+    mean_weight = 0.0
+    if mean_weights is not None:
+        weights = incoming
+        mean_weight = tl.load(mean_weights + y)
+    total, weighted = mean_of_rows(
+        features, row_stride, channel_stride, order, weights, mean_weight, begin, end, channels,
+        tl.full((), inverse_tau, ARITHMETIC), ARITHMETIC, BLOCK_N, BLOCK_M,
+    )  # fmt: skip
+    m = tl.arange(0, BLOCK_M)[None, :]
+    places = (slot + tl.arange(0, 1))[:, None] * channels + m
+    tl.store(sums + places, total, mask=m < channels)
+    if mean_weights is not None:
+        tl.store(weighted_sums + places, weighted, mask=m < channels)

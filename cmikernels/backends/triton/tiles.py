@@ -1,0 +1,109 @@
+"""Classes that fit a program's registers: one read of the features, one write of the gradient."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from cmikernels.backends.triton.tile import (
+    PLAIN_INTEGERS,
+    divergences,
+    given_centroids,
+    load_tile,
+    log_target,
+    rho_of,
+    row_gradient,
+    row_weights,
+    softmax_tile,
+    store_tile,
+)
+
+
+@triton.jit(do_not_specialize=PLAIN_INTEGERS)
+def class_tiles(
+    features, row_stride, channel_stride, order, offsets, given, incoming, value, gradient, means,
+    num_classes, rows_per_class, channels, inverse_tau: tl.float64, weight: tl.float64,
+    ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, SKIP_ONE: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Everything about groups of BLOCK_C classes of at most BLOCK_N rows.
+
+    `value` is each group's sum (reduction "total"), each class's or each row's number. A program
+    takes several groups, so that the next one is on its way while one is computed.
+    """
+    if SKIP_ONE and REDUCTION == "total":
+        if tl.load(incoming) == 1.0:
+            return
+    inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
+    weight = tl.full((), weight, ARITHMETIC)
+    n = tl.arange(0, BLOCK_N)
+    m = tl.arange(0, BLOCK_M)
+    m_valid = m < channels
+    groups = (num_classes + BLOCK_C - 1) // BLOCK_C
+    for group in tl.range(tl.program_id(0), groups, tl.num_programs(0), num_stages=2):
+        c = (tl.arange(0, BLOCK_C) + group * BLOCK_C).to(tl.int64)
+        c_valid = c < num_classes
+        if SKIP_ONE and REDUCTION == "class":
+            c_valid = c_valid & (tl.load(incoming + c, mask=c_valid, other=1.0) != 1.0)
+        if offsets is None:
+            first = c * rows_per_class
+            count = tl.where(c_valid, rows_per_class, 0)
+        else:
+            first = tl.load(offsets + c, mask=c_valid, other=0)
+            count = tl.load(offsets + c + 1, mask=c_valid, other=0) - first
+        row_valid = n[None, :] < count[:, None]
+        rows = first[:, None] + n[None, :]
+        if order is not None:
+            rows = tl.load(order + rows, mask=row_valid, other=0)
+        z = load_tile(
+            features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC
+        )
+        u, e, total = softmax_tile(z, row_valid, inverse_tau)
+        inverse_total = tl.where(row_valid, 1.0 / total, 0.0)
+
+        size = tl.maximum(count, 1).to(ARITHMETIC)
+        q_valid = c_valid[:, None] & m_valid[None, :]
+        if given is None:
+            q = tl.sum(e * inverse_total[:, :, None], 1) / size[:, None]
+            missing = tl.zeros_like(size)
+            # A class of one row is its own centroid: exactly nothing, or NaN if the row is.
+            distinct = tl.where(count == 1, 0.0, 1.0).to(ARITHMETIC)
+        else:
+            q, mass = given_centroids(given, c, m, q_valid, channels, ARITHMETIC)
+            missing = (1.0 - mass).to(ARITHMETIC)
+            distinct = tl.full((BLOCK_C,), 1.0, ARITHMETIC)
+        if means is not None:
+            tl.store(means + c[:, None] * channels + m[None, :], q, mask=q_valid)
+
+        if value is not None or gradient is not None:
+            top = tl.minimum(tl.max(q, 1), 1.0)  # a given one may be beyond 1
+            target = log_target(q, top[:, None], ARITHMETIC)
+            offset = tl.log(total * top[:, None])
+            d, kl, best = divergences(
+                u, e, inverse_total, offset, target[:, None, :], q[:, None, :], missing, row_valid,
+                ARITHMETIC, value is not None,
+            )  # fmt: skip
+        if value is not None:
+            best = best * distinct[:, None]
+            if REDUCTION == "none":
+                tl.store(value + rows, best * weight, mask=row_valid)
+            elif REDUCTION == "class":
+                tl.store(value + c, tl.sum(best, 1) * weight / size, mask=c_valid)
+            else:
+                tl.store(value + group, tl.sum(tl.sum(best, 1), 0))
+        if gradient is not None:
+            row_scale = weight
+            if REDUCTION == "class":
+                row_scale = weight / size[:, None]
+            some_class = tl.minimum(c, num_classes - 1)[:, None]
+            w = row_weights(row_scale, incoming, rows, some_class, row_valid, REDUCTION)
+            tilt = distinct[:, None] * inverse_total * inverse_tau
+            if REDUCTION == "none" and incoming is not None and given is None:
+                excess = (w - (tl.sum(w, 1) / size)[:, None]) * inverse_total
+                rho = rho_of(tl.sum(e * excess[:, :, None], 1), q, size[:, None], ARITHMETIC)
+                rho = rho[:, None, :]
+                rho_mean = tl.sum(e * rho, 2) * inverse_total
+                result = row_gradient(e, d, kl, w * tilt, rho, rho_mean, tilt)
+            else:
+                result = row_gradient(e, d, kl, w * tilt, None, None, None)
+            store_tile(gradient, rows, row_valid, m, channels, result)
