@@ -12,19 +12,18 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from bench import plots
-from bench.providers import PROVIDERS, Loss
-from bench.records import RESULTS, Record, Row, machine, machine_line, table
+from bench.providers import PROVIDERS, Loss, make_losses
+from bench.records import Record, Row, add_output_arguments, machine, machine_line, table
 from cmikernels import ClassIndex, fused_cmi
 
+NAMES = {"cmikernels": "ours"}
 SPREADS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 30.0)
-CONTENDERS = ("published", "cmikernels")
 
 
 def draw(shape: tuple[int, int, int], spread: float | None, seed: int) -> Tensor:
@@ -62,14 +61,16 @@ def _exact(features: Tensor, classes: ClassIndex | None) -> Tensor:
     return fused_cmi(features, classes, backend="reference")
 
 
-def measure(shape: tuple[int, int, int], draws: int) -> list[Row]:
+def measure(
+    shape: tuple[int, int, int], draws: int, providers: list[str], device: str
+) -> list[Row]:
     """Find the worst error over the draws, for each spread and contender; None stands for NaN."""
     rows = []
+    losses = make_losses(providers, draw(shape, 1.0, 0).to(device), None, tqdm.write)
     for spread in tqdm((*SPREADS, None), unit="spread", dynamic_ncols=True):
-        drawn = [draw(shape, spread, seed) for seed in range(draws)]
+        drawn = [draw(shape, spread, seed).to(device) for seed in range(draws)]
         cmi = _exact(drawn[0].double(), None).item()
-        for name in CONTENDERS:
-            loss = PROVIDERS[name].make()
+        for name, loss in losses.items():
             found = [errors(loss, features) for features in drawn]
             row: Row = {"spread": spread, "cmi": float(f"{cmi:.3g}"), "contender": name}
             row["value_error"] = _worst(value for value, _ in found)
@@ -86,15 +87,17 @@ def _worst(errors: Iterable[float]) -> float | None:
 def report(record: Record) -> str:
     """Render the record as Markdown."""
     lines = []
+    contenders = dict.fromkeys(row["contender"] for row in record.rows)
     for spread in dict.fromkeys(row["spread"] for row in record.rows):
         mine = {row["contender"]: row for row in record.rows if row["spread"] == spread}
         line = ["underflow" if spread is None else f"{spread:g}"]
-        line.append(f"{mine['cmikernels']['cmi']:.2e}")
+        line.append(f"{next(iter(mine.values()))['cmi']:.2e}")
         for quantity in ("value_error", "gradient_error"):
-            line += [_error_text(mine[name][quantity]) for name in CONTENDERS]
+            line += [_error_text(mine[name][quantity]) for name in contenders]
         lines.append(line)
-    header = ["spread", "CMI", "value: published", "value: ours"]
-    header += ["gradient: published", "gradient: ours"]
+    header = ["spread", "CMI"]
+    for quantity in ("value", "gradient"):
+        header += [f"{quantity}: {NAMES.get(name, name)}" for name in contenders]
     classes, rows, channels = record.settings["shape"]
     return (
         f"`{machine_line(record.machine)}`\n\n"
@@ -116,16 +119,18 @@ def main() -> None:
     add("--shape", type=int, nargs=3, default=(10, 50, 2048), metavar=("C", "N", "M"),
         help="classes, rows of each, channels (default: 10 50 2048)")  # fmt: skip
     add("--draws", type=int, default=5, help="random draws for each spread (%(default)s)")
-    add("--name", default="accuracy", help="results go to bench/results/NAME.json, .csv, .png")
-    add("--date", help="date to record with the results")
-    add("--out", type=Path, default=RESULTS, help="folder of the results (%(default)s)")
+    add("--providers", nargs="+", choices=PROVIDERS, default=["published", "cmikernels"],
+        metavar="NAME", help="whose (default: published cmikernels)")  # fmt: skip
+    add("--device", default="cpu", help="where the features are: cpu or cuda (%(default)s)")
+    add_output_arguments(parser, "accuracy")
     args = parser.parse_args()
-    rows = measure(tuple(args.shape), args.draws)
+    rows = measure(tuple(args.shape), args.draws, args.providers, args.device)
     settings = {"shape": list(args.shape), "draws": args.draws}
-    record = Record("accuracy", machine(date=args.date), settings, rows)
-    path = record.write(args.name, args.out)
+    record = Record("accuracy", machine(args.device, args.date), settings, rows)
+    path = record.write(args.name, args.out, args.json_only)
     print(report(record))
-    print("\nwritten:", path, plots.accuracy(record, path.with_suffix(".png")))
+    drawn = [] if args.json_only else [plots.accuracy(record, path.with_suffix(".png"))]
+    print("\nwritten:", path, *drawn)
 
 
 if __name__ == "__main__":

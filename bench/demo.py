@@ -25,7 +25,7 @@ from bench.accuracy import errors
 from bench.demo_picture import draw
 from bench.harness import race
 from bench.memory import peak_extra_bytes
-from bench.providers import PROVIDERS, contend, make_losses
+from bench.providers import PROVIDERS, USUAL, contend, make_losses
 from bench.records import bytes_text, machine, machine_line, seconds_text, table
 from cmikernels import ClassIndex, available_backends, fused_cmi
 
@@ -144,7 +144,7 @@ def compare(
                 f"{result.gradient_errors[name]:.1e}",
                 seconds_text(times[name].median),
                 f"{times['published'].median / times[name].median:.1f}x",
-                bytes_text(peak_extra_bytes(name, memory_shape, "float32", "cpu")),
+                bytes_text(peak_extra_bytes(name, memory_shape, "float32")),
             )
         )
     header = ["", "CMI", "value error", "gradient error", "time", "speed-up", "peak memory"]
@@ -214,7 +214,7 @@ def main() -> None:
     real = compare(
         f"Features of all {images} digits, ragged classes in file order, 512 channels, float32",
         f"digits\n{images} x 512",
-        list(PROVIDERS),
+        USUAL,
         network.embed(digits.images),
         ClassIndex(digits.labels),
         (10, images // 10, 512),

@@ -26,7 +26,10 @@ COPY, FRESH_COPY = "copy", "copy, fresh"
 EXP, FRESH_EXP = "exp, out=", "exp"
 FLOORS = (COPY, FRESH_COPY, EXP, FRESH_EXP)
 
-_ROTATED_BYTES = 16 << 20  # small inputs are rotated over buffers of this size together
+# Small inputs are rotated over buffers of this size together, so that caches do not keep them: on a
+# GPU over several L2 caches, for which tiny inputs need many buffers.
+_ROTATED_BYTES, _MOST_INPUTS = 16 << 20, 8
+_ROTATED_L2_CACHES, _MOST_GPU_INPUTS = 3, 2048
 
 
 def _nothing() -> None:
@@ -152,12 +155,17 @@ def random_features(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str, seed: int = 0
 ) -> list[Tensor]:
     """Leaves that require a gradient: one if large, several to be taken in turn if small."""
-    generator = torch.Generator().manual_seed(seed)
-    elements = torch.Size(shape).numel()
-    count = max(1, min(8, _ROTATED_BYTES // max(1, elements * dtype.itemsize)))
+    device = torch.device(device)
+    generator = torch.Generator(device).manual_seed(seed)
+    size = max(1, torch.Size(shape).numel() * dtype.itemsize)
+    if device.type == "cuda":
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        count = min(_MOST_GPU_INPUTS, _ROTATED_L2_CACHES * cache // size)
+    else:
+        count = min(_MOST_INPUTS, _ROTATED_BYTES // size)
     return [
-        torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
-        for _ in range(count)
+        torch.randn(shape, generator=generator, device=device).to(dtype).requires_grad_()
+        for _ in range(max(1, count))
     ]
 
 

@@ -7,30 +7,20 @@ python -m bench.kernels --name cpu --sweeps ipc channels classes
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from bench import plots
-from bench.harness import (
-    COPY,
-    EXP,
-    FRESH_COPY,
-    FRESH_EXP,
-    bytes_moved,
-    floors,
-    race,
-    random_features,
-)
-from bench.memory import peak_extra_bytes
-from bench.providers import MODES, PROVIDERS, contend, make_losses
+from bench import gpu_plots, gpu_report, plots
+from bench.launches import add_launches
+from bench.measure import measure
+from bench.providers import MODES, PROVIDERS, USUAL
 from bench.records import (
-    RESULTS,
     Record,
     Row,
+    add_output_arguments,
     busy_warning,
     bytes_text,
     geometric_mean,
@@ -39,84 +29,7 @@ from bench.records import (
     seconds_text,
     table,
 )
-
-
-class Shape(NamedTuple):
-    """An equal-classes problem: C classes of n rows with M channels."""
-
-    classes: int
-    rows: int
-    channels: int
-
-    def __str__(self) -> str:
-        """Give the form used in tables and files."""
-        return f"{self.classes}x{self.rows}x{self.channels}"
-
-    @property
-    def elements(self) -> int:
-        """Entries of the feature matrix."""
-        return self.classes * self.rows * self.channels
-
-
-HEADLINE = Shape(10, 10, 512)  # CIFAR-10 at ipc 10, what most published runs have
-FIVE = (
-    Shape(10, 30, 512),
-    Shape(43, 31, 640),
-    Shape(200, 50, 1024),
-    Shape(9, 700, 2048),
-    Shape(1000, 10, 2048),
-)
-THREE_LARGEST = tuple(sorted(FIVE, key=lambda shape: shape.elements)[-3:])
-SWEEPS = {
-    "ipc": tuple(Shape(10, n, 512) for n in (1, 10, 50, 200, 500)),
-    "channels": tuple(Shape(10, 50, m) for m in (64, 256, 1024, 4096, 16384, 32768)),
-    "classes": tuple(Shape(c, 10, 512) for c in (1, 3, 10, 30, 100, 300, 1000)),
-}
-
-
-def measure(
-    shape: Shape, dtype: str, modes: Iterable[str], providers: list[str], device: str, budget: float
-) -> list[Row]:
-    """One row a contender and mode, with what follows from the times."""
-    torch_dtype: torch.dtype = getattr(torch, dtype)
-    inputs = random_features(shape, torch_dtype, device)
-    losses = make_losses(providers, inputs[0], None, tqdm.write)
-    rows = []
-    for mode in modes:
-        contenders = {name: contend(loss, mode, inputs) for name, loss in losses.items()}
-        times = race(contenders | floors(inputs), budget=budget, device=device)
-        moved = bytes_moved(shape.elements, torch_dtype.itemsize, mode)
-        copied = 2 * shape.elements * torch_dtype.itemsize
-        for name, time in times.items():
-            row: Row = {"shape": str(shape), **shape._asdict(), "dtype": dtype, "mode": mode}
-            row |= {"contender": name, "seconds": time.median, "p20": time.low, "p80": time.high}
-            row |= {
-                "samples": time.samples,
-                "others": time.others,
-                "over_exp": time.median / times[FRESH_EXP].median,
-            }
-            row["over_exp_out"] = time.median / times[EXP].median
-            for other in [other for other in losses if other != "cmikernels"]:
-                row[f"speedup_over_{other}"] = times[other].median / time.median
-            size = copied if name in (COPY, FRESH_COPY) else moved if name in losses else None
-            if size is not None:
-                rate = size / time.median
-                row["gb_per_s"] = rate / 1e9
-                row["of_copy"] = rate * times[COPY].median / copied
-                row["of_fresh_copy"] = rate * times[FRESH_COPY].median / copied
-            rows.append({key: _short(value) for key, value in row.items()})
-    return rows
-
-
-def _short(value: object) -> object:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def add_memory(rows: list[Row], shape: Shape, dtype: str, device: str) -> None:
-    """Put the peak extra memory of value+gradient into that mode's rows."""
-    for row in rows:
-        if row["mode"] == "value+gradient" and row["contender"] in PROVIDERS:
-            row["peak_extra_bytes"] = peak_extra_bytes(row["contender"], shape, dtype, device)
+from bench.shapes import FIVE, SETS, SWEEPS, THREE_LARGEST, shapes_of
 
 
 def times_table(rows: list[Row], mode: str, dtype: str) -> str:
@@ -177,6 +90,8 @@ def summary(rows: list[Row], mode: str, dtype: str) -> list[str]:
 
 def report(record: Record) -> str:
     """Render all of a record as Markdown."""
+    if "gpu" in record.machine:
+        return gpu_report.report(record)
     parts = [f"`{machine_line(record.machine)}`", *busy_warning(record)]
     rows = [row for row in record.rows if row["group"] == "shapes"]
     for dtype, mode in dict.fromkeys((row["dtype"], row["mode"]) for row in rows):
@@ -184,6 +99,13 @@ def report(record: Record) -> str:
         lines = [f"- cmikernels: {line}" for line in summary(rows, mode, dtype)]
         parts += ["\n".join(lines)] if lines else []
     return "\n\n".join(parts)
+
+
+def pictures(record: Record, stem: Path) -> list[Path]:
+    """Draw what suits the device."""
+    if "gpu" in record.machine:
+        return gpu_plots.kernels(record, stem)
+    return plots.kernels(record, stem)
 
 
 def parse() -> argparse.Namespace:
@@ -199,11 +121,16 @@ def parse() -> argparse.Namespace:
     several: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
     dtypes, modes = ["float32", "bfloat16", "float16", "float64"], ["value", "value+gradient"]
     all_of = "of {} (%(default)s)"
-    add("--name", default="kernels", help="write bench/results/NAME.json, NAME.csv, NAME-*.png")
+    add(
+        "--shapes",
+        default=["headline"],
+        **several,
+        help=f"sets of them ({', '.join(SETS)}) or single ones such as 10x10x512 (%(default)s)",
+    )
     add(
         "--providers",
         choices=PROVIDERS,
-        default=list(PROVIDERS),
+        default=list(USUAL),
         **several,
         help="whom to time, " + all_of.format(", ".join(PROVIDERS)),
     )
@@ -237,18 +164,39 @@ def parse() -> argparse.Namespace:
     add(
         "--no-memory",
         action="store_true",
-        help="skip peak memory, which takes a process for every shape, dtype and provider",
+        help="skip peak memory, which on a CPU takes a process for every shape, dtype and provider",
     )
     add("--device", default="cpu", help="where the features are: cpu or cuda (%(default)s)")
     add("--threads", type=int, help="of torch and cmikernels (default: torch's own choice)")
-    add("--date", help="to record with the results (default: none)")
-    add("--out", type=Path, default=RESULTS, help="folder of the results (%(default)s)")
+    add(
+        "--resume",
+        metavar="KEY",
+        help="save after every shape, and go on with what was saved on this machine with the same "
+        "key, such as a commit",
+    )
     add(
         "--quick",
         action="store_true",
         help="half a minute's look: float32, the three smallest shapes, no memory",
     )
+    add_output_arguments(parser, "kernels")
     return parser.parse_args()
+
+
+def saved_rows(args: argparse.Namespace, here: Row) -> list[Row]:
+    """Rows of an earlier run that was cut, if it ran on the same machine with the same key."""
+    path: Path = args.out / f"{args.name}.json"
+    if not args.resume or not path.exists():
+        return []
+    saved = Record.read(path)
+    same = [
+        {key: value for key, value in where.items() if key not in ("date", "system")}
+        for where in (saved.machine, here)
+    ]
+    if same[0] != same[1] or saved.settings.get("key") != args.resume:
+        print(f"{path} is of another machine or key; starting over")
+        return []
+    return saved.rows
 
 
 def main() -> None:
@@ -256,7 +204,7 @@ def main() -> None:
     args = parse()
     if args.threads:
         torch.set_num_threads(args.threads)
-    shapes = [HEADLINE, *FIVE]
+    shapes = shapes_of(args.shapes)
     if args.quick:
         shapes, args.dtypes, args.no_memory = shapes[:3], ["float32"], True
         args.budget = min(args.budget, 0.5)
@@ -265,19 +213,29 @@ def main() -> None:
     cells += [
         ("sweep", shape, "float32", ["value+gradient"]) for shape in swept if shape not in shapes
     ]
-    rows: list[Row] = []
+    settings: Row = {"budget": args.budget, "device": args.device}
+    if args.resume:
+        settings["key"] = args.resume
+    record = Record("kernels", machine(args.device, args.date), settings, [])
+    record.rows = saved_rows(args, record.machine)
+    saved = {(row["shape"], row["dtype"], row["mode"]) for row in record.rows}
     progress = tqdm(cells, unit="shape", dynamic_ncols=True)
     for group, shape, dtype, modes in progress:
         progress.set_postfix_str(f"{shape} {dtype}")
-        mine = measure(shape, dtype, modes, args.providers, args.device, args.budget)
-        if group == "shapes" and not args.no_memory:
-            add_memory(mine, shape, dtype, args.device)
-        rows += [{"group": group, **row} for row in mine]
-    settings = {"budget": args.budget, "device": args.device}
-    record = Record("kernels", machine(args.device, args.date), settings, rows)
-    path = record.write(args.name, args.out)
+        modes = [mode for mode in modes if (str(shape), dtype, mode) not in saved]
+        if not modes:
+            continue
+        memory = group == "shapes" and not args.no_memory
+        mine = measure(shape, dtype, modes, args.providers, args.device, args.budget, memory)
+        record.rows += [{"group": group, **row} for row in mine]
+        if args.resume:
+            record.write(args.name, args.out, args.json_only)
+    if torch.device(args.device).type == "cuda":
+        add_launches(record.rows, args.device)
+    path = record.write(args.name, args.out, args.json_only)
     print(report(record))
-    print("\nwritten:", path, *plots.kernels(record, path.with_suffix("")))
+    drawn = [] if args.json_only else pictures(record, path.with_suffix(""))
+    print("\nwritten:", path, *drawn)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,12 @@ from pathlib import Path
 
 import torch
 
+from bench.harness import Contender
 
-def peak_extra_bytes(provider: str, shape: tuple[int, int, int], dtype: str, device: str) -> int:
-    """Measure in a fresh process; raises with its error output if that fails."""
-    command = [sys.executable, "-m", "bench.memory", provider, dtype, *map(str, shape), device]
+
+def peak_extra_bytes(provider: str, shape: tuple[int, int, int], dtype: str) -> int:
+    """Measure on the CPU in a fresh process; raises with its error output if that fails."""
+    command = [sys.executable, "-m", "bench.memory", provider, dtype, *map(str, shape)]
     # A fixed threshold makes glibc return every large block at once, as the peak assumes.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -31,11 +33,22 @@ def peak_extra_bytes(provider: str, shape: tuple[int, int, int], dtype: str, dev
     return int(done.stdout.split()[-1])
 
 
-def _measure(provider: str, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> int:
+def gpu_peak_extra_bytes(contender: Contender) -> int:
+    """Measure in this process, from the allocator's own count; run once before."""
+    prepared = contender.prepare()
+    torch.cuda.synchronize()
+    allocated = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    contender.run(prepared)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - allocated
+
+
+def _measure(provider: str, shape: tuple[int, ...], dtype: torch.dtype) -> int:
     from bench.providers import PROVIDERS
 
     loss = PROVIDERS[provider].make()
-    features = torch.randn(shape).to(device, dtype).requires_grad_()
+    features = torch.randn(shape).to(dtype).requires_grad_()
 
     def call() -> None:
         loss(features, None).backward()  # type: ignore[no-untyped-call]
@@ -44,13 +57,6 @@ def _measure(provider: str, shape: tuple[int, ...], dtype: torch.dtype, device: 
     call()  # loads libraries, starts threads, compiles
     features.grad = None
     gc.collect()
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-        allocated = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - allocated
     if not _can_reset_peak():  # then the first call's peak has to do, libraries and all
         return max(0, _max_resident() - at_start)
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -82,5 +88,4 @@ def _max_resident() -> int:
 
 if __name__ == "__main__":
     name, dtype_name, *sizes = sys.argv[1:]
-    where = sizes.pop() if not sizes[-1].isdigit() else "cpu"
-    print(_measure(name, tuple(map(int, sizes)), getattr(torch, dtype_name), where))
+    print(_measure(name, tuple(map(int, sizes)), getattr(torch, dtype_name)))

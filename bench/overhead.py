@@ -6,7 +6,7 @@ python -m bench.overhead
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 from bench.harness import Contender, Timing, race, random_features
 from bench.providers import PROVIDERS, contend
 from bench.records import (
-    RESULTS,
     Record,
     Row,
+    add_output_arguments,
     busy_warning,
     machine,
     machine_line,
@@ -45,14 +45,14 @@ class _Empty(torch.autograd.Function):
         return ctx.saved_tensors[0], None
 
 
-def ways_in(shape: tuple[int, int, int]) -> dict[str, Contender]:
+def ways_in(shape: tuple[int, int, int], device: str) -> dict[str, Contender]:
     """List the same call through every layer, each with its backward where it has one."""
     classes, rows, channels = shape
-    features = random_features(shape, torch.float32, "cpu")[0]
+    features = random_features(shape, torch.float32, device)[0]
     plain = features.detach().view(-1, channels)
     problem = Problem(None, classes * rows, classes, None, 1.0, 1.0, "mean")
-    backend = choose_backend(None, "cpu")
-    scalar = torch.zeros(())
+    backend = choose_backend(None, features.device.type)
+    scalar = torch.zeros((), device=device)
     losses = {
         "fused_cmi": PROVIDERS["cmikernels"].make(),
         "registered op": lambda z, _: compiled.cmi(z, None, problem, None),
@@ -81,18 +81,20 @@ def _fresh_gradient(contender: Contender, features: Tensor) -> Contender:
     return Contender(run, contender.prepare)
 
 
-def measure_calls(budget: float) -> list[Row]:
+def measure_calls(
+    shapes: Sequence[tuple[int, int, int]], budget: float, calls: int, device: str
+) -> list[Row]:
     """Every way in, at every shape."""
     rows: list[Row] = []
-    for shape in SHAPES:
-        times = race(ways_in(shape), budget=budget, calls=CALLS)
+    for shape in shapes:
+        times = race(ways_in(shape, device), budget=budget, device=device, calls=calls)
         kernel = times["backend, value and gradient"].median
         rows += _rows("call", shape, times, "over_kernel", kernel)
     return rows
 
 
 def measure_matmul(budget: float) -> list[Row]:
-    """Time a matmul alone, right after `torch.exp` and right after `fused_cmi`."""
+    """Time a matmul alone, right after `torch.exp` and right after `fused_cmi`, on the CPU."""
     rows: list[Row] = []
     left = torch.randn(MATMUL_SIZE, MATMUL_SIZE)
     right, out = torch.randn_like(left), torch.empty_like(left)
@@ -169,6 +171,8 @@ def report(record: Record) -> str:
             )
             for row in rows
         ]  # fmt: skip
+        if not lines:
+            continue
         header = [what, "features", "median", "20 .. 80 %", ratio.replace("_", " ")]
         parts += [f"{title}:", table(header, lines)]
     return "\n\n".join(parts)
@@ -181,13 +185,19 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--budget", type=float, default=5.0, help="seconds for each table's shape (%(default)s)")
-    add("--name", default="overhead", help="results go to bench/results/NAME.json and .csv")
-    add("--date", help="date to record with the results")
-    add("--out", type=Path, default=RESULTS, help="folder of the results (%(default)s)")
+    add("--device", default="cpu", help="where the features are: cpu or cuda (%(default)s)")
+    add("--calls-only", action="store_true",
+        help="leave out the matmuls, which only threads of the CPU can disturb")  # fmt: skip
+    add("--quick", action="store_true", help="a look: the tiny shape only, few calls")
+    add_output_arguments(parser, "overhead")
     args = parser.parse_args()
-    rows = measure_calls(args.budget) + measure_matmul(args.budget)
-    record = Record("overhead", machine(date=args.date), {"budget": args.budget}, rows)
-    path = record.write(args.name, args.out)
+    shapes, calls = (SHAPES[-1:], 2) if args.quick else (SHAPES, CALLS)
+    rows = measure_calls(shapes, args.budget, calls, args.device)
+    if not args.calls_only:
+        rows += measure_matmul(args.budget)
+    where = machine(args.device, args.date)
+    record = Record("overhead", where, {"budget": args.budget}, rows)
+    path = record.write(args.name, args.out, args.json_only)
     print(report(record))
     print("\nwritten:", path)
 

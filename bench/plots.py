@@ -87,7 +87,7 @@ def accuracy(record: Record, path: Path) -> Path:
             axis.grid(True)
         axes[0].set_ylabel("worst of the draws, against float64")
         axes[1].text(9e-4, 6.6e-8, "half a float32 step", va="bottom", fontsize=8, color=FAINT)
-        return _save(figure, record, path)
+        return save(figure, record, path)
 
 
 def _above_zero(error: float | None) -> float:
@@ -159,7 +159,7 @@ def _speedups(rows: list[Row], dtype: str, record: Record, path: Path) -> Path:
     axis.axvline(1, color=INK, lw=1)
     low, high = axis.get_xlim()
     axis.set_xlim(min(low, 0.8), high * 1.5)
-    return _save(figure, record, path)
+    return save(figure, record, path)
 
 
 def _copy_fractions(rows: list[Row], dtype: str, record: Record, path: Path) -> Path:
@@ -171,7 +171,7 @@ def _copy_fractions(rows: list[Row], dtype: str, record: Record, path: Path) -> 
     axis.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axis.axvline(1, color=INK, lw=1)
     axis.set_xlim(0, max(1.08, axis.get_xlim()[1] * 1.08))
-    return _save(figure, record, path)
+    return save(figure, record, path)
 
 
 def _bar_figure(groups: int) -> tuple[Figure, Axes]:
@@ -210,10 +210,11 @@ def _growth(
     seconds = [row["seconds"] for row in rows]
     axes[0].set_ylim(min(seconds) / 1.6, max(seconds) * 1.6)
     axes[0].set_ylabel("value + gradient, one call")
-    return _save(figure, record, path)
+    return save(figure, record, path)
 
 
-def _save(figure: Figure, record: Record, path: Path) -> Path:
+def save(figure: Figure, record: Record, path: Path) -> Path:
+    """Write with a legend above and the machine below."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     figure.supxlabel(machine_line(record.machine), fontsize=7, color=FAINT)

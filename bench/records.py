@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
@@ -35,14 +36,9 @@ class Record:
     settings: Row
     rows: list[Row]
 
-    def write(self, name: str, folder: Path = RESULTS) -> Path:
+    def write(self, name: str, folder: Path = RESULTS, json_only: bool = False) -> Path:
         """Write `<name>.json` and `<name>.csv`; returns the JSON's path."""
         folder.mkdir(parents=True, exist_ok=True)
-        columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        with (folder / f"{name}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
         path = folder / f"{name}.json"
         head = json.dumps(
             {"kind": self.kind, "machine": self.machine, "settings": self.settings}, indent=1
@@ -50,13 +46,38 @@ class Record:
         rows = ",\n  ".join(
             json.dumps(row) for row in self.rows
         )  # one row a line: diffs stay readable
-        path.write_text(head.removesuffix("\n}") + ',\n "rows": [\n  ' + rows + "\n ]\n}\n")
+        unfinished = path.with_suffix(".part")  # a run that is cut here leaves the last one whole
+        unfinished.write_text(head.removesuffix("\n}") + ',\n "rows": [\n  ' + rows + "\n ]\n}\n")
+        unfinished.replace(path)
+        if not json_only:
+            self.write_csv(path.with_suffix(".csv"))
         return path
+
+    def write_csv(self, path: Path) -> None:
+        """Write the rows, with every column that any of them has."""
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
 
     @classmethod
     def read(cls, path: Path) -> Record:
         """Read what `write` wrote."""
         return cls(**json.loads(path.read_text()))
+
+
+def add_output_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add what every recording benchmark takes: name, folder, date."""
+    add = parser.add_argument
+    add("--name", default=name, help="of the files written (%(default)s)")
+    add("--out", type=Path, default=RESULTS, help="folder of the results (%(default)s)")
+    add("--date", help="to record with the results (default: none)")
+    add(
+        "--json-only",
+        action="store_true",
+        help="write neither CSV nor pictures, which bench.render makes from the JSON",
+    )
 
 
 def machine(device: torch.device | str = "cpu", date: str | None = None) -> Row:
@@ -80,7 +101,10 @@ def machine(device: torch.device | str = "cpu", date: str | None = None) -> Row:
         },
     }
     if torch.device(device).type == "cuda":
-        record["gpu"] = torch.cuda.get_device_name(device)
+        properties = torch.cuda.get_device_properties(device)
+        record["gpu"] = properties.name
+        record["gpu_processors"] = properties.multi_processor_count
+        record["gpu_cache_bytes"] = properties.L2_cache_size
         record["cuda"] = torch.version.cuda
     if date is not None:
         record["date"] = date
@@ -90,9 +114,11 @@ def machine(device: torch.device | str = "cpu", date: str | None = None) -> Row:
 def machine_line(record: Row) -> str:
     """Put the machine in one line, for under a table or a plot."""
     where = record.get("gpu") or f"{record['cpu']}, {record['threads']} threads"
-    ours = next(iter(record["backends"].items()))
+    backends = list(record["backends"].items())
+    if "gpu" in record:
+        backends = [found for found in backends if found[0] not in ("cpu", "reference")]
     parts = [where, f"torch {record['torch']}", f"cmikernels {record['cmikernels']}"]
-    parts.append(f"{ours[0]}: {ours[1]}")
+    parts += [f"{name}: {detail}" for name, detail in backends[:1]]
     if "date" in record:
         parts.append(record["date"])
     return " | ".join(parts)

@@ -23,13 +23,17 @@ with the gradient. Peak memory is what one value+gradient call needs beyond the 
 
 
 def section(path: Path) -> str:
-    """One result file: heading, tables and pictures, which are drawn anew."""
+    """One result file: heading, tables; its CSV and pictures, which are made anew."""
     record = Record.read(path)
-    parts = [f"## {path.stem}", f"`python -m bench.{record.kind} --name {path.stem}`"]
+    record.write_csv(path.with_suffix(".csv"))
+    command = f"python -m bench.{record.kind} --name {path.stem}"
+    if "gpu" in record.machine:
+        command = "bench/gpu_suite.sh --part bench"
+    parts = [f"## {path.stem}", f"`{command}`"]
     parts.append(REPORTS[record.kind](record))
     pictures = []
     if record.kind == "kernels":
-        pictures = plots.kernels(record, path.with_suffix(""))
+        pictures = kernels.pictures(record, path.with_suffix(""))
     elif record.kind == "accuracy":
         pictures = [plots.accuracy(record, path.with_suffix(".png"))]
     parts += [f"![{picture.stem}](results/{picture.name})" for picture in pictures]

@@ -3,9 +3,9 @@
 python -m bench.resources
 python -m bench.resources --targets 90 --json out/resources.json
 
-Needs no GPU: real calls are made, each launch is caught before it starts and compiled for the target
-instead, and NVIDIA's cuobjdump, which Triton brings along, reads the machine code. A spilled register
-shows as stack.
+Needs no GPU: real calls are made, each launch is caught before it starts and compiled for the
+target instead, and NVIDIA's cuobjdump, which Triton brings along, reads the machine code. A spilled
+register shows as stack.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ OTHERS = (
     (100_000, 4, 256),
     (1000, 1, 8192),
     (1000, 2, 4096),
+    (10, 50, 512),
     (1000, 50, 640),
     (1000, 30, 1024),
     (10, 3000, 2048),
@@ -115,7 +116,7 @@ class _NoDevice:
         """Give the first."""
         return 0
 
-    def get_current_stream(self, device: int) -> int:
+    def get_current_stream(self, _: int) -> int:
         """Give the default one, on which nothing will run."""
         return 0
 
@@ -128,7 +129,7 @@ def compile_all(target: int) -> list[Variant]:
     from cmikernels.backends.triton import launch
 
     chip = Chip(processors=132, cache_bytes=50 << 20)
-    launch.chip_of = lambda device: chip  # type: ignore[assignment]
+    launch.chip_of = lambda _: chip  # type: ignore[assignment]
     variants: dict[int, Variant] = {}
     at_hand: list[Case] = []
 
@@ -143,7 +144,7 @@ def compile_all(target: int) -> list[Variant]:
             kept.append(compiled)
 
     kept: list[Any] = []  # so that no two of them share an id
-    launch.Call.launch = compile_instead  # type: ignore[method-assign]
+    launch.Call.launch = compile_instead  # type: ignore[assignment,method-assign]
     for case in cases():
         at_hand.append(case)
         _call(case)

@@ -79,10 +79,13 @@ def make_plan(
     if kind == "slots" and not lopsided:
         class_bytes = ceil_div(num_rows, num_classes) * channels * element_size
         cached = 2 * class_bytes * chip.processors <= chip.cache_bytes
-        # Small problems take as long as their launches do, so one program may be slow.
+        # A small problem takes as long as its launches do, so few programs may serve it.
         small = largest * channels <= _SWEPT_CLASS
+        if small and num_classes < chip.processors:  # and have a multiprocessor each
+            block_rows = min(rows, max(block_rows, _CLASS_TILE // 2 // fit // width))
+            warps = _warps(block_rows * width * fit)
         if small or num_classes >= (chip.processors if cached else programs):
-            shape = (1, block_rows, block_channels)
+            shape = (1, block_rows, width)
             return Plan("sweeps", num_classes, num_classes, *shape, warps, None)
     rows_per_slot = ceil_div(ceil_div(num_rows, programs), block_rows) * block_rows
     slots = num_classes * ceil_div(largest, rows_per_slot)

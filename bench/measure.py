@@ -1,0 +1,140 @@
+"""One shape, dtype and set of modes measured: a row for each contender and mode.
+
+A row holds the time of a call from Python and what follows from it; on a GPU the same again with
+`replay_` before the name, for the call replayed from a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from tqdm import tqdm
+
+from bench.harness import (
+    COPY,
+    EXP,
+    FRESH_COPY,
+    FRESH_EXP,
+    Contender,
+    Timing,
+    bytes_moved,
+    floors,
+    race,
+    random_features,
+)
+from bench.memory import gpu_peak_extra_bytes, peak_extra_bytes
+from bench.providers import PROVIDERS, contend, make_losses
+from bench.records import Row
+from bench.replay import launch_floors, replay_race
+from bench.shapes import Shape
+from cmikernels.backends.triton.plan import Chip, make_plan
+
+
+def measure(
+    shape: Shape,
+    dtype: str,
+    modes: Iterable[str],
+    providers: list[str],
+    device: str,
+    budget: float,
+    memory: bool,
+) -> list[Row]:
+    """Race the providers in each mode, and measure the peak memory of value+gradient."""
+    torch_dtype: torch.dtype = getattr(torch, dtype)
+    inputs = random_features(shape, torch_dtype, device)
+    on_gpu = inputs[0].device.type == "cuda"
+    losses = make_losses(providers, inputs[0], None, tqdm.write)
+    rows = []
+    for mode in modes:
+        ours_and_theirs = {name: contend(loss, mode, inputs) for name, loss in losses.items()}
+        contenders = ours_and_theirs | floors(inputs)
+        if on_gpu:
+            contenders |= launch_floors(device)
+        times = race(contenders, budget=budget, device=device)
+        replays: dict[str, Timing] = {}
+        if on_gpu and mode != "backward":  # whose forward would be in the graph
+            replays = _replays(contenders, times, len(inputs), budget)
+        sizes = _sizes(shape, torch_dtype, mode, losses)
+        for name, time in times.items():
+            row: Row = {"shape": str(shape), **shape._asdict(), "dtype": dtype, "mode": mode}
+            row |= {"contender": name} | _seconds(time)
+            row |= {"samples": time.samples, "others": time.others}
+            row |= _relations(name, times, sizes)
+            if name in replays:
+                replayed = _seconds(replays[name]) | _relations(name, replays, sizes)
+                row |= {f"replay_{key}": value for key, value in replayed.items()}
+            if on_gpu:
+                row["one_tile"] = fits_a_tile(shape, torch_dtype)
+            if memory and name in losses and mode == "value+gradient":
+                row["peak_extra_bytes"] = (
+                    gpu_peak_extra_bytes(contenders[name])
+                    if on_gpu
+                    else peak_extra_bytes(name, shape, dtype)
+                )
+            rows.append({key: _short(value) for key, value in row.items()})
+    return rows
+
+
+def _replays(
+    contenders: Mapping[str, Contender], called: Mapping[str, Timing], inputs: int, budget: float
+) -> dict[str, Timing]:
+    fit = {
+        name: contender
+        for name, contender in contenders.items()
+        if name not in PROVIDERS or not PROVIDERS[name].waits
+    }
+    return replay_race(fit, called, inputs=inputs, budget=budget, report=tqdm.write)
+
+
+def _sizes(
+    shape: Shape, dtype: torch.dtype, mode: str, providers: Iterable[str]
+) -> dict[str, int | None]:
+    """Bytes that each contender moves, where a rate makes sense."""
+    copied = 2 * shape.elements * dtype.itemsize
+    moved = bytes_moved(shape.elements, dtype.itemsize, mode)
+    return {COPY: copied, FRESH_COPY: copied, **dict.fromkeys(providers, moved)}
+
+
+def _seconds(time: Timing) -> Row:
+    return {"seconds": time.median, "p20": time.low, "p80": time.high}
+
+
+def _relations(
+    name: str, times: Mapping[str, Timing], sizes: Mapping[str, int | None]
+) -> dict[str, float]:
+    """Its time against the others' in the same race."""
+    seconds = {other: time.median for other, time in times.items()}
+    found = {
+        "over_exp": seconds[name] / seconds[FRESH_EXP],
+        "over_exp_out": seconds[name] / seconds[EXP],
+    }
+    for other in times:
+        if other in PROVIDERS and not PROVIDERS[other].ours:
+            found[f"speedup_over_{other}"] = seconds[other] / seconds[name]
+    size, copied = sizes.get(name), sizes[COPY]
+    if size is not None and copied is not None:
+        rate = size / seconds[name]
+        found["gb_per_s"] = rate / 1e9
+        found["of_copy"] = rate * seconds[COPY] / copied
+        found["of_fresh_copy"] = rate * seconds[FRESH_COPY] / copied
+    return found
+
+
+def fits_a_tile(shape: Shape, dtype: torch.dtype) -> bool:
+    """Whether the Triton backend holds a whole class in registers, which no chip's size changes."""
+    plan = make_plan(
+        num_rows=shape.classes * shape.rows,
+        num_classes=shape.classes,
+        largest=shape.rows,
+        channels=shape.channels,
+        element_size=dtype.itemsize,
+        ragged=False,
+        weighted=False,
+        chip=Chip(processors=1, cache_bytes=0),
+    )
+    return plan.kind == "tiles"
+
+
+def _short(value: object) -> object:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
