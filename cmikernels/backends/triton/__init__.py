@@ -18,6 +18,7 @@ from cmikernels.problem import Problem, arithmetic_dtype
 
 NAME = "triton"
 DEVICE_TYPE = "cuda"  # AMD's too, by torch's name for them
+_OLDEST = (3, 3)  # 3.2 cannot compile the kernels
 
 
 def _interpreting() -> bool:
@@ -28,9 +29,19 @@ def _interpreting() -> bool:
 def _load() -> tuple[Any, str]:
     """What launches the kernels, or why nothing can. Triton takes a second to import."""
     try:
+        triton = importlib.import_module("triton")
+        version = tuple(map(int, triton.__version__.split(".")[:2]))
+        if version < _OLDEST:
+            needed = ".".join(map(str, _OLDEST))
+            return None, (
+                f"Triton {triton.__version__} is too old: {needed} or newer is needed; "
+                "upgrade torch, which brings it"
+            )
         return importlib.import_module("cmikernels.backends.triton.launch"), ""
     except Exception as error:  # whatever a broken installation raises
-        return None, f"{type(error).__name__}: {error}"
+        return None, (
+            f"Triton cannot be imported ({type(error).__name__}: {error}); run: pip install triton"
+        )
 
 
 def obstacle(device_type: str) -> str | None:
@@ -42,10 +53,8 @@ def obstacle(device_type: str) -> str | None:
         return "it computes on NVIDIA and AMD GPUs only"
     elif not torch.cuda.is_available() and not _interpreting():
         return "torch sees no GPU"
-    launch, error = _load()
-    if launch is None:
-        return f"Triton cannot be imported ({error}); run: pip install triton"
-    return None
+    _, error = _load()
+    return error or None
 
 
 def describe() -> str:

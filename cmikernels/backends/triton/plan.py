@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-# Elements of a float32 tile; float64 has half of them. Above the first, registers run out.
+# Elements of a float32 tile; float64 has a quarter. Above the first, registers run out.
 _CLASS_TILE = 8192  # a class in registers
 _SMALL_TILE = 1024  # small classes share a tile up to this
 _SWEPT_CLASS = 32768  # a class that one program serves, however few there are
@@ -59,7 +59,7 @@ def make_plan(
 
     `weighted`: the rows' weights differ, so that a second number is summed beside each probability.
     """
-    fit = 2 if element_size == 8 or weighted else 1
+    fit = 4 if element_size == 8 else 2 if weighted else 1
     programs = _PROGRAMS_PER_PROCESSOR * chip.processors
     width = _power_of_2(channels)
     rows = _power_of_2(largest)

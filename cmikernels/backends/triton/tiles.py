@@ -98,7 +98,7 @@ def class_tiles(
             some_class = tl.minimum(c, num_classes - 1)[:, None]
             w = row_weights(row_scale, incoming, rows, some_class, row_valid, REDUCTION)
             tilt = distinct[:, None] * inverse_total * inverse_tau
-            if REDUCTION == "none" and incoming is not None and given is None:
+            if (REDUCTION == "none" and incoming is not None) and given is None:
                 excess = (w - (tl.sum(w, 1) / size)[:, None]) * inverse_total
                 rho = rho_of(tl.sum(e * excess[:, :, None], 1), q, size[:, None], ARITHMETIC)
                 rho = rho[:, None, :]
