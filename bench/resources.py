@@ -54,13 +54,14 @@ class Case(NamedTuple):
 
 
 # For each kind of plan a size that goes through every mode, and others for the largest tiles.
-EVERY_MODE = ((1000, 10, 512), (1000, 100, 512), (10, 3000, 512), (10, 100, 20_000))
+EVERY_MODE = ((1000, 4, 256), (1000, 100, 512), (10, 3000, 512), (10, 100, 20_000))
 OTHERS = (
     (100_000, 3, 5),
-    (100_000, 4, 256),
-    (1000, 1, 8192),
-    (1000, 2, 4096),
-    (10, 50, 512),
+    (1000, 2, 512),
+    (10, 10, 512),
+    (10, 50, 640),
+    (2000, 10, 512),
+    (2000, 3, 512),
     (1000, 50, 640),
     (1000, 30, 1024),
     (10, 3000, 2048),
@@ -133,8 +134,11 @@ def compile_all(target: int) -> list[Variant]:
     variants: dict[int, Variant] = {}
     at_hand: list[Case] = []
 
-    def compile_instead(call: Any, kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
-        compiled = kernel.warmup(grid=grid, **arguments, **call.build)
+    def compile_instead(
+        call: Any, kernel: Any, grid: tuple[int, ...], *, num_warps: int = 0, **arguments: Any
+    ) -> None:
+        options = launch.build_options(num_warps or call.plan.num_warps)
+        compiled = kernel.warmup(grid=grid, **arguments, **options)
         if id(compiled) not in variants:
             name = kernel.fn.__name__
             used = _resources(compiled.asm["cubin"], triton.knobs.nvidia.cuobjdump.path)

@@ -18,7 +18,8 @@ from cmikernels.problem import Problem, arithmetic_dtype, as_rows
 
 _ARITHMETIC = {torch.float32: tl.float32, torch.float64: tl.float64}
 _MEANS_TILE = (16, 128)  # slots and columns summed at once
-_SUM_BLOCK = 2048
+_MANY, _SOME = 8192, 1024  # numbers summed at once
+_WARP_BYTES = 512  # what a warp reads at once, 16 bytes a thread
 _MOST_REGISTERS = 168  # of a thread: three blocks of four warps fit a multiprocessor
 
 
@@ -70,28 +71,33 @@ class Call:
             self.has_rho,
             chip_of(features.device),
         )
-        self.order = {"order": None if classes is None else classes.order}
-        self.sizes = {
+        self.order: dict[str, Any] = {"order": None if classes is None else classes.order}
+        self.sizes: dict[str, Any] = {
             "offsets": None if classes is None else classes.offsets,
             "rows_per_class": problem.rows_per_class,
         }
-        self.slots = {"rows_per_slot": plan.rows_per_slot}
-        self.features = {
+        self.slots: dict[str, Any] = {"rows_per_slot": plan.rows_per_slot}
+        self.features: dict[str, Any] = {
             "features": features,
             "row_stride": row_stride,
             "channel_stride": channel_stride,
             "channels": channels,
             "inverse_tau": 1.0 / problem.temperature,
         }
-        self.options = {
+        self.options: dict[str, Any] = {
             "incoming": None if incoming is None else incoming.contiguous(),
             "num_classes": problem.num_classes,
             "ARITHMETIC": _ARITHMETIC[self.dtype],
             "REDUCTION": reduction,
             "SKIP_ONE": skip_one and reduction != "none",
         }
-        self.block = {"BLOCK_N": plan.block_rows, "BLOCK_M": plan.block_channels}
-        self.build = build_options(plan.num_warps)
+        together = min(plan.block_channels, _WARP_BYTES // features.element_size())
+        self.block: dict[str, Any] = {
+            "BLOCK_K": plan.block_channels // together,
+            "BLOCK_N": plan.block_rows,
+            "BLOCK_J": together,
+        }
+        self.even: dict[str, Any] = {"EVEN": channels == plan.block_channels}
 
     def run(self, value: Tensor | None, gradient: Tensor | None, means: Tensor | None) -> None:
         """Fill the outputs that are given."""
@@ -100,8 +106,8 @@ class Call:
         parts = value
         direct = reduction == "none" or (reduction == "class" and plan.rows_per_slot is None)
         if value is not None and not direct:
-            parts = self.empty(plan.parts)
-        outputs = {"value": parts, "gradient": gradient}
+            parts = self.empty(plan.programs)
+        outputs: dict[str, Any] = {"value": parts, "gradient": gradient}
         if plan.kind == "tiles":
             self.tiles(outputs, means)
         elif plan.kind == "sweeps":
@@ -133,6 +139,7 @@ class Call:
         self.launch(
             class_rows,
             (self.plan.programs,),
+            **self.even,
             **self.features,
             **self.order,
             **self.sizes,
@@ -157,7 +164,9 @@ class Call:
             q, rho = self.class_means(statistics, means)
         if means is not None:
             return
-        extra: dict[str, Any] = statistics if wide else {"mean_weights": None, "means": None}
+        extra: dict[str, Any] = statistics
+        if not wide:
+            extra = {"mean_weights": None, "means": None, **self.even}
         self.launch(
             wide_rows if wide else class_rows,
             (self.plan.programs,),
@@ -180,11 +189,11 @@ class Call:
     ) -> tuple[Tensor, Tensor | None]:
         """Centroids `(C, M)`, and rho where there is one."""
         plan, channels = self.plan, self.channels
-        sums = self.empty(plan.parts, channels)
-        weighted_sums = self.empty(plan.parts, channels) if self.has_rho else None
-        kernel, grid = slot_sums, (plan.programs, 1)
+        sums = self.empty(plan.programs, channels)
+        weighted_sums = self.empty(plan.programs, channels) if self.has_rho else None
+        kernel, grid, extra = slot_sums, (plan.programs, 1), self.even
         if statistics:
-            kernel = slot_column_sums
+            kernel, extra = slot_column_sums, statistics
             grid = (plan.programs, ceil_div(channels, plan.block_channels))
         self.launch(
             kernel,
@@ -195,7 +204,7 @@ class Call:
             **self.slots,
             **self.options,
             **self.block,
-            **statistics,
+            **extra,
             mean_weights=self.mean_weights(),
             sums=sums,
             weighted_sums=weighted_sums,
@@ -221,7 +230,7 @@ class Call:
 
     def row_statistics(self) -> dict[str, Any]:
         """Peak and total of each row."""
-        statistics = {"peaks": self.empty(self.problem.num_rows)}
+        statistics: dict[str, Any] = {"peaks": self.empty(self.problem.num_rows)}
         statistics["totals"] = torch.empty_like(statistics["peaks"])
         total = self.options["REDUCTION"] == "total"
         self.launch(
@@ -232,7 +241,7 @@ class Call:
             incoming=self.options["incoming"],
             ARITHMETIC=self.options["ARITHMETIC"],
             SKIP_ONE=self.options["SKIP_ONE"] and total,
-            BLOCK_M=_SUM_BLOCK,
+            BLOCK_M=2 * _SOME,
         )
         return statistics
 
@@ -248,7 +257,7 @@ class Call:
             **self.sizes,
             incoming=self.options["incoming"],
             mean_weights=result,
-            BLOCK=_SUM_BLOCK // 4,
+            BLOCK=_SOME,
         )
         return result
 
@@ -262,15 +271,18 @@ class Call:
             rows_per_slot=self.plan.rows_per_slot if by_class else None,
             parts=parts,
             value=value,
-            num_values=self.plan.parts,
+            num_values=self.plan.programs,
             scale=self.weight,
-            BLOCK=_SUM_BLOCK,
+            BLOCK=_SOME if by_class else _MANY,
+            num_warps=4 if by_class else 16,
         )
 
     def empty(self, *size: int) -> Tensor:
         """Workspace in the arithmetic type."""
         return torch.empty(size, dtype=self.dtype, device=self.device)
 
-    def launch(self, kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
+    def launch(
+        self, kernel: Any, grid: tuple[int, ...], *, num_warps: int | None = None, **arguments: Any
+    ) -> None:
         """Start a kernel on the current stream."""
-        kernel[grid](**arguments, **self.build)
+        kernel[grid](**arguments, **build_options(num_warps or self.plan.num_warps))

@@ -16,13 +16,15 @@ from cmikernels.backends.triton.slots import (
 )
 from cmikernels.backends.triton.tile import (
     PLAIN_INTEGERS,
+    column_max,
+    columns,
     divergences,
     given_centroids,
     is_all_one,
     load_tile,
-    log_target,
     rho_of,
     row_gradient,
+    row_sum,
     row_weights,
     softmax_tile,
     store_tile,
@@ -31,37 +33,35 @@ from cmikernels.backends.triton.tile import (
 
 @triton.jit
 def mean_of_rows(
-    features, row_stride, channel_stride, order, incoming, mean_weight, begin, end, channels,
-    inverse_tau, ARITHMETIC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    features, row_stride, channel_stride, order, incoming, mean_weight, begin, end, m, channels,
+    inverse_tau, ARITHMETIC: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_J: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Sums over rows of P and, with incoming row weights w, of (w - mean w) P; both `[1, M]`."""
-    m = tl.arange(0, BLOCK_M)
-    sums = tl.zeros((1, BLOCK_N, BLOCK_M), ARITHMETIC)
-    weighted = tl.zeros((1, BLOCK_N, BLOCK_M), ARITHMETIC)
+    """Sums over rows of P and, with incoming row weights w, of (w - mean w) P; both `[1, K, J]`."""
+    sums = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
+    weighted = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
     for at in tl.range(begin, end, BLOCK_N, num_stages=3):
         rows, row_valid = block_rows(at, end, order, BLOCK_N)
         z = load_tile(
-            features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC
+            features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC, EVEN
         )
         _, e, total = softmax_tile(z, row_valid, inverse_tau)
-        p = e * (1.0 / total)[:, :, None]
+        p = e * tl.where(row_valid, 1.0 / total, 0.0)[:, None, :, None]
         sums += p
         if incoming is not None:
             w = tl.load(incoming + rows, mask=row_valid, other=0.0)
-            weighted += p * (w - mean_weight)[:, :, None]
-    return tl.sum(sums, 1), tl.sum(weighted, 1)
+            weighted += p * (w - mean_weight)[:, None, :, None]
+    return tl.sum(sums, 2), tl.sum(weighted, 2)
 
 
 @triton.jit
 def finish_rows(
-    features, row_stride, channel_stride, order, incoming, value, gradient, begin, end, y, q, rho,
-    missing, distinct, size, channels, inverse_tau, weight, ARITHMETIC: tl.constexpr,
-    REDUCTION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    features, row_stride, channel_stride, order, incoming, value, gradient, begin, end, y, m, q,
+    rho, missing, distinct, size, channels, inverse_tau, weight,
+    ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Value and gradient of rows of one class with centroid `[1, M]`; returns the sum of KL."""
-    m = tl.arange(0, BLOCK_M)
-    top = tl.minimum(tl.max(q, 1), 1.0)  # a given one may be beyond 1
-    target = log_target(q, top[:, None], ARITHMETIC)
+    """Value and gradient of rows of one class with centroid `[1, K, J]`; returns the sum of KL."""
+    top = tl.minimum(column_max(q), 1.0)  # a given one may be beyond 1
     sums = tl.zeros((1, BLOCK_N), ARITHMETIC)
     row_scale = weight
     if REDUCTION == "class":
@@ -69,15 +69,13 @@ def finish_rows(
     for at in tl.range(begin, end, BLOCK_N, num_stages=3):
         rows, row_valid = block_rows(at, end, order, BLOCK_N)
         z = load_tile(
-            features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC
+            features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC, EVEN
         )
         u, e, total = softmax_tile(z, row_valid, inverse_tau)
         inverse_total = tl.where(row_valid, 1.0 / total, 0.0)
-        offset = tl.log(total * top[:, None])
         d, kl, best = divergences(
-            u, e, inverse_total, offset, target[:, None, :], q[:, None, :], missing, row_valid,
-            ARITHMETIC, value is not None,
-        )  # fmt: skip
+            u, e, total, inverse_total, top, q, missing, row_valid, ARITHMETIC, value is not None
+        )
         best = best * distinct
         sums += best
         if value is not None and REDUCTION == "none":
@@ -85,12 +83,11 @@ def finish_rows(
         if gradient is not None:
             w = row_weights(row_scale, incoming, rows, y, row_valid, REDUCTION)
             tilt = distinct * inverse_total * inverse_tau
-            if rho is None:
-                result = row_gradient(e, d, kl, w * tilt, None, None, None)
-            else:
-                rho_mean = tl.sum(e * rho[:, None, :], 2) * inverse_total
-                result = row_gradient(e, d, kl, w * tilt, rho[:, None, :], rho_mean, tilt)
-            store_tile(gradient, rows, row_valid, m, channels, result)
+            rho_mean = None
+            if rho is not None:
+                rho_mean = row_sum(e * rho[:, :, None, :]) * inverse_total
+            result = row_gradient(e, d, kl, w * tilt, rho, rho_mean, tilt)
+            store_tile(gradient, rows, row_valid, m, channels, result, EVEN)
     return tl.sum(tl.sum(sums, 1), 0)
 
 
@@ -98,12 +95,15 @@ def finish_rows(
 def class_rows(
     features, row_stride, channel_stride, order, offsets, given, class_q, class_rho, mean_weights,
     incoming, value, gradient, means, num_classes, rows_per_class, rows_per_slot, channels,
-    inverse_tau: tl.float64, weight: tl.float64, ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr,
-    SKIP_ONE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    inverse_tau: tl.float64, weight: tl.float64,
+    ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, SKIP_ONE: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Value and gradient of a slot's rows, or of a class's, whose centroid it then makes first.
+    """Value and gradient of a slot's rows; without rows_per_slot, of all rows of a class.
 
-    `value` is each program's sum; each class's number where a program serves a class; each row's.
+    The centroid is a given one, or class_q (C, M) made before with its class_rho, or made here from
+    the rows at hand, which then are all of their class. `value` is each program's sum; each class's
+    number where a program serves a class; each row's.
     """
     slot = tl.program_id(0).to(tl.int64)
     if rows_per_slot is None:
@@ -119,9 +119,9 @@ def class_rows(
             return
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
     weight = tl.full((), weight, ARITHMETIC)
-    m = tl.arange(0, BLOCK_M)
-    m_valid = (m < channels)[None, :]
-    places = c[:, None] * channels + m[None, :]
+    m = columns(0, BLOCK_K, BLOCK_J)
+    m_valid = (m < channels)[None, :, :]
+    places = c[:, None, None] * channels + m[None, :, :]
     size = tl.maximum(count, 1).to(ARITHMETIC)
     missing = tl.zeros((1,), ARITHMETIC)
     distinct = tl.where(count == 1, 0.0, 1.0).to(ARITHMETIC)  # see class_tiles
@@ -141,8 +141,8 @@ def class_rows(
             weights = incoming
             mean_weight = tl.load(mean_weights + y)
         q, weighted = mean_of_rows(
-            features, row_stride, channel_stride, order, weights, mean_weight, begin, end, channels,
-            inverse_tau, ARITHMETIC, BLOCK_N, BLOCK_M,
+            features, row_stride, channel_stride, order, weights, mean_weight, begin, end, m,
+            channels, inverse_tau, ARITHMETIC, BLOCK_K, BLOCK_N, BLOCK_J, EVEN,
         )  # fmt: skip
         q = q / size
         if weights is not None:
@@ -152,9 +152,9 @@ def class_rows(
     if value is None and gradient is None:
         return
     total = finish_rows(
-        features, row_stride, channel_stride, order, incoming, value, gradient, begin, end, y, q,
-        rho, missing, distinct, size, channels, inverse_tau, weight,
-        ARITHMETIC, REDUCTION, BLOCK_N, BLOCK_M,
+        features, row_stride, channel_stride, order, incoming, value, gradient, begin, end, y, m,
+        q, rho, missing, distinct, size, channels, inverse_tau, weight,
+        ARITHMETIC, REDUCTION, BLOCK_N, EVEN,
     )  # fmt: skip
     if value is not None and REDUCTION != "none":
         if REDUCTION == "class" and rows_per_slot is None:
@@ -167,9 +167,9 @@ def slot_sums(
     features, row_stride, channel_stride, order, offsets, incoming, mean_weights, sums,
     weighted_sums, num_classes, rows_per_class, rows_per_slot, channels, inverse_tau: tl.float64,
     ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, SKIP_ONE: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Sum of P over each slot's rows."""
+    """Sum of P over each slot's rows, `(slots, M)`, and with mean_weights of (w - mean w) P."""
     slot = tl.program_id(0).to(tl.int64)
     y, begin, end, _ = slot_rows(slot, offsets, num_classes, rows_per_class, rows_per_slot)
     if SKIP_ONE:
@@ -180,12 +180,13 @@ def slot_sums(
     if mean_weights is not None:
         weights = incoming
         mean_weight = tl.load(mean_weights + y)
+    m = columns(0, BLOCK_K, BLOCK_J)
     total, weighted = mean_of_rows(
-        features, row_stride, channel_stride, order, weights, mean_weight, begin, end, channels,
-        tl.full((), inverse_tau, ARITHMETIC), ARITHMETIC, BLOCK_N, BLOCK_M,
+        features, row_stride, channel_stride, order, weights, mean_weight, begin, end, m, channels,
+        tl.full((), inverse_tau, ARITHMETIC), ARITHMETIC, BLOCK_K, BLOCK_N, BLOCK_J, EVEN,
     )  # fmt: skip
-    m = tl.arange(0, BLOCK_M)[None, :]
-    places = (slot + tl.arange(0, 1))[:, None] * channels + m
-    tl.store(sums + places, total, mask=m < channels)
+    places = (slot + tl.arange(0, 1))[:, None, None] * channels + m[None, :, :]
+    valid = (m < channels)[None, :, :]
+    tl.store(sums + places, total, mask=valid)
     if mean_weights is not None:
-        tl.store(weighted_sums + places, weighted, mask=m < channels)
+        tl.store(weighted_sums + places, weighted, mask=valid)

@@ -73,12 +73,15 @@ def slot_rows(slot, offsets, num_classes, rows_per_class, rows_per_slot):
 
 @triton.jit
 def block_rows(at, end, order, BLOCK_N: tl.constexpr):
-    """Rows at a block of sorted positions, and which of them there are; both `[1, N]`."""
+    """Rows at a block of sorted positions, and which of them there are; both `[1, N]`.
+
+    Beyond the end the last row is named again, which may be read like it.
+    """
     positions = (at + tl.arange(0, BLOCK_N))[None, :]
     valid = positions < end
-    rows = positions
+    rows = tl.minimum(positions, end - 1)
     if order is not None:
-        rows = tl.load(order + positions, mask=valid, other=0)
+        rows = tl.load(order + rows)
     return rows, valid
 
 
@@ -140,7 +143,7 @@ def sum_values(
         end = begin + slots
         scale = scale / tl.maximum(count, 1)
     total = tl.zeros((BLOCK,), tl.float64)
-    for at in range(begin, end, BLOCK):
+    for at in tl.range(begin, end, BLOCK, num_stages=2):
         place = at + tl.arange(0, BLOCK)
         total += tl.load(parts + place, mask=place < end, other=0.0).to(tl.float64)
     tl.store(value + y, (tl.sum(total, 0) * scale).to(value.dtype.element_ty))

@@ -1,7 +1,11 @@
 """The mathematics of a tile, which all kernels share.
 
-Tiles are `[C, N, M]`: classes, rows, channels. A row's numbers are kept as u = (z - peak) / tau,
-e = exp u, total = sum e, so that P = e / total and, with Q relative to its largest entry `top`,
+Tiles are `[C, K, N, J]`: classes, blocks of channels, rows, channels of a block. Blocks are as wide
+as a warp reads at once, so that a warp has a row to itself where rows are wide, and sums over a row
+are made within threads first. Numbers of a row are `[C, N]`, of a class's channel `[C, K, J]`.
+
+A row is kept as u = (z - peak) / tau, e = exp u, total = sum e, so that P = e / total and, with Q
+relative to its largest entry `top`,
 
     d = log P - log Q = u - log(Q / top) - log(total top)
 
@@ -44,43 +48,81 @@ def smallest_normal(ARITHMETIC: tl.constexpr):
 
 
 @triton.jit
-def load_tile(features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC):
-    """`[C, N, M]` of the features, -inf outside."""
-    places = (
-        features + rows[:, :, None] * row_stride + m.to(tl.int64)[None, None, :] * channel_stride
-    )
-    valid = row_valid[:, :, None] & (m < channels)[None, None, :]
-    return tl.load(places, mask=valid, other=-float("inf")).to(ARITHMETIC)
+def columns(first, BLOCK_K: tl.constexpr, BLOCK_J: tl.constexpr):
+    """Channels of a tile from `first` on, `[K, J]`."""
+    k = tl.arange(0, BLOCK_K)[:, None]
+    return first + k * BLOCK_J + tl.arange(0, BLOCK_J)[None, :]
 
 
 @triton.jit
-def store_tile(gradient, rows, row_valid, m, channels, result):
-    """Round `[C, N, M]` once, into the rows they belong to."""
-    places = gradient + rows[:, :, None] * channels + m[None, None, :]
-    valid = row_valid[:, :, None] & (m < channels)[None, None, :]
+def row_wise(x):
+    """`[C, K, N, J]` as `[C, N, K J]`: nothing moves, and one reduction covers all channels."""
+    x = tl.permute(x, (0, 2, 1, 3))
+    return tl.reshape(x, (x.shape[0], x.shape[1], x.shape[2] * x.shape[3]))
+
+
+@triton.jit
+def row_sum(x):
+    """Sum over the channels, `[C, K, N, J]` to `[C, N]`."""
+    return tl.sum(row_wise(x), 2)
+
+
+@triton.jit
+def row_max(x):
+    """Largest of the channels, `[C, K, N, J]` to `[C, N]`."""
+    return tl.max(row_wise(x), 2)
+
+
+@triton.jit
+def column_max(q):
+    """Largest entry of each centroid, `[C, K, J]` to `[C]`."""
+    return tl.max(tl.max(q, 1), 1)
+
+
+@triton.jit
+def load_tile(
+    features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC, EVEN
+):  # fmt: skip
+    """A tile of the features, -inf outside them. EVEN: all channels are, rows may be any valid."""
+    row_starts = features + rows[:, None, :, None] * row_stride
+    places = row_starts + m.to(tl.int64)[None, :, None, :] * channel_stride
+    if EVEN:
+        z = tl.load(places)
+    else:
+        valid = row_valid[:, None, :, None] & (m < channels)[None, :, None, :]
+        z = tl.load(places, mask=valid, other=-float("inf"))
+    return z.to(ARITHMETIC)
+
+
+@triton.jit
+def store_tile(gradient, rows, row_valid, m, channels, result, EVEN):
+    """Round once, into the rows they belong to."""
+    places = gradient + rows[:, None, :, None] * channels + m[None, :, None, :]
+    valid = row_valid[:, None, :, None]
+    if not EVEN:
+        valid = valid & (m < channels)[None, :, None, :]
     tl.store(places, result.to(gradient.dtype.element_ty), mask=valid)
 
 
 @triton.jit
 def softmax_tile(z, row_valid, inverse_tau):
-    """u, e and total of each row; e is 0 where a lane lies outside the problem, total is 1."""
-    peak = tl.where(row_valid, tl.max(z, 2), 0.0)
-    u = (z - peak[:, :, None]) * inverse_tau
+    """u, e and total of each row; total is 1 where there is none."""
+    peak = tl.where(row_valid, row_max(z), 0.0)
+    u = (z - peak[:, None, :, None]) * inverse_tau
     e = tl.exp(u)
-    return u, e, tl.where(row_valid, tl.sum(e, 2), 1.0)
+    return u, e, tl.where(row_valid, row_sum(e), 1.0)
 
 
 @triton.jit
 def log_target(q, top, ARITHMETIC: tl.constexpr):
     """log(Q / top). Entries too small to have a logarithm belong to probabilities as small."""
-    return tl.where(q < smallest_normal(ARITHMETIC), 0.0, tl.log(q / top))
+    return tl.where(q < smallest_normal(ARITHMETIC), 0.0, tl.log(q * (1.0 / top)))
 
 
 @triton.jit
 def log_ratio(u, target, offset):
     """d = log P - log Q, a number where P is 0, NaN where a row or its class is."""
-    d = u - target - offset
-    return tl.where(d < LOWEST, LOWEST, d)
+    return tl.maximum(u - target - offset, LOWEST, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -117,16 +159,19 @@ def accurate_terms(d, p, q, ARITHMETIC: tl.constexpr):
 
 
 @triton.jit
-def divergences(u, e, inverse_total, offset, target, q, missing, row_valid, ARITHMETIC, ACCURATE):
+def divergences(u, e, total, inverse_total, top, q, missing, row_valid, ARITHMETIC, ACCURATE):
     """d, the direct form of KL, which gradients need, and the form that the value is made of."""
-    d = log_ratio(u, target, offset[:, :, None])
-    kl = tl.where(row_valid, tl.sum(e * d, 2) * inverse_total, 0.0)
+    target = log_target(q, top[:, None, None], ARITHMETIC)[:, :, None, :]
+    offset = tl.log(total * top[:, None])
+    d = log_ratio(u, target, offset[:, None, :, None])
+    kl = tl.where(row_valid, row_sum(e * d) * inverse_total, 0.0)
     best = kl
     if ACCURATE:
         small = row_valid & (tl.abs(kl) < DIRECT_FORM_FLOOR)
         if tl.max(tl.max(small.to(tl.int32), 1), 0) == 1:
-            terms = accurate_terms(d, e * inverse_total[:, :, None], q, ARITHMETIC)
-            best = tl.where(small, tl.sum(terms, 2) + missing[:, None], kl)
+            p = e * inverse_total[:, None, :, None]
+            terms = accurate_terms(d, p, q[:, :, None, :], ARITHMETIC)
+            best = tl.where(small, row_sum(terms) + missing[:, None], kl)
     return d, kl, best
 
 
@@ -139,22 +184,23 @@ def rho_of(weighted, q, size, ARITHMETIC: tl.constexpr):
 @triton.jit
 def row_gradient(e, d, kl, slope, rho, rho_mean, tilt):
     """e slope (d - KL) - e tilt (rho - sum P rho). e comes first, so that 0 wins over any d."""
-    gradient = (e * slope[:, :, None]) * (d - kl[:, :, None])
+    gradient = (e * slope[:, None, :, None]) * (d - kl[:, None, :, None])
     if rho is not None:
-        gradient -= (e * tilt[:, :, None]) * (rho - rho_mean[:, :, None])
+        excess = rho[:, :, None, :] - rho_mean[:, None, :, None]
+        gradient -= (e * tilt[:, None, :, None]) * excess
     return gradient
 
 
 @triton.jit
 def given_centroids(given, c, m, valid, channels, ARITHMETIC: tl.constexpr):
-    """`[C, M]` of a given centroid, floored at the smallest normal number, and its sum in float64.
+    """`[C, K, J]` of given centroids, floored at the smallest normal number; their sums in float64.
 
     The sum decides what is missing from 1, which may be all there is to a small KL.
     """
-    q = tl.load(given + c[:, None] * channels + m[None, :], mask=valid, other=0.0)
+    q = tl.load(given + c[:, None, None] * channels + m[None, :, :], mask=valid, other=0.0)
     tiny = smallest_normal(ARITHMETIC)
     q = tl.where(valid, tl.where(q < tiny, tiny, q), 0.0)
-    return q, tl.sum(q.to(tl.float64), 1)
+    return q, tl.sum(tl.sum(q.to(tl.float64), 1), 1)
 
 
 @triton.jit

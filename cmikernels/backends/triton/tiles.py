@@ -7,12 +7,14 @@ import triton.language as tl
 
 from cmikernels.backends.triton.tile import (
     PLAIN_INTEGERS,
+    column_max,
+    columns,
     divergences,
     given_centroids,
     load_tile,
-    log_target,
     rho_of,
     row_gradient,
+    row_sum,
     row_weights,
     softmax_tile,
     store_tile,
@@ -24,11 +26,11 @@ def class_tiles(
     features, row_stride, channel_stride, order, offsets, given, incoming, value, gradient, means,
     num_classes, rows_per_class, channels, inverse_tau: tl.float64, weight: tl.float64,
     ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, SKIP_ONE: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """Everything about groups of BLOCK_C classes of at most BLOCK_N rows.
 
-    `value` is each group's sum (reduction "total"), each class's or each row's number. A program
+    `value` is each program's sum (reduction "total"), each class's or each row's number. A program
     takes several groups, so that the next one is on its way while one is computed.
     """
     if SKIP_ONE and REDUCTION == "total":
@@ -37,9 +39,9 @@ def class_tiles(
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
     weight = tl.full((), weight, ARITHMETIC)
     n = tl.arange(0, BLOCK_N)
-    m = tl.arange(0, BLOCK_M)
-    m_valid = m < channels
+    m = columns(0, BLOCK_K, BLOCK_J)
     groups = (num_classes + BLOCK_C - 1) // BLOCK_C
+    part = tl.zeros((BLOCK_C, BLOCK_N), ARITHMETIC)
     for group in tl.range(tl.program_id(0), groups, tl.num_programs(0), num_stages=2):
         c = (tl.arange(0, BLOCK_C) + group * BLOCK_C).to(tl.int64)
         c_valid = c < num_classes
@@ -56,15 +58,15 @@ def class_tiles(
         if order is not None:
             rows = tl.load(order + rows, mask=row_valid, other=0)
         z = load_tile(
-            features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC
+            features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC, False
         )
         u, e, total = softmax_tile(z, row_valid, inverse_tau)
         inverse_total = tl.where(row_valid, 1.0 / total, 0.0)
 
         size = tl.maximum(count, 1).to(ARITHMETIC)
-        q_valid = c_valid[:, None] & m_valid[None, :]
+        q_valid = c_valid[:, None, None] & (m < channels)[None, :, :]
         if given is None:
-            q = tl.sum(e * inverse_total[:, :, None], 1) / size[:, None]
+            q = tl.sum(e * inverse_total[:, None, :, None], 2) / size[:, None, None]
             missing = tl.zeros_like(size)
             # A class of one row is its own centroid: exactly nothing, or NaN if the row is.
             distinct = tl.where(count == 1, 0.0, 1.0).to(ARITHMETIC)
@@ -73,15 +75,13 @@ def class_tiles(
             missing = (1.0 - mass).to(ARITHMETIC)
             distinct = tl.full((BLOCK_C,), 1.0, ARITHMETIC)
         if means is not None:
-            tl.store(means + c[:, None] * channels + m[None, :], q, mask=q_valid)
+            tl.store(means + c[:, None, None] * channels + m[None, :, :], q, mask=q_valid)
 
         if value is not None or gradient is not None:
-            top = tl.minimum(tl.max(q, 1), 1.0)  # a given one may be beyond 1
-            target = log_target(q, top[:, None], ARITHMETIC)
-            offset = tl.log(total * top[:, None])
+            top = tl.minimum(column_max(q), 1.0)  # a given one may be beyond 1
             d, kl, best = divergences(
-                u, e, inverse_total, offset, target[:, None, :], q[:, None, :], missing, row_valid,
-                ARITHMETIC, value is not None,
+                u, e, total, inverse_total, top, q, missing, row_valid, ARITHMETIC,
+                value is not None,
             )  # fmt: skip
         if value is not None:
             best = best * distinct[:, None]
@@ -90,7 +90,7 @@ def class_tiles(
             elif REDUCTION == "class":
                 tl.store(value + c, tl.sum(best, 1) * weight / size, mask=c_valid)
             else:
-                tl.store(value + group, tl.sum(tl.sum(best, 1), 0))
+                part += best
         if gradient is not None:
             row_scale = weight
             if REDUCTION == "class":
@@ -98,12 +98,14 @@ def class_tiles(
             some_class = tl.minimum(c, num_classes - 1)[:, None]
             w = row_weights(row_scale, incoming, rows, some_class, row_valid, REDUCTION)
             tilt = distinct[:, None] * inverse_total * inverse_tau
+            rho = None
+            rho_mean = None
             if (REDUCTION == "none" and incoming is not None) and given is None:
                 excess = (w - (tl.sum(w, 1) / size)[:, None]) * inverse_total
-                rho = rho_of(tl.sum(e * excess[:, :, None], 1), q, size[:, None], ARITHMETIC)
-                rho = rho[:, None, :]
-                rho_mean = tl.sum(e * rho, 2) * inverse_total
-                result = row_gradient(e, d, kl, w * tilt, rho, rho_mean, tilt)
-            else:
-                result = row_gradient(e, d, kl, w * tilt, None, None, None)
-            store_tile(gradient, rows, row_valid, m, channels, result)
+                weighted = tl.sum(e * excess[:, None, :, None], 2)
+                rho = rho_of(weighted, q, size[:, None, None], ARITHMETIC)
+                rho_mean = row_sum(e * rho[:, :, None, :]) * inverse_total
+            result = row_gradient(e, d, kl, w * tilt, rho, rho_mean, tilt)
+            store_tile(gradient, rows, row_valid, m, channels, result, False)
+    if value is not None and REDUCTION == "total":
+        tl.store(value + tl.program_id(0), tl.sum(tl.sum(part, 1), 0))

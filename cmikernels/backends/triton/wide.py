@@ -13,12 +13,15 @@ from cmikernels.backends.triton.tile import (
     DIRECT_FORM_FLOOR,
     PLAIN_INTEGERS,
     accurate_terms,
+    column_max,
+    columns,
     given_centroids,
     is_all_one,
     load_tile,
     log_ratio,
     log_target,
     row_gradient,
+    row_sum,
     row_weights,
     store_tile,
 )
@@ -58,7 +61,7 @@ def slot_column_sums(
     features, row_stride, channel_stride, order, offsets, peaks, totals, incoming, mean_weights,
     sums, weighted_sums, num_classes, rows_per_class, rows_per_slot, channels,
     inverse_tau: tl.float64, ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr,
-    SKIP_ONE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    SKIP_ONE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """slot_sums for a block of columns, of rows whose peak and total are known."""
     slot = tl.program_id(0).to(tl.int64)
@@ -67,39 +70,41 @@ def slot_column_sums(
         if is_all_one(incoming, y + tl.arange(0, 1), num_classes, REDUCTION == "class"):
             return
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
-    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    total = tl.zeros((1, BLOCK_N, BLOCK_M), ARITHMETIC)
-    weighted = tl.zeros((1, BLOCK_N, BLOCK_M), ARITHMETIC)
+    m = columns(tl.program_id(1) * BLOCK_K * BLOCK_J, BLOCK_K, BLOCK_J)
+    total = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
+    weighted = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
     mean_weight = 0.0
     if mean_weights is not None:
         mean_weight = tl.load(mean_weights + y)
     for at in tl.range(begin, end, BLOCK_N, num_stages=3):
         rows, row_valid = block_rows(at, end, order, BLOCK_N)
         z = load_tile(
-            features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC
+            features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC, False
         )
         peak = tl.load(peaks + rows, mask=row_valid, other=0.0)
         row_total = tl.load(totals + rows, mask=row_valid, other=1.0)
-        p = tl.exp((z - peak[:, :, None]) * inverse_tau) * (1.0 / row_total)[:, :, None]
+        e = tl.exp((z - peak[:, None, :, None]) * inverse_tau)
+        p = e * (1.0 / row_total)[:, None, :, None]
         total += p
         if mean_weights is not None:
             w = tl.load(incoming + rows, mask=row_valid, other=0.0)
-            weighted += p * (w - mean_weight)[:, :, None]
-    places = (slot + tl.arange(0, 1))[:, None] * channels + m[None, :]
-    valid = (m < channels)[None, :]
-    tl.store(sums + places, tl.sum(total, 1), mask=valid)
+            weighted += p * (w - mean_weight)[:, None, :, None]
+    places = (slot + tl.arange(0, 1))[:, None, None] * channels + m[None, :, :]
+    valid = (m < channels)[None, :, :]
+    tl.store(sums + places, tl.sum(total, 2), mask=valid)
     if mean_weights is not None:
-        tl.store(weighted_sums + places, tl.sum(weighted, 1), mask=valid)
+        tl.store(weighted_sums + places, tl.sum(weighted, 2), mask=valid)
 
 
 @triton.jit
 def wide_centroid(given, class_q, c, m, channels, ARITHMETIC: tl.constexpr):
-    """`[1, M]` of the class's centroid and, where it is a given one, its sum in float64."""
-    valid = (m < channels)[None, :]
+    """`[1, K, J]` of the class's centroid and, where it is a given one, its sum in float64."""
+    valid = (m < channels)[None, :, :]
     if given is not None:
         q, mass = given_centroids(given, c, m, valid, channels, ARITHMETIC)
     else:
-        q = tl.load(class_q + c[:, None] * channels + m[None, :], mask=valid, other=0.0)
+        places = class_q + c[:, None, None] * channels + m[None, :, :]
+        q = tl.load(places, mask=valid, other=0.0)
         mass = tl.zeros((1,), tl.float64)
     return q, mass
 
@@ -110,12 +115,24 @@ def wide_tile(
     given, class_q, c, top, ARITHMETIC: tl.constexpr,
 ):  # fmt: skip
     """e, d and Q of a block of columns of rows whose peak and total are known."""
-    z = load_tile(features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC)
-    u = (z - peak[:, :, None]) * inverse_tau
+    z = load_tile(
+        features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC, False
+    )
+    u = (z - peak[:, None, :, None]) * inverse_tau
     q, _ = wide_centroid(given, class_q, c, m, channels, ARITHMETIC)
-    target = log_target(q, top[:, None], ARITHMETIC)
-    d = log_ratio(u, target[:, None, :], offset[:, :, None])
-    return tl.exp(u), d, q[:, None, :]
+    target = log_target(q, top[:, None, None], ARITHMETIC)
+    d = log_ratio(u, target[:, :, None, :], offset[:, None, :, None])
+    return tl.exp(u), d, q[:, :, None, :]
+
+
+@triton.jit
+def wide_rho(class_rho, c, m, channels):
+    """`[1, K, J]` of the class's rho, None where there is none."""
+    rho = None
+    if class_rho is not None:
+        places = class_rho + c[:, None, None] * channels + m[None, :, :]
+        rho = tl.load(places, mask=(m < channels)[None, :, :], other=0.0)
+    return rho
 
 
 @triton.jit(do_not_specialize=PLAIN_INTEGERS)
@@ -123,7 +140,7 @@ def wide_rows(
     features, row_stride, channel_stride, order, offsets, peaks, totals, given, class_q, class_rho,
     incoming, value, gradient, num_classes, rows_per_class, rows_per_slot, channels,
     inverse_tau: tl.float64, weight: tl.float64, ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr,
-    SKIP_ONE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    SKIP_ONE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """class_rows for rows wider than a tile: two sweeps over a block of rows, column by column."""
     slot = tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64)
@@ -134,16 +151,16 @@ def wide_rows(
             return
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
     weight = tl.full((), weight, ARITHMETIC)
-    lanes = tl.arange(0, BLOCK_M)
     row_scale = weight
     if REDUCTION == "class":
         row_scale = weight / tl.maximum(count, 1).to(ARITHMETIC)
 
     top = tl.zeros((1,), ARITHMETIC)
     mass = tl.zeros((1,), tl.float64)
-    for start in range(0, channels, BLOCK_M):
-        q, part = wide_centroid(given, class_q, c, start + lanes, channels, ARITHMETIC)
-        top = tl.maximum(top, tl.max(q, 1))
+    for start in range(0, channels, BLOCK_K * BLOCK_J):
+        m = columns(start, BLOCK_K, BLOCK_J)
+        q, part = wide_centroid(given, class_q, c, m, channels, ARITHMETIC)
+        top = tl.maximum(top, column_max(q))
         mass += part
     top = tl.minimum(top, 1.0)
     missing = tl.zeros((1,), ARITHMETIC)
@@ -153,7 +170,7 @@ def wide_rows(
         distinct = tl.full((), 1.0, ARITHMETIC)
 
     sums = tl.zeros((1, BLOCK_N), ARITHMETIC)
-    for at in tl.range(begin, end, BLOCK_N, num_stages=3):
+    for at in range(begin, end, BLOCK_N):
         rows, row_valid = block_rows(at, end, order, BLOCK_N)
         peak = tl.load(peaks + rows, mask=row_valid, other=0.0)
         total = tl.load(totals + rows, mask=row_valid, other=1.0)
@@ -162,21 +179,21 @@ def wide_rows(
         kl = tl.zeros((1, BLOCK_N), ARITHMETIC)
         accurate = tl.zeros((1, BLOCK_N), ARITHMETIC)
         rho_mean = tl.zeros((1, BLOCK_N), ARITHMETIC)
-        for start in range(0, channels, BLOCK_M):
-            m = start + lanes
+        for start in range(0, channels, BLOCK_K * BLOCK_J):
+            m = columns(start, BLOCK_K, BLOCK_J)
             e, d, q = wide_tile(
                 features, row_stride, channel_stride, rows, row_valid, m, channels, peak, offset,
                 inverse_tau, given, class_q, c, top, ARITHMETIC,
             )  # fmt: skip
-            kl += tl.sum(e * d, 2)
+            kl += row_sum(e * d)
             if value is not None:
-                terms = accurate_terms(d, e * inverse_total[:, :, None], q, ARITHMETIC)
-                accurate += tl.sum(terms, 2)
+                p = e * inverse_total[:, None, :, None]
+                accurate += row_sum(accurate_terms(d, p, q, ARITHMETIC))
             if class_rho is not None:
-                places = class_rho + c[:, None] * channels + m[None, :]
-                rho = tl.load(places, mask=(m < channels)[None, :], other=0.0)
-                rho_mean += tl.sum(e * rho[:, None, :], 2)
+                rho = wide_rho(class_rho, c, m, channels)
+                rho_mean += row_sum(e * rho[:, :, None, :])
         kl = tl.where(row_valid, kl * inverse_total, 0.0)
+        rho_mean = rho_mean * inverse_total
         if value is not None:
             small = row_valid & (tl.abs(kl) < DIRECT_FORM_FLOOR)
             best = tl.where(small, accurate + missing[:, None], kl) * distinct
@@ -186,20 +203,14 @@ def wide_rows(
         if gradient is not None:
             w = row_weights(row_scale, incoming, rows, y, row_valid, REDUCTION)
             tilt = distinct * inverse_total * inverse_tau
-            for start in range(0, channels, BLOCK_M):
-                m = start + lanes
+            for start in range(0, channels, BLOCK_K * BLOCK_J):
+                m = columns(start, BLOCK_K, BLOCK_J)
                 e, d, q = wide_tile(
                     features, row_stride, channel_stride, rows, row_valid, m, channels, peak,
                     offset, inverse_tau, given, class_q, c, top, ARITHMETIC,
                 )  # fmt: skip
-                if class_rho is None:
-                    result = row_gradient(e, d, kl, w * tilt, None, None, None)
-                else:
-                    places = class_rho + c[:, None] * channels + m[None, :]
-                    rho = tl.load(places, mask=(m < channels)[None, :], other=0.0)
-                    result = row_gradient(
-                        e, d, kl, w * tilt, rho[:, None, :], rho_mean * inverse_total, tilt
-                    )
-                store_tile(gradient, rows, row_valid, m, channels, result)
+                rho = wide_rho(class_rho, c, m, channels)
+                result = row_gradient(e, d, kl, w * tilt, rho, rho_mean, tilt)
+                store_tile(gradient, rows, row_valid, m, channels, result, False)
     if value is not None and REDUCTION != "none":
         tl.store(value + slot, tl.sum(tl.sum(sums, 1), 0))
