@@ -76,7 +76,9 @@ def choose_backend(name: str | None, device_type: str) -> Backend:
         source = ENVIRONMENT_VARIABLE
     if name is None:
         for backend in _BACKENDS.values():
-            if backend.obstacle(device_type) is None:
+            # The plain formula serves any device, an interpreter only who asks for it.
+            meant = backend is reference or device_type == backend.DEVICE_TYPE
+            if meant and backend.obstacle(device_type) is None:
                 return backend
     if name not in _BACKENDS:
         raise ValueError(f"{source}: expected one of {', '.join(_BACKENDS)}, got {name!r}")
