@@ -32,7 +32,7 @@ SMALL_BYTES = 4 << 20  # of features, up to where launches are what a call costs
 EXPLANATION = (
     "Every time stands twice: called from Python, and replayed from a CUDA graph of many calls. "
     f"Bandwidth is judged from {LARGE_BYTES >> 20} MiB of features on, against a copy timed the "
-    'same way; "of a tile" are classes that the Triton backend holds in registers. "So many empty" '
+    'same way; "of a tile" are classes that fit the registers of a block. "So many empty" '
     "is the replayed time of as many launches of a kernel that writes four bytes."
 )
 CLOCKS = {"called": "", "replayed": "replay_"}  # the fields' prefix

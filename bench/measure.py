@@ -28,7 +28,6 @@ from bench.providers import PROVIDERS, contend, make_losses
 from bench.records import Row
 from bench.replay import launch_floors, replay_race
 from bench.shapes import Shape
-from cmikernels.backends.triton.plan import Chip, make_plan
 
 
 def measure(
@@ -65,7 +64,7 @@ def measure(
                 replayed = _seconds(replays[name]) | _relations(name, replays, sizes)
                 row |= {f"replay_{key}": value for key, value in replayed.items()}
             if on_gpu:
-                row["one_tile"] = fits_a_tile(shape, torch_dtype)
+                row["one_tile"] = shape.fits_a_tile
             if memory and name in losses and mode == "value+gradient":
                 row["peak_extra_bytes"] = (
                     gpu_peak_extra_bytes(contenders[name])
@@ -119,21 +118,6 @@ def _relations(
         found["of_copy"] = rate * seconds[COPY] / copied
         found["of_fresh_copy"] = rate * seconds[FRESH_COPY] / copied
     return found
-
-
-def fits_a_tile(shape: Shape, dtype: torch.dtype) -> bool:
-    """Whether the Triton backend holds a whole class in registers, which no chip's size changes."""
-    plan = make_plan(
-        num_rows=shape.classes * shape.rows,
-        num_classes=shape.classes,
-        largest=shape.rows,
-        channels=shape.channels,
-        element_size=dtype.itemsize,
-        ragged=False,
-        weighted=False,
-        chip=Chip(processors=1, cache_bytes=0),
-    )
-    return plan.kind == "tiles"
 
 
 def _short(value: object) -> object:

@@ -53,17 +53,17 @@ class Case(NamedTuple):
         return " ".join([*parts, "given"] if self.given else parts)
 
 
-# For each kind of plan a size that goes through every mode, and others for the largest tiles.
-EVERY_MODE = ((1000, 4, 256), (1000, 100, 512), (10, 3000, 512), (10, 100, 20_000))
+# For each kind of plan a size that goes through every mode, and others with the largest tiles.
+EVERY_MODE = ((1000, 4, 64), (1000, 100, 512), (10, 3000, 512), (10, 100, 20_000))
 OTHERS = (
     (100_000, 3, 5),
-    (1000, 2, 512),
+    (1000, 2, 128),
+    (100_000, 4, 256),
+    (20_000, 10, 512),
     (10, 10, 512),
     (10, 50, 640),
-    (2000, 10, 512),
-    (2000, 3, 512),
-    (1000, 50, 640),
-    (1000, 30, 1024),
+    (2000, 50, 1024),
+    (1000, 2, 8192),
     (10, 3000, 2048),
     (10, 100, 8192),
     (10, 100, 8201),

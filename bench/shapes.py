@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+TILE_ELEMENTS = 8192  # a number for each of 16 registers of 512 threads
+
 
 class Shape(NamedTuple):
     """An equal-classes problem: C classes of n rows with M channels."""
@@ -20,6 +22,11 @@ class Shape(NamedTuple):
     def __str__(self) -> str:
         """Give the form used in tables and files."""
         return f"{self.classes}x{self.rows}x{self.channels}"
+
+    @property
+    def fits_a_tile(self) -> bool:
+        """Whether the registers of a block can hold a whole class, whatever a backend does."""
+        return self.rows * self.channels <= TILE_ELEMENTS
 
     @property
     def elements(self) -> int:

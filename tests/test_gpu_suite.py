@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from bench import counters, gpu_plots, gpu_report, kernels, launches, sanitize
-from bench.measure import fits_a_tile
 from bench.providers import PROVIDERS, gpu_backends, make_losses
 from bench.records import Record, Row, machine
 from bench.shapes import SETS, Shape, shapes_of
@@ -148,9 +147,9 @@ def test_an_error_of_our_own_backend_is_not_left_out(monkeypatch: pytest.MonkeyP
         make_losses(["cmikernels"], torch.randn(2, 3, 8), None, print)
 
 
-def test_the_backend_says_which_classes_fit_a_tile() -> None:
-    assert fits_a_tile(Shape(100_000, 4, 256), torch.float32)
-    assert not fits_a_tile(Shape(10, 10_000, 1024), torch.bfloat16)
+def test_some_classes_fit_a_tile() -> None:
+    assert Shape(20_000, 10, 512).fits_a_tile
+    assert not Shape(10, 10_000, 1024).fits_a_tile
 
 
 def test_shapes_come_from_sets_and_one_by_one() -> None:

@@ -31,7 +31,8 @@ def plan_of(
 @pytest.mark.parametrize(
     ("classes", "rows", "channels", "kind"),
     [
-        (100_000, 4, 256, "tiles"),
+        (100_000, 4, 64, "tiles"),
+        (100_000, 4, 256, "sweeps"),
         (10, 10, 512, "sweeps"),
         (20_000, 10, 512, "sweeps"),
         (1000, 50, 512, "sweeps"),

@@ -215,6 +215,7 @@ class Call:
         self.launch(
             class_means,
             (self.problem.num_classes, ceil_div(channels, block_channels)),
+            num_warps=4,
             **self.sizes,
             **self.slots,
             **self.options,
@@ -236,6 +237,7 @@ class Call:
         self.launch(
             row_statistics,
             (self.problem.num_rows,),
+            num_warps=4,
             **self.features,
             **statistics,
             incoming=self.options["incoming"],
@@ -253,6 +255,7 @@ class Call:
         self.launch(
             weight_means,
             (self.problem.num_classes,),
+            num_warps=4,
             **self.order,
             **self.sizes,
             incoming=self.options["incoming"],

@@ -11,16 +11,15 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-# Elements of a float32 tile; float64 has a quarter of them, for its registers.
-_CLASS_TILE = (
-    1024  # of whole classes: beyond that, the logarithms of Q cost more than reading twice
-)
-_LATENCY_TILE = 4096  # of rows, where a program has a multiprocessor to itself
-_WIDEST_ROW = 8192
+# Elements of a class that is held in registers with others, together up to the second. Beyond that
+# every warp would repeat the logarithms of Q, which costs more than reading twice.
+_CLASS_TILE, _SHARED_TILE = 256, 1024
+_SWEPT_CLASS = 32768  # elements of a class that one program serves, however few classes there are
+_WIDEST_ROW = 8192  # float32, as all of these; float64 has a quarter of it, for its registers
 _WIDE_COLUMNS = 1024  # of a tile, for rows beyond that
-_SWEPT_CLASS = 32768  # elements of a class that one program serves, however few there are
 _PROGRAMS_PER_PROCESSOR = 4
-_ELEMENTS_PER_WARP = 512
+_RESIDENT_WARPS = 16  # that a multiprocessor has registers for
+_MOST_WARPS = 16  # of a program
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Chip:
 
     processors: int
     cache_bytes: int
-    row_tile: int = 2048  # float32 elements of a tile of rows
+    row_tile: int = 2048  # float32 elements of a tile of rows, for four warps
 
 
 @dataclass(frozen=True)
@@ -65,38 +64,39 @@ def make_plan(
     width, rows = _power_of_2(channels), _power_of_2(largest)
     if rows * width * fit <= _CLASS_TILE:
         together = min(
-            _CLASS_TILE // fit // (rows * width), _power_of_2(max(1, num_classes // programs))
+            _SHARED_TILE // fit // (rows * width), _power_of_2(max(1, num_classes // programs))
         )
         groups = ceil_div(num_classes, together)
         return Plan("tiles", min(groups, programs), together, rows, width, 4, None)
     tile = chip.row_tile // fit
-    if width * fit > _WIDEST_ROW:
-        kind, block_rows, block_channels = "wide", max(1, tile // _WIDE_COLUMNS), _WIDE_COLUMNS
-    else:
-        kind, block_rows, block_channels = "slots", max(1, tile // width), width
-    warps = _warps(block_rows * block_channels * fit)
     # A class much larger than the others would keep its program busy long after theirs.
     lopsided = num_classes * largest > 4 * num_rows
-    if kind == "slots" and not lopsided:
+    # A small problem takes as long as its launches do, so few programs may serve it.
+    enough = num_classes >= programs or largest * channels <= _SWEPT_CLASS
+    narrow = width * fit <= _WIDEST_ROW
+    if narrow and enough and not lopsided:
         class_bytes = ceil_div(num_rows, num_classes) * channels * element_size
-        cached = 2 * class_bytes * chip.processors <= chip.cache_bytes
-        # A small problem takes as long as its launches do, so few programs may serve it.
-        small = largest * channels <= _SWEPT_CLASS
-        if small and num_classes < chip.processors:
-            block_rows = min(rows, max(block_rows, _LATENCY_TILE // fit // width))
-            warps = _warps(block_rows * width * fit)
-        elif num_classes >= 2 * programs and warps == 4:
-            # Smaller programs fill the chip too, and may leave fewer rows of a tile empty.
-            options = [(w, block_rows * w // 4) for w in (4, 2, 1) if block_rows * w >= 4]
-            warps, block_rows = min(options, key=lambda each: -largest % each[1])
-        if small or num_classes >= (chip.processors if cached else programs):
-            shape = (1, block_rows, width)
-            return Plan("sweeps", num_classes, *shape, warps, None)
+        warps = _sweep_warps(num_classes, class_bytes, chip, 4 * width // tile)
+        block_rows = min(rows, tile * warps // 4 // width)
+        return Plan("sweeps", num_classes, 1, block_rows, width, warps, None)
+    block_channels = width if narrow else _WIDE_COLUMNS
+    block_rows = max(1, tile // block_channels)
+    warps = min(_MOST_WARPS, max(4, 4 * block_channels // tile))
     rows_per_slot = ceil_div(ceil_div(num_rows, programs), block_rows) * block_rows
     slots = num_classes * ceil_div(largest, rows_per_slot)
     if ragged:
         slots = num_rows // rows_per_slot + num_classes
+    kind = "slots" if narrow else "wide"
     return Plan(kind, slots, 1, block_rows, block_channels, warps, rows_per_slot)
+
+
+def _sweep_warps(num_classes: int, class_bytes: int, chip: Chip, least: int) -> int:
+    """As few warps as fill the chip, which wastes least, and as many as keep its classes in L2."""
+    resident = _RESIDENT_WARPS * chip.processors
+    cached = ceil_div(4 * resident * class_bytes, 3 * chip.cache_bytes)
+    if cached > _MOST_WARPS:  # they will not stay there anyway
+        cached = 1
+    return min(_MOST_WARPS, _power_of_2(max(resident // num_classes, cached, least, 1)))
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -107,7 +107,3 @@ def ceil_div(a: int, b: int) -> int:
 def _power_of_2(number: int) -> int:
     """The smallest power of 2 that is at least a number."""
     return 1 << max(number - 1, 0).bit_length()
-
-
-def _warps(elements: int) -> int:
-    return min(16, max(4, elements // _ELEMENTS_PER_WARP))
