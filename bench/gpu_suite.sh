@@ -138,17 +138,17 @@ tests_part() {
       step "tests/$backend" "$python" -m pytest -q -k "$backend and equals and not float64" \
         tests/test_value_and_gradient.py
     else
-      local alone=(tests/test_gpu.py tests/test_large.py) together=()
+      local these="$backend or cuda or gpu" alone=(tests/test_gpu.py tests/test_large.py) together=()
       for file in tests/test_*.py; do
-        [[ " ${alone[*]} " == *" $file "* ]] || together+=("$file")
+        [[ " ${alone[*]} tests/test_triton_resources.py " == *" $file "* ]] || together+=("$file")
       done
       if "$python" -c 'import xdist' 2>/dev/null; then # most of the time goes into compiling kernels
-        step "tests/$backend/contract" "$python" -m pytest -q -k "$backend" -n 8 "${together[@]}"
+        step "tests/$backend/contract" "$python" -m pytest -q -k "$these" -n 8 "${together[@]}"
       else
         alone=("${together[@]}" "${alone[@]}")
       fi
       for file in "${alone[@]}"; do # a file is what a cut run loses
-        step "tests/$backend/$(basename "$file" .py)" "$python" -m pytest -q -k "$backend" "$file"
+        step "tests/$backend/$(basename "$file" .py)" "$python" -m pytest -q -k "$these" "$file"
       done
     fi
   done

@@ -33,8 +33,9 @@ def value_and_gradient(
 
 def relative_error(ours: Tensor, expected: Tensor) -> float:
     """2-norm of the difference over the 2-norm of what was expected; 0 where both are zero."""
-    difference = float((ours.detach().cpu().double() - expected.double()).norm())
-    scale = float(expected.double().norm())
+    expected = expected.detach().cpu().double()
+    difference = float((ours.detach().cpu().double() - expected).norm())
+    scale = float(expected.norm())
     if difference == 0:
         return 0.0
     return difference / scale if scale > 0 else float("inf")

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.tables import BACKENDS
+from tests.tables import BACKENDS, DEVICE_OF, INTERPRETED
 
 _ANY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("default", _ANY, max_examples=100, derandomize=True)
 settings.register_profile("thorough", _ANY, max_examples=2000)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
 settings.load_profile(PROFILE)
-FINITE_INPUTS = 100_000 if PROFILE == "thorough" else 400
+EXAMPLES, FINITE_INPUTS = (2000, 100_000) if PROFILE == "thorough" else (100, 400)
+
+
+def examples(backend: str, most: int = EXAMPLES) -> settings:
+    """Settings of a hypothesis test: fewer examples of a backend that takes long for each.
+
+    An interpreted one takes long for every call; a compiled one for the first of its kind, and of a
+    hundred calls that hypothesis makes up hardly two are of a kind.
+    """
+    if backend in INTERPRETED and PROFILE == "thorough":
+        most //= 100
+    elif backend in INTERPRETED or (DEVICE_OF[backend] == "cuda" and PROFILE == "default"):
+        most //= 5
+    return settings(max_examples=most)
+
 
 # How many finite inputs test_finite.py has put through each backend, for the summary.
 INPUTS_CHECKED: pytest.StashKey[dict[str, int]] = pytest.StashKey()
@@ -24,6 +39,26 @@ INPUTS_CHECKED: pytest.StashKey[dict[str, int]] = pytest.StashKey()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[INPUTS_CHECKED] = {}
+    if "triton" in INTERPRETED and "triton" in BACKENDS:
+        round_to_bfloat16_as_gpus_do()
+        # As pyproject.toml has it for the interpreter's own lines: numpy warns in its place here.
+        config.addinivalue_line("filterwarnings", "ignore:overflow encountered in reduce")
+
+
+def round_to_bfloat16_as_gpus_do() -> None:
+    """Repair Triton's interpreter, which cuts off where every GPU rounds to nearest."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    cast = interpreter.InterpreterBuilder.cast_impl
+
+    def cast_or_round(self: Any, source: Any, to: Any) -> Any:
+        if source.dtype.scalar != tl.float32 or to.scalar != tl.bfloat16:
+            return cast(self, source, to)
+        rounded = torch.from_numpy(source.data).to(torch.bfloat16)
+        return interpreter.TensorHandle(rounded.view(torch.uint16).numpy(), to.scalar)
+
+    interpreter.InterpreterBuilder.cast_impl = cast_or_round
 
 
 def pytest_terminal_summary(

@@ -22,6 +22,7 @@ DEVICE_OF = {
 # Thousands of times slower than compiled: shapes are kept small for them.
 INTERPRETED = () if GPU else ("triton",)
 BACKENDS = [name for name, status in available_backends().items() if status.available]
+DEVICES = tuple(dict.fromkeys(DEVICE_OF[name] for name in BACKENDS))
 # The plain formula in torch is the yardstick of the fused ones, not subject to their promises on
 # memory, thread counts and forked processes.
 FUSED = [name for name in BACKENDS if name != "reference"]

@@ -15,6 +15,7 @@ from tests.oracle import Oracle
 from tests.tables import (
     DEVICE_OF,
     DTYPES,
+    INTERPRETED,
     REDUCTIONS,
     make_features,
     make_labels,
@@ -46,30 +47,38 @@ def test_gradcheck(backend: str, given: bool, reduction: str) -> None:
     z = leaf(backend, torch.float64)
     labels = LABELS.to(z.device)
     options = options_on(backend, given, temperature=0.7, weight=3.0, reduction=reduction)
-    assert torch.autograd.gradcheck(lambda x: fused_cmi(x, labels, **options), (z,))
+    assert torch.autograd.gradcheck(
+        lambda x: fused_cmi(x, labels, **options), (z,), fast_mode=backend in INTERPRETED
+    )
 
 
+# Deterministic, for gradgradcheck compares two backwards to the bit, and index_add on GPUs has not
+# the same twice.
+@pytest.mark.usefixtures("nan_filled_empty")
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("given", GIVEN, ids=GIVEN_IDS)
 def test_gradgradcheck(backend: str, given: bool, reduction: str) -> None:
     z = leaf(backend, torch.float64)
     labels = LABELS.to(z.device)
     options = options_on(backend, given, temperature=0.7, weight=3.0, reduction=reduction)
-    assert torch.autograd.gradgradcheck(lambda x: fused_cmi(x, labels, **options), (z,))
+    assert torch.autograd.gradgradcheck(
+        lambda x: fused_cmi(x, labels, **options), (z,), fast_mode=backend in INTERPRETED
+    )
 
 
+@pytest.mark.usefixtures("nan_filled_empty")
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradcheck_of_grouped_features(backend: str, reduction: str) -> None:
     z = make_features((2, 3, 2), 4, dtype=torch.float64).to(DEVICE_OF[backend]).requires_grad_()
     function = lambda x: fused_cmi(x, reduction=reduction, backend=backend)  # noqa: E731
-    assert torch.autograd.gradcheck(function, (z,))
-    assert torch.autograd.gradgradcheck(function, (z,))
+    assert torch.autograd.gradcheck(function, (z,), fast_mode=backend in INTERPRETED)
+    assert torch.autograd.gradgradcheck(function, (z,), fast_mode=backend in INTERPRETED)
 
 
 def test_second_order_at_a_minus_infinity_is_finite(backend: str) -> None:
     z = leaf(backend, torch.float64)
     with torch.no_grad():
-        z[LABELS == 0, 2] = -torch.inf
+        z[(LABELS == 0).to(z.device), 2] = -torch.inf
     value = fused_cmi(z, LABELS.to(z.device), backend=backend)
     (first,) = torch.autograd.grad(value, z, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), z)

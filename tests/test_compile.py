@@ -44,13 +44,14 @@ def op_arguments(backend: str, dtype: torch.dtype, how: str, reduction: str) -> 
     z = make_features(11, 6, dtype=dtype).to(device).requires_grad_()
     arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
     centroids = make_probabilities((4, 6)).to(device, arithmetic) if how == "centroids" else None
-    options = (4, 0.7, 3.0, reduction, backend)
+    options = (None, 4, 0.7, 3.0, reduction, backend)
     if how == "grouped":
         grouped = make_features((4, 3), 6, dtype=dtype).to(device).requires_grad_()
         return grouped, None, None, None, None, *options
     if how == "index":
         index = ClassIndex(LABELS.to(device), 4)
-        return z, index.labels, index.order, index.offsets, None, *options
+        parts = index.labels, index.order, index.offsets
+        return z, *parts, None, index.largest, *options[1:]
     return z, LABELS.to(device), None, None, centroids, *options
 
 

@@ -234,3 +234,13 @@ def test_large_incoming_gradients_meet_impossible_channels(
     ramp = torch.linspace(1, 2, value.numel(), device=z.device)
     (gradient,) = torch.autograd.grad(value, z, ramp * 1e10)
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("sizes", [(8, 5, 1), (50,), (700, 3)], ids=str)
+@pytest.mark.parametrize("channels", [64, 256])
+def test_features_far_above_zero_beside_rows_that_are_not_there(
+    backend: str, channels: int, sizes: tuple[int, ...]
+) -> None:
+    """In widths that fill a tile, whose rows beyond the class's last must stay without effect."""
+    features = make_features(sum(sizes), channels) + 200
+    check_against_oracle(backend, features, make_labels(sizes))

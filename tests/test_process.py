@@ -12,18 +12,20 @@ from torch import Tensor
 
 from tests.compare import assert_gradient, assert_value, value_and_gradient
 from tests.oracle import Oracle
-from tests.tables import FUSED, make_features, make_labels
+from tests.tables import FUSED, INTERPRETED, make_features, make_labels
 
 CALLS = [((40, 3, 70), 300), ((2,) * 50, 33), ((500,), 64), ((5, 5, 5), 1025)]
 ROUNDS = 40
 
 
 def test_threads_that_call_at_once_get_their_own_answers(backend: str) -> None:
+    if backend in INTERPRETED:
+        pytest.skip("Triton's interpreter keeps the program's number in a global of all threads")
     inputs = [
         (make_features(sum(sizes), channels, seed=i), make_labels(sizes, shuffle_seed=i))
         for i, (sizes, channels) in enumerate(CALLS)
     ]
-    barrier = threading.Barrier(len(inputs), timeout=60)
+    barrier = threading.Barrier(len(inputs), timeout=240)  # the first round may compile
     answers: list[list[tuple[Tensor, Tensor]]] = [[] for _ in inputs]
     failures: list[BaseException] = []
 
@@ -40,7 +42,7 @@ def test_threads_that_call_at_once_get_their_own_answers(backend: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=120)
+        thread.join(timeout=300)
     assert not any(thread.is_alive() for thread in threads), "deadlock"
     assert not failures
     for (features, labels), mine in zip(inputs, answers, strict=True):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.compare import value_and_gradient
+from tests.conftest import examples
 from tests.oracle import Oracle
 from tests.tables import DTYPES, INTEGERS, REDUCTIONS, make_features, make_labels
 
@@ -104,97 +105,121 @@ def rounding(call: Call, oracle: Oracle, row_weights: Tensor) -> float:
     return 4 * eps * size * float(moved.norm())
 
 
-@given(call=calls, data=st.data())
-def test_value_and_gradient_agree_with_float64(
-    backend: str, call: Call, data: st.DataObject
-) -> None:
-    oracle = call.oracle()
-    expected_value = oracle.value
-    seed = data.draw(st.integers(0, 99), label="seed of the incoming gradient")
-    generator = torch.Generator().manual_seed(seed)
-    grad_value = torch.randn(expected_value.shape, generator=generator)
-    value, gradient = call.run(backend, grad_value)
-    wide = call.dtype == torch.float64
-    rows = sum(call.sizes)
-    if rows == 0:
-        assert not value.any()
-        assert gradient.shape == (0, call.channels)
-        return
-    # Own centroids: relative, as published. Given ones: sum P d cancels, and the error is d's.
-    # Either way no better than the inputs' rounding at z's own size lets it be.
-    weights = oracle.row_weights(torch.ones_like(expected_value)).abs()
-    slack = rounding(call, oracle, weights) * rows**0.5 * call.temperature
-    difference = float((value.double() - expected_value).norm())
-    assert difference <= (1e-12 if wide else 1e-6) * float(expected_value.norm()) + slack + 1e-13
+def test_value_and_gradient_agree_with_float64(backend: str) -> None:
+    @examples(backend)
+    @given(call=calls, data=st.data())
+    def agree(call: Call, data: st.DataObject) -> None:
+        oracle = call.oracle()
+        expected_value = oracle.value
+        seed = data.draw(st.integers(0, 99), label="seed of the incoming gradient")
+        generator = torch.Generator().manual_seed(seed)
+        grad_value = torch.randn(expected_value.shape, generator=generator)
+        value, gradient = call.run(backend, grad_value)
+        wide = call.dtype == torch.float64
+        rows = sum(call.sizes)
+        if rows == 0:
+            assert not value.any()
+            assert gradient.shape == (0, call.channels)
+            return
+        # Own centroids: relative, as published. Given ones: sum P d cancels, and the error is d's.
+        # Either way no better than the inputs' rounding at z's own size lets it be.
+        weights = oracle.row_weights(torch.ones_like(expected_value)).abs()
+        slack = rounding(call, oracle, weights) * rows**0.5 * call.temperature
+        difference = float((value.double() - expected_value).norm())
+        allowed = (1e-12 if wide else 1e-6) * float(expected_value.norm())
+        assert difference <= allowed + slack + 1e-13
 
-    expected = oracle.gradient(grad_value)
-    row_weights = oracle.row_weights(grad_value).abs().amax().expand(rows)
-    allowed = (1e-12 if wide else 1e-5) * float(expected.norm())
-    allowed += rounding(call, oracle, row_weights)
-    if call.dtype in (torch.bfloat16, torch.float16):
-        allowed += 1.01 * float((expected.to(call.dtype).double() - expected).norm())
-    assert float((gradient.double() - expected).norm()) <= allowed + 1e-13
+        expected = oracle.gradient(grad_value)
+        row_weights = oracle.row_weights(grad_value).abs().amax().expand(rows)
+        allowed = (1e-12 if wide else 1e-5) * float(expected.norm())
+        allowed += rounding(call, oracle, row_weights)
+        if call.dtype in (torch.bfloat16, torch.float16):
+            allowed += 1.01 * float((expected.to(call.dtype).double() - expected).norm())
+        assert float((gradient.double() - expected).norm()) <= allowed + 1e-13
 
-
-@given(call=plain_calls)
-def test_class_means_lie_between_zero_and_log_n(backend: str, call: Call) -> None:
-    call.reduction = "class"
-    value, _ = call.run(backend)
-    for class_value, size in zip(value.tolist(), call.sizes, strict=True):
-        assert class_value >= -1e-13
-        assert class_value <= torch.tensor(max(size, 1.0)).log() * (1 + 1e-6) + 1e-13
+    agree()
 
 
-@given(call=calls)
-def test_gradient_of_every_row_sums_to_zero(backend: str, call: Call) -> None:
-    _, gradient = call.run(backend)
-    if sum(call.sizes) == 0:
-        return
-    oracle = call.oracle()
-    weights = oracle.row_weights(torch.ones_like(oracle.value)).abs()
-    eps = torch.finfo(call.dtype).eps
-    smallest = torch.finfo(call.dtype).tiny
-    entries = eps * gradient.double().norm(dim=1) + smallest
-    allowed = call.channels**0.5 * (entries + rounding(call, oracle, weights))
-    assert (gradient.double().sum(1).abs() <= allowed).all()
+def test_class_means_lie_between_zero_and_log_n(backend: str) -> None:
+    @examples(backend)
+    @given(call=plain_calls)
+    def lie_between(call: Call) -> None:
+        call.reduction = "class"
+        value, _ = call.run(backend)
+        for class_value, size in zip(value.tolist(), call.sizes, strict=True):
+            assert class_value >= -1e-13
+            assert class_value <= torch.tensor(max(size, 1.0)).log() * (1 + 1e-6) + 1e-13
+
+    lie_between()
 
 
-@given(call=plain_calls, factor=st.sampled_from([2.0, -4.0, 0.5]))
-def test_weight_is_a_factor_on_value_and_gradient(backend: str, call: Call, factor: float) -> None:
-    value, gradient = call.run(backend)
-    call.weight = factor
-    weighted_value, weighted_gradient = call.run(backend)
-    torch.testing.assert_close(weighted_value, value * factor, rtol=1e-6, atol=1e-12)
-    if call.dtype != torch.float16:  # whose small gradients have fewer bits than their multiples
-        torch.testing.assert_close(weighted_gradient, gradient * factor, rtol=1e-5, atol=1e-9)
+def test_gradient_of_every_row_sums_to_zero(backend: str) -> None:
+    @examples(backend)
+    @given(call=calls)
+    def sums_to_zero(call: Call) -> None:
+        _, gradient = call.run(backend)
+        if sum(call.sizes) == 0:
+            return
+        oracle = call.oracle()
+        weights = oracle.row_weights(torch.ones_like(oracle.value)).abs()
+        eps = torch.finfo(call.dtype).eps
+        smallest = torch.finfo(call.dtype).tiny
+        entries = eps * gradient.double().norm(dim=1) + smallest
+        allowed = call.channels**0.5 * (entries + rounding(call, oracle, weights))
+        assert (gradient.double().sum(1).abs() <= allowed).all()
+
+    sums_to_zero()
 
 
-@given(call=calls)
-def test_temperature_is_a_division_of_the_features(backend: str, call: Call) -> None:
-    call.dtype, call.temperature = torch.float64, 2.0
-    value, gradient = call.run(backend)
-    halved = value_and_gradient(
-        backend,
-        call.features / 2,
-        call.labels,
-        num_classes=len(call.sizes),
-        centroids=call.centroids,
-        weight=call.weight,
-        reduction=call.reduction,
-    )
-    torch.testing.assert_close(value, halved[0], rtol=1e-11, atol=1e-12)
-    torch.testing.assert_close(gradient, halved[1] / 2, rtol=1e-9, atol=1e-12)
+def test_weight_is_a_factor_on_value_and_gradient(backend: str) -> None:
+    @examples(backend)
+    @given(call=plain_calls, factor=st.sampled_from([2.0, -4.0, 0.5]))
+    def is_a_factor(call: Call, factor: float) -> None:
+        value, gradient = call.run(backend)
+        call.weight = factor
+        weighted_value, weighted_gradient = call.run(backend)
+        torch.testing.assert_close(weighted_value, value * factor, rtol=1e-6, atol=1e-12)
+        # float16's small gradients have fewer bits than their multiples.
+        if call.dtype != torch.float16:
+            torch.testing.assert_close(weighted_gradient, gradient * factor, rtol=1e-5, atol=1e-9)
+
+    is_a_factor()
 
 
-@given(call=plain_calls)
-def test_mean_sum_class_and_none_tell_one_story(backend: str, call: Call) -> None:
-    values = {}
-    for call.reduction in REDUCTIONS:
-        values[call.reduction] = call.run(backend)[0].double()
-    counts = torch.tensor(call.sizes).double()
-    total = values["none"].sum()
-    torch.testing.assert_close(values["sum"], total, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(
-        values["mean"] * max(sum(call.sizes), 1), total, rtol=1e-5, atol=1e-7
-    )
-    torch.testing.assert_close((values["class"] * counts).sum(), total, rtol=1e-5, atol=1e-7)
+def test_temperature_is_a_division_of_the_features(backend: str) -> None:
+    @examples(backend)
+    @given(call=calls)
+    def is_a_division(call: Call) -> None:
+        call.dtype, call.temperature = torch.float64, 2.0
+        value, gradient = call.run(backend)
+        halved = value_and_gradient(
+            backend,
+            call.features / 2,
+            call.labels,
+            num_classes=len(call.sizes),
+            centroids=call.centroids,
+            weight=call.weight,
+            reduction=call.reduction,
+        )
+        torch.testing.assert_close(value, halved[0], rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(gradient, halved[1] / 2, rtol=1e-9, atol=1e-12)
+
+    is_a_division()
+
+
+def test_mean_sum_class_and_none_tell_one_story(backend: str) -> None:
+    @examples(backend)
+    @given(call=plain_calls)
+    def tell_one_story(call: Call) -> None:
+        values = {}
+        for call.reduction in REDUCTIONS:
+            values[call.reduction] = call.run(backend)[0].double()
+        counts = torch.tensor(call.sizes).double()
+        total = values["none"].sum()
+        torch.testing.assert_close(values["sum"], total, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            values["mean"] * max(sum(call.sizes), 1), total, rtol=1e-5, atol=1e-7
+        )
+        torch.testing.assert_close((values["class"] * counts).sum(), total, rtol=1e-5, atol=1e-7)
+
+    tell_one_story()

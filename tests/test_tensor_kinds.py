@@ -12,7 +12,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from cmikernels import class_centroids, cmi_value_and_grad, fused_cmi
 from tests.oracle import Oracle
-from tests.tables import make_features, make_labels
+from tests.tables import DEVICE_OF, make_features, make_labels
 
 LABELS = make_labels((5, 2, 4), shuffle_seed=0)
 
@@ -53,27 +53,30 @@ def test_a_jit_trace_computes_anew() -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_forward_mode_differentiation_carries_the_tangent(backend: str, reduction: str) -> None:
-    z, tangent = make_features(11, 7).double(), make_features(11, 7, seed=1).double()
+    device = DEVICE_OF[backend]
+    z, tangent = (make_features(11, 7, seed=seed).double().to(device) for seed in (0, 1))
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(z, tangent)  # type: ignore[no-untyped-call]
-        value = fused_cmi(dual, LABELS, reduction=reduction, backend=backend)
+        value = fused_cmi(dual, LABELS.to(device), reduction=reduction, backend=backend)
         rate = forward_ad.unpack_dual(value).tangent  # type: ignore[no-untyped-call]
     step = 1e-6
     ahead, behind = (
         Oracle(z + sign * step * tangent, LABELS, reduction=reduction).value for sign in (1, -1)
     )
-    assert torch.allclose(rate.reshape(-1), (ahead - behind).reshape(-1) / (2 * step), rtol=1e-6)
+    expected = (ahead - behind).reshape(-1) / (2 * step)
+    assert torch.allclose(rate.reshape(-1).cpu(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "class", "none"])
 def test_a_default_device_elsewhere_does_not_matter(backend: str, reduction: str) -> None:
-    z = make_features(11, 7).requires_grad_()
-    expected = cmi_value_and_grad(z, LABELS, reduction=reduction, backend=backend)
-    centroids = class_centroids(z.detach(), LABELS, backend=backend)
+    z = make_features(11, 7).to(DEVICE_OF[backend]).requires_grad_()
+    labels = LABELS.to(z.device)
+    expected = cmi_value_and_grad(z, labels, reduction=reduction, backend=backend)
+    centroids = class_centroids(z.detach(), labels, backend=backend)
     with torch.device("meta"):
-        value = fused_cmi(z, LABELS, reduction=reduction, backend=backend)
+        value = fused_cmi(z, labels, reduction=reduction, backend=backend)
         value.backward(torch.ones_like(value) * 2)  # type: ignore[no-untyped-call]
-        elsewhere = class_centroids(z.detach(), LABELS, backend=backend)
+        elsewhere = class_centroids(z.detach(), labels, backend=backend)
     assert torch.equal(value, expected[0])
     assert z.grad is not None
     assert torch.allclose(z.grad, expected[1] * 2, rtol=1e-5, atol=1e-6)

@@ -17,6 +17,7 @@ from tests.tables import (
     DEVICE_OF,
     DTYPES,
     INTEGERS,
+    INTERPRETED,
     SPREADS,
     WIDE_CHANNELS,
     make_features,
@@ -48,6 +49,8 @@ def test_every_spread(backend: str, dtype: torch.dtype, spread: float) -> None:
 def test_every_spread_at_working_sizes(
     backend: str, rows_per_class: int, classes: int, channels: int, spread: float
 ) -> None:
+    if backend in INTERPRETED:
+        channels //= 8
     labels = make_labels([rows_per_class] * classes)
     check(backend, make_features(rows_per_class * classes, channels, spread), labels)
 
@@ -61,6 +64,8 @@ def test_every_width(backend: str, dtype: torch.dtype, channels: int) -> None:
 @pytest.mark.parametrize("channels", WIDE_CHANNELS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_wide_width(backend: str, dtype: torch.dtype, channels: int) -> None:
+    if backend in INTERPRETED:
+        channels = min(channels, 9_001)  # still several tiles
     check(backend, make_features(7, channels, dtype=dtype), make_labels((3, 4), shuffle_seed=0))
 
 
@@ -187,10 +192,11 @@ def test_leading_axes_shape_the_class_and_row_values(backend: str) -> None:
 
 @pytest.mark.parametrize("backend_dtype", DTYPES, ids=str)
 def test_more_classes_than_a_16_bit_grid_axis(backend: str, backend_dtype: torch.dtype) -> None:
-    features = make_features((70_000, 2), 3, dtype=backend_dtype)
+    classes = 7_000 if backend in INTERPRETED else 70_000  # an interpreter's grid has no axes
+    features = make_features((classes, 2), 3, dtype=backend_dtype)
     value, gradient = value_and_gradient(backend, features)
     p = features.double().softmax(-1)
     d = p.log() - p.mean(1, keepdim=True).log()
     kl = (p * d).sum(-1, keepdim=True)
     assert_value(value, kl.mean(), backend_dtype)
-    assert_gradient(gradient, p * (d - kl) / 140_000, backend_dtype)
+    assert_gradient(gradient, p * (d - kl) / (2 * classes), backend_dtype)

@@ -249,6 +249,8 @@ struct Passes {
       at_hand.log_ratio[r] = {stats[r].peak, T(job.inverse_tau), T(stats[r].log_sum - state.level)};
     }
 
+    // The accurate form loses what it gains where a given centroid is far from summing to 1.
+    const bool far_from_one = std::fabs(state.missing_mass) >= floor;
     double kl[R], rho_mean[R] = {};
     bool accurate = p.value && !Weighted && expect_small;
     if (!accurate)
@@ -257,7 +259,7 @@ struct Passes {
       if (!accurate) {
         kl[r] *= double(stats[r].inverse_sum);
         rho_mean[r] *= double(stats[r].inverse_sum);
-        if (!p.value || std::fabs(kl[r]) >= floor) continue;
+        if (!p.value || std::fabs(kl[r]) >= floor || far_from_one) continue;
       }
       kl[r] = row_accurate<T, Tame>(at_hand.z[r], at_hand.e[r], channels, at_hand.log_ratio[r],
                                     stats[r].inverse_sum, state.target, state.centroid) +

@@ -4,8 +4,9 @@
 //        = sum_j Q_j f(d_sj) + (1 - sum_j Q_j),  f(d) = e^d (d - 1) + 1   (non-negative form)
 //
 // Rounding in the direct form is absolute, about 1e-7 of 1, so it serves rows whose KL is well
-// above that. Below `direct_form_floor` the non-negative form takes over: every term is computed to
-// full relative accuracy, by its series where |d| <= `series_reach` and as P d - P + Q beyond.
+// above that. Below `direct_form_floor` the non-negative form takes over, unless a given centroid
+// is that far from summing to 1: every term is computed to full relative accuracy, by its series
+// where |d| <= `series_reach` and as P d - P + Q beyond.
 #pragma once
 
 #include <cfloat>

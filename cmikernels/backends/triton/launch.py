@@ -85,7 +85,7 @@ class Call:
             "inverse_tau": 1.0 / problem.temperature,
         }
         self.options: dict[str, Any] = {
-            "incoming": None if incoming is None else incoming.contiguous(),
+            "incoming": None if incoming is None else incoming.contiguous().resolve_neg(),
             "num_classes": problem.num_classes,
             "ARITHMETIC": _ARITHMETIC[self.dtype],
             "REDUCTION": reduction,

@@ -11,9 +11,9 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-# Elements of a class that is held in registers with others, together up to the second. Beyond that
-# every warp would repeat the logarithms of Q, which costs more than reading twice.
-_CLASS_TILE, _SHARED_TILE = 256, 1024
+# A class of up to an eighth of a tile of rows is held in registers, with others up to half of one.
+# Beyond that every warp would repeat the logarithms of Q, which costs more than reading twice.
+_HELD_CLASS, _HELD_TOGETHER = 8, 2
 _SWEPT_CLASS = 32768  # elements of a class that one program serves, however few classes there are
 _WIDEST_ROW = 8192  # float32, as all of these; float64 has a quarter of it, for its registers
 _WIDE_COLUMNS = 1024  # of a tile, for rows beyond that
@@ -62,13 +62,12 @@ def make_plan(
     fit = 4 if element_size == 8 else 2 if weighted else 1
     programs = _PROGRAMS_PER_PROCESSOR * chip.processors
     width, rows = _power_of_2(channels), _power_of_2(largest)
-    if rows * width * fit <= _CLASS_TILE:
-        together = min(
-            _SHARED_TILE // fit // (rows * width), _power_of_2(max(1, num_classes // programs))
-        )
+    tile = chip.row_tile // fit
+    if rows * width <= tile // _HELD_CLASS:
+        together = tile // _HELD_TOGETHER // (rows * width)
+        together = min(together, _power_of_2(max(1, num_classes // programs)))
         groups = ceil_div(num_classes, together)
         return Plan("tiles", min(groups, programs), together, rows, width, 4, None)
-    tile = chip.row_tile // fit
     # A class much larger than the others would keep its program busy long after theirs.
     lopsided = num_classes * largest > 4 * num_rows
     # A small problem takes as long as its launches do, so few programs may serve it.

@@ -45,7 +45,7 @@ def mean_of_rows(
         z = load_tile(
             features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC, EVEN
         )
-        _, e, total = softmax_tile(z, row_valid, inverse_tau)
+        _, e, total = softmax_tile(z, row_valid, inverse_tau, EVEN)
         p = e * tl.where(row_valid, 1.0 / total, 0.0)[:, None, :, None]
         sums += p
         if incoming is not None:
@@ -71,7 +71,7 @@ def finish_rows(
         z = load_tile(
             features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC, EVEN
         )
-        u, e, total = softmax_tile(z, row_valid, inverse_tau)
+        u, e, total = softmax_tile(z, row_valid, inverse_tau, EVEN)
         inverse_total = tl.where(row_valid, 1.0 / total, 0.0)
         d, kl, best = divergences(
             u, e, total, inverse_total, top, q, missing, row_valid, ARITHMETIC, value is not None

@@ -105,9 +105,11 @@ def store_tile(gradient, rows, row_valid, m, channels, result, EVEN):
 
 
 @triton.jit
-def softmax_tile(z, row_valid, inverse_tau):
+def softmax_tile(z, row_valid, inverse_tau, EVEN):
     """u, e and total of each row; total is 1 where there is none."""
-    peak = tl.where(row_valid, row_max(z), 0.0)
+    peak = row_max(z)
+    if not EVEN:  # where a row that is not there is -inf throughout
+        peak = tl.where(row_valid, peak, 0.0)
     u = (z - peak[:, None, :, None]) * inverse_tau
     e = tl.exp(u)
     return u, e, tl.where(row_valid, row_sum(e), 1.0)
@@ -159,6 +161,13 @@ def accurate_terms(d, p, q, ARITHMETIC: tl.constexpr):
 
 
 @triton.jit
+def is_small(kl, missing, row_valid):
+    """Which rows need the accurate form; it loses what it gains where Q is far from summing to 1."""
+    near_one = (tl.abs(missing) < DIRECT_FORM_FLOOR)[:, None]
+    return (row_valid & near_one) & (tl.abs(kl) < DIRECT_FORM_FLOOR)
+
+
+@triton.jit
 def divergences(u, e, total, inverse_total, top, q, missing, row_valid, ARITHMETIC, ACCURATE):
     """d, the direct form of KL, which gradients need, and the form that the value is made of."""
     target = log_target(q, top[:, None, None], ARITHMETIC)[:, :, None, :]
@@ -167,7 +176,7 @@ def divergences(u, e, total, inverse_total, top, q, missing, row_valid, ARITHMET
     kl = tl.where(row_valid, row_sum(e * d) * inverse_total, 0.0)
     best = kl
     if ACCURATE:
-        small = row_valid & (tl.abs(kl) < DIRECT_FORM_FLOOR)
+        small = is_small(kl, missing, row_valid)
         if tl.max(tl.max(small.to(tl.int32), 1), 0) == 1:
             p = e * inverse_total[:, None, :, None]
             terms = accurate_terms(d, p, q[:, :, None, :], ARITHMETIC)

@@ -60,7 +60,7 @@ def class_tiles(
         z = load_tile(
             features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC, False
         )
-        u, e, total = softmax_tile(z, row_valid, inverse_tau)
+        u, e, total = softmax_tile(z, row_valid, inverse_tau, False)
         inverse_total = tl.where(row_valid, 1.0 / total, 0.0)
 
         size = tl.maximum(count, 1).to(ARITHMETIC)

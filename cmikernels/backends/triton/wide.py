@@ -10,13 +10,13 @@ from cmikernels.backends.triton.slots import (
     slot_rows,
 )
 from cmikernels.backends.triton.tile import (
-    DIRECT_FORM_FLOOR,
     PLAIN_INTEGERS,
     accurate_terms,
     column_max,
     columns,
     given_centroids,
     is_all_one,
+    is_small,
     load_tile,
     log_ratio,
     log_target,
@@ -195,7 +195,7 @@ def wide_rows(
         kl = tl.where(row_valid, kl * inverse_total, 0.0)
         rho_mean = rho_mean * inverse_total
         if value is not None:
-            small = row_valid & (tl.abs(kl) < DIRECT_FORM_FLOOR)
+            small = is_small(kl, missing, row_valid)
             best = tl.where(small, accurate + missing[:, None], kl) * distinct
             sums += best
             if REDUCTION == "none":
