@@ -162,7 +162,7 @@ def accurate_terms(d, p, q, ARITHMETIC: tl.constexpr):
 
 @triton.jit
 def is_small(kl, missing, row_valid):
-    """Which rows need the accurate form; it loses what it gains where Q is far from summing to 1."""
+    """Which rows take the accurate form, which needs a Q that nearly sums to 1."""
     near_one = (tl.abs(missing) < DIRECT_FORM_FLOOR)[:, None]
     return (row_valid & near_one) & (tl.abs(kl) < DIRECT_FORM_FLOOR)
 
