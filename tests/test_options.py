@@ -40,6 +40,22 @@ def check(backend: str, features: torch.Tensor, labels: torch.Tensor, **options:
     assert_gradient(gradient, oracle.gradient(grad_value), features.dtype)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "channels"),
+    [((4, 1, 5), 8), ((20, 13), 512), ((300, 211), 260), ((3, 0, 4), 8200)],
+    ids=["tiny", "small", "large", "wide"],
+)
+@pytest.mark.parametrize("given", [False, True], ids=["own centroids", "given centroids"])
+def test_row_weights_times_a_weight_at_every_size(
+    backend: str, sizes: tuple[int, ...], channels: int, given: bool
+) -> None:
+    features = make_features(sum(sizes), channels, 2.0)
+    centroids = make_probabilities((len(sizes), channels)) if given else None
+    options: dict[str, Any] = {"weight": 3.0, "temperature": 0.7, "centroids": centroids}
+    labels = make_labels(sizes, shuffle_seed=1)
+    check(backend, features, labels, num_classes=len(sizes), reduction="none", **options)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_reduction_has_a_gradient(backend: str, dtype: torch.dtype, reduction: str) -> None:

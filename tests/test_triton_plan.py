@@ -111,11 +111,14 @@ def test_every_plan_keeps_within_its_bounds(
         return
     assert plan.rows_per_slot is not None
     # Sums of the slots are small beside the features, or as many as centroids.
-    assert plan.programs <= 2 * (4 * chip.processors + classes)
-    if ragged:  # the last class's slots end with the last slot
-        assert plan.programs == num_rows // plan.rows_per_slot + classes
-    else:
-        assert plan.programs // classes * plan.rows_per_slot >= rows
+    assert plan.rows_per_sum is not None
+    assert plan.rows_per_sum >= 16
+    assert plan.sums <= plan.programs <= 2 * (4 * chip.processors + classes)
+    for slots, share in ((plan.programs, plan.rows_per_slot), (plan.sums, plan.rows_per_sum)):
+        if ragged:  # the last class's slots end with the last slot
+            assert slots == num_rows // share + classes
+        else:
+            assert slots // classes * share >= rows
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 20))

@@ -19,8 +19,10 @@ from cmikernels.problem import Problem, arithmetic_dtype
 NAME = "triton"
 DEVICE_TYPE = "cuda"  # AMD's too, by torch's name for them
 _OLDEST = (3, 3)  # 3.2 cannot compile the kernels
+_LEAST_CAPABILITY = (8, 0)
 
 
+@functools.cache  # like Triton, which decides when the kernels are imported
 def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
@@ -51,10 +53,23 @@ def obstacle(device_type: str) -> str | None:
             return "it computes on GPUs (and for tests on the CPU, under TRITON_INTERPRET=1)"
     elif device_type != "cuda":
         return "it computes on NVIDIA and AMD GPUs only"
-    elif not torch.cuda.is_available() and not _interpreting():
-        return "torch sees no GPU"
+    elif not _interpreting() and (reason := _gpu_obstacle()):
+        return reason
     _, error = _load()
     return error or None
+
+
+@functools.cache
+def _gpu_obstacle() -> str | None:
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    if torch.version.hip is not None:
+        return None
+    found = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+    if found < _LEAST_CAPABILITY:
+        needed, has = (".".join(map(str, each)) for each in (_LEAST_CAPABILITY, found))
+        return f"compute capability {needed} (Ampere) or newer is needed, this GPU has {has}"
+    return None
 
 
 def describe() -> str:
@@ -62,7 +77,10 @@ def describe() -> str:
     triton = importlib.import_module("triton")
     if _interpreting():
         return f"Triton {triton.__version__}, interpreted, very slow"
-    return f"Triton {triton.__version__} on {torch.cuda.get_device_name()}"
+    try:
+        return f"Triton {triton.__version__} on {torch.cuda.get_device_name()}"
+    except RuntimeError:  # a process forked from one that uses the GPU may not
+        return f"Triton {triton.__version__}"
 
 
 def forward(

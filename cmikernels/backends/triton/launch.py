@@ -18,7 +18,7 @@ from cmikernels.problem import Problem, arithmetic_dtype, as_rows
 
 _ARITHMETIC = {torch.float32: tl.float32, torch.float64: tl.float64}
 _MEANS_TILE = (16, 128)  # slots and columns summed at once
-_MANY, _SOME = 8192, 1024  # numbers summed at once
+_ROW_BLOCK, _SUM_BLOCK, _VALUE_BLOCK = 2048, 1024, 8192  # numbers taken at once
 _WARP_BYTES = 512  # what a warp reads at once, 16 bytes a thread
 _MOST_REGISTERS = 168  # of a thread: three blocks of four warps fit a multiprocessor
 
@@ -189,19 +189,19 @@ class Call:
     ) -> tuple[Tensor, Tensor | None]:
         """Centroids `(C, M)`, and rho where there is one."""
         plan, channels = self.plan, self.channels
-        sums = self.empty(plan.programs, channels)
-        weighted_sums = self.empty(plan.programs, channels) if self.has_rho else None
-        kernel, grid, extra = slot_sums, (plan.programs, 1), self.even
+        sums = self.empty(plan.sums, channels)
+        weighted_sums = self.empty(plan.sums, channels) if self.has_rho else None
+        kernel, programs, extra = slot_sums, plan.sums, self.even
         if statistics:
             kernel, extra = slot_column_sums, statistics
-            grid = (plan.programs, ceil_div(channels, plan.block_channels))
+            programs *= ceil_div(channels, plan.block_channels)
         self.launch(
             kernel,
-            grid,
+            (programs,),
             **self.features,
             **self.order,
             **self.sizes,
-            **self.slots,
+            rows_per_slot=plan.rows_per_sum,
             **self.options,
             **self.block,
             **extra,
@@ -214,10 +214,10 @@ class Call:
         block_slots, block_channels = _MEANS_TILE
         self.launch(
             class_means,
-            (self.problem.num_classes, ceil_div(channels, block_channels)),
+            (self.problem.num_classes * ceil_div(channels, block_channels),),
             num_warps=4,
             **self.sizes,
-            **self.slots,
+            rows_per_slot=plan.rows_per_sum,
             **self.options,
             sums=sums,
             weighted_sums=weighted_sums,
@@ -243,7 +243,7 @@ class Call:
             incoming=self.options["incoming"],
             ARITHMETIC=self.options["ARITHMETIC"],
             SKIP_ONE=self.options["SKIP_ONE"] and total,
-            BLOCK_M=2 * _SOME,
+            BLOCK_M=_ROW_BLOCK,
         )
         return statistics
 
@@ -260,7 +260,7 @@ class Call:
             **self.sizes,
             incoming=self.options["incoming"],
             mean_weights=result,
-            BLOCK=_SOME,
+            BLOCK=_SUM_BLOCK,
         )
         return result
 
@@ -276,7 +276,7 @@ class Call:
             value=value,
             num_values=self.plan.programs,
             scale=self.weight,
-            BLOCK=_SOME if by_class else _MANY,
+            BLOCK=_SUM_BLOCK if by_class else _VALUE_BLOCK,
             num_warps=4 if by_class else 16,
         )
 

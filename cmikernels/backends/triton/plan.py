@@ -18,6 +18,7 @@ _SWEPT_CLASS = 32768  # elements of a class that one program serves, however few
 _WIDEST_ROW = 8192  # float32, as all of these; float64 has a quarter of it, for its registers
 _WIDE_COLUMNS = 1024  # of a tile, for rows beyond that
 _PROGRAMS_PER_PROCESSOR = 4
+_ROWS_PER_SUM = 16  # at least, so that sums take little memory beside the features
 _RESIDENT_WARPS = 16  # that a multiprocessor has registers for
 _MOST_WARPS = 16  # of a program
 
@@ -41,7 +42,9 @@ class Plan:
     block_rows: int
     block_channels: int
     num_warps: int
-    rows_per_slot: int | None  # of slots and wide
+    rows_per_slot: int | None = None  # of slots and wide: a program's, for value and gradient
+    rows_per_sum: int | None = None  # and for sums, of which there are to be few
+    sums: int = 0
 
 
 @functools.lru_cache(maxsize=4096)
@@ -67,7 +70,7 @@ def make_plan(
         together = tile // _HELD_TOGETHER // (rows * width)
         together = min(together, _power_of_2(max(1, num_classes // programs)))
         groups = ceil_div(num_classes, together)
-        return Plan("tiles", min(groups, programs), together, rows, width, 4, None)
+        return Plan("tiles", min(groups, programs), together, rows, width, 4)
     # A class much larger than the others would keep its program busy long after theirs.
     lopsided = num_classes * largest > 4 * num_rows
     # A small problem takes as long as its launches do, so few programs may serve it.
@@ -77,16 +80,19 @@ def make_plan(
         class_bytes = ceil_div(num_rows, num_classes) * channels * element_size
         warps = _sweep_warps(num_classes, class_bytes, chip, 4 * width // tile)
         block_rows = min(rows, tile * warps // 4 // width)
-        return Plan("sweeps", num_classes, 1, block_rows, width, warps, None)
+        return Plan("sweeps", num_classes, 1, block_rows, width, warps)
     block_channels = width if narrow else _WIDE_COLUMNS
     block_rows = max(1, tile // block_channels)
     warps = min(_MOST_WARPS, max(4, 4 * block_channels // tile))
     rows_per_slot = ceil_div(ceil_div(num_rows, programs), block_rows) * block_rows
-    slots = num_classes * ceil_div(largest, rows_per_slot)
-    if ragged:
-        slots = num_rows // rows_per_slot + num_classes
+    rows_per_sum = ceil_div(max(rows_per_slot, _ROWS_PER_SUM), block_rows) * block_rows
+    slots, sums = (
+        num_rows // each + num_classes if ragged else num_classes * ceil_div(largest, each)
+        for each in (rows_per_slot, rows_per_sum)
+    )
     kind = "slots" if narrow else "wide"
-    return Plan(kind, slots, 1, block_rows, block_channels, warps, rows_per_slot)
+    shape = (1, block_rows, block_channels)
+    return Plan(kind, slots, *shape, warps, rows_per_slot, rows_per_sum, sums)
 
 
 def _sweep_warps(num_classes: int, class_bytes: int, chip: Chip, least: int) -> int:

@@ -16,6 +16,7 @@ from cmikernels.backends.triton.slots import (
 )
 from cmikernels.backends.triton.tile import (
     PLAIN_INTEGERS,
+    add_exactly,
     column_max,
     columns,
     divergences,
@@ -30,6 +31,9 @@ from cmikernels.backends.triton.tile import (
     store_tile,
 )
 
+# Steps after which a sum of probabilities starts anew: rounding must not grow with the class.
+STEPS_OF_A_SUM = tl.constexpr(64)
+
 
 @triton.jit
 def mean_of_rows(
@@ -40,17 +44,23 @@ def mean_of_rows(
     """Sums over rows of P and, with incoming row weights w, of (w - mean w) P; both `[1, K, J]`."""
     sums = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
     weighted = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
-    for at in tl.range(begin, end, BLOCK_N, num_stages=3):
-        rows, row_valid = block_rows(at, end, order, BLOCK_N)
-        z = load_tile(
-            features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC, EVEN
-        )
-        _, e, total = softmax_tile(z, row_valid, inverse_tau, EVEN)
-        p = e * tl.where(row_valid, 1.0 / total, 0.0)[:, None, :, None]
-        sums += p
-        if incoming is not None:
-            w = tl.load(incoming + rows, mask=row_valid, other=0.0)
-            weighted += p * (w - mean_weight)[:, None, :, None]
+    for start in range(begin, end, STEPS_OF_A_SUM * BLOCK_N):
+        part = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
+        weighted_part = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
+        stop = tl.minimum(start + STEPS_OF_A_SUM * BLOCK_N, end)
+        for at in tl.range(start, stop, BLOCK_N, num_stages=3):
+            rows, row_valid = block_rows(at, end, order, BLOCK_N)
+            z = load_tile(
+                features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC, EVEN
+            )
+            _, e, total = softmax_tile(z, row_valid, inverse_tau, EVEN)
+            p = e * tl.where(row_valid, 1.0 / total, 0.0)[:, None, :, None]
+            part += p
+            if incoming is not None:
+                w = tl.load(incoming + rows, mask=row_valid, other=0.0)
+                weighted_part += p * (w - mean_weight)[:, None, :, None]
+        sums += part
+        weighted += weighted_part
     return tl.sum(sums, 2), tl.sum(weighted, 2)
 
 
@@ -63,6 +73,7 @@ def finish_rows(
     """Value and gradient of rows of one class with centroid `[1, K, J]`; returns the sum of KL."""
     top = tl.minimum(column_max(q), 1.0)  # a given one may be beyond 1
     sums = tl.zeros((1, BLOCK_N), ARITHMETIC)
+    lost = tl.zeros((1, BLOCK_N), ARITHMETIC)
     row_scale = weight
     if REDUCTION == "class":
         row_scale = weight / size
@@ -77,7 +88,7 @@ def finish_rows(
             u, e, total, inverse_total, top, q, missing, row_valid, ARITHMETIC, value is not None
         )
         best = best * distinct
-        sums += best
+        sums, lost = add_exactly(sums, lost, best)
         if value is not None and REDUCTION == "none":
             tl.store(value + rows, best * weight, mask=row_valid)
         if gradient is not None:
@@ -86,7 +97,7 @@ def finish_rows(
             rho_mean = None
             if rho is not None:
                 rho_mean = row_sum(e * rho[:, :, None, :]) * inverse_total
-            result = row_gradient(e, d, kl, w * tilt, rho, rho_mean, tilt)
+            result = row_gradient(e, d, kl, w * tilt, rho, rho_mean, weight * tilt)
             store_tile(gradient, rows, row_valid, m, channels, result, EVEN)
     return tl.sum(tl.sum(sums, 1), 0)
 

@@ -47,10 +47,10 @@ def class_slots(y, offsets, rows_per_class, rows_per_slot):
 def slot_rows(slot, offsets, num_classes, rows_per_class, rows_per_slot):
     """Class of a slot, its sorted positions [begin, end), and the number of rows of the class."""
     if offsets is None:
-        slots = (rows_per_class + rows_per_slot - 1) // rows_per_slot
+        count = slot * 0 + rows_per_class  # in 64 bits, as the sum below must be
+        slots = (count + rows_per_slot - 1) // rows_per_slot
         y = slot // slots
-        first = y * rows_per_class
-        count = y * 0 + rows_per_class
+        first = y * count
         begin = first + (slot - y * slots) * rows_per_slot
     else:
         y = slot * 0
@@ -104,12 +104,13 @@ def class_means(
     BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """Centroid, and rho, of each class from its slots' sums, in their order."""
-    y = tl.program_id(0).to(tl.int64)
+    blocks = (channels + BLOCK_M - 1) // BLOCK_M  # see slot_column_sums
+    y = (tl.program_id(0) // blocks).to(tl.int64)
     if SKIP_ONE:
         if is_all_one(incoming, y + tl.arange(0, 1), num_classes, REDUCTION == "class"):
             return
     begin, slots, count = class_slots(y, offsets, rows_per_class, rows_per_slot)
-    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     total = tl.zeros((BLOCK_S, BLOCK_M), ARITHMETIC)
     weighted = tl.zeros((BLOCK_S, BLOCK_M), ARITHMETIC)
     for at in range(begin, begin + slots, BLOCK_S):

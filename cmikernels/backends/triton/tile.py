@@ -55,6 +55,14 @@ def columns(first, BLOCK_K: tl.constexpr, BLOCK_J: tl.constexpr):
 
 
 @triton.jit
+def add_exactly(total, lost, x):
+    """total + x, and what rounding lost of it: of thousands of summands none is forgotten."""
+    x = x - lost
+    result = total + x
+    return result, (result - total) - x
+
+
+@triton.jit
 def row_wise(x):
     """`[C, K, N, J]` as `[C, N, K J]`: nothing moves, and one reduction covers all channels."""
     x = tl.permute(x, (0, 2, 1, 3))
@@ -147,7 +155,7 @@ def accurate_terms(d, p, q, ARITHMETIC: tl.constexpr):
         f = 3.0 / 24 + d * f
         f = 2.0 / 6 + d * f
         f = 1.0 / 2 + d * f
-        reach = 0.25
+        square_of_reach = 0.25
     else:
         f = 0.000178510789 + d * 2.18466484e-05
         f = 0.00119137904 + d * f
@@ -156,8 +164,8 @@ def accurate_terms(d, p, q, ARITHMETIC: tl.constexpr):
         f = 0.12500057 + d * f
         f = 0.33333340 + d * f
         f = 0.49999997 + d * f
-        reach = 1.0
-    return tl.where(square <= reach, q * square * f, p * d + (q - p))
+        square_of_reach = 1.0
+    return tl.where(square <= square_of_reach, q * square * f, p * d + (q - p))
 
 
 @triton.jit

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from cmikernels.backends.triton.tile import (
     PLAIN_INTEGERS,
+    add_exactly,
     column_max,
     columns,
     divergences,
@@ -42,6 +43,7 @@ def class_tiles(
     m = columns(0, BLOCK_K, BLOCK_J)
     groups = (num_classes + BLOCK_C - 1) // BLOCK_C
     part = tl.zeros((BLOCK_C, BLOCK_N), ARITHMETIC)
+    lost = tl.zeros((BLOCK_C, BLOCK_N), ARITHMETIC)
     for group in tl.range(tl.program_id(0), groups, tl.num_programs(0), num_stages=2):
         c = (tl.arange(0, BLOCK_C) + group * BLOCK_C).to(tl.int64)
         c_valid = c < num_classes
@@ -90,7 +92,7 @@ def class_tiles(
             elif REDUCTION == "class":
                 tl.store(value + c, tl.sum(best, 1) * weight / size, mask=c_valid)
             else:
-                part += best
+                part, lost = add_exactly(part, lost, best)
         if gradient is not None:
             row_scale = weight
             if REDUCTION == "class":

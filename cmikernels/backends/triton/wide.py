@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from cmikernels.backends.triton.rows import STEPS_OF_A_SUM
 from cmikernels.backends.triton.slots import (
     block_rows,
     slot_rows,
@@ -12,6 +13,7 @@ from cmikernels.backends.triton.slots import (
 from cmikernels.backends.triton.tile import (
     PLAIN_INTEGERS,
     accurate_terms,
+    add_exactly,
     column_max,
     columns,
     given_centroids,
@@ -64,31 +66,47 @@ def slot_column_sums(
     SKIP_ONE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """slot_sums for a block of columns, of rows whose peak and total are known."""
-    slot = tl.program_id(0).to(tl.int64)
+    # One axis for both: the others of a grid end at 65535.
+    blocks = (channels + BLOCK_K * BLOCK_J - 1) // (BLOCK_K * BLOCK_J)
+    slot = (tl.program_id(0) // blocks).to(tl.int64)
     y, begin, end, _ = slot_rows(slot, offsets, num_classes, rows_per_class, rows_per_slot)
     if SKIP_ONE:
         if is_all_one(incoming, y + tl.arange(0, 1), num_classes, REDUCTION == "class"):
             return
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
-    m = columns(tl.program_id(1) * BLOCK_K * BLOCK_J, BLOCK_K, BLOCK_J)
+    m = columns(tl.program_id(0) % blocks * BLOCK_K * BLOCK_J, BLOCK_K, BLOCK_J)
     total = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
     weighted = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
     mean_weight = 0.0
     if mean_weights is not None:
         mean_weight = tl.load(mean_weights + y)
-    for at in tl.range(begin, end, BLOCK_N, num_stages=3):
-        rows, row_valid = block_rows(at, end, order, BLOCK_N)
-        z = load_tile(
-            features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC, False
-        )
-        peak = tl.load(peaks + rows, mask=row_valid, other=0.0)
-        row_total = tl.load(totals + rows, mask=row_valid, other=1.0)
-        e = tl.exp((z - peak[:, None, :, None]) * inverse_tau)
-        p = e * (1.0 / row_total)[:, None, :, None]
-        total += p
-        if mean_weights is not None:
-            w = tl.load(incoming + rows, mask=row_valid, other=0.0)
-            weighted += p * (w - mean_weight)[:, None, :, None]
+    for start in range(begin, end, STEPS_OF_A_SUM * BLOCK_N):
+        part = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
+        weighted_part = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
+        stop = tl.minimum(start + STEPS_OF_A_SUM * BLOCK_N, end)
+        for at in tl.range(start, stop, BLOCK_N, num_stages=3):
+            rows, row_valid = block_rows(at, end, order, BLOCK_N)
+            z = load_tile(
+                features,
+                row_stride,
+                channel_stride,
+                rows,
+                row_valid,
+                m,
+                channels,
+                ARITHMETIC,
+                False,
+            )
+            peak = tl.load(peaks + rows, mask=row_valid, other=0.0)
+            row_total = tl.load(totals + rows, mask=row_valid, other=1.0)
+            e = tl.exp((z - peak[:, None, :, None]) * inverse_tau)
+            p = e * (1.0 / row_total)[:, None, :, None]
+            part += p
+            if mean_weights is not None:
+                w = tl.load(incoming + rows, mask=row_valid, other=0.0)
+                weighted_part += p * (w - mean_weight)[:, None, :, None]
+        total += part
+        weighted += weighted_part
     places = (slot + tl.arange(0, 1))[:, None, None] * channels + m[None, :, :]
     valid = (m < channels)[None, :, :]
     tl.store(sums + places, tl.sum(total, 2), mask=valid)
@@ -170,6 +188,7 @@ def wide_rows(
         distinct = tl.full((), 1.0, ARITHMETIC)
 
     sums = tl.zeros((1, BLOCK_N), ARITHMETIC)
+    lost = tl.zeros((1, BLOCK_N), ARITHMETIC)
     for at in range(begin, end, BLOCK_N):
         rows, row_valid = block_rows(at, end, order, BLOCK_N)
         peak = tl.load(peaks + rows, mask=row_valid, other=0.0)
@@ -197,7 +216,7 @@ def wide_rows(
         if value is not None:
             small = is_small(kl, missing, row_valid)
             best = tl.where(small, accurate + missing[:, None], kl) * distinct
-            sums += best
+            sums, lost = add_exactly(sums, lost, best)
             if REDUCTION == "none":
                 tl.store(value + rows, best * weight, mask=row_valid)
         if gradient is not None:
@@ -210,7 +229,7 @@ def wide_rows(
                     offset, inverse_tau, given, class_q, c, top, ARITHMETIC,
                 )  # fmt: skip
                 rho = wide_rho(class_rho, c, m, channels)
-                result = row_gradient(e, d, kl, w * tilt, rho, rho_mean, tilt)
+                result = row_gradient(e, d, kl, w * tilt, rho, rho_mean, weight * tilt)
                 store_tile(gradient, rows, row_valid, m, channels, result, False)
     if value is not None and REDUCTION != "none":
         tl.store(value + slot, tl.sum(tl.sum(sums, 1), 0))
