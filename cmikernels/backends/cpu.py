@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from cmikernels.native import IMPORT_ERROR, native
-from cmikernels.problem import REDUCTIONS, Problem, arithmetic_dtype, as_rows
+from cmikernels.problem import (
+    REDUCTIONS,
+    Problem,
+    empty_centroids,
+    empty_gradient,
+    empty_value,
+    in_memory,
+)
 
 NAME = "cpu"
 DEVICE_TYPE = "cpu"
@@ -34,16 +41,8 @@ def forward(
     features: Tensor, problem: Problem, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Value and gradient of its sum in one pass."""
-    size: tuple[int, ...] = ()
-    if problem.reduction == "none":
-        size = (problem.num_rows,)
-    elif problem.reduction == "class":
-        size = (problem.num_classes,)
-    device = features.device  # said, because a default device may be set
-    value = torch.empty(size, dtype=arithmetic_dtype(features.dtype), device=device)
-    gradient = None
-    if with_gradient:
-        gradient = torch.empty(features.shape, dtype=features.dtype, device=device)
+    value = empty_value(features, problem)
+    gradient = empty_gradient(features) if with_gradient else None
     _run(features, problem, value=value, gradient=gradient)
     return value, gradient
 
@@ -68,7 +67,7 @@ def scale(gradient: Tensor, features: Tensor, problem: Problem, grad_value: Tens
 
 def backward(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
     """Gradient of the rows' divergences with the weights that grad_value gives them."""
-    gradient = torch.empty(features.shape, dtype=features.dtype, device=features.device)
+    gradient = empty_gradient(features)
     row_weights = problem.row_weights(grad_value).contiguous()
     _run(features, problem, gradient=gradient, row_weights=row_weights)
     return gradient
@@ -76,9 +75,7 @@ def backward(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
 
 def centroids(features: Tensor, problem: Problem) -> Tensor:
     """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
-    shape = (problem.num_classes, features.shape[-1])
-    dtype = arithmetic_dtype(features.dtype)
-    result = torch.empty(shape, dtype=dtype, device=features.device)
+    result = empty_centroids(features, problem)
     _run(features, problem, mean_probabilities=result)
     return result
 
@@ -97,12 +94,7 @@ def _run(
         offsets = classes.offsets.data_ptr()
         order = 0 if classes.order is None else classes.order.data_ptr()
     channels = features.shape[-1]
-    row_stride, channel_stride = channels, 1
-    if features.is_neg():  # a lazily negated view, whose memory holds the other sign
-        features = features.resolve_neg()
-    if not features.is_contiguous():
-        features = as_rows(features)
-        row_stride, channel_stride = features.stride()
+    features, row_stride, channel_stride = in_memory(features)
     native.cpu_cmi(
         features.data_ptr(),
         _DTYPE_CODES[features.dtype],

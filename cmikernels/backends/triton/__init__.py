@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmikernels.problem import Problem, arithmetic_dtype
+from cmikernels.problem import Problem, empty_centroids, empty_gradient, empty_value
 
 NAME = "triton"
 DEVICE_TYPE = "cuda"  # AMD's too, by torch's name for them
@@ -87,12 +87,8 @@ def forward(
     features: Tensor, problem: Problem, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Value and gradient of its sum, made together."""
-    sizes = {"none": (problem.num_rows,), "class": (problem.num_classes,)}
-    size = sizes.get(problem.reduction, ())
-    value = torch.empty(size, dtype=arithmetic_dtype(features.dtype), device=features.device)
-    gradient = None
-    if with_gradient:
-        gradient = torch.empty(features.shape, dtype=features.dtype, device=features.device)
+    value = empty_value(features, problem)
+    gradient = empty_gradient(features) if with_gradient else None
     _run(features, problem, value=value, gradient=gradient)
     return value, gradient
 
@@ -108,16 +104,14 @@ def scale(gradient: Tensor, features: Tensor, problem: Problem, grad_value: Tens
 
 def backward(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
     """Gradient of the rows' divergences with the weights that grad_value gives them."""
-    gradient = torch.empty(features.shape, dtype=features.dtype, device=features.device)
+    gradient = empty_gradient(features)
     _run(features, problem, gradient=gradient, incoming=grad_value)
     return gradient
 
 
 def centroids(features: Tensor, problem: Problem) -> Tensor:
     """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
-    shape = (problem.num_classes, features.shape[-1])
-    dtype = arithmetic_dtype(features.dtype)
-    result = torch.empty(shape, dtype=dtype, device=features.device)
+    result = empty_centroids(features, problem)
     _run(features, problem, means=result)
     return result
 

@@ -14,7 +14,7 @@ from cmikernels.backends.triton.rows import class_rows, slot_sums
 from cmikernels.backends.triton.slots import class_means, sum_values, weight_means
 from cmikernels.backends.triton.tiles import class_tiles
 from cmikernels.backends.triton.wide import row_statistics, slot_column_sums, wide_rows
-from cmikernels.problem import Problem, arithmetic_dtype, as_rows
+from cmikernels.problem import Problem, arithmetic_dtype, in_memory
 
 _ARITHMETIC = {torch.float32: tl.float32, torch.float64: tl.float64}
 _MEANS_TILE = (16, 128)  # slots and columns summed at once
@@ -48,13 +48,8 @@ class Call:
         self, features: Tensor, problem: Problem, incoming: Tensor | None, skip_one: bool
     ) -> None:
         classes = problem.classes
-        if features.is_neg():  # a lazily negated view, whose memory holds the other sign
-            features = features.resolve_neg()
+        features, row_stride, channel_stride = in_memory(features)
         channels = features.shape[-1]
-        row_stride, channel_stride = channels, 1
-        if not features.is_contiguous():
-            features = as_rows(features)
-            row_stride, channel_stride = features.stride()
         reduction = "total" if problem.reduction in ("mean", "sum") else problem.reduction
         self.problem, self.device, self.channels = problem, features.device, channels
         self.dtype = arithmetic_dtype(features.dtype)
@@ -76,7 +71,6 @@ class Call:
             "offsets": None if classes is None else classes.offsets,
             "rows_per_class": problem.rows_per_class,
         }
-        self.slots: dict[str, Any] = {"rows_per_slot": plan.rows_per_slot}
         self.features: dict[str, Any] = {
             "features": features,
             "row_stride": row_stride,
@@ -92,11 +86,12 @@ class Call:
             "SKIP_ONE": skip_one and reduction != "none",
         }
         together = min(plan.block_channels, _WARP_BYTES // features.element_size())
-        self.block: dict[str, Any] = {
+        block = {
             "BLOCK_K": plan.block_channels // together,
             "BLOCK_N": plan.block_rows,
             "BLOCK_J": together,
         }
+        self.rows = self.features | self.order | self.sizes | self.options | block
         self.even: dict[str, Any] = {"EVEN": channels == plan.block_channels}
 
     def run(self, value: Tensor | None, gradient: Tensor | None, means: Tensor | None) -> None:
@@ -122,11 +117,7 @@ class Call:
         self.launch(
             class_tiles,
             (self.plan.programs,),
-            **self.features,
-            **self.order,
-            **self.sizes,
-            **self.options,
-            **self.block,
+            **self.rows,
             **outputs,
             given=self.problem.centroids,
             means=means,
@@ -140,12 +131,8 @@ class Call:
             class_rows,
             (self.plan.programs,),
             **self.even,
-            **self.features,
-            **self.order,
-            **self.sizes,
-            **self.slots,
-            **self.options,
-            **self.block,
+            **self.rows,
+            rows_per_slot=self.plan.rows_per_slot,
             **outputs,
             given=self.problem.centroids,
             class_q=None,
@@ -170,12 +157,8 @@ class Call:
         self.launch(
             wide_rows if wide else class_rows,
             (self.plan.programs,),
-            **self.features,
-            **self.order,
-            **self.sizes,
-            **self.slots,
-            **self.options,
-            **self.block,
+            **self.rows,
+            rows_per_slot=self.plan.rows_per_slot,
             **outputs,
             **extra,
             given=self.problem.centroids,
@@ -198,12 +181,8 @@ class Call:
         self.launch(
             kernel,
             (programs,),
-            **self.features,
-            **self.order,
-            **self.sizes,
+            **self.rows,
             rows_per_slot=plan.rows_per_sum,
-            **self.options,
-            **self.block,
             **extra,
             mean_weights=self.mean_weights(),
             sums=sums,

@@ -23,6 +23,7 @@ from cmikernels.backends.triton.tile import (
     given_centroids,
     is_all_one,
     load_tile,
+    log_target,
     rho_of,
     row_gradient,
     row_sum,
@@ -37,11 +38,17 @@ STEPS_OF_A_SUM = tl.constexpr(64)
 
 @triton.jit
 def mean_of_rows(
-    features, row_stride, channel_stride, order, incoming, mean_weight, begin, end, m, channels,
-    inverse_tau, ARITHMETIC: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_J: tl.constexpr, EVEN: tl.constexpr,
+    features, row_stride, channel_stride, order, peaks, totals, incoming, mean_weights, y, begin,
+    end, m, channels, inverse_tau, ARITHMETIC: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Sums over rows of P and, with incoming row weights w, of (w - mean w) P; both `[1, K, J]`."""
+    """Sums over rows of class y of P and, with mean_weights, of (w - mean w) P; both `[1, K, J]`.
+
+    `peaks` and `totals` (N) where they are known, as of rows wider than the tile.
+    """
+    mean_weight = 0.0
+    if mean_weights is not None:
+        mean_weight = tl.load(mean_weights + y)
     sums = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
     weighted = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
     for start in range(begin, end, STEPS_OF_A_SUM * BLOCK_N):
@@ -53,10 +60,15 @@ def mean_of_rows(
             z = load_tile(
                 features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC, EVEN
             )
-            _, e, total = softmax_tile(z, row_valid, inverse_tau, EVEN)
+            if peaks is None:
+                _, e, total = softmax_tile(z, row_valid, inverse_tau, EVEN)
+            else:
+                peak = tl.load(peaks + rows, mask=row_valid, other=0.0)
+                total = tl.load(totals + rows, mask=row_valid, other=1.0)
+                e = tl.exp((z - peak[:, None, :, None]) * inverse_tau)
             p = e * tl.where(row_valid, 1.0 / total, 0.0)[:, None, :, None]
             part += p
-            if incoming is not None:
+            if mean_weights is not None:
                 w = tl.load(incoming + rows, mask=row_valid, other=0.0)
                 weighted_part += p * (w - mean_weight)[:, None, :, None]
         sums += part
@@ -72,6 +84,7 @@ def finish_rows(
 ):  # fmt: skip
     """Value and gradient of rows of one class with centroid `[1, K, J]`; returns the sum of KL."""
     top = tl.minimum(column_max(q), 1.0)  # a given one may be beyond 1
+    target = log_target(q, top, ARITHMETIC)
     sums = tl.zeros((1, BLOCK_N), ARITHMETIC)
     lost = tl.zeros((1, BLOCK_N), ARITHMETIC)
     row_scale = weight
@@ -85,8 +98,9 @@ def finish_rows(
         u, e, total = softmax_tile(z, row_valid, inverse_tau, EVEN)
         inverse_total = tl.where(row_valid, 1.0 / total, 0.0)
         d, kl, best = divergences(
-            u, e, total, inverse_total, top, q, missing, row_valid, ARITHMETIC, value is not None
-        )
+            u, e, total, inverse_total, top, target, q, missing, row_valid, ARITHMETIC,
+            value is not None,
+        )  # fmt: skip
         best = best * distinct
         sums, lost = add_exactly(sums, lost, best)
         if value is not None and REDUCTION == "none":
@@ -146,17 +160,12 @@ def class_rows(
         if class_rho is not None:
             rho = tl.load(class_rho + places, mask=m_valid, other=0.0)
     else:
-        weights = None
-        mean_weight = 0.0
-        if mean_weights is not None:
-            weights = incoming
-            mean_weight = tl.load(mean_weights + y)
         q, weighted = mean_of_rows(
-            features, row_stride, channel_stride, order, weights, mean_weight, begin, end, m,
-            channels, inverse_tau, ARITHMETIC, BLOCK_K, BLOCK_N, BLOCK_J, EVEN,
+            features, row_stride, channel_stride, order, None, None, incoming, mean_weights, y,
+            begin, end, m, channels, inverse_tau, ARITHMETIC, BLOCK_K, BLOCK_N, BLOCK_J, EVEN,
         )  # fmt: skip
         q = q / size
-        if weights is not None:
+        if mean_weights is not None:
             rho = rho_of(weighted, q, size, ARITHMETIC)
         if means is not None:
             tl.store(means + places, q, mask=m_valid)
@@ -186,15 +195,11 @@ def slot_sums(
     if SKIP_ONE:
         if is_all_one(incoming, y + tl.arange(0, 1), num_classes, REDUCTION == "class"):
             return
-    weights = None
-    mean_weight = 0.0
-    if mean_weights is not None:
-        weights = incoming
-        mean_weight = tl.load(mean_weights + y)
     m = columns(0, BLOCK_K, BLOCK_J)
     total, weighted = mean_of_rows(
-        features, row_stride, channel_stride, order, weights, mean_weight, begin, end, m, channels,
-        tl.full((), inverse_tau, ARITHMETIC), ARITHMETIC, BLOCK_K, BLOCK_N, BLOCK_J, EVEN,
+        features, row_stride, channel_stride, order, None, None, incoming, mean_weights, y, begin,
+        end, m, channels, tl.full((), inverse_tau, ARITHMETIC), ARITHMETIC,
+        BLOCK_K, BLOCK_N, BLOCK_J, EVEN,
     )  # fmt: skip
     places = (slot + tl.arange(0, 1))[:, None, None] * channels + m[None, :, :]
     valid = (m < channels)[None, :, :]

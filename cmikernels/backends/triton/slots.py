@@ -47,11 +47,8 @@ def class_slots(y, offsets, rows_per_class, rows_per_slot):
 def slot_rows(slot, offsets, num_classes, rows_per_class, rows_per_slot):
     """Class of a slot, its sorted positions [begin, end), and the number of rows of the class."""
     if offsets is None:
-        count = slot * 0 + rows_per_class  # in 64 bits, as the sum below must be
-        slots = (count + rows_per_slot - 1) // rows_per_slot
+        _, slots, _ = class_slots(slot * 0, offsets, rows_per_class, rows_per_slot)
         y = slot // slots
-        first = y * count
-        begin = first + (slot - y * slots) * rows_per_slot
     else:
         y = slot * 0
         end_class = y + num_classes
@@ -60,13 +57,13 @@ def slot_rows(slot, offsets, num_classes, rows_per_class, rows_per_slot):
             step = (end_class - y + SEARCH_WAYS - 1) // SEARCH_WAYS
             pivot = y + (way + 1) * step
             inside = pivot < end_class
-            first_slot = tl.load(offsets + pivot, mask=inside, other=0) // rows_per_slot + pivot
-            passed = tl.sum((inside & (first_slot <= slot)).to(tl.int64), 0)
+            starts = tl.load(offsets + pivot, mask=inside, other=0) // rows_per_slot + pivot
+            passed = tl.sum((inside & (starts <= slot)).to(tl.int64), 0)
             y += passed * step
             end_class = tl.minimum(y + step, end_class)
-        first = tl.load(offsets + y)
-        count = tl.load(offsets + y + 1) - first
-        begin = first + (slot - first // rows_per_slot - y) * rows_per_slot
+    first, count = class_bounds(y, offsets, rows_per_class)
+    first_slot, _, _ = class_slots(y, offsets, rows_per_class, rows_per_slot)
+    begin = first + (slot - first_slot) * rows_per_slot
     end = tl.minimum(begin + rows_per_slot, first + count)
     return y, begin, end, count
 

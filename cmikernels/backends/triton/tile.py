@@ -126,7 +126,7 @@ def softmax_tile(z, row_valid, inverse_tau, EVEN):
 @triton.jit
 def log_target(q, top, ARITHMETIC: tl.constexpr):
     """log(Q / top). Entries too small to have a logarithm belong to probabilities as small."""
-    return tl.where(q < smallest_normal(ARITHMETIC), 0.0, tl.log(q * (1.0 / top)))
+    return tl.where(q < smallest_normal(ARITHMETIC), 0.0, tl.log(q * (1.0 / top)[:, None, None]))
 
 
 @triton.jit
@@ -176,11 +176,12 @@ def is_small(kl, missing, row_valid):
 
 
 @triton.jit
-def divergences(u, e, total, inverse_total, top, q, missing, row_valid, ARITHMETIC, ACCURATE):
+def divergences(
+    u, e, total, inverse_total, top, target, q, missing, row_valid, ARITHMETIC, ACCURATE
+):  # fmt: skip
     """d, the direct form of KL, which gradients need, and the form that the value is made of."""
-    target = log_target(q, top[:, None, None], ARITHMETIC)[:, :, None, :]
     offset = tl.log(total * top[:, None])
-    d = log_ratio(u, target, offset[:, None, :, None])
+    d = log_ratio(u, target[:, :, None, :], offset[:, None, :, None])
     kl = tl.where(row_valid, row_sum(e * d) * inverse_total, 0.0)
     best = kl
     if ACCURATE:

@@ -13,6 +13,7 @@ from cmikernels.backends.triton.tile import (
     divergences,
     given_centroids,
     load_tile,
+    log_target,
     rho_of,
     row_gradient,
     row_sum,
@@ -81,8 +82,9 @@ def class_tiles(
 
         if value is not None or gradient is not None:
             top = tl.minimum(column_max(q), 1.0)  # a given one may be beyond 1
+            target = log_target(q, top, ARITHMETIC)
             d, kl, best = divergences(
-                u, e, total, inverse_total, top, q, missing, row_valid, ARITHMETIC,
+                u, e, total, inverse_total, top, target, q, missing, row_valid, ARITHMETIC,
                 value is not None,
             )  # fmt: skip
         if value is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cmikernels.backends.triton.rows import STEPS_OF_A_SUM
+from cmikernels.backends.triton.rows import mean_of_rows
 from cmikernels.backends.triton.slots import (
     block_rows,
     slot_rows,
@@ -75,43 +75,15 @@ def slot_column_sums(
             return
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
     m = columns(tl.program_id(0) % blocks * BLOCK_K * BLOCK_J, BLOCK_K, BLOCK_J)
-    total = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
-    weighted = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
-    mean_weight = 0.0
-    if mean_weights is not None:
-        mean_weight = tl.load(mean_weights + y)
-    for start in range(begin, end, STEPS_OF_A_SUM * BLOCK_N):
-        part = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
-        weighted_part = tl.zeros((1, BLOCK_K, BLOCK_N, BLOCK_J), ARITHMETIC)
-        stop = tl.minimum(start + STEPS_OF_A_SUM * BLOCK_N, end)
-        for at in tl.range(start, stop, BLOCK_N, num_stages=3):
-            rows, row_valid = block_rows(at, end, order, BLOCK_N)
-            z = load_tile(
-                features,
-                row_stride,
-                channel_stride,
-                rows,
-                row_valid,
-                m,
-                channels,
-                ARITHMETIC,
-                False,
-            )
-            peak = tl.load(peaks + rows, mask=row_valid, other=0.0)
-            row_total = tl.load(totals + rows, mask=row_valid, other=1.0)
-            e = tl.exp((z - peak[:, None, :, None]) * inverse_tau)
-            p = e * (1.0 / row_total)[:, None, :, None]
-            part += p
-            if mean_weights is not None:
-                w = tl.load(incoming + rows, mask=row_valid, other=0.0)
-                weighted_part += p * (w - mean_weight)[:, None, :, None]
-        total += part
-        weighted += weighted_part
+    total, weighted = mean_of_rows(
+        features, row_stride, channel_stride, order, peaks, totals, incoming, mean_weights, y,
+        begin, end, m, channels, inverse_tau, ARITHMETIC, BLOCK_K, BLOCK_N, BLOCK_J, False,
+    )  # fmt: skip
     places = (slot + tl.arange(0, 1))[:, None, None] * channels + m[None, :, :]
     valid = (m < channels)[None, :, :]
-    tl.store(sums + places, tl.sum(total, 2), mask=valid)
+    tl.store(sums + places, total, mask=valid)
     if mean_weights is not None:
-        tl.store(weighted_sums + places, tl.sum(weighted, 2), mask=valid)
+        tl.store(weighted_sums + places, weighted, mask=valid)
 
 
 @triton.jit
@@ -138,7 +110,7 @@ def wide_tile(
     )
     u = (z - peak[:, None, :, None]) * inverse_tau
     q, _ = wide_centroid(given, class_q, c, m, channels, ARITHMETIC)
-    target = log_target(q, top[:, None, None], ARITHMETIC)
+    target = log_target(q, top, ARITHMETIC)
     d = log_ratio(u, target[:, :, None, :], offset[:, None, :, None])
     return tl.exp(u), d, q[:, :, None, :]
 
