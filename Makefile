@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*)
-CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.h)
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
 .PHONY: demo test bench lint format sanitize clean
 
@@ -12,7 +12,7 @@ demo: $(READY)  ## show what the library does, on real data, in about a minute
 	$(BIN)/python -m bench.demo
 
 test: $(READY)  ## the whole test suite
-	CMIKERNELS_REQUIRE_NATIVE=1 $(BIN)/pytest $(PYTEST_ARGS)
+	CMIKERNELS_REQUIRE_NATIVE=1 $(BIN)/pytest -n auto --maxprocesses=4 $(PYTEST_ARGS)
 
 bench: $(READY)  ## record the measurements that bench/README.md shows; leave the machine alone
 	$(BIN)/python -m bench.kernels --sweeps ipc channels classes
@@ -36,7 +36,8 @@ sanitize: $(READY)  ## the native core under AddressSanitizer and UndefinedBehav
 
 $(READY): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench,test,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-C cmake.define.CMIKERNELS_EMULATE_CUDA=ON -e ".[bench,test,dev]"
 	touch $@
 
 clean:

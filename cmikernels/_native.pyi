@@ -24,3 +24,21 @@ def cpu_cmi(
 def label_bounds(labels: int, rows: int, /) -> tuple[int, int]: ...
 def index_labels(labels: int, rows: int, classes: int, offsets: int, order: int, /) -> bool: ...
 def cpu_info() -> dict[str, str]: ...
+def cuda_plan(
+    *,
+    rows: int,
+    classes: int,
+    largest: int,
+    channels: int,
+    element_bytes: int,
+    ragged: bool,
+    aligned: bool,
+    given: bool,
+    weighted: bool,
+    capability: int,
+    processors: int,
+    largest_cluster: int,
+    block_bytes: int,
+    processor_bytes: int,
+    cache_bytes: int,
+) -> dict[str, int | str]: ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["IMPORT_ERROR", "has_memory", "native"]
+__all__ = ["DTYPE_CODES", "IMPORT_ERROR", "REDUCTION_CODES", "has_memory", "native"]
 
 IMPORT_ERROR = ""
 try:
@@ -13,6 +13,10 @@ try:
 except ImportError as error:  # a source tree without its build
     native = None  # type: ignore[assignment]
     IMPORT_ERROR = str(error)
+
+# As csrc/include/cmikernels.h has them.
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+REDUCTION_CODES = {"mean": 0, "sum": 1, "class": 2, "none": 3}
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 

@@ -6,6 +6,10 @@
 #include <stdexcept>
 
 #include "cmikernels.h"
+#include "cuda/plan.hpp"
+#if defined(CMIK_CUDA)
+#include "cuda/bindings.hpp"
+#endif
 
 namespace py = pybind11;
 
@@ -62,6 +66,34 @@ bool index_labels(Address labels, int64_t rows, int64_t classes, Address offsets
                            at<int64_t>(order)) == 1;
 }
 
+// How the GPU kernels would compute a call; `kind` by name.
+py::dict cuda_plan(int64_t rows, int64_t classes, int64_t largest, int64_t channels,
+                   int element_bytes, bool ragged, bool aligned, bool given, bool weighted,
+                   int capability, int processors, int largest_cluster, int64_t block_bytes,
+                   int64_t processor_bytes, int64_t cache_bytes) {
+  const cmik::Shape shape{rows,   classes, largest, channels, element_bytes,
+                          ragged, aligned, given,   weighted};
+  const cmik::Chip chip{capability,  processors,      largest_cluster,
+                        block_bytes, processor_bytes, cache_bytes};
+  const cmik::Plan plan = cmik::make_plan(shape, chip);
+  constexpr const char* kinds[] = {"classes", "slots", "wide"};
+  py::dict result;
+  result["kind"] = kinds[int(plan.kind)];
+  result["lanes"] = plan.lanes;
+  result["threads"] = plan.threads;
+  result["cluster"] = plan.cluster;
+  result["stages"] = plan.stages;
+  result["tile_rows"] = plan.tile_rows;
+  result["share_rows"] = plan.share_rows;
+  result["rows_per_slot"] = plan.rows_per_slot;
+  result["blocks"] = plan.blocks;
+  result["slots"] = plan.slots;
+  result["shared_bytes"] = plan.shared_bytes;
+  result["parts"] = plan.parts;
+  result["workspace_bytes"] = plan.workspace_bytes;
+  return result;
+}
+
 py::dict cpu_info() {
   py::dict info;
   info["isa"] = cmik_cpu_isa();
@@ -76,5 +108,14 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
   module.def("cpu_cmi", &cpu_cmi, "One call of the CPU kernel; see csrc/include/cmikernels.h.");
   module.def("label_bounds", &label_bounds, "Smallest and largest label.");
   module.def("index_labels", &index_labels, "Rows by class; whether they were sorted already.");
+  module.def("cuda_plan", &cuda_plan, py::kw_only(), py::arg("rows"), py::arg("classes"),
+             py::arg("largest"), py::arg("channels"), py::arg("element_bytes"), py::arg("ragged"),
+             py::arg("aligned"), py::arg("given"), py::arg("weighted"), py::arg("capability"),
+             py::arg("processors"), py::arg("largest_cluster"), py::arg("block_bytes"),
+             py::arg("processor_bytes"), py::arg("cache_bytes"),
+             "How the GPU kernels would compute a call on a chip; see csrc/cuda/plan.hpp.");
   module.def("cpu_info", &cpu_info, "Instruction set and threads of the CPU kernel.");
+#if defined(CMIK_CUDA)
+  cmik::bind_cuda(module);
+#endif
 }

@@ -13,14 +13,16 @@ from cmikernels import available_backends
 GPU = torch.cuda.is_available()
 if not GPU:  # Triton is asked when it is first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ.setdefault("CMIKERNELS_EMULATE_CUDA", "1")
 
 DEVICE_OF = {
     "cpu": "cpu",
+    "cuda": "cuda" if GPU else "cpu",
     "triton": "cuda" if GPU else "cpu",
     "reference": "cpu",
 }
 # Thousands of times slower than compiled: shapes are kept small for them.
-INTERPRETED = () if GPU else ("triton",)
+INTERPRETED = () if GPU else ("cuda", "triton")
 BACKENDS = [name for name, status in available_backends().items() if status.available]
 DEVICES = tuple(dict.fromkeys(DEVICE_OF[name] for name in BACKENDS))
 # The plain formula in torch is the yardstick of the fused ones, not subject to their promises on

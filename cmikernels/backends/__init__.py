@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from cmikernels.backends import cpu, reference, triton
+from cmikernels.backends import cpu, cuda, reference, triton
 from cmikernels.problem import Problem
 
 
@@ -47,7 +47,9 @@ class Backend(Protocol):
         """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
 
 
-_BACKENDS: dict[str, Backend] = {backend.NAME: backend for backend in (cpu, triton, reference)}
+_BACKENDS: dict[str, Backend] = {
+    backend.NAME: backend for backend in (cpu, cuda, triton, reference)
+}
 
 ENVIRONMENT_VARIABLE = "CMIKERNELS_BACKEND"
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cmikernels.native import IMPORT_ERROR, native
+from cmikernels.native import DTYPE_CODES, IMPORT_ERROR, REDUCTION_CODES, native
 from cmikernels.problem import (
-    REDUCTIONS,
     Problem,
     empty_centroids,
     empty_gradient,
@@ -17,8 +16,6 @@ from cmikernels.problem import (
 
 NAME = "cpu"
 DEVICE_TYPE = "cpu"
-_DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_REDUCTION_CODES = {name: code for code, name in enumerate(REDUCTIONS)}
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -97,7 +94,7 @@ def _run(
     features, row_stride, channel_stride = in_memory(features)
     native.cpu_cmi(
         features.data_ptr(),
-        _DTYPE_CODES[features.dtype],
+        DTYPE_CODES[features.dtype],
         problem.num_rows,
         channels,
         row_stride,
@@ -109,7 +106,7 @@ def _run(
         0 if row_weights is None else row_weights.data_ptr(),
         problem.temperature,
         problem.weight,
-        _REDUCTION_CODES[problem.reduction],
+        REDUCTION_CODES[problem.reduction],
         0 if value is None else value.data_ptr(),
         0 if gradient is None else gradient.data_ptr(),
         0 if mean_probabilities is None else mean_probabilities.data_ptr(),

@@ -146,7 +146,7 @@ struct Passes {
       const T* given = static_cast<const T*>(p.centroids) + cls * p.channels;
       double sum = 0;
       for (int64_t j = 0; j < width; ++j) {
-        state.centroid[j] = j >= p.channels ? T(0) : given[j] < tiny ? tiny : given[j];
+        state.centroid[j] = j < p.channels ? at_least_normal(given[j]) : T(0);
         sum += double(state.centroid[j]);
       }
       state.missing_mass = 1 - sum;
@@ -233,7 +233,6 @@ struct Passes {
   static double finish_rows_as(const Job& job, const ClassRows& rows, int64_t first,
                                const ClassState<T>& state, Scratch& scratch, int64_t tile_base,
                                bool& expect_small) {
-    constexpr double floor = double(Limits<T>::direct_form_floor);
     const cmik_problem& p = job.problem;
     const int64_t channels = p.channels, width = padded<T>(channels);
     const RowStats<T>* stats = static_cast<const RowStats<T>*>(job.row_stats) + rows.first + first;
@@ -249,8 +248,6 @@ struct Passes {
       at_hand.log_ratio[r] = {stats[r].peak, T(job.inverse_tau), T(stats[r].log_sum - state.level)};
     }
 
-    // The accurate form loses what it gains where a given centroid is far from summing to 1.
-    const bool far_from_one = std::fabs(state.missing_mass) >= floor;
     double kl[R], rho_mean[R] = {};
     bool accurate = p.value && !Weighted && expect_small;
     if (!accurate)
@@ -259,12 +256,12 @@ struct Passes {
       if (!accurate) {
         kl[r] *= double(stats[r].inverse_sum);
         rho_mean[r] *= double(stats[r].inverse_sum);
-        if (!p.value || std::fabs(kl[r]) >= floor || far_from_one) continue;
+        if (!p.value || !needs_accurate_form(kl[r], state.missing_mass)) continue;
       }
       kl[r] = row_accurate<T, Tame>(at_hand.z[r], at_hand.e[r], channels, at_hand.log_ratio[r],
                                     stats[r].inverse_sum, state.target, state.centroid) +
               state.missing_mass;
-      expect_small = std::fabs(kl[r]) < floor;
+      expect_small = needs_accurate_form(kl[r], state.missing_mass);
     }
 
     // A class of one row is its own centroid: exactly nothing, or NaN if the row is.

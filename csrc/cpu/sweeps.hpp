@@ -201,12 +201,7 @@ inline double row_accurate(const T* z, const T* e, int64_t channels,
     Vec<T> sums[kUnroll] = {};
     const auto add = [&](Vec<T> v, int64_t j, int k) {
       const Vec<T> d = log_ratio(v, load(target + j));
-      const Vec<T> p = load(e + j) * inverse_sum;
-      const Vec<T> q = load(centroid + j);
-      const Vec<T> square = d * d;
-      const Vec<T> series = q * square * divergence_series(d, T(0));
-      const Vec<T> direct = p * d + (q - p);
-      sums[k] += square <= Limits<T>::series_reach * Limits<T>::series_reach ? series : direct;
+      sums[k] += divergence_term(load(e + j) * inverse_sum, load(centroid + j), d, T(0));
     };
     sweep<T>(
         begin, end, [&](int64_t j, int k) { add(load(z + j), j, k); },

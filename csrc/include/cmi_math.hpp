@@ -77,6 +77,29 @@ CMIK_SHARED V divergence_series(V d, double) {
   return polynomial(d, c);
 }
 
+// Q f(d), to full relative accuracy.
+template <class V, class T>
+CMIK_SHARED V divergence_term(V p, V q, V d, T) {
+  const V square = d * d;
+  const V series = q * square * divergence_series(d, T(0));
+  const V direct = p * d + (q - p);
+  return square <= Limits<T>::series_reach * Limits<T>::series_reach ? series : direct;
+}
+
+// Whether a row whose direct form gives `kl` needs the other. That one loses what it gains where a
+// given centroid is far from summing to 1.
+template <class T>
+CMIK_SHARED bool needs_accurate_form(T kl, T missing_mass) {
+  constexpr T floor = Limits<T>::direct_form_floor;
+  return kl < floor && kl > -floor && missing_mass < floor && missing_mass > -floor;
+}
+
+// What the logarithm of a centroid's entry is taken of.
+template <class T>
+CMIK_SHARED T at_least_normal(T q) {
+  return q < Limits<T>::smallest_normal ? Limits<T>::smallest_normal : q;
+}
+
 // 2^r for |r| <= 1/2. float: minimax fit, 9e-8 relative, exact at 0; double: Taylor.
 template <class V>
 CMIK_SHARED V exp2_fraction(V r, float) {

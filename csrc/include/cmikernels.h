@@ -38,6 +38,35 @@ typedef struct cmik_problem {
   int32_t threads;          /* at most this many */
 } cmik_problem;
 
+/* What the GPU kernels take besides. Of the problem, `row_weights` and `threads` are not used. */
+typedef struct cmik_cuda_call {
+  cmik_problem problem;
+  const void* incoming;    /* gradient of the value, arithmetic type: 1, C or N numbers; or null */
+  void* workspace;         /* on the device, aligned to 256 bytes */
+  int64_t workspace_bytes; /* at least what cmik_cuda_workspace says */
+  int64_t largest;         /* rows of the largest class, where there are offsets */
+  void* stream;            /* of the device */
+  int32_t device;
+  int32_t skip_one; /* leave `gradient` as it is where `incoming` is 1 */
+} cmik_cuda_call;
+
+/* Statuses of the GPU functions besides CMIK_OK: those of the CUDA runtime, and these. */
+enum cmik_cuda_status { CMIK_GPU_TOO_OLD = -1, CMIK_TOO_LARGE = -2, CMIK_SMALL_WORKSPACE = -3 };
+
+/* Start the computation on the stream. Allocates nothing and does not wait. */
+int cmik_cuda_run(const cmik_cuda_call* call);
+
+/* Bytes of workspace that the call needs; reads sizes and the alignment of features only. */
+int cmik_cuda_workspace(const cmik_cuda_call* call, int64_t* bytes);
+
+/* What a status of the two means. */
+const char* cmik_cuda_message(int status);
+
+/* CUDA version that the driver supports, as 1000 major + 10 minor, 0 without a driver; and the one
+ * that the kernels were built with. */
+int cmik_cuda_driver_version(void);
+int cmik_cuda_runtime_version(void);
+
 /* Compute on the CPU, on the calling thread and up to threads - 1 others. */
 int cmik_cpu_run(const cmik_problem* problem);
 

@@ -1,0 +1,175 @@
+"""Backend of the CUDA C++ kernels (`csrc/cuda`): NVIDIA GPUs from compute capability 8.0 on.
+
+Tests can have the same kernels on an emulated GPU, for CPU tensors: CMIKERNELS_EMULATE_CUDA=1 in
+the environment, and a build with the CMake option of that name.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmikernels.native import DTYPE_CODES, IMPORT_ERROR, REDUCTION_CODES, native
+from cmikernels.problem import (
+    Problem,
+    empty_centroids,
+    empty_gradient,
+    empty_value,
+    in_memory,
+)
+
+NAME = "cuda"
+DEVICE_TYPE = "cuda"
+_LEAST_CAPABILITY = (8, 0)
+
+
+@functools.cache
+def _core() -> Any:
+    """The compiled module that has the kernels, or None."""
+    if _emulating():
+        try:
+            return importlib.import_module("cmikernels._emulated")
+        except ImportError:
+            return None
+    return native if hasattr(native, "cuda_cmi") else None
+
+
+@functools.cache
+def _emulating() -> bool:
+    return os.environ.get("CMIKERNELS_EMULATE_CUDA", "") not in ("", "0")
+
+
+def obstacle(device_type: str) -> str | None:
+    """Why this backend cannot serve tensors of that device type; None when it can."""
+    if device_type == "cpu" and not _emulating():
+        return "it computes on GPUs (and for tests on the CPU, under CMIKERNELS_EMULATE_CUDA=1)"
+    if _emulating():
+        return None if _core() else "the native extension was built without the emulated kernels"
+    if device_type != "cuda":
+        return "it computes on NVIDIA GPUs only"
+    return _gpu_obstacle()
+
+
+@functools.cache
+def _gpu_obstacle() -> str | None:
+    if native is None:
+        return f"the native extension is not built ({IMPORT_ERROR}); run: pip install ."
+    if _core() is None:
+        return (
+            "the native extension was built without CUDA kernels, because no nvcc of CUDA 12.8 or "
+            "newer was found; install one, set CUDACXX to it and run: pip install --force-reinstall ."
+        )
+    if torch.version.hip is not None:
+        return "it computes on NVIDIA GPUs only"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    info = _core().cuda_info()
+    if info["driver"] // 1000 < info["runtime"] // 1000:
+        needed, has = (f"{v // 1000}.{v % 1000 // 10}" for v in (info["runtime"], info["driver"]))
+        return f"the kernels were built with CUDA {needed}, the driver knows {has}; update it"
+    found = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+    if found < _LEAST_CAPABILITY:
+        needed, has = (".".join(map(str, each)) for each in (_LEAST_CAPABILITY, found))
+        return f"compute capability {needed} (Ampere) or newer is needed, this GPU has {has}"
+    return None
+
+
+def describe() -> str:
+    """How it will run here."""
+    if _emulating():
+        return "emulated, very slow"
+    built = f"built for {_core().cuda_info()['architectures']}"
+    try:
+        return f"{torch.cuda.get_device_name()}, {built}"
+    except RuntimeError:  # a process forked from one that uses the GPU may not
+        return built
+
+
+def forward(
+    features: Tensor, problem: Problem, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Value and gradient of its sum, made together."""
+    value = empty_value(features, problem)
+    gradient = empty_gradient(features) if with_gradient else None
+    _run(features, problem, value=value, gradient=gradient)
+    return value, gradient
+
+
+def scale(gradient: Tensor, features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
+    """Make the gradient anew in place, where the device finds grad_value other than 1."""
+    _run(features, problem, gradient=gradient, incoming=grad_value, skip_one=True)
+    return gradient
+
+
+def backward(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
+    """Gradient of the rows' divergences with the weights that grad_value gives them."""
+    gradient = empty_gradient(features)
+    _run(features, problem, gradient=gradient, incoming=grad_value)
+    return gradient
+
+
+def centroids(features: Tensor, problem: Problem) -> Tensor:
+    """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
+    result = empty_centroids(features, problem)
+    _run(features, problem, means=result)
+    return result
+
+
+def _run(
+    features: Tensor,
+    problem: Problem,
+    *,
+    value: Tensor | None = None,
+    gradient: Tensor | None = None,
+    means: Tensor | None = None,
+    incoming: Tensor | None = None,
+    skip_one: bool = False,
+) -> None:
+    """Start what fills the outputs that are given."""
+    if problem.num_rows == 0:
+        for output in (value, means):
+            if output is not None:
+                output.zero_()
+        return
+    classes, order, offsets, largest = problem.classes, 0, 0, 0
+    if classes is not None:
+        offsets, largest = classes.offsets.data_ptr(), classes.largest
+        order = 0 if classes.order is None else classes.order.data_ptr()
+    device = features.device
+    channels = features.shape[-1]
+    features, row_stride, channel_stride = in_memory(features)
+    if incoming is not None:
+        incoming = incoming.contiguous().resolve_neg()
+    index, stream = 0, 0
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        stream = torch.cuda.current_stream(index).cuda_stream
+    _core().cuda_cmi(
+        features.data_ptr(),
+        DTYPE_CODES[features.dtype],
+        problem.num_rows,
+        channels,
+        row_stride,
+        channel_stride,
+        problem.num_classes,
+        largest,
+        order,
+        offsets,
+        0 if problem.centroids is None else problem.centroids.data_ptr(),
+        0 if incoming is None else incoming.data_ptr(),
+        skip_one,
+        problem.temperature,
+        problem.weight,
+        REDUCTION_CODES[problem.reduction],
+        0 if value is None else value.data_ptr(),
+        0 if gradient is None else gradient.data_ptr(),
+        0 if means is None else means.data_ptr(),
+        index,
+        stream,
+        lambda size: torch.empty(size, dtype=torch.uint8, device=device),
+    )

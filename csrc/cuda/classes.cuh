@@ -1,0 +1,168 @@
+// Classes in shared memory: each is read once, by a cluster of blocks that share its rows.
+//
+// The sums of the blocks' rows meet in one another's shared memory: every block adds up its part of
+// the columns, over the blocks in order, and writes the centroid's part to all of them. While a
+// class is worked on, the next ones are on their way.
+#pragma once
+
+#include "rows.cuh"
+
+namespace cmik {
+namespace gpu {
+
+template <class S>
+struct ClassWorker {
+  using T = ArithmeticOf<S>;
+
+  const Task& task;
+
+  CMIK_DEVICE int rank() const { return rank_in_cluster(); }
+  CMIK_DEVICE int cluster() const { return task.plan.cluster; }
+
+  // The next class with work to do.
+  CMIK_DEVICE int from(int cls) const {
+    while (cls < task.problem.classes && leave_alone<T>(task, cls)) cls += task.class_step;
+    return cls;
+  }
+  CMIK_DEVICE int next(int cls) const { return from(cls + task.class_step); }
+
+  // This block's share of a class's rows.
+  CMIK_DEVICE ClassRows share(const ClassRows& all) const {
+    const int64_t each = ceil_div(all.count, cluster());
+    const int64_t skipped = rank() * each < all.count ? rank() * each : all.count;
+    return {all.first + skipped, all.count - skipped < each ? all.count - skipped : each};
+  }
+
+  CMIK_DEVICE int resident(const ClassRows& rows) const {
+    return rows.count < task.plan.tile_rows ? int(rows.count) : task.plan.tile_rows;
+  }
+
+  CMIK_DEVICE S* tile(int stage) const {
+    return in_shared<S>(task.shared.tiles) +
+           stage * task.plan.tile_rows * int(task.problem.channels);
+  }
+  CMIK_DEVICE uint64_t* barrier(int stage) const {
+    return in_shared<uint64_t>(task.shared.barriers) + stage;
+  }
+
+  // Start to bring the rows that shared memory holds. Called by the first warp.
+  CMIK_DEVICE void fetch(int cls, int stage) const {
+    const cmik_problem& p = task.problem;
+    if (cls >= p.classes) return;
+    const ClassRows rows = share(rows_of_class(task, cls));
+    const int count = resident(rows);
+    const uint32_t row_bytes = uint32_t(p.channels * int64_t(sizeof(S)));
+    S* to = tile(stage);
+    const S* features = static_cast<const S*>(p.features);
+    if (thread() == 0) announce_bytes(barrier(stage), uint32_t(count) * row_bytes);
+    exchange(0, 1);  // the other lanes wait for the announcement
+    if (task.consecutive) {
+      if (thread() == 0 && count > 0)
+        copy_bulk(to, features + rows.first * p.row_stride, uint32_t(count) * row_bytes,
+                  barrier(stage));
+    } else {
+      for (int r = thread(); r < count; r += kWarpThreads)
+        copy_bulk(to + r * p.channels, features + source_row(task, rows.first + r) * p.row_stride,
+                  row_bytes, barrier(stage));
+    }
+  }
+
+  // sums / count of all blocks into every block's `centroid`.
+  CMIK_DEVICE void share_centroid(int64_t count, int width, T* centroid) const {
+    T* sums = in_shared<T>(task.shared.sums);
+    const T each = T(1) / T(count);
+    if (cluster() == 1) {
+      for (int j = thread(); j < width; j += threads()) centroid[j] = sums[j] * each;
+      return;
+    }
+    sync_cluster();
+    const int columns = int(ceil_div(width, cluster()));
+    const int end = (rank() + 1) * columns < width ? (rank() + 1) * columns : width;
+    for (int j = rank() * columns + thread(); j < end; j += threads()) {
+      T sum = 0;
+      for (int other = 0; other < cluster(); ++other) sum += in_block(sums, other)[j];
+      for (int other = 0; other < cluster(); ++other) in_block(centroid, other)[j] = sum * each;
+    }
+    sync_cluster();
+  }
+
+  CMIK_DEVICE void run() {
+    const cmik_problem& p = task.problem;
+    const int stages = task.plan.stages;
+    const int width = task.packs * RowPart<S>::kEntries;
+    Columns<T> columns(task);
+    Team<T> team(task);
+
+    if (thread() == 0)
+      for (int each = 0; each < stages; ++each) start_barrier(barrier(each));
+    publish_barriers();
+    sync_block();
+    int cls = from(int(block()) / cluster());
+    for (int stage = 0, ahead = cls; stage < stages; ++stage, ahead = next(ahead))
+      if (thread() < kWarpThreads) fetch(ahead, stage);
+    for (uint32_t turn = 0; cls < p.classes; ++turn, cls = next(cls)) {
+      const int stage = stages > 0 ? int(turn % uint32_t(stages)) : 0;
+      const ClassRows all = rows_of_class(task, cls);
+      const ClassRows mine = share(all);
+      RowSource<S> source{nullptr, 0, int(mine.count), mine.first,
+                          in_shared<RowStats<T>>(task.shared.stats)};
+      if (stages > 0) {
+        source.tile = tile(stage);
+        source.resident = resident(mine);
+        await_bytes(barrier(stage), turn / uint32_t(stages) % 2);
+      }
+      double value = 0;
+      if (all.count > 0) {
+        if (p.centroids)
+          take_given(task, cls, width, columns);
+        else
+          make_own(all, source, width, columns, team);
+        if (p.value || p.gradient) value = finish_rows(task, cls, all.count, source, columns, team);
+      }
+      write_results(cls, all.count, value, columns.centroid());
+      sync_block();  // the tile and the columns are free
+      if (stages > 0 && thread() < kWarpThreads) {
+        int ahead = cls;
+        for (int each = 0; each < stages; ++each) ahead = next(ahead);
+        fetch(ahead, stage);
+      }
+    }
+  }
+
+  CMIK_DEVICE void make_own(const ClassRows& all, const RowSource<S>& source, int width,
+                            Columns<T>& columns, Team<T>& team) const {
+    for (int second = 0; second <= int(task.weighted); ++second) {
+      sum_rows(task, all.first, source, second, team);
+      share_centroid(all.count, width, second ? columns.rho() : columns.centroid());
+    }
+    if (task.weighted) {
+      sync_block();
+      for (int j = thread(); j < width; j += threads())
+        columns.rho()[j] /= at_least_normal(columns.centroid()[j]);
+    }
+    aim(task, width, columns);
+  }
+
+  CMIK_DEVICE void write_results(int cls, int64_t count, double value, const T* centroid) const {
+    const cmik_problem& p = task.problem;
+    if (p.mean_probabilities && rank() == 0) {
+      T* out = static_cast<T*>(p.mean_probabilities) + int64_t(cls) * p.channels;
+      for (int64_t j = thread(); j < p.channels; j += threads())
+        out[j] = count > 0 ? centroid[j] : T(0);
+    }
+    if (!p.value || thread() != 0 || p.reduction == CMIK_NONE) return;
+    if (p.reduction == CMIK_CLASS && cluster() == 1)
+      static_cast<T*>(p.value)[cls] = count > 0 ? T(p.weight * value / double(count)) : T(0);
+    else
+      task.parts[int64_t(cls) * cluster() + rank()] = value;
+  }
+};
+
+template <class S>
+__global__ void __launch_bounds__(kMostThreads, 1) class_kernel(const CMIK_CONSTANT Task task) {
+  if (leave_alone<ArithmeticOf<S>>(task, 0) && task.problem.reduction != CMIK_CLASS) return;
+  ClassWorker<S>{task}.run();
+}
+
+}  // namespace gpu
+}  // namespace cmik

@@ -1,0 +1,321 @@
+// CUDA's thread model on one host thread, so that the kernels' own source can be tested without a
+// GPU. Every CUDA thread is a fiber that runs until it has to wait. The order in which fibers take
+// turns, and whether bulk copies arrive at once or as late as they may, follow from a seed: a
+// kernel that lacks a barrier gives other numbers, or NaN, under some of them.
+//
+// Checked: threads that wait for one another for ever, writes beyond a block's shared memory, and
+// alignment and size of bulk copies. Shared memory starts as NaN.
+#pragma once
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <cmath>
+#include <csetjmp>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#define CMIK_DEVICE inline
+#define CMIK_CONSTANT
+#define __global__
+#define __launch_bounds__(...)
+
+namespace cmik {
+namespace emulator {
+
+constexpr size_t kStackBytes = 64 << 10;
+constexpr int kWarp = 32;
+constexpr int kMostBlockThreads = 1024;
+constexpr size_t kCanaryBytes = 64;
+
+[[noreturn]] inline void fail(const char* what) {
+  std::fprintf(stderr, "emulated CUDA kernel: %s\n", what);
+  std::abort();
+}
+
+inline uint64_t& seed() {
+  static uint64_t value = 0;
+  return value;
+}
+
+// Threads that wait until `count` of them are here.
+struct Barrier {
+  int arrived = 0;
+  uint64_t generation = 0;
+};
+
+struct Copy {
+  char* to;
+  const char* from;
+  uint32_t bytes;
+};
+
+// Of one bulk-copy barrier.
+struct Arrival {
+  std::vector<Copy> copies;
+  int64_t announced = -1;
+  int64_t copied = 0;
+  uint32_t phase = 0;
+};
+
+struct Block {
+  int64_t number;
+  int rank;
+  std::vector<char> memory;
+  char* shared;  // its part that is aligned
+  size_t shared_bytes;
+  Barrier whole, groups[16];
+  std::vector<Barrier> warps;
+  std::vector<uint64_t> lanes[2];  // what exchange() passes on, by turns
+  std::map<uint64_t*, Arrival> arrivals;
+};
+
+struct Fiber {
+  ucontext_t start;
+  jmp_buf here;
+  Block* block;
+  int thread;
+  bool begun, done;
+  int turn;  // of exchange()
+};
+
+struct Machine {
+  jmp_buf scheduler;
+  Fiber* current = nullptr;
+  int64_t blocks = 0;
+  int block_threads = 0;
+  std::vector<Block> cluster;
+  Barrier whole_cluster;
+  uint64_t progress = 0;
+  void (*body)(const void*) = nullptr;
+  const void* argument = nullptr;
+  char* stacks = nullptr;
+  size_t stacks_bytes = 0;
+};
+
+inline Machine& machine() {
+  static Machine only;
+  return only;
+}
+inline Fiber& fiber() { return *machine().current; }
+
+inline void yield() {
+  if (!_setjmp(fiber().here)) _longjmp(machine().scheduler, 1);
+}
+
+inline void wait(Barrier& barrier, int count) {
+  const uint64_t generation = barrier.generation;
+  if (++barrier.arrived == count) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+    ++machine().progress;
+  } else {
+    while (barrier.generation == generation) yield();
+  }
+}
+
+inline void enter() {
+  machine().body(machine().argument);
+  fiber().done = true;
+  ++machine().progress;
+  yield();
+}
+
+// Runs the fibers of one cluster to their ends.
+inline void run_fibers(std::vector<Fiber>& fibers) {
+  Machine& m = machine();
+  const size_t count = fibers.size();
+  uint64_t random = seed() * 0x9e3779b97f4a7c15u + 1;
+  std::vector<size_t> order(count);
+  for (size_t i = 0; i < count; ++i) order[i] = seed() & 1 ? count - 1 - i : i;
+  if (seed() > 1)
+    for (size_t i = count; i > 1; --i) {
+      random = random * 6364136223846793005u + 1442695040888963407u;
+      std::swap(order[i - 1], order[(random >> 33) % i]);
+    }
+  for (size_t left = count; left > 0;) {
+    const uint64_t before = m.progress;
+    for (size_t i : order) {
+      // Volatile, because longjmp comes back with registers of an earlier time.
+      Fiber* volatile each = &fibers[i];
+      if (each->done) continue;
+      m.current = each;
+      if (!_setjmp(m.scheduler)) {
+        if (each->begun) _longjmp(each->here, 1);
+        each->begun = true;
+        setcontext(&each->start);
+      }
+      if (m.current->done) --left;
+    }
+    if (left > 0 && m.progress == before) fail("threads wait for one another for ever");
+  }
+}
+
+// Runs body() as every thread of a grid.
+template <class Body>
+void launch(const Body& body, int64_t blocks, int threads, int cluster, size_t shared_bytes) {
+  Machine& m = machine();
+  m.body = [](const void* argument) { (*static_cast<const Body*>(argument))(); };
+  m.argument = &body;
+  m.blocks = blocks;
+  m.block_threads = threads;
+  if (threads % kWarp || threads > kMostBlockThreads || blocks % cluster)
+    fail("launch of a shape that no GPU takes");
+  const size_t count = size_t(cluster) * size_t(threads);
+  if (m.stacks_bytes < count * kStackBytes) {
+    if (m.stacks) munmap(m.stacks, m.stacks_bytes);
+    m.stacks_bytes = count * kStackBytes;
+    void* stacks = mmap(nullptr, m.stacks_bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stacks == MAP_FAILED) fail("no memory for stacks");
+    m.stacks = static_cast<char*>(stacks);
+  }
+  std::vector<Fiber> fibers(count);
+  for (int64_t i = 0; i < blocks / cluster; ++i) {
+    const int64_t first = (seed() & 1 ? blocks / cluster - 1 - i : i) * cluster;
+    m.cluster.clear();
+    m.cluster.resize(size_t(cluster));
+    m.whole_cluster = Barrier{};
+    for (int rank = 0; rank < cluster; ++rank) {
+      Block& block = m.cluster[size_t(rank)];
+      block.number = first + rank;
+      block.rank = rank;
+      block.memory.assign(shared_bytes + kCanaryBytes + 128, char(0xff));
+      const auto address = reinterpret_cast<uintptr_t>(block.memory.data());
+      block.shared = block.memory.data() + (128 - address % 128) % 128;
+      block.shared_bytes = shared_bytes;
+      block.warps.resize(size_t(threads / kWarp));
+      for (auto& lanes : block.lanes) lanes.resize(size_t(threads));
+      for (int t = 0; t < threads; ++t) {
+        const size_t index = size_t(rank) * size_t(threads) + size_t(t);
+        Fiber& f = fibers[index];
+        f.block = &block;
+        f.thread = t;
+        f.begun = f.done = false;
+        f.turn = 0;
+        getcontext(&f.start);
+        f.start.uc_stack.ss_sp = m.stacks + index * kStackBytes;
+        f.start.uc_stack.ss_size = kStackBytes;
+        f.start.uc_link = nullptr;
+        makecontext(&f.start, enter, 0);
+      }
+    }
+    run_fibers(fibers);
+    for (const Block& block : m.cluster)
+      for (size_t k = 0; k < kCanaryBytes; ++k)
+        if (block.shared[shared_bytes + k] != char(0xff)) fail("shared memory overrun");
+  }
+}
+
+inline void arrive(Arrival& arrival) {
+  if (arrival.announced < 0 || arrival.copied != arrival.announced) return;
+  for (const Copy& copy : arrival.copies) std::memcpy(copy.to, copy.from, copy.bytes);
+  arrival = Arrival{{}, -1, 0, arrival.phase + 1};
+  ++machine().progress;
+}
+
+}  // namespace emulator
+
+namespace gpu {
+
+#include "../cpu/convert.hpp"
+
+inline int thread() { return emulator::fiber().thread; }
+inline int threads() { return emulator::machine().block_threads; }
+inline int64_t block() { return emulator::fiber().block->number; }
+inline int64_t blocks() { return emulator::machine().blocks; }
+inline char* shared_memory() { return emulator::fiber().block->shared; }
+
+inline void sync_block() { emulator::wait(emulator::fiber().block->whole, threads()); }
+inline void sync_group(int name, int count) {
+  if (name < 1 || name > 15) emulator::fail("no such named barrier");
+  emulator::wait(emulator::fiber().block->groups[name], count);
+}
+
+template <class T>
+T exchange(T value, int mask) {
+  emulator::Fiber& f = emulator::fiber();
+  auto& lanes = f.block->lanes[f.turn];
+  f.turn ^= 1;
+  std::memcpy(&lanes[size_t(f.thread)], &value, sizeof value);
+  emulator::wait(f.block->warps[size_t(f.thread / emulator::kWarp)], emulator::kWarp);
+  std::memcpy(&value, &lanes[size_t(f.thread ^ mask)], sizeof value);
+  return value;
+}
+
+inline int rank_in_cluster() { return emulator::fiber().block->rank; }
+inline void sync_cluster() {
+  emulator::Machine& m = emulator::machine();
+  emulator::wait(m.whole_cluster, int(m.cluster.size()) * m.block_threads);
+}
+template <class T>
+T* in_block(T* mine, int rank) {
+  const char* here = reinterpret_cast<const char*>(mine);
+  emulator::Block& theirs = emulator::machine().cluster[size_t(rank)];
+  return reinterpret_cast<T*>(theirs.shared + (here - shared_memory()));
+}
+
+inline emulator::Arrival& arrival_at(uint64_t* barrier) {
+  const auto found = emulator::fiber().block->arrivals.find(barrier);
+  if (found == emulator::fiber().block->arrivals.end()) emulator::fail("barrier not started");
+  return found->second;
+}
+inline void start_barrier(uint64_t* barrier) { emulator::fiber().block->arrivals[barrier] = {}; }
+inline void publish_barriers() {}
+inline void announce_bytes(uint64_t* barrier, uint32_t bytes) {
+  emulator::Arrival& arrival = arrival_at(barrier);
+  if (arrival.announced >= 0) emulator::fail("bytes announced twice in a phase");
+  arrival.announced = bytes;
+}
+inline void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
+  emulator::Arrival& arrival = arrival_at(barrier);
+  const auto bits = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | bytes;
+  if (bits % 16) emulator::fail("bulk copy of odd address or size");
+  const emulator::Block& block = *emulator::fiber().block;
+  char* target = static_cast<char*>(to);
+  if (target < block.shared || target + bytes > block.shared + block.shared_bytes)
+    emulator::fail("bulk copy beyond shared memory");
+  arrival.copied += bytes;
+  if (emulator::seed() & 1)
+    std::memcpy(to, from, bytes);
+  else
+    arrival.copies.push_back({target, static_cast<const char*>(from), bytes});
+}
+inline void await_bytes(uint64_t* barrier, uint32_t parity) {
+  emulator::Arrival& arrival = arrival_at(barrier);
+  while ((arrival.phase & 1) == parity) {
+    emulator::arrive(arrival);
+    if ((arrival.phase & 1) == parity) emulator::yield();
+  }
+}
+
+inline float exp2_of(float x) {
+  const float result = std::exp2(x);
+  return result < Limits<float>::smallest_normal ? 0 : result;
+}
+inline double exp2_of(double x) { return std::exp2(x); }
+template <class T>
+T log_of(T x) {
+  return std::log(x);
+}
+template <class T>
+T maximum(T a, T b) {
+  return a > b || a != a ? a : b;
+}
+
+template <class T, class S>
+void round_pair(T a, T b, S (&out)[2]) {
+  if constexpr (std::is_same_v<S, T>)
+    out[0] = a, out[1] = b;
+  else
+    round_to(a, out[0]), round_to(b, out[1]);
+}
+
+}  // namespace gpu
+}  // namespace cmik

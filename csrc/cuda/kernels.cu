@@ -1,0 +1,42 @@
+// The kernels of one features' type: built once for each, with CMIK_FEATURES naming it.
+#include "classes.cuh"
+#include "runtime.cuh"
+#include "slots.cuh"
+#include "values.cuh"
+#include "wide.cuh"
+
+#define CMIK_CONCAT_(a, b) a##b
+#define CMIK_CONCAT(a, b) CMIK_CONCAT_(a, b)
+
+namespace cmik {
+namespace gpu {
+
+using Float32 = float;
+using Float64 = double;
+using S = CMIK_FEATURES;
+
+}  // namespace gpu
+
+const GpuKernels& CMIK_CONCAT(gpu_kernels_, CMIK_FEATURES)() {
+  using namespace gpu;
+  static const GpuKernels kernels = {
+      [](const Launch& l, const Task& t) { return start(class_kernel<S>, l, t); },
+      [](const Launch& l, const Task& t, bool second) {
+        return start(slot_sums_kernel<S>, l, t, second);
+      },
+      [](const Launch& l, const Task& t) { return start(slot_rows_kernel<S>, l, t); },
+      [](const Launch& l, const Task& t, bool second) {
+        return start(wide_sums_kernel<S>, l, t, second);
+      },
+      [](const Launch& l, const Task& t) { return start(wide_rows_kernel<S>, l, t); },
+      [](const Launch& l, const Task& t, bool second) {
+        return start(class_means_kernel<S>, l, t, second);
+      },
+      [](const Launch& l, const Task& t) { return start(total_kernel<S>, l, t); },
+      [](const Launch& l, const Task& t) { return start(class_values_kernel<S>, l, t); },
+      [] { return largest_cluster_of(class_kernel<S>); },
+  };
+  return kernels;
+}
+
+}  // namespace cmik

@@ -1,0 +1,212 @@
+// One call: its plan, what its kernels are told, and their launches one after the other.
+#include <algorithm>
+#include <array>
+#include <mutex>
+
+#include "runtime.cuh"
+
+namespace cmik {
+
+const GpuKernels& gpu_kernels_Float32();
+const GpuKernels& gpu_kernels_Float64();
+const GpuKernels& gpu_kernels_Bfloat16();
+const GpuKernels& gpu_kernels_Float16();
+
+namespace {
+
+constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
+constexpr int kMostDevices = 64;
+
+const GpuKernels& kernels_of(int dtype) {
+  switch (dtype) {
+    case CMIK_FLOAT64:
+      return gpu_kernels_Float64();
+    case CMIK_BFLOAT16:
+      return gpu_kernels_Bfloat16();
+    case CMIK_FLOAT16:
+      return gpu_kernels_Float16();
+    default:
+      return gpu_kernels_Float32();
+  }
+}
+
+int element_bytes(int dtype) { return dtype == CMIK_FLOAT64 ? 8 : dtype == CMIK_FLOAT32 ? 4 : 2; }
+
+// What the device is like; asked once for each.
+int chip_of(int device, Chip& chip) {
+  struct Known {
+    std::once_flag once;
+    int error = 0;
+    Chip chip{};
+  };
+  static std::array<Known, kMostDevices> known;
+  if (device < 0 || device >= kMostDevices) return CMIK_TOO_LARGE;
+#if defined(CMIK_EMULATED)
+  return find_chip(device, gpu_kernels_Float32(), chip);
+#else
+  Known& here = known[size_t(device)];
+  std::call_once(here.once,
+                 [&] { here.error = find_chip(device, gpu_kernels_Float32(), here.chip); });
+  chip = here.chip;
+  return here.error;
+#endif
+}
+
+bool multiple_of(const void* pointer, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % uintptr_t(bytes) == 0;
+}
+
+Shape shape_of(const cmik_cuda_call& call) {
+  const cmik_problem& p = call.problem;
+  Shape shape{};
+  shape.rows = p.rows;
+  shape.classes = p.classes;
+  shape.largest = p.offsets ? call.largest : p.rows / std::max<int64_t>(p.classes, 1);
+  shape.channels = p.channels;
+  shape.element_bytes = element_bytes(p.dtype);
+  shape.ragged = p.offsets != nullptr;
+  shape.given = p.centroids != nullptr;
+  shape.weighted = call.incoming && p.reduction == CMIK_NONE && !p.centroids;
+  shape.aligned = p.channel_stride == 1 && multiple_of(p.features, kPackBytes) &&
+                  p.channels * shape.element_bytes % kPackBytes == 0 &&
+                  p.row_stride * shape.element_bytes % kPackBytes == 0;
+  return shape;
+}
+
+Task task_of(const cmik_cuda_call& call, const Shape& shape, const Plan& plan) {
+  const cmik_problem& p = call.problem;
+  Task task{};
+  task.problem = p;
+  task.plan = plan;
+  task.shared = shared_layout(shape, plan);
+  task.incoming = call.incoming;
+  task.skip_one = call.skip_one && call.incoming && p.reduction != CMIK_NONE;
+  task.weighted = shape.weighted;
+  task.packed = shape.aligned;
+  task.packed_gradient =
+      multiple_of(p.gradient, kPackBytes) && p.channels * shape.element_bytes % kPackBytes == 0;
+  task.consecutive = !p.order && p.row_stride == p.channels;
+  task.rows_per_class = shape.ragged ? 0 : shape.largest;
+  task.packs = int32_t(ceil_div(p.channels, pack_entries(shape.element_bytes)));
+  while (1 << task.lanes_bits < plan.lanes) ++task.lanes_bits;
+  task.class_step = int32_t(plan.blocks / plan.cluster);
+  Factors<double>& full = task.full;
+  full.inverse_tau = 1 / p.temperature;
+  full.exponent_scale = 1.44269504088896340736 / p.temperature;
+  full.row_scale = p.weight;
+  if (p.reduction == CMIK_MEAN) full.row_scale /= double(std::max<int64_t>(p.rows, 1));
+  task.single = {float(full.inverse_tau), float(full.exponent_scale), float(full.row_scale)};
+  const Workspace at = workspace_layout(shape, plan);
+  char* workspace = static_cast<char*>(call.workspace);
+  task.parts = reinterpret_cast<double*>(workspace + at.parts);
+  task.stats = workspace + at.stats;
+  task.slot_sums = workspace + at.sums;
+  task.centroids = p.mean_probabilities ? p.mean_probabilities : workspace + at.centroids;
+  task.rho = workspace + at.rho;
+  return task;
+}
+
+// The launches in the order of their plan, until one fails.
+class Launches {
+ public:
+  Launches(const cmik_cuda_call& call, const Task& task)
+      : task_(task), kernels_(kernels_of(task.problem.dtype)), stream_(call.stream) {}
+
+  int run() {
+    const cmik_problem& p = task_.problem;
+    if (task_.plan.kind == Kind::classes)
+      error_ = kernels_.classes(main_launch(), task_);
+    else
+      slotted();
+    if (!p.value || error_ || p.reduction == CMIK_NONE) return error_;
+    if (p.reduction != CMIK_CLASS)
+      error_ = kernels_.total(small_launch(1, kMostThreads), task_);
+    else if (task_.plan.kind != Kind::classes || task_.plan.cluster > 1)
+      error_ = kernels_.class_values(small_launch(ceil_div(p.classes, 4), 128), task_);
+    return error_;
+  }
+
+ private:
+  Launch main_launch() const {
+    const Plan& plan = task_.plan;
+    return {plan.blocks, plan.threads, plan.cluster, plan.shared_bytes, stream_};
+  }
+  Launch small_launch(int64_t blocks, int threads) const {
+    return {blocks, threads, 1, threads * int64_t(sizeof(double)), stream_};
+  }
+
+  void slotted() {
+    const cmik_problem& p = task_.problem;
+    const bool wide = task_.plan.kind == Kind::wide;
+    const Launch means = small_launch(p.classes * ceil_div(p.channels, 32), 256);
+    for (int second = 0; second <= int(task_.weighted) && !p.centroids && !error_; ++second) {
+      error_ = (wide ? kernels_.wide_sums : kernels_.slot_sums)(main_launch(), task_, second);
+      if (!error_) error_ = kernels_.class_means(means, task_, second);
+    }
+    if (!error_ && (p.value || p.gradient))
+      error_ = (wide ? kernels_.wide_rows : kernels_.slot_rows)(main_launch(), task_);
+  }
+
+  const Task& task_;
+  const GpuKernels& kernels_;
+  void* stream_;
+  int error_ = 0;
+};
+
+}  // namespace
+
+}  // namespace cmik
+
+using namespace cmik;
+
+namespace {
+
+// The call's sizes and plan, or why it cannot be served.
+int prepare(const cmik_cuda_call& call, Shape& shape, Plan& plan) {
+  Chip chip;
+  if (int error = chip_of(call.device, chip)) return error;
+  if (chip.capability < 80) return CMIK_GPU_TOO_OLD;
+  shape = shape_of(call);
+  plan = make_plan(shape, chip);
+  const int64_t most = std::max(plan.blocks, shape.classes * ceil_div(shape.channels, 32));
+  return most <= kMostBlocks ? 0 : CMIK_TOO_LARGE;
+}
+
+}  // namespace
+
+extern "C" int cmik_cuda_workspace(const cmik_cuda_call* call, int64_t* bytes) {
+  DeviceGuard guard(call->device);
+  if (guard.error()) return guard.error();
+  Shape shape;
+  Plan plan;
+  const int error = prepare(*call, shape, plan);
+  if (!error) *bytes = plan.workspace_bytes;
+  return error;
+}
+
+extern "C" int cmik_cuda_run(const cmik_cuda_call* call) {
+  DeviceGuard guard(call->device);
+  if (guard.error()) return guard.error();
+  Shape shape;
+  Plan plan;
+  if (int error = prepare(*call, shape, plan)) return error;
+  if (call->workspace_bytes < plan.workspace_bytes) return CMIK_SMALL_WORKSPACE;
+  const Task task = task_of(*call, shape, plan);
+  return Launches(*call, task).run();
+}
+
+extern "C" const char* cmik_cuda_message(int status) {
+  switch (status) {
+    case CMIK_GPU_TOO_OLD:
+      return "compute capability 8.0 (Ampere) or newer is needed";
+    case CMIK_TOO_LARGE:
+      return "more classes or rows than one launch can take";
+    case CMIK_SMALL_WORKSPACE:
+      return "the workspace is smaller than cmik_cuda_workspace said";
+    default:
+      return error_text(status);
+  }
+}
+
+extern "C" int cmik_cuda_driver_version(void) { return driver_version(); }
+extern "C" int cmik_cuda_runtime_version(void) { return runtime_version(); }

@@ -1,0 +1,31 @@
+// The kernels of one features' type, as the launcher calls them. Each starts one on a stream and
+// returns the error of starting it.
+#pragma once
+
+#include "task.cuh"
+
+namespace cmik {
+
+// Where and how to start a kernel.
+struct Launch {
+  int64_t blocks;
+  int32_t threads;
+  int32_t cluster;
+  int64_t shared_bytes;
+  void* stream;
+};
+
+struct GpuKernels {
+  int (*classes)(const Launch&, const Task&);
+  int (*slot_sums)(const Launch&, const Task&, bool second);
+  int (*slot_rows)(const Launch&, const Task&);
+  int (*wide_sums)(const Launch&, const Task&, bool second);
+  int (*wide_rows)(const Launch&, const Task&);
+  int (*class_means)(const Launch&, const Task&, bool second);
+  int (*total)(const Launch&, const Task&);
+  int (*class_values)(const Launch&, const Task&);
+  // Blocks of the largest cluster that the class kernel can run in on the current device.
+  int (*largest_cluster)();
+};
+
+}  // namespace cmik

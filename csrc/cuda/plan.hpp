@@ -1,0 +1,99 @@
+// How a call is computed, from its sizes and the chip alone. Plain C++: tested without a GPU.
+//
+//   classes   a cluster of blocks holds a class in shared memory: one launch reads and writes once.
+//             Rows that do not fit, or may not be copied in bulk, are read twice, the second time
+//             from L2.
+//   slots     few or huge classes: blocks for slots of rows; sums, centroids, value and gradient
+//   wide      rows beyond the registers of a block: the same, column by column
+//
+// Threads that share a row are a team; a thread holds up to `kPacks` packs of 16 bytes of it.
+#pragma once
+
+#include <cstdint>
+
+#include "cmi_math.hpp"
+
+namespace cmik {
+
+enum class Kind : int32_t { classes, slots, wide };
+
+struct Chip {
+  int32_t capability;       // 90 for 9.0
+  int32_t processors;       // multiprocessors
+  int32_t largest_cluster;  // blocks; 1 without clusters
+  int64_t block_bytes;      // shared memory that a block may have
+  int64_t processor_bytes;  // shared memory of a multiprocessor
+  int64_t cache_bytes;      // L2
+};
+
+struct Shape {
+  int64_t rows;
+  int64_t classes;
+  int64_t largest;  // rows of the largest class
+  int64_t channels;
+  int32_t element_bytes;
+  bool ragged;    // classes differ in size, and rows may stand in any order
+  bool aligned;   // rows consist of 16-byte packs
+  bool given;     // centroids are given
+  bool weighted;  // rows' weights differ and centroids are their own
+};
+
+struct Plan {
+  Kind kind;
+  int32_t lanes;       // threads of a team
+  int32_t threads;     // of a block
+  int32_t cluster;     // blocks of a cluster
+  int32_t stages;      // classes a block has in shared memory at once
+  int32_t tile_rows;   // rows of each that it holds
+  int32_t share_rows;  // rows of the largest class that fall to a block
+  int64_t rows_per_slot;
+  int64_t blocks;        // of the main launch
+  int64_t slots;         // 0 but for kinds slots and wide
+  int64_t shared_bytes;  // of a block of the main launch
+  int64_t parts;         // partial values that the last launch adds up
+  int64_t workspace_bytes;
+};
+
+// Where things are in a block's shared memory, in bytes from its start.
+struct SharedLayout {
+  int32_t reduction;  // one number a warp, for whole blocks
+  int32_t exchange;   // two a warp, by turns, for teams of several warps
+  int32_t barriers;   // one for each stage
+  int32_t sums;       // (sum_rows, width)
+  int32_t centroid;   // (width)
+  int32_t target;     // (width)
+  int32_t rho;        // (width), where row weights differ
+  int32_t stats;      // (share_rows) peak and total
+  int32_t tiles;      // (stages, tile_rows, channels) of features
+  int64_t bytes;
+};
+
+constexpr int kPackBytes = 16;
+constexpr int kMostThreads = 512;
+constexpr int kMostStages = 4;
+constexpr int kWarpThreads = 32;
+
+CMIK_SHARED constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Entries of a row in a pack, and packs of a row that a thread holds: 32 numbers in registers
+// beside as many sums, or a quarter as many of double.
+CMIK_SHARED constexpr int pack_entries(int element_bytes) { return kPackBytes / element_bytes; }
+CMIK_SHARED constexpr int thread_packs(int element_bytes) { return element_bytes == 4 ? 8 : 4; }
+constexpr int arithmetic_bytes(int element_bytes) { return element_bytes == 8 ? 8 : 4; }
+
+// Numbers in the workspace, in arithmetic type but for `parts`, which are double.
+struct Workspace {
+  int64_t parts;      // (parts) partial values
+  int64_t stats;      // (rows) peak and total
+  int64_t sums;       // (slots, channels)
+  int64_t centroids;  // (classes, channels)
+  int64_t rho;        // (classes, channels)
+  int64_t bytes;
+};
+
+SharedLayout shared_layout(const Shape& shape, const Plan& plan);
+Workspace workspace_layout(const Shape& shape, const Plan& plan);
+Plan make_plan(const Shape& shape, const Chip& chip);
+
+}  // namespace cmik

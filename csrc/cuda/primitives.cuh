@@ -1,0 +1,175 @@
+// What the kernels ask of the hardware, each in one small function. With CMIK_EMULATED the same
+// functions come from emulator.hpp, and the kernels run on the host, for tests.
+//
+// A cluster is a group of blocks that can read and write one another's shared memory (sm_90 and
+// newer; elsewhere every block is a cluster of its own). A bulk copy brings bytes from global to
+// shared memory without passing through registers, and is awaited at a barrier in shared memory.
+#pragma once
+
+#include <cstdint>
+
+#include "cmi_math.hpp"
+
+#if defined(CMIK_EMULATED)
+#include "emulator.hpp"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#define CMIK_DEVICE __device__ __forceinline__
+#define CMIK_CONSTANT __grid_constant__
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define CMIK_HAS_CLUSTERS
+#endif
+
+namespace cmik {
+namespace gpu {
+
+struct Bfloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+CMIK_DEVICE int thread() { return int(threadIdx.x); }
+CMIK_DEVICE int threads() { return int(blockDim.x); }
+CMIK_DEVICE int64_t block() { return blockIdx.x; }
+CMIK_DEVICE int64_t blocks() { return gridDim.x; }
+
+// All of the block's shared memory.
+CMIK_DEVICE char* shared_memory() {
+  extern __shared__ __align__(128) char memory[];
+  return memory;
+}
+
+CMIK_DEVICE void sync_block() { __syncthreads(); }
+// Of `count` threads of a block, whole warps; `name` from 1 to 15 tells such groups apart.
+CMIK_DEVICE void sync_group(int name, int count) {
+  asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(count) : "memory");
+}
+
+// The value that the lane whose number differs in the bits of `mask` has.
+template <class T>
+CMIK_DEVICE T exchange(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+CMIK_DEVICE int rank_in_cluster() {
+#if defined(CMIK_HAS_CLUSTERS)
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+#else
+  return 0;
+#endif
+}
+CMIK_DEVICE void sync_cluster() {
+#if defined(CMIK_HAS_CLUSTERS)
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n\t"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+#endif
+}
+// Where block `rank` of the cluster has what this block has at `mine` in its shared memory.
+template <class T>
+CMIK_DEVICE T* in_block(T* mine, int rank) {
+#if defined(CMIK_HAS_CLUSTERS)
+  uint64_t theirs;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(theirs) : "l"(mine), "r"(rank));
+  return reinterpret_cast<T*>(theirs);
+#else
+  return mine;
+#endif
+}
+
+// Barriers of bulk copies. A phase ends when the bytes announced have come; phases alternate in
+// parity, from 0 on.
+CMIK_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
+CMIK_DEVICE void start_barrier(uint64_t* barrier) {
+#if defined(CMIK_HAS_CLUSTERS)
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+#endif
+}
+// After those that a thread has started, for other threads and for bulk copies to see.
+CMIK_DEVICE void publish_barriers() {
+#if defined(CMIK_HAS_CLUSTERS)
+  asm volatile(
+      "fence.mbarrier_init.release.cluster;\n\t"
+      "fence.proxy.async;" ::
+          : "memory");
+#endif
+}
+CMIK_DEVICE void announce_bytes(uint64_t* barrier, uint32_t bytes) {
+#if defined(CMIK_HAS_CLUSTERS)
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+#endif
+}
+// Addresses and bytes are multiples of 16.
+CMIK_DEVICE void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
+#if defined(CMIK_HAS_CLUSTERS)
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to)),
+      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+#endif
+}
+CMIK_DEVICE void await_bytes(uint64_t* barrier, uint32_t parity) {
+#if defined(CMIK_HAS_CLUSTERS)
+  asm volatile(
+      "{\n\t"
+      ".reg .pred done;\n\t"
+      "again:\n\t"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n\t"
+      "@!done bra again;\n\t"
+      "}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+#endif
+}
+
+// 2^x; 0 where the result is below the smallest normal number.
+CMIK_DEVICE float exp2_of(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+// A call, because its registers would be too many within the kernels; so is the logarithm.
+inline __noinline__ __device__ double exp2_of(double x) { return exp2(x); }
+CMIK_DEVICE float log_of(float x) { return logf(x); }
+inline __noinline__ __device__ double log_of(double x) { return log(x); }
+
+// The larger; NaN where either is.
+CMIK_DEVICE float maximum(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+CMIK_DEVICE double maximum(double a, double b) { return a > b || a != a ? a : b; }
+
+CMIK_DEVICE float to_arithmetic(float x) { return x; }
+CMIK_DEVICE double to_arithmetic(double x) { return x; }
+CMIK_DEVICE float to_arithmetic(Bfloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+CMIK_DEVICE float to_arithmetic(Float16 x) { return __half2float(__ushort_as_half(x.bits)); }
+
+// Two numbers rounded to nearest even.
+CMIK_DEVICE void round_pair(float a, float b, float (&out)[2]) { out[0] = a, out[1] = b; }
+CMIK_DEVICE void round_pair(double a, double b, double (&out)[2]) { out[0] = a, out[1] = b; }
+CMIK_DEVICE void round_pair(float a, float b, Bfloat16 (&out)[2]) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+  out[0].bits = __bfloat16_as_ushort(pair.x), out[1].bits = __bfloat16_as_ushort(pair.y);
+}
+CMIK_DEVICE void round_pair(float a, float b, Float16 (&out)[2]) {
+  const __half2 pair = __floats2half2_rn(a, b);
+  out[0].bits = __half_as_ushort(pair.x), out[1].bits = __half_as_ushort(pair.y);
+}
+
+}  // namespace gpu
+}  // namespace cmik
+#endif

@@ -1,0 +1,105 @@
+// Few or huge classes: blocks for slots of rows of one class, in three launches. The last takes the
+// slots from the end, because what was read last may still be in L2.
+#pragma once
+
+#include "rows.cuh"
+
+namespace cmik {
+namespace gpu {
+
+template <class T>
+struct SlotRows {
+  int64_t cls;
+  ClassRows all, mine;
+  RowStats<T>* stats;
+
+  CMIK_DEVICE SlotRows(const Task& task, int64_t slot)
+      : cls(class_of_slot(task, slot)),
+        all(rows_of_class(task, cls)),
+        mine(rows_of_slot(task, cls, slot)),
+        stats(static_cast<RowStats<T>*>(task.stats) + mine.first) {}
+
+  template <class S>
+  CMIK_DEVICE RowSource<S> source() const {
+    return {nullptr, 0, int(mine.count), mine.first, stats};
+  }
+};
+
+template <class S>
+__global__ void __launch_bounds__(kMostThreads, 1)
+    slot_sums_kernel(const CMIK_CONSTANT Task task, bool second) {
+  using T = ArithmeticOf<S>;
+  const SlotRows<T> slot(task, block());
+  if (slot.mine.count == 0 || leave_alone<T>(task, slot.cls)) return;
+  Team<T> team(task);
+  sum_rows(task, slot.all.first, slot.template source<S>(), second, team);
+  const T* sums = in_shared<T>(task.shared.sums);
+  const int64_t channels = task.problem.channels;
+  T* out = static_cast<T*>(task.slot_sums) + block() * channels;
+  for (int64_t j = thread(); j < channels; j += threads()) out[j] = sums[j];
+}
+
+// Columns of a class that a block adds up, and threads for each.
+constexpr int kMeanColumns = 32, kMeanThreads = 8;
+
+// Centroids from the sums of slots, or rho the second time: a warp for 32 columns of some slots.
+template <class S>
+__global__ void __launch_bounds__(kMeanColumns* kMeanThreads, 1)
+    class_means_kernel(const CMIK_CONSTANT Task task, bool second) {
+  using T = ArithmeticOf<S>;
+  const cmik_problem& p = task.problem;
+  const int64_t tiles = ceil_div(p.channels, kMeanColumns);
+  const int64_t cls = block() / tiles;
+  const int64_t j = block() % tiles * kMeanColumns + thread() % kMeanColumns;
+  const int part = thread() / kMeanColumns;
+  if (leave_alone<T>(task, cls)) return;
+  const int64_t count = rows_of_class(task, cls).count;
+  const int64_t begin = slots_before(task, cls);
+  const int64_t end = begin + ceil_div(count, task.plan.rows_per_slot);
+  double* sums = in_shared<double>(0);
+  double sum = 0;
+  if (j < p.channels)
+    for (int64_t slot = begin + part; slot < end; slot += kMeanThreads)
+      sum += double(static_cast<const T*>(task.slot_sums)[slot * p.channels + j]);
+  sums[thread()] = sum;
+  sync_block();
+  if (part > 0 || j >= p.channels) return;
+  for (int other = 1; other < kMeanThreads; ++other) sum += sums[other * kMeanColumns + thread()];
+  const T mean = count > 0 ? T(sum / double(count)) : T(0);
+  T* centroid = static_cast<T*>(task.centroids) + cls * p.channels + j;
+  if (second)
+    static_cast<T*>(task.rho)[cls * p.channels + j] = mean / at_least_normal(*centroid);
+  else
+    *centroid = mean;
+}
+
+template <class S>
+__global__ void __launch_bounds__(kMostThreads, 1) slot_rows_kernel(const CMIK_CONSTANT Task task) {
+  using T = ArithmeticOf<S>;
+  const cmik_problem& p = task.problem;
+  const int64_t number = blocks() - 1 - block();
+  const SlotRows<T> slot(task, number);
+  if (leave_alone<T>(task, slot.cls)) return;
+  double value = 0;
+  if (slot.mine.count > 0) {
+    const int width = task.packs * RowPart<S>::kEntries;
+    Columns<T> columns(task);
+    Team<T> team(task);
+    if (p.centroids) {
+      take_given(task, slot.cls, width, columns);
+    } else {
+      const T* centroid = static_cast<const T*>(task.centroids) + slot.cls * p.channels;
+      const T* rho = static_cast<const T*>(task.rho) + slot.cls * p.channels;
+      for (int j = thread(); j < width; j += threads()) {
+        columns.centroid()[j] = j < p.channels ? centroid[j] : T(0);
+        if (task.weighted) columns.rho()[j] = j < p.channels ? rho[j] : T(0);
+      }
+      aim(task, width, columns);
+    }
+    value = finish_rows(task, slot.cls, slot.all.count, slot.template source<S>(), columns, team);
+  }
+  if (p.value && p.reduction != CMIK_NONE && thread() == 0) task.parts[number] = value;
+}
+
+}  // namespace gpu
+}  // namespace cmik

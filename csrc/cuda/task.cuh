@@ -1,0 +1,145 @@
+// What a kernel is told, and where it finds the rows of a class.
+#pragma once
+
+#include "cmikernels.h"
+#include "plan.hpp"
+#include "primitives.cuh"
+
+namespace cmik {
+
+// Factors in the arithmetic type, to be read as constants.
+template <class T>
+struct Factors {
+  T inverse_tau;
+  T exponent_scale;  // log2(e) / tau
+  T row_scale;       // of a row's KL in the value, but for the reduction "class"
+};
+
+// One call, passed to its kernels by value.
+struct Task {
+  cmik_problem problem;
+  Plan plan;
+  SharedLayout shared;
+  const void* incoming;    // gradient of the value, in arithmetic type: 1, C or N numbers; or null
+  bool skip_one;           // leave the gradient alone where `incoming` is 1
+  bool weighted;           // rows' weights differ and centroids are the rows' own
+  bool packed;             // rows of features can be read in packs of 16 bytes
+  bool packed_gradient;    // and those of the gradient written so
+  bool consecutive;        // rows of a class follow one another without gaps
+  int64_t rows_per_class;  // where offsets are null
+  int32_t packs;           // of a row
+  int32_t lanes_bits;      // log2 of the plan's lanes
+  int32_t class_step;      // clusters of the launch
+  Factors<float> single;
+  Factors<double> full;
+  double* parts;  // workspace, see plan.hpp
+  void* stats;
+  void* slot_sums;
+  void* centroids;
+  void* rho;
+};
+
+namespace gpu {
+
+template <class S>
+struct FeatureTraits {
+  using Arithmetic = float;
+};
+template <>
+struct FeatureTraits<double> {
+  using Arithmetic = double;
+};
+template <class S>
+using ArithmeticOf = typename FeatureTraits<S>::Arithmetic;
+
+template <class T>
+CMIK_DEVICE const Factors<T>& factors_of(const Task& task) {
+  if constexpr (sizeof(T) == sizeof(float))
+    return task.single;
+  else
+    return task.full;
+}
+
+struct ClassRows {
+  int64_t first;  // position in class-sorted order
+  int64_t count;
+};
+
+// Of one row, between the sweeps.
+template <class T>
+struct alignas(2 * sizeof(T)) RowStats {
+  T peak;   // largest entry
+  T total;  // sum_j exp((z_j - peak) / tau)
+};
+
+CMIK_DEVICE ClassRows rows_of_class(const Task& task, int64_t cls) {
+  const cmik_problem& p = task.problem;
+  if (!p.offsets) return {cls * task.rows_per_class, task.rows_per_class};
+  return {p.offsets[cls], p.offsets[cls + 1] - p.offsets[cls]};
+}
+
+// First slot of a class.
+CMIK_DEVICE int64_t slots_before(const Task& task, int64_t cls) {
+  const int64_t per_slot = task.plan.rows_per_slot;
+  if (!task.problem.offsets) return cls * ceil_div(task.rows_per_class, per_slot);
+  return task.problem.offsets[cls] / per_slot + cls;
+}
+
+// The class whose slot this is: the last that starts at or before it.
+CMIK_DEVICE int64_t class_of_slot(const Task& task, int64_t slot) {
+  int64_t low = 0, high = task.problem.classes;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    if (slots_before(task, middle) <= slot)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+// The class's rows in the slot; none for a slot that its last rows do not reach.
+CMIK_DEVICE ClassRows rows_of_slot(const Task& task, int64_t cls, int64_t slot) {
+  const ClassRows all = rows_of_class(task, cls);
+  const int64_t skipped = (slot - slots_before(task, cls)) * task.plan.rows_per_slot;
+  const int64_t left = all.count - skipped;
+  const int64_t count = left < task.plan.rows_per_slot ? left : task.plan.rows_per_slot;
+  return {all.first + skipped, count > 0 ? count : 0};
+}
+
+CMIK_DEVICE int64_t source_row(const Task& task, int64_t position) {
+  return task.problem.order ? task.problem.order[position] : position;
+}
+
+// d(loss) / d(KL) of a class's rows, before the factor 1 / tau: of all of them, or times what comes
+// in for each.
+template <class T>
+CMIK_DEVICE T class_weight(const Task& task, int64_t cls, int64_t count) {
+  const cmik_problem& p = task.problem;
+  const T* incoming = static_cast<const T*>(task.incoming);
+  T weight = factors_of<T>(task).row_scale;
+  if (p.reduction == CMIK_CLASS) weight = T(p.weight / double(count));
+  if (incoming && p.reduction != CMIK_NONE) weight *= incoming[p.reduction == CMIK_CLASS ? cls : 0];
+  return weight;
+}
+template <class T>
+CMIK_DEVICE T row_weight(const Task& task, T weight_of_class, int64_t row) {
+  if (!task.incoming || task.problem.reduction != CMIK_NONE) return weight_of_class;
+  return weight_of_class * static_cast<const T*>(task.incoming)[row];
+}
+
+// Whether the gradient of the class is right as it stands.
+template <class T>
+CMIK_DEVICE bool leave_alone(const Task& task, int64_t cls) {
+  if (!task.skip_one) return false;
+  const T* incoming = static_cast<const T*>(task.incoming);
+  return incoming[task.problem.reduction == CMIK_CLASS ? cls : 0] == T(1);
+}
+
+template <class X>
+CMIK_DEVICE X* in_shared(int offset) {
+  return reinterpret_cast<X*>(shared_memory() + offset);
+}
+
+}  // namespace gpu
+}  // namespace cmik
