@@ -201,7 +201,7 @@ inline double row_accurate(const T* z, const T* e, int64_t channels,
     Vec<T> sums[kUnroll] = {};
     const auto add = [&](Vec<T> v, int64_t j, int k) {
       const Vec<T> d = log_ratio(v, load(target + j));
-      sums[k] += divergence_term(load(e + j) * inverse_sum, load(centroid + j), d, T(0));
+      sums[k] += divergence(load(e + j) * inverse_sum, load(centroid + j), d, T(0));
     };
     sweep<T>(
         begin, end, [&](int64_t j, int k) { add(load(z + j), j, k); },

@@ -104,8 +104,7 @@ struct ClassWorker {
       const int stage = stages > 0 ? int(turn % uint32_t(stages)) : 0;
       const ClassRows all = rows_of_class(task, cls);
       const ClassRows mine = share(all);
-      RowSource<S> source{nullptr, 0, int(mine.count), mine.first,
-                          in_shared<RowStats<T>>(task.shared.stats)};
+      TileSource<S> source{task, mine.first, int(mine.count), 0, nullptr};
       if (stages > 0) {
         source.tile = tile(stage);
         source.resident = resident(mine);
@@ -117,7 +116,8 @@ struct ClassWorker {
           take_given(task, cls, width, columns);
         else
           make_own(all, source, width, columns, team);
-        if (p.value || p.gradient) value = finish_rows(task, cls, all.count, source, columns, team);
+        if (p.value || p.gradient)
+          value = finish_rows<S>(task, cls, all.count, source, columns, team);
       }
       write_results(cls, all.count, value, columns.centroid());
       sync_block();  // the tile and the columns are free
@@ -129,10 +129,10 @@ struct ClassWorker {
     }
   }
 
-  CMIK_DEVICE void make_own(const ClassRows& all, const RowSource<S>& source, int width,
+  CMIK_DEVICE void make_own(const ClassRows& all, const TileSource<S>& source, int width,
                             Columns<T>& columns, Team<T>& team) const {
     for (int second = 0; second <= int(task.weighted); ++second) {
-      sum_rows(task, all.first, source, second, team);
+      sum_rows<S>(task, all.first, source, second, team);
       share_centroid(all.count, width, second ? columns.rho() : columns.centroid());
     }
     if (task.weighted) {

@@ -249,6 +249,12 @@ T exchange(T value, int mask) {
   return value;
 }
 
+inline bool any_in_warp(bool holds) {
+  int any = holds;
+  for (int mask = 1; mask < emulator::kWarp; mask *= 2) any |= exchange(any, mask);
+  return any;
+}
+
 inline int rank_in_cluster() { return emulator::fiber().block->rank; }
 inline void sync_cluster() {
   emulator::Machine& m = emulator::machine();

@@ -56,6 +56,9 @@ CMIK_DEVICE T exchange(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
+// Whether it holds in any lane of the warp.
+CMIK_DEVICE bool any_in_warp(bool holds) { return __any_sync(0xffffffffu, holds); }
+
 CMIK_DEVICE int rank_in_cluster() {
 #if defined(CMIK_HAS_CLUSTERS)
   int rank;

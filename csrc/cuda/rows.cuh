@@ -82,14 +82,42 @@ struct Team {
   }
 };
 
-// A class's rows, or some of them: the first ones in shared memory, all in global memory.
+// A class's rows, or some of them: those of a slot in global memory, with what is known of them.
 template <class S>
-struct RowSource {
-  const S* tile;
-  int resident;
-  int count;
+struct SlotSource {
+  using T = ArithmeticOf<S>;
+
+  const Task& task;
   int64_t first;  // position in class-sorted order
-  RowStats<ArithmeticOf<S>>* stats;
+  int count;
+
+  CMIK_DEVICE const S* in_memory(int, int64_t row) const {
+    return static_cast<const S*>(task.problem.features) + row * task.problem.row_stride;
+  }
+  CMIK_DEVICE RowStats<T>& stats(int r) const {
+    return static_cast<RowStats<T>*>(task.stats)[first + r];
+  }
+};
+
+// The same in shared memory, of all rows or the first of them.
+template <class S>
+struct TileSource {
+  using T = ArithmeticOf<S>;
+
+  const Task& task;
+  int64_t first;
+  int count;
+  int resident;
+  const S* tile;
+
+  CMIK_DEVICE const S* in_memory(int r, int64_t row) const {
+    const cmik_problem& p = task.problem;
+    return r < resident ? tile + r * int(p.channels)
+                        : static_cast<const S*>(p.features) + row * p.row_stride;
+  }
+  CMIK_DEVICE RowStats<T>& stats(int r) const {
+    return in_shared<RowStats<T>>(task.shared.stats)[r];
+  }
 };
 
 // The entries of one row that a thread holds.
@@ -102,16 +130,19 @@ struct RowPart {
   struct alignas(kPackBytes) Pack {
     S entries[kEntries];
   };
+  // The numbers of a column vector that belong to a pack, read 16 bytes at a time.
+  struct alignas(kPackBytes) PackColumns {
+    T of[kEntries];
+  };
+  static CMIK_DEVICE PackColumns columns(const T* vector, int pack) {
+    return reinterpret_cast<const PackColumns*>(vector)[pack];
+  }
 
   T z[kPacks][kEntries];
 
   // What lies beyond the row has probability 0.
-  CMIK_DEVICE void load(const Task& task, const RowSource<S>& source, int r, int64_t row,
-                        const Team<T>& team) {
+  CMIK_DEVICE void load(const Task& task, const S* memory, const Team<T>& team) {
     const cmik_problem& p = task.problem;
-    const bool staged = r < source.resident;
-    const S* memory = staged ? source.tile + r * int(p.channels)
-                             : static_cast<const S*>(p.features) + row * p.row_stride;
     const T nothing = T(-INFINITY);
     if (task.packed) {
       const Pack* packs = reinterpret_cast<const Pack*>(memory) + team.lane();
@@ -181,9 +212,9 @@ CMIK_DEVICE T sum_of(const T (&e)[K][I], Team<T>& team) {
 // Sums of P over rows, by column: into the first row of the sums in shared memory. The second time
 // with the weights of the rows, less that of the class's first: rho does not depend on what is
 // subtracted.
-template <class S>
-CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const RowSource<S>& source,
-                          bool second, Team<ArithmeticOf<S>>& team) {
+template <class S, class Source>
+CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const Source& source, bool second,
+                          Team<ArithmeticOf<S>>& team) {
   using T = ArithmeticOf<S>;
   using Part = RowPart<S>;
   const T scale = factors_of<T>(task).exponent_scale;
@@ -197,10 +228,10 @@ CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const RowSource
     const int r = active ? base + team.offset() : source.count - 1;
     const int64_t row = source_row(task, source.first + r);
     Part part;
-    part.load(task, source, r, row, team);
+    part.load(task, source.in_memory(r, row), team);
     RowStats<T> stats{};
     if (second) {
-      stats = source.stats[r];
+      stats = source.stats(r);
       part.subtract(stats.peak);
     } else {
       stats.peak = part.take_peak(team);
@@ -209,7 +240,7 @@ CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const RowSource
     part.exponentials(scale, e);
     if (!second) {
       stats.total = sum_of(e, team);
-      if (active && team.lane() == 0) source.stats[r] = stats;
+      if (active && team.lane() == 0) source.stats(r) = stats;
     }
     T factor = 1 / stats.total;
     if (second) factor *= row_weight(task, weight, row) - weight_of_first;
@@ -292,9 +323,9 @@ CMIK_DEVICE void take_given(const Task& task, int64_t cls, int width, Columns<T>
 
 // Value and gradient of the rows. Returns the sum of their KL, of the block's rows on every thread.
 // Peaks and totals are made here where centroids are given.
-template <class S>
+template <class S, class Source>
 CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_count,
-                               const RowSource<S>& source, const Columns<ArithmeticOf<S>>& columns,
+                               const Source& source, const Columns<ArithmeticOf<S>>& columns,
                                Team<ArithmeticOf<S>>& team) {
   using T = ArithmeticOf<S>;
   using Part = RowPart<S>;
@@ -306,14 +337,13 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
   for (int base = team.first(); base < source.count; base += team.step()) {
     const bool active = base + team.offset() < source.count;
     const int r = active ? base + team.offset() : source.count - 1;
-    const int64_t row = source_row(task, source.first + r);
     Part part;
-    part.load(task, source, r, row, team);
+    part.load(task, source.in_memory(r, source_row(task, source.first + r)), team);
     RowStats<T> stats{};
     if (p.centroids) {
       part.take_peak(team);
     } else {
-      if (active) stats = source.stats[r];
+      if (active) stats = source.stats(r);
       part.subtract(stats.peak);
     }
     T e[Part::kPacks][Part::kEntries];  // P total
@@ -327,13 +357,17 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
     for (int k = 0; k < Part::kPacks; ++k) {
       const int pack = k * team.lanes() + team.lane();
       if (pack >= task.packs) break;
+      const auto target = Part::columns(columns.target(), pack);
 #pragma unroll
       for (int i = 0; i < Part::kEntries; ++i) {
-        const int j = pack * Part::kEntries + i;
-        part.z[k][i] =
-            maximum((part.z[k][i] * inverse_tau - columns.target()[j]) - offset, T(kLowest));
-        kl += e[k][i] * part.z[k][i];
-        if (task.weighted) rho_mean += e[k][i] * columns.rho()[j];
+        T& d = part.z[k][i];
+        d = maximum((d * inverse_tau - target.of[i]) - offset, T(kLowest));
+        kl += e[k][i] * d;
+      }
+      if (task.weighted) {
+        const auto rho = Part::columns(columns.rho(), pack);
+#pragma unroll
+        for (int i = 0; i < Part::kEntries; ++i) rho_mean += e[k][i] * rho.of[i];
       }
     }
     kl = team.reduce(kl, Sum{}) * inverse_total;
@@ -341,35 +375,33 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
 
     if (p.value) {
       T accurate = kl;
-      // The same for the whole warp, whose threads exchange numbers.
-      bool wanted = needs_accurate_form(kl, columns.missing_mass);
-      for (int mask = team.lanes(); mask < kWarpThreads; mask *= 2)
-        wanted = exchange(int(wanted), mask) || wanted;
-      if (wanted) {
+      const bool wanted = needs_accurate_form(kl, columns.missing_mass);
+      // A warp goes the same way, because its threads exchange numbers.
+      if (any_in_warp(wanted)) {
         T sum = 0;
 #pragma unroll
         for (int k = 0; k < Part::kPacks; ++k) {
           const int pack = k * team.lanes() + team.lane();
           if (pack >= task.packs) break;
+          const auto centroid = Part::columns(columns.centroid(), pack);
 #pragma unroll
           for (int i = 0; i < Part::kEntries; ++i)
-            sum +=
-                divergence_term(e[k][i] * inverse_total,
-                                columns.centroid()[pack * Part::kEntries + i], part.z[k][i], T(0));
+            sum += divergence(e[k][i] * inverse_total, centroid.of[i], part.z[k][i], T(0));
         }
         sum = team.reduce(sum, Sum{}) + columns.missing_mass;
-        if (needs_accurate_form(kl, columns.missing_mass)) accurate = sum;
+        if (wanted) accurate = sum;
       }
       accurate *= distinct;
       if (active && team.lane() == 0) {
         if (p.reduction == CMIK_NONE)
-          static_cast<T*>(p.value)[row] = T(p.weight) * accurate;
+          static_cast<T*>(p.value)[source_row(task, source.first + r)] = T(p.weight) * accurate;
         else
-          source.stats[r].peak = accurate;  // which has done its service
+          source.stats(r).peak = accurate;  // which has done its service
       }
     }
 
     if (!p.gradient || !active) continue;
+    const int64_t row = source_row(task, source.first + r);
     S* out = static_cast<S*>(p.gradient) + row * p.channels;
     const T weight = row_weight(task, weight_of_class, row);
     const T mass = distinct * inverse_total * inverse_tau;
@@ -378,21 +410,20 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
     for (int k = 0; k < Part::kPacks; ++k) {
       const int pack = k * team.lanes() + team.lane();
       if (pack >= task.packs) break;
+      T g[Part::kEntries];
+      // The probability first, so that 0 wins over whatever d is.
+#pragma unroll
+      for (int i = 0; i < Part::kEntries; ++i) g[i] = e[k][i] * slope * (part.z[k][i] - kl);
+      if (task.weighted) {
+        const auto rho = Part::columns(columns.rho(), pack);
+#pragma unroll
+        for (int i = 0; i < Part::kEntries; ++i) g[i] += e[k][i] * mass * (rho_mean - rho.of[i]);
+      }
       typename Part::Pack rounded;
 #pragma unroll
       for (int i = 0; i < Part::kEntries; i += 2) {
-        T g[2];
-#pragma unroll
-        for (int each = 0; each < 2; ++each) {
-          const T probability = e[k][i + each];
-          // The probability first, so that 0 wins over whatever d is.
-          g[each] = probability * slope * (part.z[k][i + each] - kl);
-          if (task.weighted)
-            g[each] +=
-                probability * mass * (rho_mean - columns.rho()[pack * Part::kEntries + i + each]);
-        }
         S pair[2];
-        round_pair(g[0], g[1], pair);
+        round_pair(g[i], g[i + 1], pair);
         rounded.entries[i] = pair[0], rounded.entries[i + 1] = pair[1];
       }
       if (task.packed_gradient) {
@@ -408,7 +439,7 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
   if (!p.value || p.reduction == CMIK_NONE) return 0;
   sync_block();
   double value = 0;
-  for (int r = thread(); r < source.count; r += threads()) value += double(source.stats[r].peak);
+  for (int r = thread(); r < source.count; r += threads()) value += double(source.stats(r).peak);
   return reduce_block(value, in_shared<double>(task.shared.reduction), Sum{});
 }
 

@@ -18,11 +18,6 @@ struct SlotRows {
         all(rows_of_class(task, cls)),
         mine(rows_of_slot(task, cls, slot)),
         stats(static_cast<RowStats<T>*>(task.stats) + mine.first) {}
-
-  template <class S>
-  CMIK_DEVICE RowSource<S> source() const {
-    return {nullptr, 0, int(mine.count), mine.first, stats};
-  }
 };
 
 template <class S>
@@ -32,7 +27,8 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   const SlotRows<T> slot(task, block());
   if (slot.mine.count == 0 || leave_alone<T>(task, slot.cls)) return;
   Team<T> team(task);
-  sum_rows(task, slot.all.first, slot.template source<S>(), second, team);
+  sum_rows<S>(task, slot.all.first, SlotSource<S>{task, slot.mine.first, int(slot.mine.count)},
+              second, team);
   const T* sums = in_shared<T>(task.shared.sums);
   const int64_t channels = task.problem.channels;
   T* out = static_cast<T*>(task.slot_sums) + block() * channels;
@@ -96,7 +92,9 @@ __global__ void __launch_bounds__(kMostThreads, 1) slot_rows_kernel(const CMIK_C
       }
       aim(task, width, columns);
     }
-    value = finish_rows(task, slot.cls, slot.all.count, slot.template source<S>(), columns, team);
+    value =
+        finish_rows<S>(task, slot.cls, slot.all.count,
+                       SlotSource<S>{task, slot.mine.first, int(slot.mine.count)}, columns, team);
   }
   if (p.value && p.reduction != CMIK_NONE && thread() == 0) task.parts[number] = value;
 }

@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) wide_rows_kernel(const CMIK_C
       if (needs_accurate_form(kl, missing_mass))
         accurate = missing_mass + row.fold(T(0), Sum{}, [&](int64_t j) {
           const T q = p.centroids ? at_least_normal(centroid[j]) : centroid[j];
-          return divergence_term(probability(j), q, log_ratio(j), T(0));
+          return divergence(probability(j), q, log_ratio(j), T(0));
         });
       accurate *= distinct;
       value += double(accurate);

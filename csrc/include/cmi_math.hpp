@@ -79,7 +79,7 @@ CMIK_SHARED V divergence_series(V d, double) {
 
 // Q f(d), to full relative accuracy.
 template <class V, class T>
-CMIK_SHARED V divergence_term(V p, V q, V d, T) {
+CMIK_SHARED V divergence(V p, V q, V d, T) {
   const V square = d * d;
   const V series = q * square * divergence_series(d, T(0));
   const V direct = p * d + (q - p);
