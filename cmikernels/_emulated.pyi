@@ -6,6 +6,7 @@ def emulate(
     capability: int = 90,
     processors: int = 4,
     largest_cluster: int = 16,
+    clusters_of_16: int = 1,
     block_bytes: int = 24576,
     processor_bytes: int = 32768,
     cache_bytes: int = 262144,

@@ -38,7 +38,12 @@ def cuda_plan(
     capability: int,
     processors: int,
     largest_cluster: int,
+    clusters_of_16: int,
     block_bytes: int,
     processor_bytes: int,
     cache_bytes: int,
 ) -> dict[str, int | str]: ...
+
+# Where there are GPU kernels in the build.
+def cuda_chip(device: int, /) -> dict[str, int]: ...
+def cuda_info() -> dict[str, str | int | bool]: ...

@@ -82,10 +82,26 @@ py::dict cuda_info() {
   return info;
 }
 
+// By the names of cuda_plan's arguments.
+py::dict cuda_chip(int device) {
+  cmik_cuda_chip chip;
+  check(cmik_cuda_chip_of(device, &chip));
+  py::dict result;
+  result["capability"] = chip.capability;
+  result["processors"] = chip.processors;
+  result["largest_cluster"] = chip.largest_cluster;
+  result["clusters_of_16"] = chip.clusters_of_16;
+  result["block_bytes"] = chip.block_bytes;
+  result["processor_bytes"] = chip.processor_bytes;
+  result["cache_bytes"] = chip.cache_bytes;
+  return result;
+}
+
 }  // namespace
 
 void cmik::bind_cuda(py::module_& module) {
   module.def("cuda_cmi", &cuda_cmi, "One call of the GPU kernels; see csrc/include/cmikernels.h.");
+  module.def("cuda_chip", &cuda_chip, "What plans for a device depend on.");
   module.def("cuda_info", &cuda_info, "What the GPU kernels were built for, and the driver.");
 }
 
@@ -95,15 +111,17 @@ PYBIND11_MODULE(_emulated, module) {
   cmik::bind_cuda(module);
   module.def(
       "emulate",
-      [](uint64_t seed, int capability, int processors, int largest_cluster, int64_t block_bytes,
-         int64_t processor_bytes, int64_t cache_bytes) {
+      [](uint64_t seed, int capability, int processors, int largest_cluster, int clusters_of_16,
+         int64_t block_bytes, int64_t processor_bytes, int64_t cache_bytes) {
         cmik::emulator::seed() = seed;
-        cmik::emulated_chip() = {capability,  processors,      largest_cluster,
+        cmik::emulator::bulk_copies() = capability >= 90;
+        cmik::emulated_chip() = {capability,  processors,      largest_cluster, clusters_of_16,
                                  block_bytes, processor_bytes, cache_bytes};
       },
       py::kw_only(), py::arg("seed") = 0, py::arg("capability") = 90, py::arg("processors") = 4,
-      py::arg("largest_cluster") = 16, py::arg("block_bytes") = 24 << 10,
-      py::arg("processor_bytes") = 32 << 10, py::arg("cache_bytes") = 256 << 10,
+      py::arg("largest_cluster") = 16, py::arg("clusters_of_16") = 1,
+      py::arg("block_bytes") = 24 << 10, py::arg("processor_bytes") = 32 << 10,
+      py::arg("cache_bytes") = 256 << 10,
       "Describe the GPU to be emulated, and the order in which its threads take turns.");
 }
 #endif

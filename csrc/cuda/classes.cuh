@@ -10,7 +10,7 @@
 namespace cmik {
 namespace gpu {
 
-template <class S>
+template <class S, Form form>
 struct ClassWorker {
   using T = ArithmeticOf<S>;
 
@@ -33,26 +33,21 @@ struct ClassWorker {
     return {all.first + skipped, all.count - skipped < each ? all.count - skipped : each};
   }
 
-  CMIK_DEVICE int resident(const ClassRows& rows) const {
-    return rows.count < task.plan.tile_rows ? int(rows.count) : task.plan.tile_rows;
-  }
-
-  CMIK_DEVICE S* tile(int stage) const {
-    return in_shared<S>(task.shared.tiles) +
-           stage * task.plan.tile_rows * int(task.problem.channels);
-  }
   CMIK_DEVICE uint64_t* barrier(int stage) const {
     return in_shared<uint64_t>(task.shared.barriers) + stage;
   }
 
-  // Start to bring the rows that shared memory holds. Called by the first warp.
+  // Sum of the block's values.
+  CMIK_DEVICE double* total() const { return in_shared<double>(task.shared.total); }
+
+  // Start to bring the rows. Called by the first warp.
   CMIK_DEVICE void fetch(int cls, int stage) const {
     const cmik_problem& p = task.problem;
     if (cls >= p.classes) return;
     const ClassRows rows = share(rows_of_class(task, cls));
-    const int count = resident(rows);
+    const int count = int(rows.count);
     const uint32_t row_bytes = uint32_t(p.channels * int64_t(sizeof(S)));
-    S* to = tile(stage);
+    S* to = ShareSource<S, form>{task, 0, 0, stage}.tile_row(0);
     const S* features = static_cast<const S*>(p.features);
     if (thread() == 0) announce_bytes(barrier(stage), uint32_t(count) * row_bytes);
     exchange(0, 1);  // the other lanes wait for the announcement
@@ -72,9 +67,11 @@ struct ClassWorker {
     T* sums = in_shared<T>(task.shared.sums);
     const T each = T(1) / T(count);
     if (cluster() == 1) {
-      for (int j = thread(); j < width; j += threads()) centroid[j] = sums[j] * each;
+      for (int j = thread(); j < width; j += threads())
+        centroid[j] = column_sum<T>(task, width, j) * each;
       return;
     }
+    for (int j = thread(); j < width; j += threads()) sums[j] = column_sum<T>(task, width, j);
     sync_cluster();
     const int columns = int(ceil_div(width, cluster()));
     const int end = (rank() + 1) * columns < width ? (rank() + 1) * columns : width;
@@ -88,28 +85,26 @@ struct ClassWorker {
 
   CMIK_DEVICE void run() {
     const cmik_problem& p = task.problem;
-    const int stages = task.plan.stages;
-    const int width = task.packs * RowPart<S>::kEntries;
+    const int stages = form == Form::any ? 0 : task.plan.stages;
+    const int width = task.packs * pack_entries(sizeof(S));
     Columns<T> columns(task);
     Team<T> team(task);
 
-    if (thread() == 0)
+    if (thread() == 0) {
       for (int each = 0; each < stages; ++each) start_barrier(barrier(each));
+      *total() = 0;
+    }
     publish_barriers();
     sync_block();
     int cls = from(int(block()) / cluster());
     for (int stage = 0, ahead = cls; stage < stages; ++stage, ahead = next(ahead))
       if (thread() < kWarpThreads) fetch(ahead, stage);
-    for (uint32_t turn = 0; cls < p.classes; ++turn, cls = next(cls)) {
-      const int stage = stages > 0 ? int(turn % uint32_t(stages)) : 0;
+    for (int turn = 0; cls < p.classes; ++turn, cls = next(cls)) {
+      const int stage = turn & (stages - 1);  // stages are a power of 2
       const ClassRows all = rows_of_class(task, cls);
       const ClassRows mine = share(all);
-      TileSource<S> source{task, mine.first, int(mine.count), 0, nullptr};
-      if (stages > 0) {
-        source.tile = tile(stage);
-        source.resident = resident(mine);
-        await_bytes(barrier(stage), turn / uint32_t(stages) % 2);
-      }
+      const ShareSource<S, form> source{task, mine.first, int(mine.count), stage};
+      if (stages > 0) await_bytes(barrier(stage), turn & stages ? 1 : 0);
       double value = 0;
       if (all.count > 0) {
         if (p.centroids)
@@ -117,25 +112,28 @@ struct ClassWorker {
         else
           make_own(all, source, width, columns, team);
         if (p.value || p.gradient)
-          value = finish_rows<S>(task, cls, all.count, source, columns, team);
+          value = finish_rows<S, form>(task, cls, all.count, source, columns, team);
       }
-      write_results(cls, all.count, value, columns.centroid());
+      write_results(cls, value, columns.centroid());
       sync_block();  // the tile and the columns are free
-      if (stages > 0 && thread() < kWarpThreads) {
+      if (stages > 0) {
         int ahead = cls;
         for (int each = 0; each < stages; ++each) ahead = next(ahead);
-        fetch(ahead, stage);
+        if (thread() < kWarpThreads) fetch(ahead, stage);
       }
     }
+    if (thread() == 0 && p.value && (p.reduction == CMIK_MEAN || p.reduction == CMIK_SUM))
+      task.parts[block()] = *total();
   }
 
-  CMIK_DEVICE void make_own(const ClassRows& all, const TileSource<S>& source, int width,
+  CMIK_DEVICE void make_own(const ClassRows& all, const ShareSource<S, form>& source, int width,
                             Columns<T>& columns, Team<T>& team) const {
-    for (int second = 0; second <= int(task.weighted); ++second) {
-      sum_rows<S>(task, all.first, source, second, team);
+    for (int second = 0; second <= int(form == Form::any && task.weighted); ++second) {
+      if (second) sync_block();  // the first sums have been read
+      sum_rows<S, form>(task, all.first, source, second, team);
       share_centroid(all.count, width, second ? columns.rho() : columns.centroid());
     }
-    if (task.weighted) {
+    if (form == Form::any && task.weighted) {
       sync_block();
       for (int j = thread(); j < width; j += threads())
         columns.rho()[j] /= at_least_normal(columns.centroid()[j]);
@@ -143,25 +141,28 @@ struct ClassWorker {
     aim(task, width, columns);
   }
 
-  CMIK_DEVICE void write_results(int cls, int64_t count, double value, const T* centroid) const {
+  CMIK_DEVICE void write_results(int cls, double value, const T* centroid) const {
     const cmik_problem& p = task.problem;
+    const int64_t count = rows_of_class(task, cls).count;
     if (p.mean_probabilities && rank() == 0) {
       T* out = static_cast<T*>(p.mean_probabilities) + int64_t(cls) * p.channels;
       for (int64_t j = thread(); j < p.channels; j += threads())
         out[j] = count > 0 ? centroid[j] : T(0);
     }
-    if (!p.value || thread() != 0 || p.reduction == CMIK_NONE) return;
-    if (p.reduction == CMIK_CLASS && cluster() == 1)
+    if (!p.value || thread() != 0) return;
+    if (p.reduction != CMIK_CLASS)
+      *total() += value;
+    else if (cluster() == 1)
       static_cast<T*>(p.value)[cls] = count > 0 ? T(p.weight * value / double(count)) : T(0);
     else
       task.parts[int64_t(cls) * cluster() + rank()] = value;
   }
 };
 
-template <class S>
+template <class S, Form form>
 __global__ void __launch_bounds__(kMostThreads, 1) class_kernel(const CMIK_CONSTANT Task task) {
   if (leave_alone<ArithmeticOf<S>>(task, 0) && task.problem.reduction != CMIK_CLASS) return;
-  ClassWorker<S>{task}.run();
+  ClassWorker<S, form>{task}.run();
 }
 
 }  // namespace gpu

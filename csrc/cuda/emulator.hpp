@@ -1,7 +1,8 @@
 // CUDA's thread model on one host thread, so that the kernels' own source can be tested without a
 // GPU. Every CUDA thread is a fiber that runs until it has to wait. The order in which fibers take
-// turns, and whether bulk copies arrive at once or as late as they may, follow from a seed: a
-// kernel that lacks a barrier gives other numbers, or NaN, under some of them.
+// turns, which warps rest meanwhile, and whether bulk copies arrive at once or as late as they may,
+// follow from a seed: a kernel that lacks a barrier gives other numbers, or NaN, under some of
+// them.
 //
 // Checked: threads that wait for one another for ever, writes beyond a block's shared memory, and
 // alignment and size of bulk copies. Shared memory starts as NaN.
@@ -32,6 +33,7 @@ namespace emulator {
 constexpr size_t kStackBytes = 64 << 10;
 constexpr int kWarp = 32;
 constexpr int kMostBlockThreads = 1024;
+constexpr int kRest = 16;  // rounds
 constexpr size_t kCanaryBytes = 64;
 
 [[noreturn]] inline void fail(const char* what) {
@@ -41,6 +43,11 @@ constexpr size_t kCanaryBytes = 64;
 
 inline uint64_t& seed() {
   static uint64_t value = 0;
+  return value;
+}
+
+inline bool& bulk_copies() {
+  static bool value = true;
   return value;
 }
 
@@ -139,9 +146,18 @@ inline void run_fibers(std::vector<Fiber>& fibers) {
       random = random * 6364136223846793005u + 1442695040888963407u;
       std::swap(order[i - 1], order[(random >> 33) % i]);
     }
+  // Warps may also rest for a while, so that others run ahead of them.
+  std::vector<int> resting(count / kWarp);
   for (size_t left = count; left > 0;) {
     const uint64_t before = m.progress;
+    bool any_rests = false;
+    for (int& rest : resting) {
+      random = random * 6364136223846793005u + 1442695040888963407u;
+      rest = rest > 0 ? rest - 1 : seed() > 1 && (random >> 60) == 0 ? kRest : 0;
+      any_rests |= rest > 0;
+    }
     for (size_t i : order) {
+      if (resting[i / kWarp] > 0) continue;
       // Volatile, because longjmp comes back with registers of an earlier time.
       Fiber* volatile each = &fibers[i];
       if (each->done) continue;
@@ -153,7 +169,8 @@ inline void run_fibers(std::vector<Fiber>& fibers) {
       }
       if (m.current->done) --left;
     }
-    if (left > 0 && m.progress == before) fail("threads wait for one another for ever");
+    if (left > 0 && m.progress == before && !any_rests)
+      fail("threads wait for one another for ever");
   }
 }
 
@@ -254,6 +271,8 @@ inline bool any_in_warp(bool holds) {
   for (int mask = 1; mask < emulator::kWarp; mask *= 2) any |= exchange(any, mask);
   return any;
 }
+
+inline bool has_bulk_copies() { return emulator::bulk_copies(); }
 
 inline int rank_in_cluster() { return emulator::fiber().block->rank; }
 inline void sync_cluster() {

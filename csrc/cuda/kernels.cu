@@ -15,16 +15,33 @@ using Float32 = float;
 using Float64 = double;
 using S = CMIK_FEATURES;
 
+template <class Kernel>
+Kernel of_form(const Task& task, Kernel full, Kernel packed, Kernel any) {
+  return task.plan.form == Form::full ? full : task.plan.form == Form::packed ? packed : any;
+}
+
 }  // namespace gpu
 
 const GpuKernels& CMIK_CONCAT(gpu_kernels_, CMIK_FEATURES)() {
   using namespace gpu;
   static const GpuKernels kernels = {
-      [](const Launch& l, const Task& t) { return start(class_kernel<S>, l, t); },
-      [](const Launch& l, const Task& t, bool second) {
-        return start(slot_sums_kernel<S>, l, t, second);
+      [](const Launch& l, const Task& t) {
+        const auto kernel = of_form(t, class_kernel<S, Form::full>, class_kernel<S, Form::packed>,
+                                    class_kernel<S, Form::any>);
+        return start(kernel, l, t);
       },
-      [](const Launch& l, const Task& t) { return start(slot_rows_kernel<S>, l, t); },
+      [](const Launch& l, const Task& t, bool second) {
+        const auto kernel =
+            of_form(t, slot_sums_kernel<S, Form::full>, slot_sums_kernel<S, Form::packed>,
+                    slot_sums_kernel<S, Form::any>);
+        return start(kernel, l, t, second);
+      },
+      [](const Launch& l, const Task& t) {
+        const auto kernel =
+            of_form(t, slot_rows_kernel<S, Form::full>, slot_rows_kernel<S, Form::packed>,
+                    slot_rows_kernel<S, Form::any>);
+        return start(kernel, l, t);
+      },
       [](const Launch& l, const Task& t, bool second) {
         return start(wide_sums_kernel<S>, l, t, second);
       },
@@ -34,7 +51,9 @@ const GpuKernels& CMIK_CONCAT(gpu_kernels_, CMIK_FEATURES)() {
       },
       [](const Launch& l, const Task& t) { return start(total_kernel<S>, l, t); },
       [](const Launch& l, const Task& t) { return start(class_values_kernel<S>, l, t); },
-      [] { return largest_cluster_of(class_kernel<S>); },
+      [](int capability, Chip& chip) {
+        return complete_chip(class_kernel<S, Form::full>, capability, chip);
+      },
   };
   return kernels;
 }

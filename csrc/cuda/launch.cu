@@ -1,6 +1,6 @@
 // One call: its plan, what its kernels are told, and their launches one after the other.
 #include <algorithm>
-#include <array>
+#include <map>
 #include <mutex>
 
 #include "runtime.cuh"
@@ -15,7 +15,6 @@ const GpuKernels& gpu_kernels_Float16();
 namespace {
 
 constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
-constexpr int kMostDevices = 64;
 
 const GpuKernels& kernels_of(int dtype) {
   switch (dtype) {
@@ -32,23 +31,22 @@ const GpuKernels& kernels_of(int dtype) {
 
 int element_bytes(int dtype) { return dtype == CMIK_FLOAT64 ? 8 : dtype == CMIK_FLOAT32 ? 4 : 2; }
 
-// What the device is like; asked once for each.
+// What the device is like; asked until it has answered once.
 int chip_of(int device, Chip& chip) {
-  struct Known {
-    std::once_flag once;
-    int error = 0;
-    Chip chip{};
-  };
-  static std::array<Known, kMostDevices> known;
-  if (device < 0 || device >= kMostDevices) return CMIK_TOO_LARGE;
 #if defined(CMIK_EMULATED)
   return find_chip(device, gpu_kernels_Float32(), chip);
 #else
-  Known& here = known[size_t(device)];
-  std::call_once(here.once,
-                 [&] { here.error = find_chip(device, gpu_kernels_Float32(), here.chip); });
-  chip = here.chip;
-  return here.error;
+  static std::mutex mutex;
+  static std::map<int, Chip> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) {
+    chip = found->second;
+    return 0;
+  }
+  const int error = find_chip(device, gpu_kernels_Float32(), chip);
+  if (!error) known[device] = chip;
+  return error;
 #endif
 }
 
@@ -68,6 +66,7 @@ Shape shape_of(const cmik_cuda_call& call) {
   shape.given = p.centroids != nullptr;
   shape.weighted = call.incoming && p.reduction == CMIK_NONE && !p.centroids;
   shape.aligned = p.channel_stride == 1 && multiple_of(p.features, kPackBytes) &&
+                  multiple_of(p.gradient, kPackBytes) &&
                   p.channels * shape.element_bytes % kPackBytes == 0 &&
                   p.row_stride * shape.element_bytes % kPackBytes == 0;
   return shape;
@@ -82,9 +81,6 @@ Task task_of(const cmik_cuda_call& call, const Shape& shape, const Plan& plan) {
   task.incoming = call.incoming;
   task.skip_one = call.skip_one && call.incoming && p.reduction != CMIK_NONE;
   task.weighted = shape.weighted;
-  task.packed = shape.aligned;
-  task.packed_gradient =
-      multiple_of(p.gradient, kPackBytes) && p.channels * shape.element_bytes % kPackBytes == 0;
   task.consecutive = !p.order && p.row_stride == p.channels;
   task.rows_per_class = shape.ragged ? 0 : shape.largest;
   task.packs = int32_t(ceil_div(p.channels, pack_entries(shape.element_bytes)));
@@ -173,6 +169,11 @@ int prepare(const cmik_cuda_call& call, Shape& shape, Plan& plan) {
 }
 
 }  // namespace
+
+extern "C" int cmik_cuda_chip_of(int device, cmik_cuda_chip* chip) {
+  DeviceGuard guard(device);
+  return guard.error() ? guard.error() : chip_of(device, *chip);
+}
 
 extern "C" int cmik_cuda_workspace(const cmik_cuda_call* call, int64_t* bytes) {
   DeviceGuard guard(call->device);

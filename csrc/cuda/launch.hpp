@@ -24,8 +24,8 @@ struct GpuKernels {
   int (*class_means)(const Launch&, const Task&, bool second);
   int (*total)(const Launch&, const Task&);
   int (*class_values)(const Launch&, const Task&);
-  // Blocks of the largest cluster that the class kernel can run in on the current device.
-  int (*largest_cluster)();
+  // Fill in what of the current device depends on the kernels' code: capability and clusters.
+  int (*complete)(int capability, Chip&);
 };
 
 }  // namespace cmik

@@ -1,29 +1,39 @@
 #include "plan.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace cmik {
 namespace {
 
-// How a class may be held, in order of preference: the first that it fits into. Blocks of a
-// multiprocessor have 512 threads between them, which is what its registers serve, and share its
-// memory; two stages let the next class arrive while one is worked on.
+// How a class may be held: the fastest by the estimate below serves. Blocks of a multiprocessor
+// have 512 threads between them, which is what its registers serve, and share its memory. With two
+// stages the next class arrives while one is worked on.
 struct Holding {
-  int threads, cluster, stages;
+  int threads, cluster;
 };
 constexpr Holding kHoldings[] = {
-    {128, 1, 2}, {128, 2, 2},  {128, 4, 2},  {128, 8, 2}, {256, 8, 2},
-    {256, 8, 1}, {256, 16, 1}, {512, 16, 1}, {256, 1, 1}, {512, 1, 1},
+    {128, 1}, {128, 2}, {128, 4},  {128, 8}, {256, 1}, {256, 2},  {256, 4},
+    {256, 8}, {512, 1}, {256, 16}, {512, 4}, {512, 8}, {512, 16},
 };
 constexpr int kProcessorThreads = 512;
 constexpr int64_t kReservedBytes = 1024;  // of a block's shared memory, by the system
 
-constexpr int64_t kMostShareRows = 4096;  // of a class in a block: its row statistics stay there
+constexpr int64_t kMostShareRows = 4096;  // of a class in a block: their statistics stay there
 constexpr int64_t kFewRowsPerSlot = 32;   // at least, so that sums take little memory
 constexpr int64_t kSlotsPerProcessor = 16;
-constexpr int64_t kFarAway = INT32_MAX;      // an offset beyond all shared memory
-constexpr int64_t kLargeElements = 1 << 20;  // below, launches cost more than a second reading
 constexpr int kWideThreads = 256;
+constexpr int64_t kFarAway = INT32_MAX;  // an offset beyond all shared memory
+
+// The estimate, in instructions that a multiprocessor could have issued: 128 a cycle. Counted in
+// the machine code (bench/NOTES.md), but for the last three, which are an H200's.
+constexpr double kEntryCost = 26;     // of a feature: sums of P, value and gradient
+constexpr double kColumnCost = 70;    // of a column of a class, in every block that has some
+constexpr double kRemoteCost = 20;    // more in a cluster
+constexpr double kByteCost = 6.7;     // moved to or from memory
+constexpr double kClusterCost = 4e5;  // of its two barriers and of starting it
+constexpr double kSumBytes = 24;      // of a column of a slot: sums and centroids, out and in
+constexpr double kLaunchCost = 3e5;   // of a launch more
 
 int64_t power_of_2(int64_t number) {
   int64_t power = 1;
@@ -31,18 +41,16 @@ int64_t power_of_2(int64_t number) {
   return power;
 }
 
-// Threads of a team: as few as hold a row, for the fewest exchanges between them; but eight where
-// the row has as many packs, for reads of 128 bytes.
-int64_t team_lanes(const Shape& shape) {
+// The form of rows, and threads of a team: as few as hold a row, for the fewest exchanges between
+// them; but eight where the row has as many packs, for reads of 128 bytes.
+void share_row(const Shape& shape, Plan& plan) {
+  plan.form = shape.aligned && !shape.weighted ? Form::packed : Form::any;
   const int64_t packs = ceil_div(shape.channels, pack_entries(shape.element_bytes));
-  const int64_t least = power_of_2(ceil_div(packs, thread_packs(shape.element_bytes)));
-  return std::max(least, std::min<int64_t>(8, power_of_2(packs)));
-}
-
-// A class that takes much longer than the average keeps its cluster at work when all others rest.
-bool lopsided(const Shape& shape) {
-  return shape.classes * shape.largest > 4 * shape.rows &&
-         shape.rows * shape.channels > kLargeElements / 4;
+  const int64_t held = thread_packs(shape.element_bytes, plan.form);
+  const int64_t lanes =
+      std::max(power_of_2(ceil_div(packs, held)), std::min<int64_t>(8, power_of_2(packs)));
+  plan.lanes = int32_t(std::min<int64_t>(lanes, 2 * kMostThreads));
+  if (plan.form == Form::packed && packs == lanes * held) plan.form = Form::full;
 }
 
 int64_t shared_budget(const Chip& chip, int threads) {
@@ -50,66 +58,96 @@ int64_t shared_budget(const Chip& chip, int threads) {
   return std::min(chip.block_bytes, chip.processor_bytes / blocks - kReservedBytes) / 128 * 128;
 }
 
-// The plan for that holding, with as many stages up to the holding's as there are classes for, and
-// no stage where rows are not copied in bulk. False if a class does not fit.
-bool hold(const Shape& shape, const Chip& chip, const Holding& holding, bool streamed, Plan& plan) {
-  plan.threads = holding.threads;
-  plan.cluster = holding.cluster;
-  const int64_t share_rows = ceil_div(shape.largest, holding.cluster);
-  if (share_rows > kMostShareRows) return false;
-  plan.share_rows = int32_t(share_rows);
-  const bool bulk = shape.aligned && chip.capability >= 90;
-  const int64_t row_bytes = shape.channels * shape.element_bytes;
-  plan.stages = holding.stages;
-  plan.tile_rows = plan.share_rows;
-  const int64_t budget = shared_budget(chip, holding.threads);
-  const int64_t needed = shared_layout(shape, plan).bytes;
-  if (needed > budget) {
-    if (!streamed) return false;
-    const int64_t beyond = ceil_div(needed - budget, row_bytes);
-    if (beyond > plan.tile_rows) return false;
-    plan.tile_rows -= int32_t(beyond);
-  }
-  if (!bulk) plan.stages = 0, plan.tile_rows = 0;
-  const int64_t resident = std::max<int64_t>(
-      1, int64_t(chip.processors) * (kProcessorThreads / plan.threads) / plan.cluster);
-  const int64_t clusters = std::min(shape.classes, resident);
-  if (bulk) {
-    plan.stages = int32_t(std::min<int64_t>(kMostStages, ceil_div(shape.classes, clusters)));
-    while (plan.stages > 1 && shared_layout(shape, plan).bytes > budget) --plan.stages;
-  }
-  plan.blocks = clusters * plan.cluster;
-  plan.shared_bytes = shared_layout(shape, plan).bytes;
-  return plan.shared_bytes <= budget;
+// Arithmetic hides in the time that memory takes, or the other way round, the better the more
+// pieces of work are under way.
+double together(double memory, double arithmetic, double under_way) {
+  return std::max(memory, arithmetic) + std::min(memory, arithmetic) / under_way;
 }
 
+// The plan for that holding and its estimate, which is negative where it cannot serve.
+double hold(const Shape& shape, const Chip& chip, const Holding& holding, Plan& plan) {
+  plan.threads = holding.threads;
+  plan.cluster = holding.cluster;
+  if (plan.cluster > chip.largest_cluster || plan.threads < plan.lanes) return -1;
+  const int64_t share_rows = ceil_div(shape.largest, holding.cluster);
+  if (share_rows > kMostShareRows) return -1;
+  plan.share_rows = int32_t(share_rows);
+  const int64_t row_bytes = shape.channels * shape.element_bytes;
+  const int64_t budget = shared_budget(chip, holding.threads);
+  const int64_t blocks_together = kProcessorThreads / holding.threads;
+  int64_t resident = chip.processors / plan.cluster;
+  if (plan.cluster > 8) resident = std::min<int64_t>(resident, chip.clusters_of_16);
+  const int64_t clusters =
+      std::min(shape.classes, std::max<int64_t>(1, resident * blocks_together));
+  plan.blocks = clusters * plan.cluster;
+  plan.stages = 0;
+  const int64_t room = budget - shared_layout(shape, plan).bytes;
+  const int64_t held_bytes = round_up(share_rows * row_bytes, kPackBytes);
+  if (room < 0) return -1;
+  if (plan.form != Form::any && chip.capability >= 90) {
+    const int64_t fit = std::min(ceil_div(shape.classes, clusters), room / held_bytes);
+    plan.stages = fit >= 4 ? 4 : fit >= 2 ? 2 : int32_t(fit);
+    if (plan.stages == 0) return -1;
+  }
+  plan.shared_bytes = shared_layout(shape, plan).bytes;
+
+  // What is not held is read again: from L2 if the classes at work fit it.
+  const double class_bytes = double(ceil_div(shape.rows, shape.classes) * row_bytes);
+  const bool cached = class_bytes * double(clusters) * 4 <= double(chip.cache_bytes) * 3;
+  const double bytes_moved = shape.element_bytes * (plan.stages > 0 ? 2 : cached ? 2.7 : 3);
+  const int64_t teams = plan.threads / plan.lanes;
+  const auto block_cost = [&](int64_t rows) {
+    const double entries = double(round_up(rows, teams) * shape.channels);
+    const double columns =
+        double(shape.channels) * (kColumnCost + (plan.cluster > 1 ? kRemoteCost : 0));
+    return std::pair(double(rows * shape.channels) * bytes_moved * kByteCost,
+                     entries * kEntryCost + columns);
+  };
+  // All classes of the average size on all multiprocessors, or the largest class alone.
+  const auto [memory, arithmetic] =
+      block_cost(ceil_div(ceil_div(shape.rows, shape.classes), plan.cluster));
+  const double turns =
+      double(ceil_div(ceil_div(shape.classes, clusters) * plan.blocks, chip.processors));
+  const double under_way = double(blocks_together) * std::max(1, plan.stages);
+  const auto [largest_memory, largest_arithmetic] = block_cost(plan.share_rows);
+  return std::max(turns * together(memory, arithmetic, under_way),
+                  together(largest_memory, largest_arithmetic, 1)) +
+         (plan.cluster > 1 ? kClusterCost : 0);
+}
+
+void divide_into_slots(const Shape& shape, const Chip& chip, Plan& plan) {
+  plan.rows_per_slot =
+      std::max(kFewRowsPerSlot, ceil_div(shape.rows, kSlotsPerProcessor * chip.processors));
+  // Of unequal classes, class y's slots start at offsets[y] / rows_per_slot + y.
+  plan.slots = shape.ragged ? shape.rows / plan.rows_per_slot + shape.classes
+                            : shape.classes * ceil_div(shape.largest, plan.rows_per_slot);
+}
+
+double slots_cost(const Shape& shape, const Chip& chip) {
+  Plan plan{};
+  divide_into_slots(shape, chip, plan);
+  const double rows = double(std::min(plan.rows_per_slot, shape.largest));
+  const double slot =
+      rows * double(shape.channels) * together(3 * shape.element_bytes * kByteCost, kEntryCost, 2) +
+      double(shape.channels) * (2 * kColumnCost + kSumBytes * kByteCost);
+  const double used = double(shape.rows) / rows;  // slots that have rows, about
+  return std::max(used / chip.processors, 1.0) * slot + 3 * kLaunchCost;
+}
+
+// The fastest holding, if it is faster than slots.
 bool plan_classes(const Shape& shape, const Chip& chip, Plan& plan) {
-  const int64_t class_bytes = shape.largest * shape.channels * shape.element_bytes;
+  double best = slots_cost(shape, chip);
   bool found = false;
   for (const Holding& holding : kHoldings) {
-    if (holding.cluster > chip.largest_cluster || holding.threads < plan.lanes) continue;
-    found = hold(shape, chip, holding, false, plan);
-    if (!found) continue;
-    // Few classes: more blocks for each, while every team keeps a row.
-    Holding wider = holding;
-    while (shape.classes * wider.cluster < chip.processors &&
-           wider.cluster * 2 <= std::min(chip.largest_cluster, 8) &&
-           shape.largest >= 4 * wider.cluster * (wider.threads / plan.lanes)) {
-      wider.cluster *= 2;
-      hold(shape, chip, wider, false, plan);
-    }
-    break;
+    Plan candidate = plan;
+    const double cost = hold(shape, chip, holding, candidate);
+    // Later ones are larger: they have to be clearly faster.
+    if (cost < 0 || cost > (found ? 0.95 : 1.0) * best) continue;
+    best = cost;
+    plan = candidate;
+    found = true;
   }
-  if (!found && chip.largest_cluster > 1) {
-    // Most of the class in shared memory; what is read twice should still be in L2.
-    const Holding largest = {kMostThreads, std::min(chip.largest_cluster, 16), 1};
-    const int64_t at_work = std::max(1, chip.processors / largest.cluster);
-    if (class_bytes * at_work <= chip.cache_bytes / 4 * 3)
-      found = hold(shape, chip, largest, true, plan);
-  }
-  if (!found) return false;
-  const bool idle = shape.classes * plan.cluster * 2 < chip.processors;
-  return !(idle && shape.rows * shape.channels > kLargeElements);
+  return found;
 }
 
 }  // namespace
@@ -118,23 +156,31 @@ SharedLayout shared_layout(const Shape& shape, const Plan& plan) {
   const int64_t number = arithmetic_bytes(shape.element_bytes);
   const int64_t width = round_up(shape.channels, pack_entries(shape.element_bytes)) * number;
   const int64_t warps = plan.threads / kWarpThreads;
-  const int64_t sum_rows = plan.lanes <= kWarpThreads ? warps : plan.threads / plan.lanes;
+  const int64_t sum_rows = std::min(sum_rows_of(plan.threads, plan.lanes), kMostSumRows);
   SharedLayout at{};
   int64_t used = 0;
   const auto take = [&used](int64_t bytes) {
     const int64_t start = used;
-    used += round_up(bytes, kPackBytes);
+    used += round_up(std::max<int64_t>(bytes, 0), kPackBytes);
     return int32_t(std::min(start, kFarAway));
   };
+  at.total = take(int64_t(sizeof(double)));
   at.reduction = take(warps * int64_t(sizeof(double)));
   at.exchange = take(2 * warps * number);
   at.barriers = take(kMostStages * int64_t(sizeof(uint64_t)));
-  at.sums = take(sum_rows * width);
-  at.centroid = take(width);
-  at.target = take(width);
-  at.rho = take(shape.weighted ? width : 0);
+  if (shape.weighted) {
+    at.sums = take(sum_rows * width);
+    at.centroid = take(width);
+    at.target = take(width);
+    at.rho = take(width);
+  } else {
+    at.sums = take(width);
+    at.centroid = take(width);
+    at.target = take(width);
+    take((sum_rows - 3) * width);
+  }
   at.stats = take(plan.kind == Kind::classes ? 2 * plan.share_rows * number : 0);
-  at.tiles = take(int64_t(plan.stages) * plan.tile_rows * shape.channels * shape.element_bytes);
+  at.tiles = take(int64_t(plan.stages) * plan.share_rows * shape.channels * shape.element_bytes);
   at.bytes = round_up(used, 128);
   return at;
 }
@@ -162,14 +208,13 @@ Workspace workspace_layout(const Shape& shape, const Plan& plan) {
 
 Plan make_plan(const Shape& shape, const Chip& chip) {
   Plan plan{};
-  plan.lanes = int32_t(std::min<int64_t>(team_lanes(shape), 2 * kMostThreads));
+  share_row(shape, plan);
   plan.kind = Kind::classes;
   const bool fits = plan.lanes <= kMostThreads;
-  if (!fits || lopsided(shape) || !plan_classes(shape, chip, plan)) {
-    const int32_t lanes = plan.lanes;
+  if (!fits || !plan_classes(shape, chip, plan)) {
     plan = Plan{};
     plan.kind = Kind::slots;
-    plan.lanes = lanes;
+    share_row(shape, plan);
     plan.threads = std::max(128, plan.lanes);
     plan.shared_bytes = shared_layout(shape, plan).bytes;
     if (!fits || plan.shared_bytes > chip.block_bytes) {
@@ -178,11 +223,7 @@ Plan make_plan(const Shape& shape, const Chip& chip) {
       plan.shared_bytes = kWideThreads / kWarpThreads * int64_t(sizeof(double)) * 2;
     }
     plan.cluster = 1;
-    plan.rows_per_slot =
-        std::max(kFewRowsPerSlot, ceil_div(shape.rows, kSlotsPerProcessor * chip.processors));
-    // Of unequal classes, class y's slots start at offsets[y] / rows_per_slot + y.
-    plan.slots = shape.ragged ? shape.rows / plan.rows_per_slot + shape.classes
-                              : shape.classes * ceil_div(shape.largest, plan.rows_per_slot);
+    divide_into_slots(shape, chip, plan);
     plan.blocks = plan.slots;
   }
   plan.parts = plan.slots > 0 ? plan.slots : shape.classes * plan.cluster;

@@ -1,8 +1,8 @@
 // How a call is computed, from its sizes and the chip alone. Plain C++: tested without a GPU.
 //
 //   classes   a cluster of blocks holds a class in shared memory: one launch reads and writes once.
-//             Rows that do not fit, or may not be copied in bulk, are read twice, the second time
-//             from L2.
+//             Where it does not fit, or may not be copied in bulk, it is read twice, the second
+//             time from L2.
 //   slots     few or huge classes: blocks for slots of rows; sums, centroids, value and gradient
 //   wide      rows beyond the registers of a block: the same, column by column
 //
@@ -12,19 +12,20 @@
 #include <cstdint>
 
 #include "cmi_math.hpp"
+#include "cmikernels.h"
 
 namespace cmik {
 
 enum class Kind : int32_t { classes, slots, wide };
 
-struct Chip {
-  int32_t capability;       // 90 for 9.0
-  int32_t processors;       // multiprocessors
-  int32_t largest_cluster;  // blocks; 1 without clusters
-  int64_t block_bytes;      // shared memory that a block may have
-  int64_t processor_bytes;  // shared memory of a multiprocessor
-  int64_t cache_bytes;      // L2
+// What is known of all rows when a kernel is compiled.
+enum class Form : int32_t {
+  full,    // every lane has all its packs; like `packed`
+  packed,  // rows are made of packs, and their weights are equal; held where there are bulk copies
+  any      // read and written entry by entry
 };
+
+using Chip = cmik_cuda_chip;
 
 struct Shape {
   int64_t rows;
@@ -33,38 +34,39 @@ struct Shape {
   int64_t channels;
   int32_t element_bytes;
   bool ragged;    // classes differ in size, and rows may stand in any order
-  bool aligned;   // rows consist of 16-byte packs
+  bool aligned;   // rows consist of 16-byte packs, of the gradient too
   bool given;     // centroids are given
   bool weighted;  // rows' weights differ and centroids are their own
 };
 
 struct Plan {
   Kind kind;
+  Form form;
   int32_t lanes;       // threads of a team
   int32_t threads;     // of a block
   int32_t cluster;     // blocks of a cluster
   int32_t stages;      // classes a block has in shared memory at once
-  int32_t tile_rows;   // rows of each that it holds
   int32_t share_rows;  // rows of the largest class that fall to a block
   int64_t rows_per_slot;
   int64_t blocks;        // of the main launch
   int64_t slots;         // 0 but for kinds slots and wide
   int64_t shared_bytes;  // of a block of the main launch
-  int64_t parts;         // partial values that the last launch adds up
+  int64_t parts;         // partial values of classes, at most
   int64_t workspace_bytes;
 };
 
 // Where things are in a block's shared memory, in bytes from its start.
 struct SharedLayout {
+  int32_t total;      // a double
   int32_t reduction;  // one number a warp, for whole blocks
   int32_t exchange;   // two a warp, by turns, for teams of several warps
   int32_t barriers;   // one for each stage
-  int32_t sums;       // (sum_rows, width)
-  int32_t centroid;   // (width)
-  int32_t target;     // (width)
+  int32_t sums;       // (sum rows, width)
+  int32_t centroid;   // (width), in the place of sums but the first row, where there is no rho
+  int32_t target;     // (width), likewise
   int32_t rho;        // (width), where row weights differ
   int32_t stats;      // (share_rows) peak and total
-  int32_t tiles;      // (stages, tile_rows, channels) of features
+  int32_t tiles;      // (stages, share_rows, channels) of features
   int64_t bytes;
 };
 
@@ -73,14 +75,23 @@ constexpr int kMostThreads = 512;
 constexpr int kMostStages = 4;
 constexpr int kWarpThreads = 32;
 
+constexpr int kMostSumRows = 4;
+
 CMIK_SHARED constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Entries of a row in a pack, and packs of a row that a thread holds: 32 numbers in registers
-// beside as many sums, or a quarter as many of double.
+// beside as many sums, or a quarter as many of double; half as many where more is to be minded.
 CMIK_SHARED constexpr int pack_entries(int element_bytes) { return kPackBytes / element_bytes; }
-CMIK_SHARED constexpr int thread_packs(int element_bytes) { return element_bytes == 4 ? 8 : 4; }
+CMIK_SHARED constexpr int thread_packs(int element_bytes, Form form) {
+  return (element_bytes == 4 ? 8 : 4) / (form == Form::any ? 2 : 1);
+}
 constexpr int arithmetic_bytes(int element_bytes) { return element_bytes == 8 ? 8 : 4; }
+
+// Sums of rows that the threads of a block make: one a warp, or one a team of several.
+CMIK_SHARED constexpr int sum_rows_of(int threads, int lanes) {
+  return threads / (lanes > kWarpThreads ? lanes : kWarpThreads);
+}
 
 // Numbers in the workspace, in arithmetic type but for `parts`, which are double.
 struct Workspace {

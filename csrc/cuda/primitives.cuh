@@ -59,6 +59,14 @@ CMIK_DEVICE T exchange(T value, int mask) {
 // Whether it holds in any lane of the warp.
 CMIK_DEVICE bool any_in_warp(bool holds) { return __any_sync(0xffffffffu, holds); }
 
+CMIK_DEVICE constexpr bool has_bulk_copies() {
+#if defined(CMIK_HAS_CLUSTERS)
+  return true;
+#else
+  return false;
+#endif
+}
+
 CMIK_DEVICE int rank_in_cluster() {
 #if defined(CMIK_HAS_CLUSTERS)
   int rank;

@@ -25,10 +25,13 @@ struct Largest {
   }
 };
 
-// Everyone's number put together in an order that is always the same; all get the result.
+// The numbers of `lanes` threads put together in an order that is always the same; all get the
+// result.
 template <class T, class Op>
 CMIK_DEVICE T reduce_warp(T value, int lanes, Op op) {
-  for (int mask = lanes / 2; mask > 0; mask /= 2) value = op(value, exchange(value, mask));
+#pragma unroll
+  for (int mask = kWarpThreads / 2; mask > 0; mask /= 2)
+    if (mask < lanes) value = op(value, exchange(value, mask));
   return value;
 }
 template <class T, class Op>
@@ -91,29 +94,27 @@ struct SlotSource {
   int64_t first;  // position in class-sorted order
   int count;
 
-  CMIK_DEVICE const S* in_memory(int, int64_t row) const {
-    return static_cast<const S*>(task.problem.features) + row * task.problem.row_stride;
-  }
+  CMIK_DEVICE bool in_tile() const { return false; }
+  CMIK_DEVICE const S* tile_row(int) const { return nullptr; }
   CMIK_DEVICE RowStats<T>& stats(int r) const {
     return static_cast<RowStats<T>*>(task.stats)[first + r];
   }
 };
 
-// The same in shared memory, of all rows or the first of them.
-template <class S>
-struct TileSource {
+// Those of a block's share of a class, in shared memory where the form says so and the chip can.
+template <class S, Form form>
+struct ShareSource {
   using T = ArithmeticOf<S>;
 
   const Task& task;
   int64_t first;
   int count;
-  int resident;
-  const S* tile;
+  int stage;
 
-  CMIK_DEVICE const S* in_memory(int r, int64_t row) const {
-    const cmik_problem& p = task.problem;
-    return r < resident ? tile + r * int(p.channels)
-                        : static_cast<const S*>(p.features) + row * p.row_stride;
+  CMIK_DEVICE bool in_tile() const { return form != Form::any && has_bulk_copies(); }
+  CMIK_DEVICE S* tile_row(int r) const {
+    return in_shared<S>(task.shared.tiles) +
+           (stage * task.plan.share_rows + r) * int(task.problem.channels);
   }
   CMIK_DEVICE RowStats<T>& stats(int r) const {
     return in_shared<RowStats<T>>(task.shared.stats)[r];
@@ -121,11 +122,12 @@ struct TileSource {
 };
 
 // The entries of one row that a thread holds.
-template <class S>
+template <class S, Form form>
 struct RowPart {
   using T = ArithmeticOf<S>;
   static constexpr int kEntries = pack_entries(sizeof(S));
-  static constexpr int kPacks = thread_packs(sizeof(S));
+  static constexpr int kPacks = thread_packs(sizeof(S), form);
+  static constexpr int kChains = 2;  // of dependent additions, side by side
 
   struct alignas(kPackBytes) Pack {
     S entries[kEntries];
@@ -134,51 +136,88 @@ struct RowPart {
   struct alignas(kPackBytes) PackColumns {
     T of[kEntries];
   };
-  static CMIK_DEVICE PackColumns columns(const T* vector, int pack) {
-    return reinterpret_cast<const PackColumns*>(vector)[pack];
+  static CMIK_DEVICE PackColumns& columns(T* vector, int pack) {
+    return reinterpret_cast<PackColumns*>(vector)[pack];
   }
 
+  const Task& task;
+  const Team<T>& team;
   T z[kPacks][kEntries];
 
-  // What lies beyond the row has probability 0.
-  CMIK_DEVICE void load(const Task& task, const S* memory, const Team<T>& team) {
+  CMIK_DEVICE RowPart(const Task& a_task, const Team<T>& a_team) : task(a_task), team(a_team) {}
+
+  // Whether this lane has a k-th pack, and visit(k, pack) for all that it has.
+  CMIK_DEVICE bool has(int k) const {
+    return form == Form::full || k * team.lanes() + team.lane() < task.packs;
+  }
+  template <class Visit>
+  CMIK_DEVICE void each_pack(Visit visit) const {
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k)
+      if (has(k)) visit(k, k * team.lanes() + team.lane());
+  }
+
+  template <class Source>
+  CMIK_DEVICE void load(const Source& source, int r) {
+    if (source.in_tile()) return load_packs(source.tile_row(r));
     const cmik_problem& p = task.problem;
-    const T nothing = T(-INFINITY);
-    if (task.packed) {
-      const Pack* packs = reinterpret_cast<const Pack*>(memory) + team.lane();
+    const int64_t row = source_row(task, source.first + r);
+    const S* memory = static_cast<const S*>(p.features) + row * p.row_stride;
+    if (form != Form::any)
+      load_packs(memory);
+    else
+      load_entries(memory);
+  }
+
+  CMIK_DEVICE void load_packs(const S* memory) {
+    clear();
+    const Pack* packs = reinterpret_cast<const Pack*>(memory);
+    each_pack([&](int k, int pack) {
+      const Pack entries = packs[pack];
 #pragma unroll
-      for (int k = 0; k < kPacks; ++k) {
-        if (k * team.lanes() + team.lane() < task.packs) {
-          const Pack pack = packs[k * team.lanes()];
+      for (int i = 0; i < kEntries; ++i) z[k][i] = to_arithmetic(entries.entries[i]);
+    });
+  }
+
+  CMIK_DEVICE void load_entries(const S* memory) {
+    clear();
+    const cmik_problem& p = task.problem;
+    each_pack([&](int k, int pack) {
+      int left = int(p.channels) - pack * kEntries;
+      const S* entry = memory + pack * kEntries * p.channel_stride;
 #pragma unroll
-          for (int i = 0; i < kEntries; ++i) z[k][i] = to_arithmetic(pack.entries[i]);
-        } else {
-#pragma unroll
-          for (int i = 0; i < kEntries; ++i) z[k][i] = nothing;
-        }
+      for (int i = 0; i < kEntries; ++i) {
+        if (left > 0) z[k][i] = to_arithmetic(*entry);
+        entry += p.channel_stride;
+        --left;
       }
-    } else {
-      const S* entry = memory + team.lane() * kEntries * p.channel_stride;
-      int left = int(p.channels) - team.lane() * kEntries;
+    });
+  }
+
+  // What lies beyond the row has probability 0.
+  CMIK_DEVICE void clear() {
+    if constexpr (form != Form::full)
 #pragma unroll
-      for (int k = 0; k < kPacks; ++k) {
+      for (int k = 0; k < kPacks; ++k)
 #pragma unroll
-        for (int i = 0; i < kEntries; ++i)
-          z[k][i] = i < left ? to_arithmetic(entry[i * p.channel_stride]) : nothing;
-        entry += team.lanes() * kEntries * p.channel_stride;
-        left -= team.lanes() * kEntries;
-      }
+        for (int i = 0; i < kEntries; ++i) z[k][i] = T(-INFINITY);
+  }
+
+  // All entries of f(k, i) put together, over this thread's chains and then the team.
+  template <class Op, class F>
+  CMIK_DEVICE T fold(Team<T>& meeting, Op op, F f) const {
+    T chains[kChains];
+#pragma unroll
+    for (int n = 0; n < kPacks * kEntries; ++n) {
+      const T term = f(n / kEntries, n % kEntries);
+      chains[n % kChains] = n < kChains ? term : op(chains[n % kChains], term);
     }
+    return meeting.reduce(op(chains[0], chains[1]), op);
   }
 
   // z becomes z - peak; returns the peak.
-  CMIK_DEVICE T take_peak(Team<T>& team) {
-    T peak = z[0][0];
-#pragma unroll
-    for (int k = 0; k < kPacks; ++k)
-#pragma unroll
-      for (int i = 0; i < kEntries; ++i) peak = maximum(peak, z[k][i]);
-    peak = team.reduce(peak, Largest{});
+  CMIK_DEVICE T take_peak(Team<T>& meeting) {
+    const T peak = fold(meeting, Largest{}, [&](int k, int i) { return z[k][i]; });
     subtract(peak);
     return peak;
   }
@@ -191,44 +230,33 @@ struct RowPart {
   }
 
   // e = exp(z / tau)
-  CMIK_DEVICE void exponentials(T exponent_scale, T (&e)[kPacks][kEntries]) const {
+  CMIK_DEVICE void exponentials(T (&e)[kPacks][kEntries]) const {
+    const T scale = factors_of<T>(task).exponent_scale;
 #pragma unroll
     for (int k = 0; k < kPacks; ++k)
 #pragma unroll
-      for (int i = 0; i < kEntries; ++i) e[k][i] = exp2_of(z[k][i] * exponent_scale);
+      for (int i = 0; i < kEntries; ++i) e[k][i] = exp2_of(z[k][i] * scale);
   }
 };
 
-template <class T, int K, int I>
-CMIK_DEVICE T sum_of(const T (&e)[K][I], Team<T>& team) {
-  T sum = 0;
-#pragma unroll
-  for (int k = 0; k < K; ++k)
-#pragma unroll
-    for (int i = 0; i < I; ++i) sum += e[k][i];
-  return team.reduce(sum, Sum{});
-}
-
-// Sums of P over rows, by column: into the first row of the sums in shared memory. The second time
-// with the weights of the rows, less that of the class's first: rho does not depend on what is
-// subtracted.
-template <class S, class Source>
+// Sums of P over rows, by column, for column_sum(). The second time with the weights of the rows,
+// less that of the class's first: rho does not depend on what is subtracted.
+template <class S, Form form, class Source>
 CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const Source& source, bool second,
                           Team<ArithmeticOf<S>>& team) {
   using T = ArithmeticOf<S>;
-  using Part = RowPart<S>;
-  const T scale = factors_of<T>(task).exponent_scale;
+  using Part = RowPart<S, form>;
+  if (form != Form::any) second = false;
   const T weight = factors_of<T>(task).row_scale;
   T weight_of_first = 0;
   if (second) weight_of_first = row_weight(task, weight, source_row(task, class_first));
+  Part part(task, team);
   T acc[Part::kPacks][Part::kEntries] = {};
   for (int base = team.first(); base < source.count; base += team.step()) {
     // A warp's teams go on together; one without a row of its own takes the last, for nothing.
     const bool active = base + team.offset() < source.count;
     const int r = active ? base + team.offset() : source.count - 1;
-    const int64_t row = source_row(task, source.first + r);
-    Part part;
-    part.load(task, source.in_memory(r, row), team);
+    part.load(source, r);
     RowStats<T> stats{};
     if (second) {
       stats = source.stats(r);
@@ -237,13 +265,14 @@ CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const Source& s
       stats.peak = part.take_peak(team);
     }
     T e[Part::kPacks][Part::kEntries];
-    part.exponentials(scale, e);
+    part.exponentials(e);
     if (!second) {
-      stats.total = sum_of(e, team);
+      stats.total = part.fold(team, Sum{}, [&](int k, int i) { return e[k][i]; });
       if (active && team.lane() == 0) source.stats(r) = stats;
     }
     T factor = 1 / stats.total;
-    if (second) factor *= row_weight(task, weight, row) - weight_of_first;
+    if (second)
+      factor *= row_weight(task, weight, source_row(task, source.first + r)) - weight_of_first;
     if (!active) factor = 0;
 #pragma unroll
     for (int k = 0; k < Part::kPacks; ++k)
@@ -251,30 +280,50 @@ CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const Source& s
       for (int i = 0; i < Part::kEntries; ++i) acc[k][i] += e[k][i] * factor;
   }
 
-  const int width = task.packs * Part::kEntries;
-  T* sums = in_shared<T>(task.shared.sums);
-  const int sum_row = team.within_warp() ? thread() / kWarpThreads : team.number();
-  const int sum_rows = team.within_warp() ? threads() / kWarpThreads : team.step();
-  for (int mask = team.lanes(); mask < kWarpThreads; mask *= 2)
+#pragma unroll
+  for (int mask = 1; mask < kWarpThreads; mask *= 2) {
+    if (mask < team.lanes()) continue;
 #pragma unroll
     for (int k = 0; k < Part::kPacks; ++k)
 #pragma unroll
       for (int i = 0; i < Part::kEntries; ++i) acc[k][i] += exchange(acc[k][i], mask);
-#pragma unroll
-  for (int k = 0; k < Part::kPacks; ++k) {
-    const int pack = k * team.lanes() + team.lane();
-    if (pack >= task.packs || team.offset() > 0) break;
-#pragma unroll
-    for (int i = 0; i < Part::kEntries; ++i)
-      sums[sum_row * width + pack * Part::kEntries + i] = acc[k][i];
   }
-  sync_block();
-  for (int j = thread(); j < width; j += threads()) {
-    T sum = sums[j];
-    for (int other = 1; other < sum_rows; ++other) sum += sums[other * width + j];
-    sums[j] = sum;
+  // Whoever has no row of sums brings its own to one that has.
+  const int width = task.packs * Part::kEntries;
+  const int all = sum_rows_of(threads(), team.lanes());
+  const int mine = team.within_warp() ? thread() / kWarpThreads : team.number();
+  T* sums = in_shared<T>(task.shared.sums) + mine % kMostSumRows * width;
+  const auto put = [&] {
+    if (team.offset() > 0) return;
+    part.each_pack([&](int k, int pack) {
+#pragma unroll
+      for (int i = 0; i < Part::kEntries; ++i) Part::columns(sums, pack).of[i] = acc[k][i];
+    });
+  };
+  for (int from = kMostSumRows; from < all; from += kMostSumRows) {
+    if (mine / kMostSumRows == from / kMostSumRows) put();
+    sync_block();
+    if (mine < kMostSumRows && mine + from < all && team.offset() == 0)
+      part.each_pack([&](int k, int pack) {
+#pragma unroll
+        for (int i = 0; i < Part::kEntries; ++i) acc[k][i] += Part::columns(sums, pack).of[i];
+      });
+    sync_block();
   }
+  if (mine < kMostSumRows) put();
   sync_block();
+}
+
+// What sum_rows() has made of a column. It may then be written over by whoever read it.
+template <class T>
+CMIK_DEVICE T column_sum(const Task& task, int width, int j) {
+  const T* sums = in_shared<T>(task.shared.sums);
+  const int rows = sum_rows_of(threads(), task.plan.lanes);
+  T sum = sums[j];
+#pragma unroll
+  for (int row = 1; row < kMostSumRows; ++row)
+    if (row < rows) sum += sums[row * width + j];
+  return sum;
 }
 
 // What rows of a class are compared with. Column vectors are (width); beyond the row the centroid
@@ -302,8 +351,9 @@ CMIK_DEVICE void aim(const Task& task, int width, Columns<T>& columns) {
   for (int j = thread(); j < width; j += threads()) top = maximum(top, columns.centroid()[j]);
   top = reduce_block(top, memory, Largest{});
   columns.top = top > 1 ? T(1) : top;
+  const T share = 1 / columns.top;
   for (int j = thread(); j < width; j += threads())
-    columns.target()[j] = log_of(at_least_normal(columns.centroid()[j]) / columns.top);
+    columns.target()[j] = log_of(at_least_normal(columns.centroid()[j]) * share);
   sync_block();
 }
 
@@ -323,23 +373,24 @@ CMIK_DEVICE void take_given(const Task& task, int64_t cls, int width, Columns<T>
 
 // Value and gradient of the rows. Returns the sum of their KL, of the block's rows on every thread.
 // Peaks and totals are made here where centroids are given.
-template <class S, class Source>
+template <class S, Form form, class Source>
 CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_count,
                                const Source& source, const Columns<ArithmeticOf<S>>& columns,
                                Team<ArithmeticOf<S>>& team) {
   using T = ArithmeticOf<S>;
-  using Part = RowPart<S>;
+  using Part = RowPart<S, form>;
   const cmik_problem& p = task.problem;
-  const T scale = factors_of<T>(task).exponent_scale, inverse_tau = factors_of<T>(task).inverse_tau;
+  const bool weighted = form == Form::any && task.weighted;
+  const T inverse_tau = factors_of<T>(task).inverse_tau;
   // A class of one row is its own centroid: exactly nothing, or NaN if the row is.
   const T distinct = !p.centroids && class_count == 1 ? T(0) : T(1);
   const T weight_of_class = class_weight<T>(task, cls, class_count);
+  Part part(task, team);
   for (int base = team.first(); base < source.count; base += team.step()) {
     const bool active = base + team.offset() < source.count;
     const int r = active ? base + team.offset() : source.count - 1;
-    Part part;
-    part.load(task, source.in_memory(r, source_row(task, source.first + r)), team);
-    RowStats<T> stats{};
+    part.load(source, r);
+    RowStats<T> stats{0, 1};
     if (p.centroids) {
       part.take_peak(team);
     } else {
@@ -347,48 +398,44 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
       part.subtract(stats.peak);
     }
     T e[Part::kPacks][Part::kEntries];  // P total
-    part.exponentials(scale, e);
-    const T total = p.centroids ? sum_of(e, team) : stats.total;
-    const T inverse_total = 1 / total, offset = log_of(total * columns.top);
+    part.exponentials(e);
+    if (p.centroids) stats.total = part.fold(team, Sum{}, [&](int k, int i) { return e[k][i]; });
+    const T inverse_total = 1 / stats.total, offset = log_of(stats.total * columns.top);
 
     // z becomes d = log(P / Q)
-    T kl = 0, rho_mean = 0;
-#pragma unroll
-    for (int k = 0; k < Part::kPacks; ++k) {
-      const int pack = k * team.lanes() + team.lane();
-      if (pack >= task.packs) break;
+    part.each_pack([&](int k, int pack) {
       const auto target = Part::columns(columns.target(), pack);
 #pragma unroll
       for (int i = 0; i < Part::kEntries; ++i) {
         T& d = part.z[k][i];
         d = maximum((d * inverse_tau - target.of[i]) - offset, T(kLowest));
-        kl += e[k][i] * d;
       }
-      if (task.weighted) {
-        const auto rho = Part::columns(columns.rho(), pack);
-#pragma unroll
-        for (int i = 0; i < Part::kEntries; ++i) rho_mean += e[k][i] * rho.of[i];
-      }
-    }
-    kl = team.reduce(kl, Sum{}) * inverse_total;
-    if (task.weighted) rho_mean = team.reduce(rho_mean, Sum{}) * inverse_total;
+    });
+    const auto kl_term = [&](int k, int i) { return part.has(k) ? e[k][i] * part.z[k][i] : T(0); };
+    const T kl = part.fold(team, Sum{}, kl_term) * inverse_total;
 
     if (p.value) {
       T accurate = kl;
       const bool wanted = needs_accurate_form(kl, columns.missing_mass);
-      // A warp goes the same way, because its threads exchange numbers.
-      if (any_in_warp(wanted)) {
+      if (any_in_warp(wanted)) {  // whose threads exchange numbers
         T sum = 0;
-#pragma unroll
-        for (int k = 0; k < Part::kPacks; ++k) {
-          const int pack = k * team.lanes() + team.lane();
-          if (pack >= task.packs) break;
-          const auto centroid = Part::columns(columns.centroid(), pack);
+        part.each_pack([&](int k, int pack) {
+          T farthest = 0;
 #pragma unroll
           for (int i = 0; i < Part::kEntries; ++i)
-            sum += divergence(e[k][i] * inverse_total, centroid.of[i], part.z[k][i], T(0));
-        }
-        sum = team.reduce(sum, Sum{}) + columns.missing_mass;
+            farthest = maximum(farthest, T(fabs(part.z[k][i])));
+          if (farthest <= Limits<T>::series_reach) {
+#pragma unroll
+            for (int i = 0; i < Part::kEntries; ++i)
+              sum += near_divergence(e[k][i], part.z[k][i], T(0));
+          } else {
+            const auto centroid = Part::columns(columns.centroid(), pack);
+#pragma unroll
+            for (int i = 0; i < Part::kEntries; ++i)
+              sum += divergence(e[k][i], centroid.of[i] * stats.total, part.z[k][i], T(0));
+          }
+        });
+        sum = team.reduce(sum, Sum{}) * inverse_total + columns.missing_mass;
         if (wanted) accurate = sum;
       }
       accurate *= distinct;
@@ -400,21 +447,27 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
       }
     }
 
+    T rho_mean = 0;
+    if (weighted) {
+      part.each_pack([&](int k, int pack) {
+        const auto rho = Part::columns(columns.rho(), pack);
+#pragma unroll
+        for (int i = 0; i < Part::kEntries; ++i) rho_mean += e[k][i] * rho.of[i];
+      });
+      rho_mean = team.reduce(rho_mean, Sum{}) * inverse_total;
+    }
     if (!p.gradient || !active) continue;
     const int64_t row = source_row(task, source.first + r);
     S* out = static_cast<S*>(p.gradient) + row * p.channels;
     const T weight = row_weight(task, weight_of_class, row);
     const T mass = distinct * inverse_total * inverse_tau;
     const T slope = distinct * inverse_total * (weight * inverse_tau);
-#pragma unroll
-    for (int k = 0; k < Part::kPacks; ++k) {
-      const int pack = k * team.lanes() + team.lane();
-      if (pack >= task.packs) break;
+    part.each_pack([&](int k, int pack) {
       T g[Part::kEntries];
       // The probability first, so that 0 wins over whatever d is.
 #pragma unroll
       for (int i = 0; i < Part::kEntries; ++i) g[i] = e[k][i] * slope * (part.z[k][i] - kl);
-      if (task.weighted) {
+      if (weighted) {
         const auto rho = Part::columns(columns.rho(), pack);
 #pragma unroll
         for (int i = 0; i < Part::kEntries; ++i) g[i] += e[k][i] * mass * (rho_mean - rho.of[i]);
@@ -426,15 +479,15 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
         round_pair(g[i], g[i + 1], pair);
         rounded.entries[i] = pair[0], rounded.entries[i + 1] = pair[1];
       }
-      if (task.packed_gradient) {
-        *reinterpret_cast<typename Part::Pack*>(out + pack * Part::kEntries) = rounded;
+      if (form != Form::any) {
+        reinterpret_cast<typename Part::Pack*>(out)[pack] = rounded;
       } else {
 #pragma unroll
         for (int i = 0; i < Part::kEntries; ++i)
           if (pack * Part::kEntries + i < p.channels)
             out[pack * Part::kEntries + i] = rounded.entries[i];
       }
-    }
+    });
   }
   if (!p.value || p.reduction == CMIK_NONE) return 0;
   sync_block();

@@ -2,6 +2,11 @@
 // the runtime, 0 for none.
 #pragma once
 
+#include <algorithm>
+#include <mutex>
+#include <set>
+#include <utility>
+
 #include "launch.hpp"
 
 namespace cmik {
@@ -10,7 +15,7 @@ namespace cmik {
 
 // A GPU to be emulated: small, so that small tests need clusters, several stages and slots.
 inline Chip& emulated_chip() {
-  static Chip chip{90, 4, 16, 24 << 10, 32 << 10, 256 << 10};
+  static Chip chip{90, 4, 16, 1, 24 << 10, 32 << 10, 256 << 10};
   return chip;
 }
 
@@ -38,8 +43,8 @@ int start(void (*kernel)(Arguments...), const Launch& launch, const Arguments&..
   return 0;
 }
 template <class Kernel>
-int largest_cluster_of(Kernel) {
-  return emulated_chip().largest_cluster;
+int complete_chip(Kernel, int, Chip&) {
+  return 0;
 }
 
 #else
@@ -83,9 +88,7 @@ inline int find_chip(int device, const GpuKernels& kernels, Chip& chip) {
   if (int error = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, chip.processor_bytes))
     return error;
   if (int error = attribute(cudaDevAttrL2CacheSize, chip.cache_bytes)) return error;
-  chip.capability = 10 * major + minor;
-  chip.largest_cluster = major >= 9 ? kernels.largest_cluster() : 1;
-  return 0;
+  return kernels.complete(10 * major + minor, chip);
 }
 
 inline const char* error_text(int error) { return cudaGetErrorString(cudaError_t(error)); }
@@ -99,19 +102,27 @@ inline int driver_version() {
 }
 constexpr int runtime_version() { return CUDART_VERSION; }
 
-// Lets the kernel have as much shared memory as the device gives, and clusters of 16 blocks.
+// Lets the kernel have as much shared memory as the device gives, and clusters of 16 blocks; once
+// for each device.
 template <class Kernel>
 int allow_most(Kernel kernel) {
-  int device = 0, bytes = 0, major = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int> > allowed;
+  int device = 0;
+  if (cudaError_t error = cudaGetDevice(&device)) return error;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const std::pair<const void*, int> key{reinterpret_cast<const void*>(kernel), device};
+  if (allowed.count(key)) return 0;
+  int bytes = 0, major = 0;
+  cudaError_t error =
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error == cudaSuccess)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess && major >= 9)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (error == cudaSuccess) allowed.insert(key);
   return error;
 }
 
@@ -135,20 +146,37 @@ int start(void (*kernel)(Arguments...), const Launch& launch, const Arguments&..
   return error;
 }
 
+// What clusters the kernel can run in, where its code has them: code made for an older GPU, which
+// the driver has translated, has none, and the chip is treated as such a one.
 template <class Kernel>
-int largest_cluster_of(Kernel kernel) {
-  if (allow_most(kernel) != 0) return 1;
+int complete_chip(Kernel kernel, int capability, Chip& chip) {
+  cudaFuncAttributes code{};
+  if (cudaError_t error = cudaFuncGetAttributes(&code, kernel)) return error;
+  chip.capability = std::min(capability, code.ptxVersion);
+  chip.largest_cluster = 1;
+  chip.clusters_of_16 = 0;
+  if (chip.capability < 90) return 0;
+  if (int error = allow_most(kernel)) return error;
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(16);
   config.blockDim = dim3(kMostThreads);
-  int size = 1;
-  if (cudaOccupancyMaxPotentialClusterSize(&size, kernel, &config) != cudaSuccess) {
-    cudaGetLastError();
-    return 1;
+  config.dynamicSmemBytes = size_t(chip.block_bytes);
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  for (unsigned size = 2; size <= 16; size *= 2) {
+    cluster.val.clusterDim = {size, 1, 1};
+    config.gridDim = dim3(size);
+    int at_once = 0;
+    if (cudaOccupancyMaxActiveClusters(&at_once, kernel, &config) != cudaSuccess) {
+      cudaGetLastError();  // a size that this GPU does not have
+      break;
+    }
+    if (at_once == 0) break;
+    chip.largest_cluster = int(size);
+    if (size == 16) chip.clusters_of_16 = at_once;
   }
-  int power = 1;
-  while (power * 2 <= size && power < 16) power *= 2;
-  return power;
+  return 0;
 }
 
 #endif

@@ -20,19 +20,18 @@ struct SlotRows {
         stats(static_cast<RowStats<T>*>(task.stats) + mine.first) {}
 };
 
-template <class S>
+template <class S, Form form>
 __global__ void __launch_bounds__(kMostThreads, 1)
     slot_sums_kernel(const CMIK_CONSTANT Task task, bool second) {
   using T = ArithmeticOf<S>;
   const SlotRows<T> slot(task, block());
   if (slot.mine.count == 0 || leave_alone<T>(task, slot.cls)) return;
   Team<T> team(task);
-  sum_rows<S>(task, slot.all.first, SlotSource<S>{task, slot.mine.first, int(slot.mine.count)},
-              second, team);
-  const T* sums = in_shared<T>(task.shared.sums);
-  const int64_t channels = task.problem.channels;
+  sum_rows<S, form>(task, slot.all.first,
+                    SlotSource<S>{task, slot.mine.first, int(slot.mine.count)}, second, team);
+  const int channels = int(task.problem.channels), width = task.packs * pack_entries(sizeof(S));
   T* out = static_cast<T*>(task.slot_sums) + block() * channels;
-  for (int64_t j = thread(); j < channels; j += threads()) out[j] = sums[j];
+  for (int j = thread(); j < channels; j += threads()) out[j] = column_sum<T>(task, width, j);
 }
 
 // Columns of a class that a block adds up, and threads for each.
@@ -69,7 +68,7 @@ __global__ void __launch_bounds__(kMeanColumns* kMeanThreads, 1)
     *centroid = mean;
 }
 
-template <class S>
+template <class S, Form form>
 __global__ void __launch_bounds__(kMostThreads, 1) slot_rows_kernel(const CMIK_CONSTANT Task task) {
   using T = ArithmeticOf<S>;
   const cmik_problem& p = task.problem;
@@ -78,7 +77,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) slot_rows_kernel(const CMIK_C
   if (leave_alone<T>(task, slot.cls)) return;
   double value = 0;
   if (slot.mine.count > 0) {
-    const int width = task.packs * RowPart<S>::kEntries;
+    const int width = task.packs * pack_entries(sizeof(S));
     Columns<T> columns(task);
     Team<T> team(task);
     if (p.centroids) {
@@ -92,9 +91,9 @@ __global__ void __launch_bounds__(kMostThreads, 1) slot_rows_kernel(const CMIK_C
       }
       aim(task, width, columns);
     }
-    value =
-        finish_rows<S>(task, slot.cls, slot.all.count,
-                       SlotSource<S>{task, slot.mine.first, int(slot.mine.count)}, columns, team);
+    value = finish_rows<S, form>(task, slot.cls, slot.all.count,
+                                 SlotSource<S>{task, slot.mine.first, int(slot.mine.count)},
+                                 columns, team);
   }
   if (p.value && p.reduction != CMIK_NONE && thread() == 0) task.parts[number] = value;
 }

@@ -23,8 +23,6 @@ struct Task {
   const void* incoming;    // gradient of the value, in arithmetic type: 1, C or N numbers; or null
   bool skip_one;           // leave the gradient alone where `incoming` is 1
   bool weighted;           // rows' weights differ and centroids are the rows' own
-  bool packed;             // rows of features can be read in packs of 16 bytes
-  bool packed_gradient;    // and those of the gradient written so
   bool consecutive;        // rows of a class follow one another without gaps
   int64_t rows_per_class;  // where offsets are null
   int32_t packs;           // of a row
@@ -87,6 +85,7 @@ CMIK_DEVICE int64_t slots_before(const Task& task, int64_t cls) {
 
 // The class whose slot this is: the last that starts at or before it.
 CMIK_DEVICE int64_t class_of_slot(const Task& task, int64_t slot) {
+  if (!task.problem.offsets) return slot / ceil_div(task.rows_per_class, task.plan.rows_per_slot);
   int64_t low = 0, high = task.problem.classes;
   while (high - low > 1) {
     const int64_t middle = low + (high - low) / 2;

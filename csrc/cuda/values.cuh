@@ -1,4 +1,4 @@
-// The value from its parts, one of each block that worked on rows.
+// The value from its parts, one or more of each block that worked on rows.
 #pragma once
 
 #include "rows.cuh"
@@ -10,7 +10,7 @@ template <class S>
 __global__ void __launch_bounds__(kMostThreads, 1) total_kernel(const CMIK_CONSTANT Task task) {
   using T = ArithmeticOf<S>;
   double sum = 0;
-  for (int64_t i = thread(); i < task.plan.parts; i += threads()) sum += task.parts[i];
+  for (int64_t i = thread(); i < task.plan.blocks; i += threads()) sum += task.parts[i];
   sum = reduce_block(sum, shared_memory(), Sum{});
   if (thread() == 0) *static_cast<T*>(task.problem.value) = T(task.full.row_scale * sum);
 }

@@ -62,6 +62,19 @@ int cmik_cuda_workspace(const cmik_cuda_call* call, int64_t* bytes);
 /* What a status of the two means. */
 const char* cmik_cuda_message(int status);
 
+/* What plans for a device depend on; see csrc/cuda/plan.hpp. */
+typedef struct cmik_cuda_chip {
+  int32_t capability;      /* 90 for 9.0 */
+  int32_t processors;      /* multiprocessors */
+  int32_t largest_cluster; /* blocks; 1 without clusters */
+  int32_t clusters_of_16;  /* that run at once, of blocks that fill a multiprocessor */
+  int64_t block_bytes;     /* shared memory that a block may have */
+  int64_t processor_bytes; /* shared memory of a multiprocessor */
+  int64_t cache_bytes;     /* L2 */
+} cmik_cuda_chip;
+
+int cmik_cuda_chip_of(int device, cmik_cuda_chip* chip);
+
 /* CUDA version that the driver supports, as 1000 major + 10 minor, 0 without a driver; and the one
  * that the kernels were built with. */
 int cmik_cuda_driver_version(void);

@@ -1,0 +1,402 @@
+"""The plan of a CUDA call: a pure function of sizes and chip, within what a GPU can do."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("cmikernels._native")
+from cmikernels._native import cuda_plan
+
+
+class Chip(NamedTuple):
+    """What a plan asks of a GPU; sizes in bytes."""
+
+    capability: int
+    processors: int
+    largest_cluster: int
+    clusters_of_16: int
+    block_bytes: int
+    processor_bytes: int
+    cache_bytes: int
+
+
+CHIPS = {
+    "H200": Chip(90, 132, 16, 8, 227 << 10, 228 << 10, 50 << 20),
+    "A100": Chip(80, 108, 1, 0, 163 << 10, 164 << 10, 40 << 20),
+    "L40S": Chip(89, 142, 1, 0, 99 << 10, 100 << 10, 96 << 20),
+    "B200": Chip(100, 148, 16, 9, 227 << 10, 228 << 10, 126 << 20),
+    "RTX 5090": Chip(120, 170, 8, 0, 99 << 10, 100 << 10, 96 << 20),
+}
+H200 = CHIPS["H200"]
+
+# Limits of CUDA, the same on all of these.
+LARGEST_GRID = 2**31 - 1
+NAMED_BARRIERS = 15  # besides the whole block's
+BARRIER_BYTES = 2**20  # that a barrier of bulk copies can wait for, and one more
+RESERVED_BYTES = 1024  # of a block's shared memory, by the system
+REGISTERS_SERVE = 512  # threads of a multiprocessor, at 128 registers each
+
+
+class Call(NamedTuple):
+    """Sizes of a call, and the chip."""
+
+    rows: int
+    classes: int
+    largest: int
+    channels: int
+    element_bytes: int
+    ragged: bool
+    aligned: bool
+    given: bool
+    weighted: bool
+    chip: Chip
+
+    @property
+    def row_bytes(self) -> int:
+        """Of features."""
+        return self.channels * self.element_bytes
+
+    @property
+    def number_bytes(self) -> int:
+        """Of arithmetic."""
+        return 8 if self.element_bytes == 8 else 4
+
+    @property
+    def plan(self) -> Plan:
+        """How the call is computed."""
+        sizes = self._asdict()
+        chip = sizes.pop("chip")
+        plan: dict[str, Any] = cuda_plan(**sizes, **chip._asdict())
+        return Plan(**plan)
+
+
+class Plan(NamedTuple):
+    """As csrc/cuda/plan.hpp has it."""
+
+    kind: str
+    form: str
+    lanes: int
+    threads: int
+    cluster: int
+    stages: int
+    share_rows: int
+    rows_per_slot: int
+    blocks: int
+    slots: int
+    shared_bytes: int
+    parts: int
+    workspace_bytes: int
+
+
+def call_of(
+    classes: int,
+    largest: int,
+    channels: int,
+    element_bytes: int = 4,
+    chip: Chip = H200,
+    *,
+    rows: int | None = None,
+    aligned: bool = True,
+    given: bool = False,
+    weighted: bool = False,
+) -> Call:
+    """A call of equal classes, or of unequal ones where the number of all rows is said."""
+    return Call(
+        classes * largest if rows is None else rows,
+        classes,
+        largest,
+        channels,
+        element_bytes,
+        rows is not None,
+        aligned and channels * element_bytes % 16 == 0,
+        given,
+        weighted and not given,
+        chip,
+    )
+
+
+def is_power_of_2(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0
+
+
+# The rules of a plan. What each says holds of every call.
+
+
+def a_block_is_whole_warps_and_whole_teams(call: Call, plan: Plan) -> None:
+    assert plan.threads % 32 == 0
+    assert plan.lanes <= plan.threads <= 512
+    assert is_power_of_2(plan.lanes)
+    assert plan.threads % plan.lanes == 0
+
+
+def every_team_of_several_warps_has_a_barrier(call: Call, plan: Plan) -> None:
+    if plan.lanes > 32:
+        assert plan.threads // plan.lanes <= NAMED_BARRIERS
+
+
+def a_row_is_in_the_registers_of_its_team(call: Call, plan: Plan) -> None:
+    packs = 8 if call.element_bytes == 4 else 4
+    held = plan.lanes * packs * 16
+    assert (held >= call.row_bytes) or plan.kind == "wide"
+
+
+def rows_are_read_in_packs_where_they_can_be(call: Call, plan: Plan) -> None:
+    packs = 8 if call.element_bytes == 4 else 4
+    fills_its_team = plan.lanes * packs * 16 == call.row_bytes
+    if not call.aligned or call.weighted:
+        assert plan.form == "any"
+    elif plan.kind != "wide":
+        assert plan.form == ("full" if fills_its_team else "packed")
+
+
+def a_cluster_is_one_that_the_chip_has(call: Call, plan: Plan) -> None:
+    assert is_power_of_2(plan.cluster)
+    assert plan.cluster <= call.chip.largest_cluster
+    if call.chip.capability < 90 or plan.kind != "classes":
+        assert plan.cluster == 1
+
+
+def the_grid_is_whole_clusters(call: Call, plan: Plan) -> None:
+    assert 1 <= plan.blocks <= LARGEST_GRID
+    assert plan.blocks % plan.cluster == 0
+
+
+def a_block_has_its_shared_memory(call: Call, plan: Plan) -> None:
+    assert 0 < plan.shared_bytes <= call.chip.block_bytes
+
+
+def a_multiprocessor_hosts_as_many_blocks_as_its_registers_serve(call: Call, plan: Plan) -> None:
+    if plan.kind == "classes":
+        hosted = REGISTERS_SERVE // plan.threads
+        assert hosted * (plan.shared_bytes + RESERVED_BYTES) <= call.chip.processor_bytes
+
+
+def clusters_that_wait_for_others_to_end_are_not_started(call: Call, plan: Plan) -> None:
+    if plan.kind == "classes":
+        clusters = plan.blocks // plan.cluster
+        hosted = call.chip.processors * (REGISTERS_SERVE // plan.threads) // plan.cluster
+        assert clusters <= min(call.classes, max(1, hosted))
+
+
+def classes_are_held_where_they_can_be_copied_in_bulk(call: Call, plan: Plan) -> None:
+    in_bulk = call.chip.capability >= 90 and call.aligned and not call.weighted
+    if plan.kind == "classes" and in_bulk:
+        assert 1 <= plan.stages <= 4
+    else:
+        assert plan.stages == 0
+
+
+def no_stage_is_without_a_class(call: Call, plan: Plan) -> None:
+    assert plan.stages <= -(-call.classes // (plan.blocks // plan.cluster))
+
+
+def tiles_are_within_shared_memory(call: Call, plan: Plan) -> None:
+    assert plan.stages * plan.share_rows * call.row_bytes < plan.shared_bytes
+
+
+def a_barrier_can_count_the_bytes_of_a_tile(call: Call, plan: Plan) -> None:
+    if plan.stages > 0:
+        assert plan.share_rows * call.row_bytes < BARRIER_BYTES
+
+
+def shares_cover_the_largest_class(call: Call, plan: Plan) -> None:
+    if plan.kind == "classes":
+        assert plan.cluster * plan.share_rows >= call.largest
+        assert plan.cluster * (plan.share_rows - 1) < call.largest
+
+
+def slots_cover_every_class(call: Call, plan: Plan) -> None:
+    if plan.kind == "classes":
+        assert plan.slots == plan.rows_per_slot == 0
+        return
+    assert plan.blocks == plan.slots
+    if call.ragged:  # class y's start at offsets[y] // rows_per_slot + y
+        assert plan.slots == call.rows // plan.rows_per_slot + call.classes
+    else:
+        assert plan.slots % call.classes == 0
+        assert plan.slots // call.classes * plan.rows_per_slot >= call.largest
+
+
+def every_block_has_a_partial_value(call: Call, plan: Plan) -> None:
+    expected = call.classes * plan.cluster if plan.kind == "classes" else plan.slots
+    assert plan.parts == expected
+
+
+def the_workspace_is_linear_in_rows_and_centroids(call: Call, plan: Plan) -> None:
+    number = call.number_bytes
+    padding = 5 * 256
+    assert plan.workspace_bytes >= 8 * plan.parts
+    if plan.kind == "classes":
+        assert plan.workspace_bytes <= 8 * 16 * call.classes + padding
+        return
+    rows = 2 * call.rows * number
+    centroids = 3 * call.classes * call.channels * number  # sums of last slots, means, rho
+    sums = call.rows // 32 * call.channels * number
+    assert plan.workspace_bytes <= 8 * plan.parts + rows + centroids + sums + padding
+
+
+def sums_of_slots_are_small_beside_features(call: Call, plan: Plan) -> None:
+    if plan.slots > 0:
+        assert plan.rows_per_slot >= 32
+        beyond_one_a_class = (plan.slots - call.classes) * call.channels * call.number_bytes
+        assert beyond_one_a_class <= call.rows * call.row_bytes / 16
+
+
+RULES: list[Callable[[Call, Plan], None]] = [
+    a_block_is_whole_warps_and_whole_teams,
+    every_team_of_several_warps_has_a_barrier,
+    a_row_is_in_the_registers_of_its_team,
+    rows_are_read_in_packs_where_they_can_be,
+    a_cluster_is_one_that_the_chip_has,
+    the_grid_is_whole_clusters,
+    a_block_has_its_shared_memory,
+    a_multiprocessor_hosts_as_many_blocks_as_its_registers_serve,
+    clusters_that_wait_for_others_to_end_are_not_started,
+    classes_are_held_where_they_can_be_copied_in_bulk,
+    no_stage_is_without_a_class,
+    tiles_are_within_shared_memory,
+    a_barrier_can_count_the_bytes_of_a_tile,
+    shares_cover_the_largest_class,
+    slots_cover_every_class,
+    every_block_has_a_partial_value,
+    the_workspace_is_linear_in_rows_and_centroids,
+    sums_of_slots_are_small_beside_features,
+]
+every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+
+# As many small numbers as large ones.
+magnitudes = st.integers(0, 21).flatmap(lambda bits: st.integers(1, 2**bits))
+
+
+@st.composite
+def calls(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Call:
+    """Calls of all sizes, whether or not any machine could hold them."""
+    classes, largest = draw(magnitudes), draw(magnitudes)
+    rows = None
+    if draw(st.booleans()):  # the others have some share of the largest class's rows
+        rows = largest + int((classes - 1) * largest * draw(st.floats(0, 1)))
+    return call_of(
+        classes,
+        largest,
+        draw(magnitudes),
+        draw(st.sampled_from([2, 4, 8])),
+        draw(st.sampled_from(list(CHIPS.values()))),
+        rows=rows,
+        aligned=draw(st.booleans()),
+        given=draw(st.booleans()),
+        weighted=draw(st.booleans()),
+    )
+
+
+@every_rule
+@given(call=calls())
+def test_at_sizes_of_every_magnitude(rule: Callable[[Call, Plan], None], call: Call) -> None:
+    rule(call, call.plan)
+
+
+def calls_that_occur() -> Iterator[Call]:
+    """Products of sizes that people have, up to 2 TB of features, on every chip."""
+    for classes, largest, channels, element_bytes, chip in itertools.product(
+        (1, 10, 37, 100, 1000, 100_000),
+        (1, 2, 4, 10, 50, 100, 500, 1300, 5000, 100_000),
+        (1, 10, 64, 511, 512, 768, 1000, 1024, 2048, 4096, 8192, 8193, 20_000, 70_000),
+        (2, 4, 8),
+        CHIPS.values(),
+    ):
+        sizes = (classes, largest, channels, element_bytes, chip)
+        if classes * largest * channels * element_bytes > 2 << 40:
+            continue
+        yield call_of(*sizes)
+        yield call_of(*sizes, aligned=False, given=True)
+        yield call_of(*sizes, rows=largest * (classes + 1) // 2, weighted=True)
+        yield call_of(*sizes, rows=largest + classes - 1)  # one large among single rows
+
+
+@functools.cache
+def plans_that_occur() -> list[tuple[Call, Plan]]:
+    return [(call, call.plan) for call in calls_that_occur()]
+
+
+@every_rule
+def test_at_sizes_that_occur(rule: Callable[[Call, Plan], None]) -> None:
+    for call, plan in plans_that_occur():
+        rule(call, plan)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kind", "cluster", "stages"),
+    [
+        ((1000, 50, 512), "classes", 4, 4),
+        ((10, 10, 512), "classes", 1, 1),
+        ((100, 10, 512), "classes", 1, 1),
+        ((20_000, 10, 512), "classes", 1, 2),
+        ((10, 50, 512), "classes", 8, 1),
+        ((10, 500, 512), "classes", 16, 1),
+        ((1000, 1000, 512), "classes", 16, 1),
+        ((1000, 50, 2048), "classes", 8, 1),
+        ((1000, 50, 511), "classes", 2, 0),
+        ((10, 5000, 512), "slots", 1, 0),
+        ((10, 5000, 2048), "slots", 1, 0),
+        ((1, 100_000, 2048), "slots", 1, 0),
+        ((1000, 700, 2048), "slots", 1, 0),
+        ((10, 50, 20_000), "wide", 1, 0),
+        ((10, 1, 70_000), "wide", 1, 0),
+    ],
+    ids=str,
+)
+def test_the_plan_of_named_sizes_on_an_h200(
+    sizes: tuple[int, int, int], kind: str, cluster: int, stages: int
+) -> None:
+    plan = call_of(*sizes).plan
+    assert (plan.kind, plan.cluster, plan.stages) == (kind, cluster, stages)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+@pytest.mark.parametrize("sizes", [(1000, 10, 512), (20_000, 10, 512), (100_000, 4, 64)], ids=str)
+def test_classes_too_small_to_be_divided_are_not_slots(
+    sizes: tuple[int, int, int], chip: Chip
+) -> None:
+    """A slot each would take more launches, and the sums would be read and written besides."""
+    assert call_of(*sizes, chip=chip).plan.kind == "classes"
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+@pytest.mark.parametrize("tiny", [1, 10])
+def test_one_giant_among_tiny_classes_does_not_keep_a_cluster_at_work_alone(
+    chip: Chip, tiny: int
+) -> None:
+    plan = call_of(1001, 10_000, 512, chip=chip, rows=10_000 + 1000 * tiny).plan
+    assert plan.kind == "slots"
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+@pytest.mark.parametrize("classes", [1, 2, 10])
+def test_a_few_huge_classes_fill_the_chip(classes: int, chip: Chip) -> None:
+    assert call_of(classes, 100_000, 1024, chip=chip).plan.blocks >= 4 * chip.processors
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+@pytest.mark.parametrize("sizes", [(1000, 50, 512), (10, 5000, 2048), (10, 50, 20_000)], ids=str)
+def test_given_centroids_need_no_more_workspace(sizes: tuple[int, int, int], chip: Chip) -> None:
+    own, fixed = (call_of(*sizes, chip=chip, given=given).plan for given in (False, True))
+    assert fixed.workspace_bytes <= own.workspace_bytes
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 20))
+def test_slots_of_unequal_classes_need_no_table(sizes: list[int], rows_per_slot: int) -> None:
+    """Class y owns the slots from offsets[y] // rows_per_slot + y on (csrc/cuda/task.cuh)."""
+    offset, end = 0, 0
+    for y, size in enumerate(sizes):
+        first = offset // rows_per_slot + y
+        assert first == end, "every slot belongs to a class, and to one only"
+        offset += size
+        end = offset // rows_per_slot + y + 1
+        assert (end - first) * rows_per_slot >= size
+    assert end == offset // rows_per_slot + len(sizes)
