@@ -121,8 +121,8 @@ def find_cases() -> tuple[list[Case], set[tuple[Any, ...]]]:
     """
     candidates = []
     for sizes in itertools.product(
-        CHIPS, (2, 3, 5, 9, 20), (3, 7, 20, 50, 100),
-        (1, 8, 64, 130, 200, 256, 600, 1024, 2048, 9000), DTYPES,
+        CHIPS, (2, 3, 5, 9, 20), (3, 7, 20, 50, 100, 1000),
+        (1, 8, 30, 64, 130, 200, 256, 600, 1024, 2048, 9000), DTYPES,
     ):  # fmt: skip
         case = Case(*sizes)
         if case.classes * case.rows * case.channels <= 150_000:
