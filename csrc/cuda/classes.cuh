@@ -73,9 +73,9 @@ struct ClassWorker {
     }
     for (int j = thread(); j < width; j += threads()) sums[j] = column_sum<T>(task, width, j);
     sync_cluster();
-    const int columns = int(ceil_div(width, cluster()));
-    const int end = (rank() + 1) * columns < width ? (rank() + 1) * columns : width;
-    for (int j = rank() * columns + thread(); j < end; j += threads()) {
+    const int columns = int(ceil_div(width, cluster())), begin = rank() * columns;
+    const int end = begin + columns < width ? begin + columns : width;
+    for (int j = begin + thread(); j < end; j += threads()) {
       T sum = 0;
       for (int other = 0; other < cluster(); ++other) sum += in_block(sums, other)[j];
       for (int other = 0; other < cluster(); ++other) in_block(centroid, other)[j] = sum * each;

@@ -30,8 +30,10 @@ struct Largest {
 template <class T, class Op>
 CMIK_DEVICE T reduce_warp(T value, int lanes, Op op) {
 #pragma unroll
-  for (int mask = kWarpThreads / 2; mask > 0; mask /= 2)
-    if (mask < lanes) value = op(value, exchange(value, mask));
+  for (int mask = kWarpThreads / 2; mask > 0; mask /= 2) {
+    const T other = exchange(value, mask);  // in all lanes: a branch would cost more
+    if (mask < lanes) value = op(value, other);
+  }
   return value;
 }
 template <class T, class Op>
@@ -42,6 +44,7 @@ CMIK_DEVICE T reduce_block(T value, void* memory, Op op) {
   if (thread() % kWarpThreads == 0) of_warps[thread() / kWarpThreads] = value;
   sync_block();
   value = of_warps[0];
+#pragma unroll 1
   for (int warp = 1; warp < threads() / kWarpThreads; ++warp) value = op(value, of_warps[warp]);
   return value;
 }
@@ -68,7 +71,7 @@ struct Team {
 
   template <class Op>
   CMIK_DEVICE T reduce(T value, Op op) {
-    value = reduce_warp(value, within_warp() ? lanes() : kWarpThreads, op);
+    value = reduce_warp(value, lanes(), op);
     if (within_warp()) return value;
     // Two numbers a warp by turns: who writes the same one again has met the others in between.
     T* of_warps = in_shared<T>(task.shared.exchange) + turn * (threads() / kWarpThreads);
@@ -80,6 +83,7 @@ struct Team {
       sync_group(1 + number(), lanes());
     of_warps += number() * (lanes() / kWarpThreads);
     value = of_warps[0];
+#pragma unroll 1
     for (int warp = 1; warp < lanes() / kWarpThreads; ++warp) value = op(value, of_warps[warp]);
     return value;
   }
@@ -418,7 +422,7 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
       T accurate = kl;
       const bool wanted = needs_accurate_form(kl, columns.missing_mass);
       if (any_in_warp(wanted)) {  // whose threads exchange numbers
-        T sum = 0;
+        T near = 0, far = 0;      // times total, and not
         part.each_pack([&](int k, int pack) {
           T farthest = 0;
 #pragma unroll
@@ -427,16 +431,16 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
           if (farthest <= Limits<T>::series_reach) {
 #pragma unroll
             for (int i = 0; i < Part::kEntries; ++i)
-              sum += near_divergence(e[k][i], part.z[k][i], T(0));
+              near += near_divergence(e[k][i], part.z[k][i], T(0));
           } else {
             const auto centroid = Part::columns(columns.centroid(), pack);
 #pragma unroll
             for (int i = 0; i < Part::kEntries; ++i)
-              sum += divergence(e[k][i], centroid.of[i] * stats.total, part.z[k][i], T(0));
+              far += divergence(e[k][i] * inverse_total, centroid.of[i], part.z[k][i], T(0));
           }
         });
-        sum = team.reduce(sum, Sum{}) * inverse_total + columns.missing_mass;
-        if (wanted) accurate = sum;
+        near = team.reduce(near * inverse_total + far, Sum{}) + columns.missing_mass;
+        if (wanted) accurate = near;
       }
       accurate *= distinct;
       if (active && team.lane() == 0) {
