@@ -103,7 +103,9 @@ def predict(
     once = plan["kind"] == "classes"
     share = float(plan["stages"] > 0)  # of the rows
     # What is not held is read again, from L2 while the classes at work fit it.
-    at_work = min(elements * size, plan["blocks"] // plan["cluster"] * shape.rows * shape.channels * size)
+    at_work = min(
+        elements * size, plan["blocks"] // plan["cluster"] * shape.rows * shape.channels * size
+    )
     cached = once and at_work <= chip["cache_bytes"] * 3 // 4
     again = (1 - share) * elements * size
     through = elements * size * (1 + with_gradient) + (0 if cached else again)

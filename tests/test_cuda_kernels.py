@@ -512,9 +512,15 @@ def installation(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         gpu: bool = True,
         hip: str | None = None,
         capabilities: tuple[tuple[int, int], ...] = ((9, 0),),
+        has_code: bool = True,
     ) -> None:
         info = {"driver": driver, "runtime": runtime, "architectures": "90-real"}
-        core = SimpleNamespace(cuda_info=lambda: info) if kernels else None
+
+        def cuda_chip(device: int) -> None:
+            if not has_code:
+                raise RuntimeError("no kernel image is available")
+
+        core = SimpleNamespace(cuda_info=lambda: info, cuda_chip=cuda_chip) if kernels else None
         monkeypatch.setattr(cuda, "_emulating", lambda: False)
         monkeypatch.setattr(cuda, "_gpu_obstacle", cuda._gpu_obstacle.__wrapped__)
         monkeypatch.setattr(cuda, "_core", lambda: core)
@@ -523,6 +529,7 @@ def installation(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
 
     return pretend
 
@@ -538,20 +545,34 @@ def test_nothing_stands_in_the_way_of_a_gpu(installation: Callable[..., None]) -
         ({"native": None, "kernels": False}, "the native extension is not built ("),
         (
             {"kernels": False},
-            "the native extension was built without CUDA kernels, because no nvcc",
+            "the native extension was built without CUDA kernels, because nvcc of CUDA 12.8 or newer",
         ),
         ({"hip": "6.0"}, "it computes on NVIDIA GPUs only"),
         ({"gpu": False}, "torch sees no GPU"),
         (
             {"driver": 12_080},
-            "the kernels were built with CUDA 13.0, the driver knows 12.8; update it",
+            "the kernels need a driver that knows CUDA 13.0, this one knows 12.8; update it",
         ),
         (
-            {"capabilities": ((9, 0), (7, 5))},
+            {"runtime": 12_080, "driver": 12_020},
+            "the kernels need a driver that knows CUDA 12.4, this one knows 12.2; update it",
+        ),
+        ({"has_code": False}, "no kernel image is available"),
+        (
+            {"capabilities": ((7, 0), (7, 5))},
             "compute capability 8.0 (Ampere) or newer is needed, this GPU has 7.5",
         ),
     ],
-    ids=["no native core", "no kernels", "AMD", "no GPU", "old driver", "old GPU"],
+    ids=[
+        "no native core",
+        "no kernels",
+        "AMD",
+        "no GPU",
+        "old driver",
+        "driver of 12.2",
+        "no code for it",
+        "old GPU",
+    ],
 )
 def test_what_stands_in_the_way_is_said(
     installation: Callable[..., None], differences: dict[str, Any], text: str
@@ -560,6 +581,11 @@ def test_what_stands_in_the_way_is_said(
     found = cuda.obstacle("cuda")
     assert found is not None
     assert found.startswith(text)
+
+
+def test_one_gpu_of_several_is_enough(installation: Callable[..., None]) -> None:
+    installation(capabilities=((7, 5), (9, 0)))
+    assert cuda.obstacle("cuda") is None
 
 
 def test_a_newer_minor_version_than_the_drivers_will_do(

@@ -46,12 +46,12 @@ def _emulating() -> bool:
 
 def obstacle(device_type: str) -> str | None:
     """Why this backend cannot serve tensors of that device type; None when it can."""
-    if device_type == "cpu" and not _emulating():
-        return "it computes on GPUs (and for tests on the CPU, under CMIKERNELS_EMULATE_CUDA=1)"
+    if device_type not in ("cpu", "cuda"):
+        return "it computes on NVIDIA GPUs only"
     if _emulating():
         return None if _core() else "the native extension was built without the emulated kernels"
-    if device_type != "cuda":
-        return "it computes on NVIDIA GPUs only"
+    if device_type == "cpu":
+        return "it computes on GPUs (and for tests on the CPU, under CMIKERNELS_EMULATE_CUDA=1)"
     return _gpu_obstacle()
 
 
@@ -61,21 +61,29 @@ def _gpu_obstacle() -> str | None:
         return f"the native extension is not built ({IMPORT_ERROR}); run: pip install ."
     if _core() is None:
         return (
-            "the native extension was built without CUDA kernels, because no nvcc of CUDA 12.8 or "
-            "newer was found; install one, set CUDACXX to it and run: pip install --force-reinstall ."
+            "the native extension was built without CUDA kernels, because nvcc of CUDA 12.8 or newer "
+            "was not found; set CUDACXX to it and run: pip install --force-reinstall --no-deps ."
         )
     if torch.version.hip is not None:
         return "it computes on NVIDIA GPUs only"
     if not torch.cuda.is_available():
         return "torch sees no GPU"
     info = _core().cuda_info()
-    if info["driver"] // 1000 < info["runtime"] // 1000:
-        needed, has = (f"{v // 1000}.{v % 1000 // 10}" for v in (info["runtime"], info["driver"]))
-        return f"the kernels were built with CUDA {needed}, the driver knows {has}; update it"
-    found = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
-    if found < _LEAST_CAPABILITY:
-        needed, has = (".".join(map(str, each)) for each in (_LEAST_CAPABILITY, found))
-        return f"compute capability {needed} (Ampere) or newer is needed, this GPU has {has}"
+    # A driver serves all versions of its own major one; the code is packed as 12.4 first could read.
+    needed = max(info["runtime"] // 1000 * 1000, 12040)
+    if info["driver"] < needed:
+        wanted, has = (f"{v // 1000}.{v % 1000 // 10}" for v in (needed, info["driver"]))
+        return (
+            f"the kernels need a driver that knows CUDA {wanted}, this one knows {has}; update it"
+        )
+    found = max(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+    if found < _LEAST_CAPABILITY:  # of several GPUs an older one is refused when it is used
+        wanted, has = (".".join(map(str, each)) for each in (_LEAST_CAPABILITY, found))
+        return f"compute capability {wanted} (Ampere) or newer is needed, this GPU has {has}"
+    try:  # whether the build has code for it
+        _core().cuda_chip(torch.cuda.current_device())
+    except RuntimeError as error:
+        return str(error)
     return None
 
 
