@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from bench import plots
-from bench.gpu_report import LARGE_BYTES, OF_COPY, feature_bytes, rows_of
+from bench.gpu_report import LARGE_BYTES, asked_of, feature_bytes, rows_of
 from bench.harness import COPY
 from bench.providers import PROVIDERS
 from bench.records import Record, Row, bytes_text, seconds_text
@@ -76,12 +76,14 @@ def _of_copy(rows: list[Row], dtype: str, record: Record, path: Path) -> Path:
     marks = {row["shape"]: "" if feature_bytes(row) >= LARGE_BYTES else " *" for row in rows}
     groups = [shape.replace("x", " x ") + marks[shape] for shape in shapes]
     plots.bars_by_provider(axis, groups, values, lambda share: f"{share:.0%}")
-    for bound in OF_COPY.values():
-        axis.axvline(bound, color=plots.FAINT, lw=1, ls=":")
+    for name in names:
+        if PROVIDERS[name].ours:
+            for share in asked_of(name, rows_of(rows, contender=name)).of_copy:
+                axis.axvline(share.bound, color=PROVIDERS[name].color, lw=1, ls=":")
     axis.axvline(1, color=plots.INK, lw=1)
     axis.set_title(f"Value + gradient, {dtype}: bandwidth against a copy, replayed")
     axis.set_xlabel(
-        "share of a copy's bandwidth; dotted: asked beyond a tile and of one, "
+        "share of a copy's bandwidth; dotted: asked of classes that fit and of those that do not, "
         f"not below {LARGE_BYTES >> 20} MiB (*)"
     )
     axis.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")

@@ -7,8 +7,9 @@
 # A part stops after --minutes (9) and is gone on with by the same command: steps that finished on the
 # same sources and GPU are skipped, the benchmark also keeps every shape that finished. --budget is
 # seconds of timing for each shape, dtype and mode (1).
-# --dry-run goes the same ways without a GPU: Triton's interpreter on the CPU, tiny shapes, and the
-# commands of compute-sanitizer and ncu printed instead of run. PYTHON names the interpreter to use.
+# --dry-run goes the same ways without a GPU: Triton's interpreter and, where they were built (see the
+# Makefile), emulated CUDA kernels on the CPU, tiny shapes, and the commands of compute-sanitizer and
+# ncu printed instead of run. PYTHON names the interpreter to use.
 #
 # Results in DIR (out/gpu, or out/gpu-dry): steps.csv, suite.log (follow a long step there),
 # sanitize.log, counters.csv and the benchmarks' gpu-*.json, which bench.render shows once they are
@@ -38,7 +39,8 @@ python=${PYTHON:-python3}
 device=cuda out=${out:-out/gpu${dry_run:+-dry}}
 if [[ $dry_run ]]; then
   device=cpu
-  export TRITON_INTERPRET=1 PYTHONWARNINGS=ignore # numpy's, about what kernels mask
+  export TRITON_INTERPRET=1 CMIKERNELS_EMULATE_CUDA=1
+  export PYTHONWARNINGS=ignore # numpy's, about what kernels mask
 fi
 export PYTHONUNBUFFERED=1 TQDM_MININTERVAL=10
 mkdir -p "$out"
@@ -92,10 +94,13 @@ start() {
 
 # The install is editable: Python run in this folder imports the package from this folder, where a
 # plain install's compiled part is not. It is no step, because it goes with the machine, not with DIR.
+# CUDA kernels are compiled for the GPU at hand alone, which takes a fraction of the time.
 build_part() {
+  local install=(-m pip install --quiet --disable-pip-version-check --no-index
+    --no-build-isolation --no-deps)
   if [[ $dry_run ]]; then
     gpu=dry
-    echo "would run: $python -m pip install --no-build-isolation --no-deps -e ."
+    echo "would run: $python ${install[*]} -C cmake.define.CMAKE_CUDA_ARCHITECTURES=90-real -e ."
   else
     local missing=''
     command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null || missing+=' nvidia-smi-with-a-GPU'
@@ -108,12 +113,19 @@ build_part() {
       exit 1
     fi
     gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr -c 'A-Za-z0-9\n' '-')
-    local built
-    built=$(sources cmikernels csrc CMakeLists.txt pyproject.toml)
+    command -v nvcc >/dev/null || PATH+=:/usr/local/cuda/bin
+    local architecture built began=$SECONDS
+    architecture=$("$python" -c 'import torch
+print("%d%d-real" % torch.cuda.get_device_capability())')
+    built="$(sources cmikernels csrc CMakeLists.txt pyproject.toml) $architecture"
+    built+=" $(command -v nvcc || echo no nvcc)"
     if [[ $(cat build/gpu_suite.built 2>/dev/null) != "$built" ]] || ! installed 2>/dev/null; then
-      "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-build-isolation \
-        --no-deps -e . 2>&1 | tee -a "$out/suite.log"
+      "$python" "${install[@]}" -C "cmake.define.CMAKE_CUDA_ARCHITECTURES=$architecture" -e . 2>&1 |
+        tee -a "$out/suite.log"
       mkdir -p build && echo "$built" >build/gpu_suite.built
+      echo "== built for $architecture in $((SECONDS - began)) s"
+    else
+      echo "== built before for $architecture"
     fi
   fi
   installed
@@ -121,7 +133,7 @@ build_part() {
 for name, status in cmikernels.available_backends().items():
     print(f"   {name}:", "" if status.available else "not here:", status.detail)'
   read -r -a backends < <("$python" -c "from bench.providers import gpu_backends
-print(*gpu_backends('$device'))")
+print(*sorted(gpu_backends('$device')))") # cuda first
   if ((${#backends[@]} == 0)); then
     echo "no GPU backend can run here" >&2
     exit 1
@@ -130,17 +142,30 @@ print(*gpu_backends('$device'))")
 
 installed() { "$python" -c 'import cmikernels._native'; }
 
+# What pytest's -k selects: tests of this backend, whose name is in their own or their file's; with
+# the first one also those that are for GPUs and for no backend.
+tests_of() {
+  local other these=$1
+  [[ $1 == "${backends[0]}" ]] && these="($1 or cuda or gpu)"
+  for other in "${backends[@]}"; do
+    [[ $other == "$1" ]] || these+=" and not $other"
+  done
+  echo "$these"
+}
+
 tests_part() {
   start tests tests
-  local backend file
+  local backend file these
+  local of_ci=" tests/test_cuda_resources.py tests/test_triton_resources.py " # they only compile
   for backend in "${backends[@]}"; do
+    these=$(tests_of "$backend")
     if [[ $dry_run ]]; then
-      step "tests/$backend" "$python" -m pytest -q -k "$backend and equals and not float64" \
+      step "tests/$backend" "$python" -m pytest -q -k "$these and equals and not float64" \
         tests/test_value_and_gradient.py
     else
-      local these="$backend or cuda or gpu" alone=(tests/test_gpu.py tests/test_large.py) together=()
+      local alone=(tests/test_gpu.py tests/test_large.py) together=()
       for file in tests/test_*.py; do
-        [[ " ${alone[*]} tests/test_triton_resources.py " == *" $file "* ]] || together+=("$file")
+        [[ " ${alone[*]} $of_ci" == *" $file "* ]] || together+=("$file")
       done
       if "$python" -c 'import xdist' 2>/dev/null; then # most of the time goes into compiling kernels
         step "tests/$backend/contract" "$python" -m pytest -q -k "$these" -n 8 "${together[@]}"
@@ -172,7 +197,7 @@ sanitize_part() {
 }
 
 bench_part() {
-  start bench bench/{harness,replay,measure,memory,launches,providers,shapes,kernels,accuracy,overhead}.py
+  start bench bench/{harness,replay,measure,model,memory,launches,providers,shapes,kernels,accuracy,overhead}.py
   local common=(--json-only --out "$out" --device "$device") backend
   local kernels=("$python" -m bench.kernels --name gpu-kernels --resume "$key" --budget "$budget" "${common[@]}")
   local theirs=(published compile)

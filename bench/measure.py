@@ -1,7 +1,9 @@
 """One shape, dtype and set of modes measured: a row for each contender and mode.
 
 A row holds the time of a call from Python and what follows from it; on a GPU the same again with
-`replay_` before the name, for the call replayed from a CUDA graph.
+`replay_` before the name, for the call replayed from a CUDA graph. Rows of the CUDA C++ backend
+hold its plan besides (`plan_kind`, ...), and what `model.py` expects of the replayed call
+(`predicted_seconds`), given the copy and the launches of the same race.
 """
 
 from __future__ import annotations
@@ -24,10 +26,14 @@ from bench.harness import (
     random_features,
 )
 from bench.memory import gpu_peak_extra_bytes, peak_extra_bytes
+from bench.model import MODES as PREDICTED_MODES
+from bench.model import machine_here, plan_of, predict
 from bench.providers import PROVIDERS, contend, make_losses
 from bench.records import Row
-from bench.replay import launch_floors, replay_race
+from bench.replay import LAUNCHES, launch_floors, replay_race
 from bench.shapes import Shape
+from cmikernels.backends import choose_backend
+from cmikernels.native import native
 
 
 def measure(
@@ -55,6 +61,8 @@ def measure(
         if on_gpu and mode != "backward":  # whose forward would be in the graph
             replays = _replays(contenders, times, len(inputs), budget)
         sizes = _sizes(shape, torch_dtype, mode, losses)
+        planned = _planned(shape, torch_dtype, mode, losses, device)
+        predicted = prediction(shape, torch_dtype, mode, replays, device) if planned else {}
         for name, time in times.items():
             row: Row = {"shape": str(shape), **shape._asdict(), "dtype": dtype, "mode": mode}
             row |= {"contender": name} | _seconds(time)
@@ -63,6 +71,8 @@ def measure(
             if name in replays:
                 replayed = _seconds(replays[name]) | _relations(name, replays, sizes)
                 row |= {f"replay_{key}": value for key, value in replayed.items()}
+            if name in planned:
+                row |= planned[name] | predicted
             if on_gpu:
                 row["one_tile"] = shape.fits_a_tile
             if memory and name in losses and mode == "value+gradient":
@@ -84,6 +94,39 @@ def _replays(
         if name not in PROVIDERS or not PROVIDERS[name].waits
     }
     return replay_race(fit, called, inputs=inputs, budget=budget, report=tqdm.write)
+
+
+def _planned(
+    shape: Shape, dtype: torch.dtype, mode: str, providers: Iterable[str], device: str
+) -> dict[str, Row]:
+    """Plans of those who are served by the CUDA C++ backend, as their rows have them."""
+    where = torch.device(device)
+    names = [name for name in providers if PROVIDERS[name].ours and where.type == "cuda"]
+    names = [
+        name for name in names if choose_backend(PROVIDERS[name].backend, "cuda").NAME == "cuda"
+    ]
+    if not names or mode not in PREDICTED_MODES:
+        return {}
+    plan = plan_of(shape, dtype, native.cuda_chip(where.index or 0))
+    found = {f"plan_{key}": plan[key] for key in ("kind", "cluster", "threads", "stages")}
+    return dict.fromkeys(names, found)
+
+
+def prediction(
+    shape: Shape, dtype: torch.dtype, mode: str, replays: Mapping[str, Timing], device: str
+) -> Row:
+    """What the replayed call should take on this machine; nothing where that cannot be said."""
+    one, two = (name for name, count in LAUNCHES.items() if count in (1, 2))
+    if dtype.itemsize > 4 or not {COPY, one, two} <= replays.keys():
+        return {}
+    launch = max(replays[two].median - replays[one].median, 0.0)
+    copy = replays[COPY].median
+    # The copy's launch is no part of its rate; but of a small copy little is left without.
+    rate = 2 * shape.elements * dtype.itemsize / max(copy - launch, copy / 2)
+    machine = machine_here(rate, launch, torch.device(device).index or 0)
+    # Of one or two random rows a class, each is near the mean.
+    found = predict(shape, dtype, mode, machine, accurate=shape.rows < 3)
+    return {"predicted_seconds": found.seconds, "predicted_limit": found.limit}
 
 
 def _sizes(

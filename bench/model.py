@@ -1,18 +1,22 @@
-"""What a call of the CUDA kernels should take: from bytes, issue slots, exps, waves and launches.
+"""What a call of the CUDA kernels should take: from bytes, instructions, exps, latency, launches.
 
 python -m bench.model
 python -m bench.model --copy 4.3e12 --shapes 1000x50x512 10x10x512
 
-Time is the larger of what memory and arithmetic ask for, stretched where blocks leave
-multiprocessors idle, plus launches. The benchmark prints it beside what it measured on the same
-GPU, with the copy and the launches measured there, so that a miss is seen.
+A kernel takes as long as the slower of memory and arithmetic, and of the other what nothing hides:
+a block's first class has to arrive before there is work, its last is worked on when all has. It
+does not end before its blocks' own chains of dependent steps do. The benchmark shows this beside
+what it measured on the same GPU, with the copy and the launches measured there, so that a miss is
+seen.
 
-Issue slots an element were counted in the machine code for sm_90 (`bench/NOTES.md`).
+Bytes and instructions were counted, the latter in the machine code for sm_90 (`bench/NOTES.md`).
+The latencies are guesses until they have been measured.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,12 +26,29 @@ from bench.records import seconds_text, table
 from bench.shapes import SETS, Shape, shapes_of
 from cmikernels.native import native
 
-WARP_SCHEDULERS, LANES = 4, 32  # of a multiprocessor, of a warp
-EXPS_A_CYCLE = 16  # of a multiprocessor
-LATENCY = 2e-6  # of a class's chain: from memory, statistics, centroid, row after row
-# Instructions an element: sums of P, then value and gradient; of those the accurate form.
-SUM_SLOTS, FINISH_SLOTS, ACCURATE_SLOTS = 10.0, 15.5, 16.5
-UNPACK_SLOTS = 1.0  # more of each for half precision
+MODES = ("value", "value+gradient")  # that are predicted
+
+# A multiprocessor in a cycle.
+INSTRUCTIONS_A_CYCLE = 128  # of threads
+EXPS_A_CYCLE = 16
+BYTES_A_CYCLE = 64  # between it and L2
+RESIDENT_THREADS = 512  # that its registers serve
+
+# Instructions an element: sums of P, then value and gradient, or the value alone.
+SUM_COST, FINISH_COST, VALUE_COST = 9.4, 16.6, 11.8
+ACCURATE_COST = 12.3  # more where KL is below ACCURATE_BELOW
+UNPACK_COST = 1.0  # more in each of the two sweeps for half precision
+# A column of a class, in every block that has some of its rows (kColumnCost, kRemoteCost and
+# kSumBytes of csrc/cuda/plan.cpp); of a slot in each of its two kernels.
+COLUMN_COST, REMOTE_COST = 70.0, 20.0
+SLOT_COLUMN_BYTES = 24
+WIDE_SWEEPS = 2  # how often wide rows are swept where others are once
+
+ACCURATE_BELOW = 0.25
+STEP = 1e-6  # seconds of a class's dependent steps in a block: sums, centroid, value, barriers
+CLUSTER_STEP = 0.5e-6  # more for its two barriers in a cluster
+READ = 0.7e-6  # from asking memory to having
+CACHED = 0.5  # of L2, that the last rows read are still in when slots are read again
 
 
 @dataclass(frozen=True)
@@ -35,10 +56,15 @@ class Machine:
     """A GPU, as far as time depends on it."""
 
     chip: dict[str, int]  # as native.cuda_plan takes it
-    clock: float  # Hz under load
+    clock: float  # Hz
     copy_rate: float  # bytes a second, read and written
     cache_rate: float  # bytes a second that L2 gives
-    launch: float  # seconds from one launch's end to the next one's start, replayed
+    launch: float  # seconds from one empty kernel's end to the next one's, replayed
+
+    @property
+    def processors(self) -> int:
+        """Multiprocessors."""
+        return self.chip["processors"]
 
 
 H200 = Machine(
@@ -59,82 +85,216 @@ H200 = Machine(
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """Seconds that a kernel would take if there were nothing but each of these."""
+
+    memory: float = 0.0  # to move the bytes
+    issue: float = 0.0  # to issue the instructions, on the busiest multiprocessor
+    exps: float = 0.0  # likewise
+    latency: float = 0.0  # of one block's work, one thing after the other
+    turns: int = 1  # pieces of work that a block takes one after the other
+
+    @property
+    def seconds(self) -> float:
+        """Of the kernel, beyond its launch."""
+        arithmetic = max(self.issue, self.exps)
+        slower, faster = max(self.memory, arithmetic), min(self.memory, arithmetic)
+        return max(self.latency, slower + faster / self.turns)
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """Seconds, and what they come from."""
+    """Seconds of a call, and what they come from."""
 
     plan: dict[str, Any]
-    launches: int
-    memory: float
-    arithmetic: float
-    exps: float
-    fill: float  # share of the chip at work, on average
+    kernels: tuple[Kernel, ...]  # that have work to do
+    launches: int  # of ours
+    launching: float  # seconds, of torch's launch as well
     seconds: float
 
     @property
     def limit(self) -> str:
-        """What the call waits for."""
-        parts = {"memory": self.memory, "issue": self.arithmetic, "exps": self.exps}
-        busiest = max(parts, key=lambda name: parts[name])
-        return busiest if parts[busiest] / self.fill > self.seconds / 2 else "latency"
+        """What takes the largest part of the time."""
+        parts = {"launches": self.launching}
+        for kernel in self.kernels:
+            alone = {
+                "memory": kernel.memory,
+                "issue": kernel.issue,
+                "exps": kernel.exps,
+                "latency": kernel.latency,
+            }
+            busiest = max(alone, key=lambda name: alone[name])
+            parts[busiest] = parts.get(busiest, 0.0) + kernel.seconds
+        return max(parts, key=lambda name: parts[name])
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call on equal classes, with its plan and what it costs."""
+
+    shape: Shape
+    size: int  # bytes of an element
+    with_gradient: bool
+    accurate: bool
+    machine: Machine
+    plan: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        """Of the features."""
+        return self.shape.elements * self.size
+
+    @property
+    def teams(self) -> int:
+        """Rows that a block works on at once."""
+        return int(self.plan["threads"] // self.plan["lanes"])
+
+    @property
+    def width(self) -> int:
+        """Columns that a team works on, with those beyond the row."""
+        if self.plan["kind"] == "wide":
+            return self.shape.channels
+        packs = (8 if self.size == 4 else 4) // (2 if self.plan["form"] == "any" else 1)
+        return int(self.plan["lanes"] * packs * 16 // self.size)
+
+    @property
+    def sum_cost(self) -> float:
+        """Instructions an element of the first sweep."""
+        return SUM_COST + (UNPACK_COST if self.size == 2 else 0.0)
+
+    @property
+    def finish_cost(self) -> float:
+        """Instructions an element of the second sweep."""
+        cost = FINISH_COST if self.with_gradient else VALUE_COST
+        cost += ACCURATE_COST if self.accurate else 0.0
+        return cost + (UNPACK_COST if self.size == 2 else 0.0)
+
+    def issued(self, instructions: float) -> float:
+        """Seconds of a multiprocessor."""
+        return instructions / (INSTRUCTIONS_A_CYCLE * self.machine.clock)
+
+    def evaluated(self, exps: float) -> float:
+        """Seconds of a multiprocessor."""
+        return exps / (EXPS_A_CYCLE * self.machine.clock)
+
+    def moved(self, count: float) -> float:
+        """Seconds for bytes to or from a multiprocessor."""
+        return count / (BYTES_A_CYCLE * self.machine.clock)
 
 
 def predict(
     shape: Shape, dtype: torch.dtype, mode: str, machine: Machine, accurate: bool = False
 ) -> Prediction:
-    """Predict a call on equal classes; `accurate`: KL is below 0.25, which takes the longer form.
+    """Predict a call on equal classes with the reduction "mean" (or "sum").
 
-    `mode` is "value" or "value+gradient".
+    Args:
+        shape: of the features, which are contiguous.
+        dtype: of 4 or 2 bytes; float64 was not counted.
+        mode: "value", or "value+gradient" by way of autograd.
+        machine: where.
+        accurate: KL is below `ACCURATE_BELOW`, where the value takes the longer form.
+
     """
-    size, chip = dtype.itemsize, machine.chip
+    if mode not in MODES or dtype.itemsize > 4:
+        raise ValueError(f"no prediction for {mode} of {dtype}")
+    with_gradient = mode == "value+gradient"
+    plan = plan_of(shape, dtype, machine.chip)
+    call = _Call(shape, dtype.itemsize, with_gradient, accurate, machine, plan)
+    work = [_class_kernel(call)] if plan["kind"] == "classes" else list(_slot_kernels(call))
+    # The total of the blocks' values comes last: a step, and one number a block.
+    kernels = (*work, Kernel(latency=STEP))
+    # The backward launches all but the total, and they return at once: it is asked for times 1.
+    launches = len(kernels) + (len(work) if with_gradient else 0)
+    # To make that 1 is a launch of torch's own.
+    launching = (launches + with_gradient) * machine.launch
+    seconds = launching + sum(kernel.seconds for kernel in kernels)
+    return Prediction(plan, kernels, launches, launching, seconds)
+
+
+def plan_of(shape: Shape, dtype: torch.dtype, chip: dict[str, int]) -> dict[str, Any]:
+    """How the kernels compute on contiguous features of equal classes."""
     plan: dict[str, Any] = native.cuda_plan(
         rows=shape.classes * shape.rows,
         classes=shape.classes,
         largest=shape.rows,
         channels=shape.channels,
-        element_bytes=size,
+        element_bytes=dtype.itemsize,
         ragged=False,
-        aligned=shape.channels * size % 16 == 0,
+        aligned=shape.channels * dtype.itemsize % 16 == 0,
         given=False,
         weighted=False,
         **chip,
     )
-    with_gradient = mode == "value+gradient"
-    elements = shape.elements
-    once = plan["kind"] == "classes"
-    share = float(plan["stages"] > 0)  # of the rows
+    return plan
+
+
+def _class_kernel(call: _Call) -> Kernel:
+    plan, shape, machine = call.plan, call.shape, call.machine
+    cluster, held = plan["cluster"], plan["stages"] > 0
+    clusters = plan["blocks"] // cluster
+    turns = -(-shape.classes // clusters)
+    hosted = -(-plan["blocks"] // machine.processors)  # blocks, by the busiest multiprocessor
+    rounds = -(-plan["share_rows"] // call.teams)
+    entries = rounds * call.teams * call.width
+    per_column = COLUMN_COST + (REMOTE_COST if cluster > 1 else 0.0)
+    instructions = entries * (call.sum_cost + call.finish_cost) + shape.channels * per_column
+
     # What is not held is read again, from L2 while the classes at work fit it.
-    at_work = min(
-        elements * size, plan["blocks"] // plan["cluster"] * shape.rows * shape.channels * size
+    again = 0 if held else call.bytes
+    at_work = min(call.bytes, clusters * shape.rows * shape.channels * call.size)
+    cached = at_work * 4 <= machine.chip["cache_bytes"] * 3
+    moved = call.bytes * (1 + call.with_gradient)
+    memory = (moved + (0 if cached else again)) / machine.copy_rate
+    memory += again / machine.cache_rate if cached else 0.0
+    share = plan["share_rows"] * shape.channels * call.size
+    through = share * (1 + call.with_gradient + (not held))
+
+    # Where there is one stage, a class is only asked for when the one before is done.
+    arrival = READ + call.moved(share) if plan["stages"] == 1 else 0.0
+    arrival += 0.0 if held else 2 * rounds * READ
+    step = STEP + (CLUSTER_STEP if cluster > 1 else 0.0)
+    return Kernel(
+        memory=max(memory, hosted * turns * call.moved(through)),
+        issue=hosted * turns * call.issued(instructions),
+        exps=hosted * turns * call.evaluated(2 * entries),
+        latency=turns * (step + arrival + call.issued(instructions)),
+        turns=turns,
     )
-    cached = once and at_work <= chip["cache_bytes"] * 3 // 4
-    again = (1 - share) * elements * size
-    through = elements * size * (1 + with_gradient) + (0 if cached else again)
-    memory = through / machine.copy_rate + (again / machine.cache_rate if cached else 0)
-
-    unpack = UNPACK_SLOTS if size == 2 else 0.0
-    slots = SUM_SLOTS + FINISH_SLOTS + 2 * unpack + (ACCURATE_SLOTS if accurate else 0.0)
-    a_second = chip["processors"] * machine.clock
-    arithmetic = elements * slots / (a_second * WARP_SCHEDULERS * LANES)
-    exps = 2 * elements / (a_second * EXPS_A_CYCLE)
-
-    launches = (2 if with_gradient else 1) + 1 if once else (7 if with_gradient else 4)
-    fill = _fill(plan, shape, chip["processors"])
-    seconds = launches * machine.launch + LATENCY + max(memory, arithmetic, exps) / fill
-    return Prediction(plan, launches, memory, arithmetic, exps, fill, seconds)
 
 
-def _fill(plan: dict[str, Any], shape: Shape, processors: int) -> float:
-    """Share of the multiprocessors at work: too few blocks, or a last wave of few classes."""
-    clusters = plan["blocks"] // plan["cluster"]
-    classes = shape.classes if plan["kind"] == "classes" else clusters
-    waves = -(-classes // clusters)
-    # Half the chip's blocks already keep memory busy.
-    busy = min(1.0, plan["blocks"] / processors)
-    return busy * classes / (waves * clusters)
+def _slot_kernels(call: _Call) -> Iterator[Kernel]:
+    """Sums of slots, means of classes, rows of slots. Slots start as others end."""
+    plan, shape, machine = call.plan, call.shape, call.machine
+    wide = plan["kind"] == "wide"
+    sweeps = WIDE_SWEEPS if wide else 1
+    hosted = -(-plan["slots"] // machine.processors)
+    turns = -(-plan["slots"] * plan["threads"] // (machine.processors * RESIDENT_THREADS))
+    rows = min(plan["rows_per_slot"], shape.rows)
+    rounds = -(-rows // call.teams)
+    entries = rounds * call.teams * call.width * sweeps
+    chain = rounds * READ * sweeps
+    reread = (sweeps - 1) * call.bytes / machine.cache_rate
+    sums = plan["slots"] * shape.channels * SLOT_COLUMN_BYTES / 2
+
+    def kernel(cost: float, memory: float) -> Kernel:
+        instructions = entries * cost + shape.channels * COLUMN_COST
+        return Kernel(
+            memory=memory + reread + sums / machine.copy_rate,
+            issue=hosted * call.issued(instructions),
+            exps=hosted * call.evaluated(entries),
+            latency=turns * (STEP + chain + call.issued(instructions)),
+            turns=turns,
+        )
+
+    yield kernel(call.sum_cost, call.bytes / machine.copy_rate)
+    yield Kernel(latency=STEP)
+    cached = min(call.bytes, machine.chip["cache_bytes"] * CACHED)
+    moved = call.bytes * (1 + call.with_gradient) - cached
+    yield kernel(call.finish_cost, moved / machine.copy_rate + cached / machine.cache_rate)
 
 
 def machine_here(copy_rate: float, launch: float, device: int = 0) -> Machine:
-    """The GPU at hand, with what was measured on it."""
+    """Describe the GPU at hand, with what was measured on it; the clock is its fastest."""
     properties = torch.cuda.get_device_properties(device)
     clock = getattr(properties, "clock_rate", H200.clock / 1e3) * 1e3
     return replace(
@@ -155,12 +315,12 @@ def report(shapes: list[Shape], machine: Machine) -> str:
                     (
                         str(shape),
                         str(dtype).removeprefix("torch."),
-                        "below 0.25" if accurate else "above",
+                        f"{'below' if accurate else 'above'} {ACCURATE_BELOW:g}",
                         plan["kind"],
                         f"{plan['cluster']} x {plan['threads']}",
-                        str(plan["stages"]),
-                        str(plan["blocks"]),
-                        str(plan["share_rows"]),
+                        plan["stages"],
+                        plan["blocks"],
+                        plan["rows_per_slot"] or plan["share_rows"],
                         seconds_text(found.seconds),
                         f"{copy / found.seconds:.0%}",
                         found.limit,

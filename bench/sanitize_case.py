@@ -45,12 +45,16 @@ class Case:
 
 def cases(processors: int) -> Iterator[Case]:
     """Every layout with every dtype, and with every reduction, given centroids or not."""
+    # The last three are the CUDA backend's: on an H200 several stages, clusters and slots.
     layouts = (
         ("equal small classes", (4,) * 9, 33, False),
         ("ragged small classes", (1, 9, 0, 4, 17), 65, True),
         ("more large classes than processors", (20,) * (processors + 1), 1000, False),
         ("few large classes", (300, 211), 129, True),
         ("rows wider than a tile", (5, 3, 9), 9001, True),
+        ("many tiny classes", (2,) * (12 * processors + 1), 64, False),
+        ("few large classes of whole packs", (300, 211), 256, True),
+        ("one large class among tiny ones", (500, *(2,) * 100), 256, True),
     )
     for layout in layouts:
         yield from (Case(*layout, dtype=dtype) for dtype in DTYPES)

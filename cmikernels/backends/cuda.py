@@ -61,15 +61,15 @@ def _gpu_obstacle() -> str | None:
         return f"the native extension is not built ({IMPORT_ERROR}); run: pip install ."
     if _core() is None:
         return (
-            "the native extension was built without CUDA kernels, because nvcc of CUDA 12.8 or newer "
-            "was not found; set CUDACXX to it and run: pip install --force-reinstall --no-deps ."
+            "the native extension was built without CUDA kernels, because nvcc of CUDA 12.8 or "
+            "newer was not found; set CUDACXX to it and run: pip install --force-reinstall --no-deps ."
         )
     if torch.version.hip is not None:
         return "it computes on NVIDIA GPUs only"
     if not torch.cuda.is_available():
         return "torch sees no GPU"
     info = _core().cuda_info()
-    # A driver serves all versions of its own major one; the code is packed as 12.4 first could read.
+    # A driver serves all versions of its major one; the code is packed as 12.4 first could read.
     needed = max(info["runtime"] // 1000 * 1000, 12040)
     if info["driver"] < needed:
         wanted, has = (f"{v // 1000}.{v % 1000 // 10}" for v in (needed, info["driver"]))

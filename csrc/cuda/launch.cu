@@ -14,7 +14,7 @@ const GpuKernels& gpu_kernels_Float16();
 
 namespace {
 
-constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
+constexpr int64_t kMostBlocks = int64_t(1) << 30;  // of a grid, and classes, which are int there
 
 const GpuKernels& kernels_of(int dtype) {
   switch (dtype) {

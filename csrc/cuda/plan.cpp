@@ -13,26 +13,28 @@ struct Holding {
   int threads, cluster;
 };
 constexpr Holding kHoldings[] = {
-    {128, 1}, {128, 2}, {128, 4},  {128, 8}, {256, 1}, {256, 2},  {256, 4},
-    {256, 8}, {512, 1}, {256, 16}, {512, 4}, {512, 8}, {512, 16},
+    {32, 1},  {64, 1},  {128, 1}, {128, 2},  {128, 4}, {128, 8}, {256, 1},  {256, 2},
+    {256, 4}, {256, 8}, {512, 1}, {256, 16}, {512, 4}, {512, 8}, {512, 16},
 };
 constexpr int kProcessorThreads = 512;
 constexpr int64_t kReservedBytes = 1024;  // of a block's shared memory, by the system
 
-constexpr int64_t kMostShareRows = 4096;  // of a class in a block: their statistics stay there
-constexpr int64_t kFewRowsPerSlot = 32;   // at least, so that sums take little memory
+constexpr int64_t kMostShareRows = 4096;   // of a class in a block: their statistics stay there
+constexpr int64_t kFewRowsPerSlot = 32;    // at least, so that sums take little memory,
+constexpr int64_t kFewestRowsPerSlot = 8;  // or these, where they would not fill the chip
 constexpr int64_t kSlotsPerProcessor = 16;
+constexpr double kBusyThreads = 256;  // of a multiprocessor, from which on it issues what it can
 constexpr int kWideThreads = 256;
 constexpr int64_t kFarAway = INT32_MAX;  // an offset beyond all shared memory
 
-// The estimate, in instructions that a multiprocessor could have issued: 128 a cycle. Counted in
-// the machine code (bench/NOTES.md), but for the last three, which are an H200's.
+// The estimate, in instructions that a multiprocessor could have issued, 128 a cycle: counted in
+// the machine code (bench/NOTES.md), or in its place an H200's time for the rest.
 constexpr double kEntryCost = 26;     // of a feature: sums of P, value and gradient
 constexpr double kColumnCost = 70;    // of a column of a class, in every block that has some
 constexpr double kRemoteCost = 20;    // more in a cluster
 constexpr double kByteCost = 6.7;     // moved to or from memory
-constexpr double kClusterCost = 4e5;  // of its two barriers and of starting it
 constexpr double kSumBytes = 24;      // of a column of a slot: sums and centroids, out and in
+constexpr double kClusterCost = 4e5;  // of its two barriers and of starting it
 constexpr double kLaunchCost = 3e5;   // of a launch more
 
 int64_t power_of_2(int64_t number) {
@@ -95,13 +97,15 @@ double hold(const Shape& shape, const Chip& chip, const Holding& holding, Plan& 
   const double class_bytes = double(ceil_div(shape.rows, shape.classes) * row_bytes);
   const bool cached = class_bytes * double(clusters) * 4 <= double(chip.cache_bytes) * 3;
   const double bytes_moved = shape.element_bytes * (plan.stages > 0 ? 2 : cached ? 2.7 : 3);
+  const int64_t blocks_at_work = std::min(blocks_together, ceil_div(plan.blocks, chip.processors));
+  const double busy = std::min(1.0, double(blocks_at_work * plan.threads) / kBusyThreads);
   const int64_t teams = plan.threads / plan.lanes;
   const auto block_cost = [&](int64_t rows) {
     const double entries = double(round_up(rows, teams) * shape.channels);
     const double columns =
         double(shape.channels) * (kColumnCost + (plan.cluster > 1 ? kRemoteCost : 0));
     return std::pair(double(rows * shape.channels) * bytes_moved * kByteCost,
-                     entries * kEntryCost + columns);
+                     (entries * kEntryCost + columns) / busy);
   };
   // All classes of the average size on all multiprocessors, or the largest class alone.
   const auto [memory, arithmetic] =
@@ -116,8 +120,9 @@ double hold(const Shape& shape, const Chip& chip, const Holding& holding, Plan& 
 }
 
 void divide_into_slots(const Shape& shape, const Chip& chip, Plan& plan) {
-  plan.rows_per_slot =
-      std::max(kFewRowsPerSlot, ceil_div(shape.rows, kSlotsPerProcessor * chip.processors));
+  const int64_t fewest =
+      std::clamp(ceil_div(shape.rows, 2 * chip.processors), kFewestRowsPerSlot, kFewRowsPerSlot);
+  plan.rows_per_slot = std::max(fewest, ceil_div(shape.rows, kSlotsPerProcessor * chip.processors));
   // Of unequal classes, class y's slots start at offsets[y] / rows_per_slot + y.
   plan.slots = shape.ragged ? shape.rows / plan.rows_per_slot + shape.classes
                             : shape.classes * ceil_div(shape.largest, plan.rows_per_slot);
