@@ -62,7 +62,8 @@ def _gpu_obstacle() -> str | None:
     if _core() is None:
         return (
             "the native extension was built without CUDA kernels, because nvcc of CUDA 12.8 or "
-            "newer was not found; set CUDACXX to it and run: pip install --force-reinstall --no-deps ."
+            "newer was not found; set CUDACXX to it and run: "
+            "pip install --force-reinstall --no-deps ."
         )
     if torch.version.hip is not None:
         return "it computes on NVIDIA GPUs only"
