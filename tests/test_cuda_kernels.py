@@ -512,15 +512,10 @@ def installation(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         gpu: bool = True,
         hip: str | None = None,
         capabilities: tuple[tuple[int, int], ...] = ((9, 0),),
-        has_code: bool = True,
+        architectures: str = "80-real 90",
     ) -> None:
-        info = {"driver": driver, "runtime": runtime, "architectures": "90-real"}
-
-        def cuda_chip(device: int) -> None:
-            if not has_code:
-                raise RuntimeError("no kernel image is available")
-
-        core = SimpleNamespace(cuda_info=lambda: info, cuda_chip=cuda_chip) if kernels else None
+        info = {"driver": driver, "runtime": runtime, "architectures": architectures}
+        core = SimpleNamespace(cuda_info=lambda: info) if kernels else None
         monkeypatch.setattr(cuda, "_emulating", lambda: False)
         monkeypatch.setattr(cuda, "_gpu_obstacle", cuda._gpu_obstacle.__wrapped__)
         monkeypatch.setattr(cuda, "_core", lambda: core)
@@ -529,7 +524,6 @@ def installation(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
 
     return pretend
 
@@ -557,7 +551,11 @@ def test_nothing_stands_in_the_way_of_a_gpu(installation: Callable[..., None]) -
             {"runtime": 12_080, "driver": 12_020},
             "the kernels need a driver that knows CUDA 12.4, this one knows 12.2; update it",
         ),
-        ({"has_code": False}, "no kernel image is available"),
+        (
+            {"architectures": "90", "capabilities": ((8, 0),)},
+            "the kernels were built for 90, this GPU has compute capability 8.0; build them for it "
+            "with CUDAARCHS=80",
+        ),
         (
             {"capabilities": ((7, 0), (7, 5))},
             "compute capability 8.0 (Ampere) or newer is needed, this GPU has 7.5",
@@ -581,6 +579,37 @@ def test_what_stands_in_the_way_is_said(
     found = cuda.obstacle("cuda")
     assert found is not None
     assert found.startswith(text)
+
+
+def test_a_forked_process_is_told_what_torch_says(
+    installation: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    installation()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", refuse)
+    assert cuda.obstacle("cuda") == "Cannot re-initialize CUDA in forked subprocess"
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        ("80-real", 80, True),
+        ("80-real", 86, True),
+        ("80-real", 90, False),
+        ("86-real", 80, False),
+        ("80-real 90", 110, True),
+        ("90-virtual", 90, True),
+        ("90-virtual", 80, False),
+        ("120", 90, False),
+        ("native", 90, True),
+    ],
+)
+def test_code_serves_its_own_family_and_ptx_all_that_are_newer(
+    architectures: str, capability: int, runs: bool
+) -> None:
+    assert cuda._has_code(architectures, capability) is runs
 
 
 def test_one_gpu_of_several_is_enough(installation: Callable[..., None]) -> None:

@@ -38,7 +38,6 @@ H200 = CHIPS["H200"]
 
 # Limits of CUDA, the same on all of these.
 LARGEST_GRID = 2**31 - 1
-NAMED_BARRIERS = 15  # besides the whole block's
 BARRIER_BYTES = 2**20  # that a barrier of bulk copies can wait for, and one more
 RESERVED_BYTES = 1024  # of a block's shared memory, by the system
 SLOTS_TO_FILL = 2  # for each multiprocessor
@@ -135,11 +134,6 @@ def a_block_is_whole_warps_and_whole_teams(call: Call, plan: Plan) -> None:
     assert plan.lanes <= plan.threads <= 512
     assert is_power_of_2(plan.lanes)
     assert plan.threads % plan.lanes == 0
-
-
-def every_team_of_several_warps_has_a_barrier(call: Call, plan: Plan) -> None:
-    if plan.lanes > 32:
-        assert plan.threads // plan.lanes <= NAMED_BARRIERS
 
 
 def a_row_is_in_the_registers_of_its_team(call: Call, plan: Plan) -> None:
@@ -256,7 +250,6 @@ def sums_of_slots_are_small_beside_features_or_few(call: Call, plan: Plan) -> No
 
 RULES: list[Callable[[Call, Plan], None]] = [
     a_block_is_whole_warps_and_whole_teams,
-    every_team_of_several_warps_has_a_barrier,
     a_row_is_in_the_registers_of_its_team,
     rows_are_read_in_packs_where_they_can_be,
     a_cluster_is_one_that_the_chip_has,

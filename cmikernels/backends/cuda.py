@@ -52,11 +52,15 @@ def obstacle(device_type: str) -> str | None:
         return None if _core() else "the native extension was built without the emulated kernels"
     if device_type == "cpu":
         return "it computes on GPUs (and for tests on the CPU, under CMIKERNELS_EMULATE_CUDA=1)"
-    return _gpu_obstacle()
+    try:
+        return _gpu_obstacle()
+    except RuntimeError as error:  # such as in a process forked from one that uses the GPU
+        return str(error)
 
 
 @functools.cache
 def _gpu_obstacle() -> str | None:
+    """Nothing here starts a GPU that is not in use."""
     if native is None:
         return f"the native extension is not built ({IMPORT_ERROR}); run: pip install ."
     if _core() is None:
@@ -77,15 +81,31 @@ def _gpu_obstacle() -> str | None:
         return (
             f"the kernels need a driver that knows CUDA {wanted}, this one knows {has}; update it"
         )
-    found = max(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
-    if found < _LEAST_CAPABILITY:  # of several GPUs an older one is refused when it is used
-        wanted, has = (".".join(map(str, each)) for each in (_LEAST_CAPABILITY, found))
+    # One GPU that can is enough; another is refused when it is used.
+    found = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    if max(found) < _LEAST_CAPABILITY:
+        wanted, has = (".".join(map(str, each)) for each in (_LEAST_CAPABILITY, max(found)))
         return f"compute capability {wanted} (Ampere) or newer is needed, this GPU has {has}"
-    try:  # whether the build has code for it
-        _core().cuda_chip(torch.cuda.current_device())
-    except RuntimeError as error:
-        return str(error)
+    if not any(_has_code(info["architectures"], 10 * major + minor) for major, minor in found):
+        has = ".".join(map(str, max(found)))
+        return (
+            f"the kernels were built for {info['architectures']}, this GPU has compute capability "
+            f"{has}; build them for it with CUDAARCHS={has.replace('.', '')}"
+        )
     return None
+
+
+def _has_code(architectures: str, capability: int) -> bool:
+    """Whether code for these (as CMake names them) runs on a GPU of this capability."""
+    for name in architectures.split():
+        number, _, kind = name.partition("-")
+        if not number.isdigit():  # such as "native", or a chip's own variant
+            return True
+        built = int(number)
+        same_family = built // 10 == capability // 10 and kind != "virtual"
+        if built <= capability and (same_family or kind != "real"):
+            return True
+    return False
 
 
 def describe() -> str:
@@ -154,31 +174,32 @@ def _run(
     features, row_stride, channel_stride = in_memory(features)
     if incoming is not None:
         incoming = incoming.contiguous().resolve_neg()
-    index, stream = 0, 0
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        stream = torch.cuda.current_stream(index).cuda_stream
-    _core().cuda_cmi(
-        features.data_ptr(),
-        DTYPE_CODES[features.dtype],
-        problem.num_rows,
-        channels,
-        row_stride,
-        channel_stride,
-        problem.num_classes,
-        largest,
-        order,
-        offsets,
-        0 if problem.centroids is None else problem.centroids.data_ptr(),
-        0 if incoming is None else incoming.data_ptr(),
-        skip_one,
-        problem.temperature,
-        problem.weight,
-        REDUCTION_CODES[problem.reduction],
-        0 if value is None else value.data_ptr(),
-        0 if gradient is None else gradient.data_ptr(),
-        0 if means is None else means.data_ptr(),
-        index,
-        stream,
-        lambda size: torch.empty(size, dtype=torch.uint8, device=device),
-    )
+    with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
+        index, stream = 0, 0
+        if device.type == "cuda":
+            index = torch.cuda.current_device()
+            stream = torch.cuda.current_stream().cuda_stream
+        _core().cuda_cmi(
+            features.data_ptr(),
+            DTYPE_CODES[features.dtype],
+            problem.num_rows,
+            channels,
+            row_stride,
+            channel_stride,
+            problem.num_classes,
+            largest,
+            order,
+            offsets,
+            0 if problem.centroids is None else problem.centroids.data_ptr(),
+            0 if incoming is None else incoming.data_ptr(),
+            skip_one,
+            problem.temperature,
+            problem.weight,
+            REDUCTION_CODES[problem.reduction],
+            0 if value is None else value.data_ptr(),
+            0 if gradient is None else gradient.data_ptr(),
+            0 if means is None else means.data_ptr(),
+            index,
+            stream,
+            lambda size: torch.empty(size, dtype=torch.uint8, device=device),
+        )

@@ -26,11 +26,14 @@ struct ClassWorker {
   }
   CMIK_DEVICE int next(int cls) const { return from(cls + task.class_step); }
 
+  // A block's part of so many, the last may have fewer.
+  CMIK_DEVICE int part_of(int count) const { return (count + cluster() - 1) >> task.cluster_bits; }
+
   // This block's share of a class's rows.
   CMIK_DEVICE ClassRows share(const ClassRows& all) const {
-    const int64_t each = ceil_div(all.count, cluster());
-    const int64_t skipped = rank() * each < all.count ? rank() * each : all.count;
-    return {all.first + skipped, all.count - skipped < each ? all.count - skipped : each};
+    const int count = int(all.count), each = part_of(count);
+    const int skipped = rank() * each < count ? rank() * each : count;
+    return {all.first + skipped, count - skipped < each ? count - skipped : each};
   }
 
   CMIK_DEVICE uint64_t* barrier(int stage) const {
@@ -67,13 +70,15 @@ struct ClassWorker {
     T* sums = in_shared<T>(task.shared.sums);
     const T each = T(1) / T(count);
     if (cluster() == 1) {
+#pragma unroll 1
       for (int j = thread(); j < width; j += threads())
         centroid[j] = column_sum<T>(task, width, j) * each;
       return;
     }
+#pragma unroll 1
     for (int j = thread(); j < width; j += threads()) sums[j] = column_sum<T>(task, width, j);
     sync_cluster();
-    const int columns = int(ceil_div(width, cluster())), begin = rank() * columns;
+    const int columns = part_of(width), begin = rank() * columns;
     const int end = begin + columns < width ? begin + columns : width;
     for (int j = begin + thread(); j < end; j += threads()) {
       T sum = 0;
@@ -87,16 +92,16 @@ struct ClassWorker {
     const cmik_problem& p = task.problem;
     const int stages = form == Form::any ? 0 : task.plan.stages;
     const int width = task.packs * pack_entries(sizeof(S));
-    Columns<T> columns(task);
+    const Columns<T> columns{task};
     Team<T> team(task);
 
-    if (thread() == 0) {
+    if (thread() == threads() - 1) {
       for (int each = 0; each < stages; ++each) start_barrier(barrier(each));
       *total() = 0;
     }
     publish_barriers();
     sync_block();
-    int cls = from(int(block()) / cluster());
+    int cls = from(int(block()) >> task.cluster_bits);
     for (int stage = 0, ahead = cls; stage < stages; ++stage, ahead = next(ahead))
       if (thread() < kWarpThreads) fetch(ahead, stage);
     for (int turn = 0; cls < p.classes; ++turn, cls = next(cls)) {
@@ -127,7 +132,7 @@ struct ClassWorker {
   }
 
   CMIK_DEVICE void make_own(const ClassRows& all, const ShareSource<S, form>& source, int width,
-                            Columns<T>& columns, Team<T>& team) const {
+                            const Columns<T>& columns, Team<T>& team) const {
     for (int second = 0; second <= int(form == Form::any && task.weighted); ++second) {
       if (second) sync_block();  // the first sums have been read
       sum_rows<S, form>(task, all.first, source, second, team);
@@ -138,7 +143,7 @@ struct ClassWorker {
       for (int j = thread(); j < width; j += threads())
         columns.rho()[j] /= at_least_normal(columns.centroid()[j]);
     }
-    aim(task, width, columns);
+    aim(task, width, columns, T(0));
   }
 
   CMIK_DEVICE void write_results(int cls, double value, const T* centroid) const {

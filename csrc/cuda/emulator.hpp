@@ -77,7 +77,8 @@ struct Block {
   std::vector<char> memory;
   char* shared;  // its part that is aligned
   size_t shared_bytes;
-  Barrier whole, groups[16];
+  Barrier whole;
+  bool any = false;  // of any_in_block()
   std::vector<Barrier> warps;
   std::vector<uint64_t> lanes[2];  // what exchange() passes on, by turns
   std::map<uint64_t*, Arrival> arrivals;
@@ -250,9 +251,15 @@ inline int64_t blocks() { return emulator::machine().blocks; }
 inline char* shared_memory() { return emulator::fiber().block->shared; }
 
 inline void sync_block() { emulator::wait(emulator::fiber().block->whole, threads()); }
-inline void sync_group(int name, int count) {
-  if (name < 1 || name > 15) emulator::fail("no such named barrier");
-  emulator::wait(emulator::fiber().block->groups[name], count);
+inline bool any_in_block(bool holds) {
+  emulator::Block& block = *emulator::fiber().block;
+  block.any |= holds;
+  sync_block();
+  const bool any = block.any;
+  sync_block();
+  block.any = false;
+  sync_block();
+  return any;
 }
 
 template <class T>

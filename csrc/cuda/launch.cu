@@ -85,6 +85,9 @@ Task task_of(const cmik_cuda_call& call, const Shape& shape, const Plan& plan) {
   task.rows_per_class = shape.ragged ? 0 : shape.largest;
   task.packs = int32_t(ceil_div(p.channels, pack_entries(shape.element_bytes)));
   while (1 << task.lanes_bits < plan.lanes) ++task.lanes_bits;
+  while (1 << task.cluster_bits < plan.cluster) ++task.cluster_bits;
+  task.sum_rows = sum_rows_of(plan.threads, plan.lanes);
+  task.teams = plan.threads / plan.lanes;
   task.class_step = int32_t(plan.blocks / plan.cluster);
   Factors<double>& full = task.full;
   full.inverse_tau = 1 / p.temperature;
@@ -164,7 +167,8 @@ int prepare(const cmik_cuda_call& call, Shape& shape, Plan& plan) {
   if (chip.capability < 80) return CMIK_GPU_TOO_OLD;
   shape = shape_of(call);
   plan = make_plan(shape, chip);
-  const int64_t most = std::max(plan.blocks, shape.classes * ceil_div(shape.channels, 32));
+  const int64_t means = plan.slots > 0 ? shape.classes * ceil_div(shape.channels, 32) : 0;
+  const int64_t most = std::max({plan.blocks, shape.classes, means});
   return most <= kMostBlocks ? 0 : CMIK_TOO_LARGE;
 }
 

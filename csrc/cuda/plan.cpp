@@ -170,6 +170,7 @@ SharedLayout shared_layout(const Shape& shape, const Plan& plan) {
     return int32_t(std::min(start, kFarAway));
   };
   at.total = take(int64_t(sizeof(double)));
+  at.top = take(2 * number);
   at.reduction = take(warps * int64_t(sizeof(double)));
   at.exchange = take(2 * warps * number);
   at.barriers = take(kMostStages * int64_t(sizeof(uint64_t)));

@@ -58,6 +58,7 @@ struct Plan {
 // Where things are in a block's shared memory, in bytes from its start.
 struct SharedLayout {
   int32_t total;      // a double
+  int32_t top;        // two numbers of the class, see Columns
   int32_t reduction;  // one number a warp, for whole blocks
   int32_t exchange;   // two a warp, by turns, for teams of several warps
   int32_t barriers;   // one for each stage

@@ -45,10 +45,8 @@ CMIK_DEVICE char* shared_memory() {
 }
 
 CMIK_DEVICE void sync_block() { __syncthreads(); }
-// Of `count` threads of a block, whole warps; `name` from 1 to 15 tells such groups apart.
-CMIK_DEVICE void sync_group(int name, int count) {
-  asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(count) : "memory");
-}
+// Whether it holds for any thread of the block; all threads meet.
+CMIK_DEVICE bool any_in_block(bool holds) { return __syncthreads_or(holds); }
 
 // The value that the lane whose number differs in the bits of `mask` has.
 template <class T>

@@ -50,8 +50,8 @@ CMIK_DEVICE T reduce_block(T value, void* memory, Op op) {
 }
 
 // The threads that share a row with this one. Rows first() + offset(), first() + offset() + step(),
-// ... are the team's; first() and step() are the same for all of a warp, whose threads go through
-// loops together.
+// ... are the team's; first() and step() are the same for all who go through loops together: a warp
+// of several teams, or the block where teams are several warps.
 template <class T>
 struct Team {
   const Task& task;
@@ -62,25 +62,30 @@ struct Team {
   CMIK_DEVICE int lanes() const { return task.plan.lanes; }
   CMIK_DEVICE int lane() const { return thread() & (lanes() - 1); }
   CMIK_DEVICE int number() const { return thread() >> task.lanes_bits; }
-  CMIK_DEVICE int step() const { return threads() >> task.lanes_bits; }
+  CMIK_DEVICE int step() const { return task.teams; }
   CMIK_DEVICE bool within_warp() const { return lanes() <= kWarpThreads; }
   CMIK_DEVICE int offset() const {
-    return within_warp() ? thread() % kWarpThreads >> task.lanes_bits : 0;
+    return (within_warp() ? thread() % kWarpThreads : thread()) >> task.lanes_bits;
   }
   CMIK_DEVICE int first() const { return number() - offset(); }
+  // Whether it is the first team of its warp, or several warps.
+  CMIK_DEVICE bool speaks_for_warp() const { return !within_warp() || offset() == 0; }
+
+  // Whether it holds for any who goes through loops with this thread.
+  CMIK_DEVICE bool any(bool holds) const {
+    return within_warp() ? any_in_warp(holds) : any_in_block(holds);
+  }
 
   template <class Op>
   CMIK_DEVICE T reduce(T value, Op op) {
     value = reduce_warp(value, lanes(), op);
     if (within_warp()) return value;
     // Two numbers a warp by turns: who writes the same one again has met the others in between.
+    // All teams meet, because barriers for some of a block's threads would be taken from others.
     T* of_warps = in_shared<T>(task.shared.exchange) + turn * (threads() / kWarpThreads);
     turn ^= 1;
     if (thread() % kWarpThreads == 0) of_warps[thread() / kWarpThreads] = value;
-    if (lanes() == threads())
-      sync_block();
-    else
-      sync_group(1 + number(), lanes());
+    sync_block();
     of_warps += number() * (lanes() / kWarpThreads);
     value = of_warps[0];
 #pragma unroll 1
@@ -257,7 +262,7 @@ CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const Source& s
   Part part(task, team);
   T acc[Part::kPacks][Part::kEntries] = {};
   for (int base = team.first(); base < source.count; base += team.step()) {
-    // A warp's teams go on together; one without a row of its own takes the last, for nothing.
+    // A team without a row of its own takes the last, for nothing.
     const bool active = base + team.offset() < source.count;
     const int r = active ? base + team.offset() : source.count - 1;
     part.load(source, r);
@@ -294,11 +299,11 @@ CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const Source& s
   }
   // Whoever has no row of sums brings its own to one that has.
   const int width = task.packs * Part::kEntries;
-  const int all = sum_rows_of(threads(), team.lanes());
+  const int all = task.sum_rows;
   const int mine = team.within_warp() ? thread() / kWarpThreads : team.number();
   T* sums = in_shared<T>(task.shared.sums) + mine % kMostSumRows * width;
   const auto put = [&] {
-    if (team.offset() > 0) return;
+    if (!team.speaks_for_warp()) return;
     part.each_pack([&](int k, int pack) {
 #pragma unroll
       for (int i = 0; i < Part::kEntries; ++i) Part::columns(sums, pack).of[i] = acc[k][i];
@@ -307,7 +312,7 @@ CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const Source& s
   for (int from = kMostSumRows; from < all; from += kMostSumRows) {
     if (mine / kMostSumRows == from / kMostSumRows) put();
     sync_block();
-    if (mine < kMostSumRows && mine + from < all && team.offset() == 0)
+    if (mine < kMostSumRows && mine + from < all && team.speaks_for_warp())
       part.each_pack([&](int k, int pack) {
 #pragma unroll
         for (int i = 0; i < Part::kEntries; ++i) acc[k][i] += Part::columns(sums, pack).of[i];
@@ -322,7 +327,7 @@ CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const Source& s
 template <class T>
 CMIK_DEVICE T column_sum(const Task& task, int width, int j) {
   const T* sums = in_shared<T>(task.shared.sums);
-  const int rows = sum_rows_of(threads(), task.plan.lanes);
+  const int rows = task.sum_rows;
   T sum = sums[j];
 #pragma unroll
   for (int row = 1; row < kMostSumRows; ++row)
@@ -330,32 +335,35 @@ CMIK_DEVICE T column_sum(const Task& task, int width, int j) {
   return sum;
 }
 
-// What rows of a class are compared with. Column vectors are (width); beyond the row the centroid
-// is 0 and the target some number.
+// What rows of a class are compared with, in shared memory: registers are scarce. Column vectors
+// are (width); beyond the row the centroid is 0 and the target some number.
 template <class T>
 struct Columns {
   const Task& task;
-  T top;           // max Q, at most 1
-  T missing_mass;  // 1 - sum_j Q of a given centroid
 
-  CMIK_DEVICE explicit Columns(const Task& a_task) : task(a_task), top(1), missing_mass(0) {}
   CMIK_DEVICE T* centroid() const { return in_shared<T>(task.shared.centroid); }
   // log(Q / max Q)
   CMIK_DEVICE T* target() const { return in_shared<T>(task.shared.target); }
   // with row weights: mean of w P / Q
   CMIK_DEVICE T* rho() const { return in_shared<T>(task.shared.rho); }
+  // max Q, at most 1
+  CMIK_DEVICE T& top() const { return in_shared<T>(task.shared.top)[0]; }
+  // 1 - sum_j Q of a given centroid
+  CMIK_DEVICE T& missing_mass() const { return in_shared<T>(task.shared.top)[1]; }
 };
 
-// Target and top from the centroid, which every thread has put where columns j = thread, thread +
-// threads ... are.
+// Target and the rest from the centroid, which every thread has put where columns j = thread,
+// thread + threads ... are.
 template <class T>
-CMIK_DEVICE void aim(const Task& task, int width, Columns<T>& columns) {
-  T* memory = in_shared<T>(task.shared.reduction);
+CMIK_DEVICE void aim(const Task& task, int width, const Columns<T>& columns, T missing_mass) {
   T top = 0;
+#pragma unroll 1
   for (int j = thread(); j < width; j += threads()) top = maximum(top, columns.centroid()[j]);
-  top = reduce_block(top, memory, Largest{});
-  columns.top = top > 1 ? T(1) : top;
-  const T share = 1 / columns.top;
+  top = reduce_block(top, in_shared<T>(task.shared.reduction), Largest{});
+  top = top > 1 ? T(1) : top;
+  if (thread() == 0) columns.top() = top, columns.missing_mass() = missing_mass;
+  const T share = 1 / top;
+#pragma unroll 1
   for (int j = thread(); j < width; j += threads())
     columns.target()[j] = log_of(at_least_normal(columns.centroid()[j]) * share);
   sync_block();
@@ -363,16 +371,17 @@ CMIK_DEVICE void aim(const Task& task, int width, Columns<T>& columns) {
 
 // The class's given centroid.
 template <class T>
-CMIK_DEVICE void take_given(const Task& task, int64_t cls, int width, Columns<T>& columns) {
+CMIK_DEVICE void take_given(const Task& task, int64_t cls, int width, const Columns<T>& columns) {
   const cmik_problem& p = task.problem;
   const T* given = static_cast<const T*>(p.centroids) + cls * p.channels;
   double sum = 0;
+#pragma unroll 1
   for (int j = thread(); j < width; j += threads()) {
     columns.centroid()[j] = j < p.channels ? at_least_normal(given[j]) : T(0);
     sum += double(columns.centroid()[j]);
   }
-  columns.missing_mass = T(1 - reduce_block(sum, in_shared<double>(task.shared.reduction), Sum{}));
-  aim(task, width, columns);
+  sum = reduce_block(sum, in_shared<double>(task.shared.reduction), Sum{});
+  aim(task, width, columns, T(1 - sum));
 }
 
 // Value and gradient of the rows. Returns the sum of their KL, of the block's rows on every thread.
@@ -387,9 +396,10 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
   const bool weighted = form == Form::any && task.weighted;
   const T inverse_tau = factors_of<T>(task).inverse_tau;
   // A class of one row is its own centroid: exactly nothing, or NaN if the row is.
-  const T distinct = !p.centroids && class_count == 1 ? T(0) : T(1);
-  const T weight_of_class = class_weight<T>(task, cls, class_count);
+  const bool alone = !p.centroids && class_count == 1;
+  const T weight_of_class = class_weight<T>(task, cls, class_count) * (alone ? T(0) : T(1));
   Part part(task, team);
+  double value = 0;  // of the rows whose first lane this is
   for (int base = team.first(); base < source.count; base += team.step()) {
     const bool active = base + team.offset() < source.count;
     const int r = active ? base + team.offset() : source.count - 1;
@@ -404,7 +414,7 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
     T e[Part::kPacks][Part::kEntries];  // P total
     part.exponentials(e);
     if (p.centroids) stats.total = part.fold(team, Sum{}, [&](int k, int i) { return e[k][i]; });
-    const T inverse_total = 1 / stats.total, offset = log_of(stats.total * columns.top);
+    const T inverse_total = 1 / stats.total, offset = log_of(stats.total * columns.top());
 
     // z becomes d = log(P / Q)
     part.each_pack([&](int k, int pack) {
@@ -420,9 +430,9 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
 
     if (p.value) {
       T accurate = kl;
-      const bool wanted = needs_accurate_form(kl, columns.missing_mass);
-      if (any_in_warp(wanted)) {  // whose threads exchange numbers
-        T near = 0, far = 0;      // times total, and not
+      const bool wanted = needs_accurate_form(kl, columns.missing_mass());
+      if (team.any(wanted)) {  // those who exchange numbers do the same
+        T near = 0, far = 0;   // times total, and not
         part.each_pack([&](int k, int pack) {
           T farthest = 0;
 #pragma unroll
@@ -439,15 +449,15 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
               far += divergence(e[k][i] * inverse_total, centroid.of[i], part.z[k][i], T(0));
           }
         });
-        near = team.reduce(near * inverse_total + far, Sum{}) + columns.missing_mass;
+        near = team.reduce(near * inverse_total + far, Sum{}) + columns.missing_mass();
         if (wanted) accurate = near;
       }
-      accurate *= distinct;
+      if (alone) accurate *= 0;
       if (active && team.lane() == 0) {
         if (p.reduction == CMIK_NONE)
           static_cast<T*>(p.value)[source_row(task, source.first + r)] = T(p.weight) * accurate;
         else
-          source.stats(r).peak = accurate;  // which has done its service
+          value += double(accurate);
       }
     }
 
@@ -464,8 +474,7 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
     const int64_t row = source_row(task, source.first + r);
     S* out = static_cast<S*>(p.gradient) + row * p.channels;
     const T weight = row_weight(task, weight_of_class, row);
-    const T mass = distinct * inverse_total * inverse_tau;
-    const T slope = distinct * inverse_total * (weight * inverse_tau);
+    const T slope = inverse_total * (weight * inverse_tau);
     part.each_pack([&](int k, int pack) {
       T g[Part::kEntries];
       // The probability first, so that 0 wins over whatever d is.
@@ -473,6 +482,7 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
       for (int i = 0; i < Part::kEntries; ++i) g[i] = e[k][i] * slope * (part.z[k][i] - kl);
       if (weighted) {
         const auto rho = Part::columns(columns.rho(), pack);
+        const T mass = alone ? T(0) : inverse_total * inverse_tau;
 #pragma unroll
         for (int i = 0; i < Part::kEntries; ++i) g[i] += e[k][i] * mass * (rho_mean - rho.of[i]);
       }
@@ -494,9 +504,6 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
     });
   }
   if (!p.value || p.reduction == CMIK_NONE) return 0;
-  sync_block();
-  double value = 0;
-  for (int r = thread(); r < source.count; r += threads()) value += double(source.stats(r).peak);
   return reduce_block(value, in_shared<double>(task.shared.reduction), Sum{});
 }
 

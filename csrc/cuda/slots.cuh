@@ -72,13 +72,12 @@ template <class S, Form form>
 __global__ void __launch_bounds__(kMostThreads, 1) slot_rows_kernel(const CMIK_CONSTANT Task task) {
   using T = ArithmeticOf<S>;
   const cmik_problem& p = task.problem;
-  const int64_t number = blocks() - 1 - block();
-  const SlotRows<T> slot(task, number);
+  const SlotRows<T> slot(task, blocks() - 1 - block());
   if (leave_alone<T>(task, slot.cls)) return;
   double value = 0;
   if (slot.mine.count > 0) {
     const int width = task.packs * pack_entries(sizeof(S));
-    Columns<T> columns(task);
+    const Columns<T> columns{task};
     Team<T> team(task);
     if (p.centroids) {
       take_given(task, slot.cls, width, columns);
@@ -89,13 +88,14 @@ __global__ void __launch_bounds__(kMostThreads, 1) slot_rows_kernel(const CMIK_C
         columns.centroid()[j] = j < p.channels ? centroid[j] : T(0);
         if (task.weighted) columns.rho()[j] = j < p.channels ? rho[j] : T(0);
       }
-      aim(task, width, columns);
+      aim(task, width, columns, T(0));
     }
     value = finish_rows<S, form>(task, slot.cls, slot.all.count,
                                  SlotSource<S>{task, slot.mine.first, int(slot.mine.count)},
                                  columns, team);
   }
-  if (p.value && p.reduction != CMIK_NONE && thread() == 0) task.parts[number] = value;
+  if (p.value && p.reduction != CMIK_NONE && thread() == 0)
+    task.parts[blocks() - 1 - block()] = value;
 }
 
 }  // namespace gpu

@@ -27,6 +27,9 @@ struct Task {
   int64_t rows_per_class;  // where offsets are null
   int32_t packs;           // of a row
   int32_t lanes_bits;      // log2 of the plan's lanes
+  int32_t cluster_bits;    // log2 of the plan's cluster
+  int32_t teams;           // of a block
+  int32_t sum_rows;        // that they make, before they bring them together
   int32_t class_step;      // clusters of the launch
   Factors<float> single;
   Factors<double> full;
