@@ -35,9 +35,9 @@ BYTES_A_CYCLE = 64  # between it and L2
 RESIDENT_THREADS = 512  # that its registers serve
 
 # Instructions an element: sums of P, then value and gradient, or the value alone.
-SUM_COST, FINISH_COST, VALUE_COST = 9.4, 16.6, 11.8
-ACCURATE_COST = 12.3  # more where KL is below ACCURATE_BELOW
-UNPACK_COST = 1.0  # more in each of the two sweeps for half precision
+SUM_COST, FINISH_COST, VALUE_COST = 9.7, 16.6, 11.8
+ACCURATE_COST = 13.2  # more where KL is below ACCURATE_BELOW
+UNPACK_COST = 1.3  # more in each of the two sweeps for half precision
 # A column of a class, in every block that has some of its rows (kColumnCost, kRemoteCost and
 # kSumBytes of csrc/cuda/plan.cpp); of a slot in each of its two kernels.
 COLUMN_COST, REMOTE_COST = 70.0, 20.0
