@@ -1,7 +1,7 @@
 // The value from its parts, one or more of each block that worked on rows.
 #pragma once
 
-#include "rows.cuh"
+#include "teams.cuh"
 
 namespace cmik {
 namespace gpu {
