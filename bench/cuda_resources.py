@@ -10,12 +10,10 @@ what is looked at is what is built. A spilled register shows as stack.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.records import table
+from bench.resources import conclude
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "csrc" / "cuda" / "kernels.cu"
@@ -195,14 +194,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every variant there")
     arguments = parser.parse_args()
     variants = compile_all(build._replace(targets=tuple(arguments.targets)))
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps([variant._asdict() for variant in variants], indent=1)
-        arguments.json.write_text(text)
-    print(summary(variants))
-    bad = faults(variants)
-    if bad:
-        sys.exit("\n".join(["spills, or too much for a block:", *bad]))
+    conclude(variants, summary(variants), faults(variants), arguments.json)
 
 
 if __name__ == "__main__":

@@ -234,6 +234,18 @@ def faults(variants: Iterable[Variant]) -> list[str]:
     ]
 
 
+def conclude(
+    variants: Iterable[Any], summary: str, faults: list[str], written: Path | None
+) -> None:
+    """Write the variants (named tuples) where asked, print the table, fail if there are faults."""
+    if written:
+        written.parent.mkdir(parents=True, exist_ok=True)
+        written.write_text(json.dumps([variant._asdict() for variant in variants], indent=1))
+    print(summary)
+    if faults:
+        sys.exit("\n".join(["spills, or too much for a block:", *faults]))
+
+
 def main() -> None:
     """Print the table; fail if a variant spills or asks for too much."""
     parser = argparse.ArgumentParser(
@@ -245,14 +257,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every variant there")
     arguments = parser.parse_args()
     variants = compile_for(arguments.targets)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps([variant._asdict() for variant in variants], indent=1)
-        arguments.json.write_text(text)
-    print(summary(variants))
-    bad = faults(variants)
-    if bad:
-        sys.exit("\n".join(["spills, or too much for a block:", *bad]))
+    conclude(variants, summary(variants), faults(variants), arguments.json)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["DTYPE_CODES", "IMPORT_ERROR", "REDUCTION_CODES", "has_memory", "native"]
+__all__ = ["DTYPE_CODES", "IMPORT_ERROR", "REDUCTION_CODES", "address", "has_memory", "native"]
 
 IMPORT_ERROR = ""
 try:
@@ -19,6 +19,11 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.floa
 REDUCTION_CODES = {"mean": 0, "sum": 1, "class": 2, "none": 3}
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where its memory begins; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def has_memory(tensor: Tensor) -> bool:

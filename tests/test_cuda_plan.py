@@ -385,16 +385,3 @@ def test_a_few_huge_classes_fill_the_chip(classes: int, chip: Chip) -> None:
 def test_given_centroids_need_no_more_workspace(sizes: tuple[int, int, int], chip: Chip) -> None:
     own, fixed = (call_of(*sizes, chip=chip, given=given).plan for given in (False, True))
     assert fixed.workspace_bytes <= own.workspace_bytes
-
-
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 20))
-def test_slots_of_unequal_classes_need_no_table(sizes: list[int], rows_per_slot: int) -> None:
-    """Class y owns the slots from offsets[y] // rows_per_slot + y on (csrc/cuda/task.cuh)."""
-    offset, end = 0, 0
-    for y, size in enumerate(sizes):
-        first = offset // rows_per_slot + y
-        assert first == end, "every slot belongs to a class, and to one only"
-        offset += size
-        end = offset // rows_per_slot + y + 1
-        assert (end - first) * rows_per_slot >= size
-    assert end == offset // rows_per_slot + len(sizes)

@@ -123,7 +123,10 @@ def test_every_plan_keeps_within_its_bounds(
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 20))
 def test_slots_need_no_table(sizes: list[int], rows_per_slot: int) -> None:
-    """Class y owns the slots from offsets[y] // rows_per_slot + y on (backends/triton/slots.py)."""
+    """Class y owns the slots from offsets[y] // rows_per_slot + y on.
+
+    So have it `backends/triton/slots.py` and `csrc/cuda/task.cuh`.
+    """
     offset, end = 0, 0
     for y, size in enumerate(sizes):
         first = offset // rows_per_slot + y

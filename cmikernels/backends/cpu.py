@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cmikernels.native import DTYPE_CODES, IMPORT_ERROR, REDUCTION_CODES, native
+from cmikernels.native import DTYPE_CODES, IMPORT_ERROR, REDUCTION_CODES, address, native
 from cmikernels.problem import (
     Problem,
     empty_centroids,
@@ -89,7 +89,7 @@ def _run(
     classes, order, offsets = problem.classes, 0, 0
     if classes is not None:
         offsets = classes.offsets.data_ptr()
-        order = 0 if classes.order is None else classes.order.data_ptr()
+        order = address(classes.order)
     channels = features.shape[-1]
     features, row_stride, channel_stride = in_memory(features)
     native.cpu_cmi(
@@ -102,13 +102,13 @@ def _run(
         problem.num_classes,
         order,
         offsets,
-        0 if problem.centroids is None else problem.centroids.data_ptr(),
-        0 if row_weights is None else row_weights.data_ptr(),
+        address(problem.centroids),
+        address(row_weights),
         problem.temperature,
         problem.weight,
         REDUCTION_CODES[problem.reduction],
-        0 if value is None else value.data_ptr(),
-        0 if gradient is None else gradient.data_ptr(),
-        0 if mean_probabilities is None else mean_probabilities.data_ptr(),
+        address(value),
+        address(gradient),
+        address(mean_probabilities),
         torch.get_num_threads(),
     )

@@ -14,14 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmikernels.native import DTYPE_CODES, IMPORT_ERROR, REDUCTION_CODES, native
-from cmikernels.problem import (
-    Problem,
-    empty_centroids,
-    empty_gradient,
-    empty_value,
-    in_memory,
-)
+from cmikernels.backends.operations import Operations
+from cmikernels.native import DTYPE_CODES, IMPORT_ERROR, REDUCTION_CODES, address, native
+from cmikernels.problem import Problem, in_memory
 
 NAME = "cuda"
 DEVICE_TYPE = "cuda"
@@ -119,87 +114,55 @@ def describe() -> str:
         return built
 
 
-def forward(
-    features: Tensor, problem: Problem, with_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Value and gradient of its sum, made together."""
-    value = empty_value(features, problem)
-    gradient = empty_gradient(features) if with_gradient else None
-    _run(features, problem, value=value, gradient=gradient)
-    return value, gradient
-
-
-def scale(gradient: Tensor, features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
-    """Make the gradient anew in place, where the device finds grad_value other than 1."""
-    _run(features, problem, gradient=gradient, incoming=grad_value, skip_one=True)
-    return gradient
-
-
-def backward(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
-    """Gradient of the rows' divergences with the weights that grad_value gives them."""
-    gradient = empty_gradient(features)
-    _run(features, problem, gradient=gradient, incoming=grad_value)
-    return gradient
-
-
-def centroids(features: Tensor, problem: Problem) -> Tensor:
-    """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
-    result = empty_centroids(features, problem)
-    _run(features, problem, means=result)
-    return result
-
-
 def _run(
     features: Tensor,
     problem: Problem,
-    *,
-    value: Tensor | None = None,
-    gradient: Tensor | None = None,
-    means: Tensor | None = None,
-    incoming: Tensor | None = None,
-    skip_one: bool = False,
+    value: Tensor | None,
+    gradient: Tensor | None,
+    means: Tensor | None,
+    incoming: Tensor | None,
+    skip_one: bool,
 ) -> None:
     """Start what fills the outputs that are given."""
-    if problem.num_rows == 0:
-        for output in (value, means):
-            if output is not None:
-                output.zero_()
-        return
     classes, order, offsets, largest = problem.classes, 0, 0, 0
     if classes is not None:
         offsets, largest = classes.offsets.data_ptr(), classes.largest
-        order = 0 if classes.order is None else classes.order.data_ptr()
+        order = address(classes.order)
     device = features.device
     channels = features.shape[-1]
     features, row_stride, channel_stride = in_memory(features)
     if incoming is not None:
         incoming = incoming.contiguous().resolve_neg()
-    with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
-        index, stream = 0, 0
-        if device.type == "cuda":
-            index = torch.cuda.current_device()
-            stream = torch.cuda.current_stream().cuda_stream
-        _core().cuda_cmi(
-            features.data_ptr(),
-            DTYPE_CODES[features.dtype],
-            problem.num_rows,
-            channels,
-            row_stride,
-            channel_stride,
-            problem.num_classes,
-            largest,
-            order,
-            offsets,
-            0 if problem.centroids is None else problem.centroids.data_ptr(),
-            0 if incoming is None else incoming.data_ptr(),
-            skip_one,
-            problem.temperature,
-            problem.weight,
-            REDUCTION_CODES[problem.reduction],
-            0 if value is None else value.data_ptr(),
-            0 if gradient is None else gradient.data_ptr(),
-            0 if means is None else means.data_ptr(),
-            index,
-            stream,
-            lambda size: torch.empty(size, dtype=torch.uint8, device=device),
-        )
+    index, stream = 0, 0
+    if device.type == "cuda":
+        index = torch.cuda.current_device()
+        stream = torch.cuda.current_stream().cuda_stream
+    _core().cuda_cmi(
+        features.data_ptr(),
+        DTYPE_CODES[features.dtype],
+        problem.num_rows,
+        channels,
+        row_stride,
+        channel_stride,
+        problem.num_classes,
+        largest,
+        order,
+        offsets,
+        address(problem.centroids),
+        address(incoming),
+        skip_one,
+        problem.temperature,
+        problem.weight,
+        REDUCTION_CODES[problem.reduction],
+        address(value),
+        address(gradient),
+        address(means),
+        index,
+        stream,
+        lambda size: torch.empty(size, dtype=torch.uint8, device=device),
+    )
+
+
+_operations = Operations(_run)
+forward, scale = _operations.forward, _operations.scale
+backward, centroids = _operations.backward, _operations.centroids

@@ -71,10 +71,7 @@ void cuda_cmi(Address features, int dtype, int64_t rows, int64_t channels, int64
 
 py::dict cuda_info() {
   py::dict info;
-#if defined(CMIK_EMULATED)
-  info["emulated"] = true;
-#else
-  info["emulated"] = false;
+#if !defined(CMIK_EMULATED)
   info["architectures"] = CMIK_ARCHITECTURES;
 #endif
   info["driver"] = cmik_cuda_driver_version();

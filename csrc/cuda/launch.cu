@@ -50,6 +50,10 @@ int chip_of(int device, Chip& chip) {
 #endif
 }
 
+int64_t mean_blocks(int64_t classes, int64_t channels) {
+  return classes * ceil_div(channels, kMeanColumns);
+}
+
 bool multiple_of(const void* pointer, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % uintptr_t(bytes) == 0;
 }
@@ -137,7 +141,8 @@ class Launches {
   void slotted() {
     const cmik_problem& p = task_.problem;
     const bool wide = task_.plan.kind == Kind::wide;
-    const Launch means = small_launch(p.classes * ceil_div(p.channels, 32), 256);
+    const Launch means =
+        small_launch(mean_blocks(p.classes, p.channels), kMeanColumns * kMeanThreads);
     for (int second = 0; second <= int(task_.weighted) && !p.centroids && !error_; ++second) {
       error_ = (wide ? kernels_.wide_sums : kernels_.slot_sums)(main_launch(), task_, second);
       if (!error_) error_ = kernels_.class_means(means, task_, second);
@@ -152,14 +157,6 @@ class Launches {
   int error_ = 0;
 };
 
-}  // namespace
-
-}  // namespace cmik
-
-using namespace cmik;
-
-namespace {
-
 // The call's sizes and plan, or why it cannot be served.
 int prepare(const cmik_cuda_call& call, Shape& shape, Plan& plan) {
   Chip chip;
@@ -167,12 +164,15 @@ int prepare(const cmik_cuda_call& call, Shape& shape, Plan& plan) {
   if (chip.capability < 80) return CMIK_GPU_TOO_OLD;
   shape = shape_of(call);
   plan = make_plan(shape, chip);
-  const int64_t means = plan.slots > 0 ? shape.classes * ceil_div(shape.channels, 32) : 0;
+  const int64_t means = plan.slots > 0 ? mean_blocks(shape.classes, shape.channels) : 0;
   const int64_t most = std::max({plan.blocks, shape.classes, means});
   return most <= kMostBlocks ? 0 : CMIK_TOO_LARGE;
 }
 
 }  // namespace
+}  // namespace cmik
+
+using namespace cmik;
 
 extern "C" int cmik_cuda_chip_of(int device, cmik_cuda_chip* chip) {
   DeviceGuard guard(device);

@@ -77,6 +77,8 @@ constexpr int kMostStages = 4;
 constexpr int kWarpThreads = 32;
 
 constexpr int kMostSumRows = 4;
+// Where slots are put together: columns of a class that a block adds up, and threads for each.
+constexpr int kMeanColumns = 32, kMeanThreads = 8;
 
 CMIK_SHARED constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }

@@ -62,10 +62,10 @@ struct RowPart {
   }
 
   const Task& task;
-  const Team<T>& team;
+  Team<T>& team;
   T z[kPacks][kEntries];
 
-  CMIK_DEVICE RowPart(const Task& a_task, const Team<T>& a_team) : task(a_task), team(a_team) {}
+  CMIK_DEVICE RowPart(const Task& a_task, Team<T>& a_team) : task(a_task), team(a_team) {}
 
   // Whether this lane has a k-th pack, and visit(k, pack) for all that it has.
   CMIK_DEVICE bool has(int k) const {
@@ -126,19 +126,19 @@ struct RowPart {
 
   // All entries of f(k, i) put together, over this thread's chains and then the team.
   template <class Op, class F>
-  CMIK_DEVICE T fold(Team<T>& meeting, Op op, F f) const {
+  CMIK_DEVICE T fold(Op op, F f) const {
     T chains[kChains];
 #pragma unroll
     for (int n = 0; n < kPacks * kEntries; ++n) {
       const T term = f(n / kEntries, n % kEntries);
       chains[n % kChains] = n < kChains ? term : op(chains[n % kChains], term);
     }
-    return meeting.reduce(op(chains[0], chains[1]), op);
+    return team.reduce(op(chains[0], chains[1]), op);
   }
 
   // z becomes z - peak; returns the peak.
-  CMIK_DEVICE T take_peak(Team<T>& meeting) {
-    const T peak = fold(meeting, Largest{}, [&](int k, int i) { return z[k][i]; });
+  CMIK_DEVICE T take_peak() {
+    const T peak = fold(Largest{}, [&](int k, int i) { return z[k][i]; });
     subtract(peak);
     return peak;
   }

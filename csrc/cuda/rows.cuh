@@ -12,6 +12,12 @@ namespace gpu {
 // Stands for the log of probability 0, so that 0 * d is 0.
 constexpr float kLowest = -1e30f;
 
+// d = log(P / Q) from z less the row's peak, log(Q / max Q), and log(total max Q) of the row.
+template <class T>
+CMIK_DEVICE T log_ratio(const Task& task, T z, T target, T offset) {
+  return maximum((z * factors_of<T>(task).inverse_tau - target) - offset, T(kLowest));
+}
+
 // Sums of P over rows, by column, for column_sum(). The second time with the weights of the rows,
 // less that of the class's first: rho does not depend on what is subtracted.
 template <class S, Form form, class Source>
@@ -35,12 +41,12 @@ CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const Source& s
       stats = source.stats(r);
       part.subtract(stats.peak);
     } else {
-      stats.peak = part.take_peak(team);
+      stats.peak = part.take_peak();
     }
     T e[Part::kPacks][Part::kEntries];
     part.exponentials(e);
     if (!second) {
-      stats.total = part.fold(team, Sum{}, [&](int k, int i) { return e[k][i]; });
+      stats.total = part.fold(Sum{}, [&](int k, int i) { return e[k][i]; });
       if (active && team.lane() == 0) source.stats(r) = stats;
     }
     T factor = 1 / stats.total;
@@ -170,14 +176,14 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
     part.load(source, r);
     RowStats<T> stats{0, 1};
     if (p.centroids) {
-      part.take_peak(team);
+      part.take_peak();
     } else {
       if (active) stats = source.stats(r);
       part.subtract(stats.peak);
     }
     T e[Part::kPacks][Part::kEntries];  // P total
     part.exponentials(e);
-    if (p.centroids) stats.total = part.fold(team, Sum{}, [&](int k, int i) { return e[k][i]; });
+    if (p.centroids) stats.total = part.fold(Sum{}, [&](int k, int i) { return e[k][i]; });
     const T inverse_total = 1 / stats.total, offset = log_of(stats.total * columns.top());
 
     // z becomes d = log(P / Q)
@@ -186,11 +192,11 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
 #pragma unroll
       for (int i = 0; i < Part::kEntries; ++i) {
         T& d = part.z[k][i];
-        d = maximum((d * inverse_tau - target.of[i]) - offset, T(kLowest));
+        d = log_ratio(task, d, target.of[i], offset);
       }
     });
     const auto kl_term = [&](int k, int i) { return part.has(k) ? e[k][i] * part.z[k][i] : T(0); };
-    const T kl = part.fold(team, Sum{}, kl_term) * inverse_total;
+    const T kl = part.fold(Sum{}, kl_term) * inverse_total;
 
     if (p.value) {
       T accurate = kl;

@@ -30,7 +30,6 @@ inline int find_chip(int, const GpuKernels&, Chip& chip) {
   return 0;
 }
 inline const char* error_text(int) { return "emulated"; }
-inline int device_count() { return 1; }
 inline int driver_version() { return 0; }
 constexpr int runtime_version() { return 0; }
 
@@ -92,10 +91,6 @@ inline int find_chip(int device, const GpuKernels& kernels, Chip& chip) {
 }
 
 inline const char* error_text(int error) { return cudaGetErrorString(cudaError_t(error)); }
-inline int device_count() {
-  int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
-}
 inline int driver_version() {
   int version = 0;
   return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;

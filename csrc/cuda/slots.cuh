@@ -34,9 +34,6 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   for (int j = thread(); j < channels; j += threads()) out[j] = column_sum<T>(task, width, j);
 }
 
-// Columns of a class that a block adds up, and threads for each.
-constexpr int kMeanColumns = 32, kMeanThreads = 8;
-
 // Centroids from the sums of slots, or rho the second time: a warp for 32 columns of some slots.
 template <class S>
 __global__ void __launch_bounds__(kMeanColumns* kMeanThreads, 1)

@@ -102,18 +102,15 @@ __global__ void __launch_bounds__(kMostThreads, 1) wide_rows_kernel(const CMIK_C
     const T peak = p.centroids ? row.peak() : slot.stats[r].peak;
     const T total = p.centroids ? row.total(peak) : slot.stats[r].total;
     const T inverse_total = 1 / total, offset = log_of(total * top);
-    const auto log_ratio = [&](int64_t j) {
-      return maximum(((row[j] - peak) * factors_of<T>(task).inverse_tau - target[j]) - offset,
-                     T(kLowest));
-    };
+    const auto d = [&](int64_t j) { return log_ratio(task, row[j] - peak, target[j], offset); };
     const auto probability = [&](int64_t j) { return row.exponential(j, peak) * inverse_total; };
-    const T kl = row.fold(T(0), Sum{}, [&](int64_t j) { return probability(j) * log_ratio(j); });
+    const T kl = row.fold(T(0), Sum{}, [&](int64_t j) { return probability(j) * d(j); });
     if (p.value) {
       T accurate = kl;
       if (needs_accurate_form(kl, missing_mass))
         accurate = missing_mass + row.fold(T(0), Sum{}, [&](int64_t j) {
           const T q = p.centroids ? at_least_normal(centroid[j]) : centroid[j];
-          return divergence(probability(j), q, log_ratio(j), T(0));
+          return divergence(probability(j), q, d(j), T(0));
         });
       accurate *= distinct;
       value += double(accurate);
@@ -129,7 +126,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) wide_rows_kernel(const CMIK_C
     const T slope =
         distinct * (row_weight(task, weight_of_class, source) * factors_of<T>(task).inverse_tau);
     for (int64_t j = thread(); j < channels; j += threads()) {
-      T g = probability(j) * slope * (log_ratio(j) - kl);
+      T g = probability(j) * slope * (d(j) - kl);
       if (task.weighted) g += probability(j) * mass * (rho_mean - rho[j]);
       S pair[2];
       round_pair(g, g, pair);

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmikernels.problem import Problem, empty_centroids, empty_gradient, empty_value
+from cmikernels.backends.operations import Operations
+from cmikernels.problem import Problem
 
 NAME = "triton"
 DEVICE_TYPE = "cuda"  # AMD's too, by torch's name for them
@@ -83,55 +84,20 @@ def describe() -> str:
         return f"Triton {triton.__version__}"
 
 
-def forward(
-    features: Tensor, problem: Problem, with_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Value and gradient of its sum, made together."""
-    value = empty_value(features, problem)
-    gradient = empty_gradient(features) if with_gradient else None
-    _run(features, problem, value=value, gradient=gradient)
-    return value, gradient
-
-
-def scale(gradient: Tensor, features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
-    """Make the gradient anew in place, where the device finds grad_value other than 1.
-
-    That moves as many bytes as scaling would, needs no second kernel and rounds once.
-    """
-    _run(features, problem, gradient=gradient, incoming=grad_value, skip_one=True)
-    return gradient
-
-
-def backward(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
-    """Gradient of the rows' divergences with the weights that grad_value gives them."""
-    gradient = empty_gradient(features)
-    _run(features, problem, gradient=gradient, incoming=grad_value)
-    return gradient
-
-
-def centroids(features: Tensor, problem: Problem) -> Tensor:
-    """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
-    result = empty_centroids(features, problem)
-    _run(features, problem, means=result)
-    return result
-
-
 def _run(
     features: Tensor,
     problem: Problem,
-    *,
-    value: Tensor | None = None,
-    gradient: Tensor | None = None,
-    means: Tensor | None = None,
-    incoming: Tensor | None = None,
-    skip_one: bool = False,
+    value: Tensor | None,
+    gradient: Tensor | None,
+    means: Tensor | None,
+    incoming: Tensor | None,
+    skip_one: bool,
 ) -> None:
     """Launch what fills the outputs that are given."""
-    if problem.num_rows == 0:
-        for output in (value, means):
-            if output is not None:
-                output.zero_()
-        return
     launch, _ = _load()
-    with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
-        launch.Call(features, problem, incoming, skip_one).run(value, gradient, means)
+    launch.Call(features, problem, incoming, skip_one).run(value, gradient, means)
+
+
+_operations = Operations(_run)
+forward, scale = _operations.forward, _operations.scale
+backward, centroids = _operations.backward, _operations.centroids

@@ -1,0 +1,87 @@
+"""What a GPU backend offers, made of the one thing it does: fill the outputs that are given."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cmikernels.problem import Problem, empty_centroids, empty_gradient, empty_value
+
+
+class Run(Protocol):
+    """Start the kernels that fill the outputs, on the current stream of the features' device.
+
+    There is at least one row. `incoming` is the gradient of the value; with `skip_one` the gradient
+    is right already where that is 1, which the device finds out.
+    """
+
+    def __call__(
+        self,
+        features: Tensor,
+        problem: Problem,
+        value: Tensor | None,
+        gradient: Tensor | None,
+        means: Tensor | None,
+        incoming: Tensor | None,
+        skip_one: bool,
+    ) -> None:
+        """Fill `value`, `gradient` and `means`, those of them that are not None."""
+
+
+class Operations:
+    """The part of `Backend` that computes."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def forward(
+        self, features: Tensor, problem: Problem, with_gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Value and gradient of its sum, made together."""
+        value = empty_value(features, problem)
+        gradient = empty_gradient(features) if with_gradient else None
+        self._fill(features, problem, value=value, gradient=gradient)
+        return value, gradient
+
+    def scale(
+        self, gradient: Tensor, features: Tensor, problem: Problem, grad_value: Tensor
+    ) -> Tensor:
+        """Make the gradient anew in place, where the device finds grad_value other than 1.
+
+        That moves as many bytes as scaling would, needs no second kernel and rounds once.
+        """
+        self._fill(features, problem, gradient=gradient, incoming=grad_value, skip_one=True)
+        return gradient
+
+    def backward(self, features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
+        """Gradient of the rows' divergences with the weights that grad_value gives them."""
+        gradient = empty_gradient(features)
+        self._fill(features, problem, gradient=gradient, incoming=grad_value)
+        return gradient
+
+    def centroids(self, features: Tensor, problem: Problem) -> Tensor:
+        """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
+        result = empty_centroids(features, problem)
+        self._fill(features, problem, means=result)
+        return result
+
+    def _fill(
+        self,
+        features: Tensor,
+        problem: Problem,
+        *,
+        value: Tensor | None = None,
+        gradient: Tensor | None = None,
+        means: Tensor | None = None,
+        incoming: Tensor | None = None,
+        skip_one: bool = False,
+    ) -> None:
+        if problem.num_rows == 0:
+            for output in (value, means):
+                if output is not None:
+                    output.zero_()
+            return
+        with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
+            self._run(features, problem, value, gradient, means, incoming, skip_one)
