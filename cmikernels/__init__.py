@@ -11,10 +11,12 @@ import cmikernels.compiled  # noqa: F401  registers the op that torch.compile ne
 from cmikernels.backends import BackendStatus, available_backends
 from cmikernels.class_index import ClassIndex
 from cmikernels.cmi import CMILoss, class_centroids, cmi_value_and_grad, fused_cmi
+from cmikernels.regularizer import CMIRegularizer
 
 __all__ = [
     "BackendStatus",
     "CMILoss",
+    "CMIRegularizer",
     "ClassIndex",
     "available_backends",
     "class_centroids",

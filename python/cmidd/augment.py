@@ -1,0 +1,292 @@
+"""Differentiable siamese augmentation: groups of images, each changed by what was drawn for it.
+
+`draw` names an operation and uniform numbers for each group, `augment` changes images by them. Real
+and synthetic images of a class that share a `Draw` are changed alike. With u uniform in [0, 1):
+
+    color    x + (u - 1/2) brightness;  then (x - m) u saturation + m, m the mean over channels;
+             then (x - m) (u + contrast) + m, m the mean over all pixels
+    crop     shifts by whole pixels, up to a share of each side; zeros come in
+    cutout   a rectangle of a share of each side, its centre anywhere, becomes zero
+    flip     left and right change places
+    scale    the grid is stretched by u(1/scale, scale) along each side
+    rotate   the grid is turned by u(-rotate, rotate) degrees
+
+A strategy is written `color_crop_flip`, one operation drawn for each group, or
+`all:color_crop_flip`, all of them in turn; `none` changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How far the operations go; the defaults are the published ones."""
+
+    brightness: float = 1.0
+    saturation: float = 2.0
+    contrast: float = 0.5
+    crop: float = 0.125  # of a side
+    cutout: float = 0.5  # of a side
+    flip: float = 0.5  # probability
+    scale: float = 1.2
+    rotate: float = 15.0  # degrees
+
+
+PUBLISHED = Amounts()
+
+
+class _Operation(NamedTuple):
+    """What `parameters` makes of `numbers` uniform numbers a group, `apply` does to images.
+
+    `parameters(u, amounts, height, width)` has `u` (numbers, n) and returns columns (n,); `apply`
+    is called with images (n, ch, H, W) and those columns as (n, 1, 1, 1).
+    """
+
+    numbers: int
+    parameters: Callable[[Tensor, Amounts, int, int], list[Tensor]]
+    apply: Callable[..., Tensor]
+
+
+def _whole(u: Tensor, count: int) -> Tensor:
+    """Uniform u in [0, 1) as whole numbers in [0, count)."""
+    return (u * count).floor()  # float64 u is 1 - 2^-53 at most: no product rounds up to count
+
+
+def _share(side: int, share: float) -> int:
+    """Pixels of a share of a side, halves rounded up."""
+    return int(side * share + 0.5)
+
+
+def _color_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
+    return [(u[0] - 0.5) * amounts.brightness, u[1] * amounts.saturation, u[2] + amounts.contrast]
+
+
+def _color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
+    images = images + brightness
+    mean = images.mean(1, keepdim=True)
+    images = (images - mean) * saturation + mean
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return (images - mean) * contrast + mean
+
+
+def _crop_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
+    most = [_share(side, amounts.crop) for side in (height, width)]
+    return [_whole(u[i], 2 * most[i] + 1) - most[i] for i in range(2)]
+
+
+def _crop(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    _, channels, height, width = images.shape
+    row = torch.arange(height, device=images.device)[:, None] + down.long()  # (n, 1, H, 1)
+    column = torch.arange(width, device=images.device) + right.long()  # (n, 1, 1, W)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)  # (n, 1, H, W)
+    source = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).flatten(2)
+    shifted = images.flatten(2).gather(2, source.expand(-1, channels, -1)).view_as(images)
+    return shifted.masked_fill(~inside, 0.0)
+
+
+def _cutout_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
+    edges = []
+    for i, side in enumerate((height, width)):
+        length = _share(side, amounts.cutout)
+        # The centre of an even length lies between pixels, where a side has one place more.
+        first = _whole(u[i], side + 1 - length % 2) - length // 2
+        edges += [first, first + length]
+    return edges
+
+
+def _cutout(images: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    row = torch.arange(images.shape[2], device=images.device)[:, None]
+    column = torch.arange(images.shape[3], device=images.device)
+    hole = (row >= top) & (row < bottom) & (column >= left) & (column < right)  # (n, 1, H, W)
+    return images.masked_fill(hole, 0.0)
+
+
+def _flip_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
+    return [u[0] < amounts.flip]
+
+
+def _flip(images: Tensor, flipped: Tensor) -> Tensor:
+    return torch.where(flipped.bool(), images.flip(3), images)
+
+
+def _scale_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
+    least = 1 / amounts.scale
+    across, down = least + u * (amounts.scale - least)
+    zero = torch.zeros_like(across)
+    return [across, zero, zero, down]
+
+
+def _rotate_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
+    angle = (2 * u[0] - 1) * math.radians(amounts.rotate)
+    return [angle.cos(), -angle.sin(), angle.sin(), angle.cos()]
+
+
+def _resample(images: Tensor, xx: Tensor, xy: Tensor, yx: Tensor, yy: Tensor) -> Tensor:
+    """Image at (x, y) from (xx x + xy y, yx x + yy y), sides from -1 to 1, zero outside."""
+    still = torch.zeros_like(xx)
+    matrix = torch.cat([xx, xy, still, yx, yy, still], 1).view(-1, 2, 3)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
+
+
+OPERATIONS: dict[str, _Operation] = {
+    "color": _Operation(3, _color_parameters, _color),
+    "crop": _Operation(2, _crop_parameters, _crop),
+    "cutout": _Operation(2, _cutout_parameters, _cutout),
+    "flip": _Operation(1, _flip_parameters, _flip),
+    "scale": _Operation(2, _scale_parameters, _resample),
+    "rotate": _Operation(1, _rotate_parameters, _resample),
+}
+
+# Where the numbers of each operation end: every one has its own columns, whatever the strategy.
+_ENDS = dict(zip(OPERATIONS, accumulate(o.numbers for o in OPERATIONS.values()), strict=True))
+NUM_NUMBERS = max(_ENDS.values())
+"""Uniform numbers of a group."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Operations, of which each group gets one ("single") or all in turn ("all")."""
+
+    operations: tuple[str, ...]
+    mode: Literal["single", "all"] = "single"
+
+    def __post_init__(self) -> None:
+        _check_names(self.operations)
+        if len(set(self.operations)) < len(self.operations):
+            raise ValueError(f"augmentation {self}: name each operation once")
+
+    @classmethod
+    def parse(cls, text: str) -> Strategy:
+        """Read `color_crop`, `all:color_crop` or `none`."""
+        names = text.removeprefix("all:")
+        operations = () if names == "none" else tuple(names.split("_"))
+        return cls(operations, "single" if names == text else "all")
+
+    def without(self, *names: str) -> Strategy:
+        """The strategy less the operations `names`, which need not be among its own."""
+        _check_names(names)
+        return Strategy(tuple(o for o in self.operations if o not in names), self.mode)
+
+    def __str__(self) -> str:
+        names = "_".join(self.operations) or "none"
+        return names if self.mode == "single" else f"all:{names}"
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in OPERATIONS:
+            known = ", ".join(OPERATIONS)
+            raise ValueError(
+                f"augmentation: no operation {name!r}; join some of {known} by '_', or say 'none'"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What was drawn for G groups, on the CPU."""
+
+    operations: Tensor  # (G, steps) int64: indices into strategy.operations, applied in turn
+    numbers: Tensor  # (G, NUM_NUMBERS) float64, uniform in [0, 1)
+
+
+def draw(
+    strategy: Strategy, num_groups: int, generator: torch.Generator, *, one_operation: bool = False
+) -> Draw:
+    """Draw for `num_groups` groups; with `one_operation` only their numbers differ."""
+    uniform = torch.rand(num_groups, 1 + NUM_NUMBERS, dtype=torch.float64, generator=generator)
+    choice, numbers = uniform[:, :1], uniform[:, 1:]
+    count = len(strategy.operations)
+    if strategy.mode == "all" or count == 0:
+        operations = torch.arange(count).expand(num_groups, count)
+    else:
+        operations = _whole(choice[:1] if one_operation else choice, count).long()
+        operations = operations.expand(num_groups, 1)
+    return Draw(operations, numbers)
+
+
+def augment(
+    images: Tensor,
+    strategy: Strategy,
+    drawn: Draw,
+    groups: Tensor | None = None,
+    *,
+    amounts: Amounts = PUBLISHED,
+) -> Tensor:
+    """Change `images` (N, ch, H, W) by `drawn = draw(strategy, ...)`, differentiably.
+
+    `groups` (N,), int64 on the CPU, is the group of each image. Without it every image is a group
+    of its own where as many were drawn, and all are in the one group where one was drawn. Computes
+    in float32 at least.
+    """
+    if images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
+        raise ValueError(
+            "images must be one or more, floating point, (N, channels, height, width); "
+            f"got {images.dtype} of shape {tuple(images.shape)}"
+        )
+    groups = _checked_groups(groups, len(images), len(drawn.numbers))
+    changed = images.to(torch.promote_types(images.dtype, torch.float32))
+    numbers = drawn.numbers[groups]
+    for step in range(drawn.operations.shape[1]):
+        operations = drawn.operations[groups, step]  # (N,)
+        counts = operations.bincount(minlength=len(strategy.operations)).tolist()
+        if max(counts) == len(images):
+            name = strategy.operations[counts.index(len(images))]
+            changed = _apply(name, changed, numbers, amounts)
+            continue
+        order = operations.argsort(stable=True)
+        pieces = [
+            _apply(name, _rows(changed, part), numbers[part], amounts)
+            for name, part in zip(strategy.operations, torch.split(order, counts), strict=True)
+            if len(part)
+        ]
+        changed = _rows(torch.cat(pieces), order.argsort())
+    return changed.to(images.dtype)
+
+
+def _checked_groups(groups: Tensor | None, num_images: int, num_groups: int) -> Tensor:
+    """The group of each image."""
+    if groups is None:
+        if num_groups not in (1, num_images):
+            raise ValueError(
+                f"groups is needed to spread {num_images} images over {num_groups} drawn groups"
+            )
+        return (
+            torch.arange(num_images) if num_groups == num_images else torch.zeros(num_images).long()
+        )
+    if groups.shape != (num_images,) or groups.dtype != torch.int64 or groups.device.type != "cpu":
+        raise ValueError(
+            f"groups must be {num_images} int64 on the CPU, one for each image, "
+            f"got {groups.dtype} of shape {tuple(groups.shape)} on {groups.device}"
+        )
+    if num_images and not 0 <= int(groups.min()) <= int(groups.max()) < num_groups:
+        raise ValueError(
+            f"groups must be from 0 to {num_groups - 1}, as many as were drawn, "
+            f"got {int(groups.min())} to {int(groups.max())}"
+        )
+    return groups
+
+
+def _rows(images: Tensor, rows: Tensor) -> Tensor:
+    """Images by their places, which are on the CPU."""
+    return images.index_select(0, rows.to(images.device))
+
+
+def _apply(name: str, images: Tensor, numbers: Tensor, amounts: Amounts) -> Tensor:
+    """One operation on `images` (n, ch, H, W) by the `numbers` (n, NUM_NUMBERS) of their groups."""
+    operation = OPERATIONS[name]
+    end = _ENDS[name]
+    u = numbers[:, end - operation.numbers : end].T
+    columns = operation.parameters(u, amounts, images.shape[2], images.shape[3])
+    moved = torch.stack([column.to(images.dtype) for column in columns]).to(images.device)
+    return operation.apply(images, *moved[:, :, None, None, None])

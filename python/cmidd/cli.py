@@ -1,0 +1,280 @@
+"""The commands: `cmidd pretrain | distill dm | evaluate | score | report`.
+
+Every command is a few dataclasses of options (`options.py`, and beside the methods). Their fields
+are the flags and the keys of a YAML file (`--config`), their docstrings the help.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, asdict, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import docstring_parser
+import torch
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
+
+import cmikernels
+from cmidd.bank import Bank, BankOptions, fill
+from cmidd.datasets import DATASETS, Dataset
+from cmidd.distill import METHODS, CMIOptions, DistillOptions, distill
+from cmidd.evaluate import evaluate
+from cmidd.files import FileError, write_text
+from cmidd.networks import describe_networks
+from cmidd.options import (
+    DataOptions,
+    EvaluateOptions,
+    PretrainRunOptions,
+    ReportOptions,
+    RunOptions,
+    ScoreOptions,
+)
+from cmidd.run import RunFolder, versions
+from cmidd.score import score
+from cmidd.synthetic import SyntheticSet, start
+
+
+def pretrain(data: DataOptions, run: PretrainRunOptions, options: BankOptions) -> None:
+    """Train the networks in whose feature space CMI is measured."""
+    fill(run.out, data.load(), options, data.torch_device(), resume=run.resume)
+    print(f"the bank: {run.out}")
+
+
+def run_method(
+    method: str,
+    data: DataOptions,
+    run: RunOptions,
+    options: DistillOptions,
+    cmi: CMIOptions,
+    of_method: Any,
+) -> None:
+    """Distil, and say what to do with the result."""
+    parts = data, run, options, cmi, of_method
+    command = command_line(f"distill {method}", parts)
+    settings = _plain({"method": method, **_merged(parts)})
+    del settings["resume"]
+    folder = RunFolder(run.out, settings, resume=run.resume)
+    distill(method, data.load(), options, cmi, of_method, folder, data.torch_device(), command)
+    print(f"the synthetic set: {folder.result}\ntry it: cmidd evaluate --sets {folder.result}")
+
+
+def run_evaluate(data: DataOptions, options: EvaluateOptions) -> None:
+    """Train fresh networks on sets and test them on real images."""
+    dataset, device = data.load(), data.torch_device()
+    sets = _sets(dataset, options.sets, options.random_real, options.seed)
+    recipe = options.recipe()
+    recipes = dict.fromkeys(sets, recipe)
+    if options.all_real:
+        train = dataset.train
+        sets["all real images"] = SyntheticSet(dataset.to_input(train.images), train.labels)
+        recipes["all real images"] = replace(recipe, epochs=options.all_real_epochs)
+    if not sets:
+        raise ValueError("sets: expected something to evaluate; give --sets, or --random_real 10")
+    results = []
+    for name, those in sets.items():
+        print(name)
+        found = evaluate(
+            those.images,
+            those.labels,
+            dataset,
+            options.networks,
+            repeats=options.repeats,
+            recipe=recipes[name],
+            seed=options.seed,
+            device=device,
+            together=options.together,
+        )
+        evaluations = [accuracy.as_record() for accuracy in found]
+        results.append({"set": name, "images": len(those.labels), "evaluations": evaluations})
+    command = command_line("evaluate", (data, options))
+    record = {
+        "dataset": dataset.name,
+        "command": command,
+        "versions": versions(),
+        "results": results,
+    }
+    write_text(options.out, json.dumps(record, indent=1) + "\n")
+    print(f"the results: {options.out}")
+
+
+def run_score(data: DataOptions, options: ScoreOptions) -> None:
+    """Print the CMI of sets by every network of a bank."""
+    dataset, device = data.load(), data.torch_device()
+    bank = Bank.load(options.bank, device)
+    dataset.check_made_for(bank.record, f"bank: {options.bank}")
+    sets = _sets(dataset, options.sets, options.random_real, options.seed)
+    if not sets:
+        raise ValueError("sets: expected something to score; give --sets, or --random_real 10")
+    for name, those in sets.items():
+        print(name)
+        found = score(bank, those.images.to(device), those.labels.to(device), options.layer)
+        print(found.table(dataset.class_names))
+
+
+def _sets(
+    dataset: Dataset, paths: Sequence[Path], random_real: int | None, seed: int
+) -> dict[str, SyntheticSet]:
+    """Sets by the name that results call them."""
+    sets = {}
+    for path in paths:
+        sets[str(path)] = SyntheticSet.load(path)
+        dataset.check_made_for(sets[str(path)].record, str(path))
+    if random_real is not None:
+        name = f"random real images, {random_real} per class"
+        sets[name] = SyntheticSet(*start(dataset, random_real, "real", seed))
+    return sets
+
+
+def run_report(options: ReportOptions) -> None:
+    """Draw one page of runs."""
+    from cmidd.report import write_report
+
+    write_report(
+        options.runs,
+        options.out,
+        evaluations=options.evaluations,
+        bank=options.bank,
+        device=torch.device(options.device),
+    )
+    print(f"the report: {options.out}")
+
+
+def command_line(command: str, parts: Sequence[Any]) -> str:
+    """The command that makes the same again: every option that differs from its default."""
+    words = ["cmidd", *command.split()]
+    for part in parts:
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if value != field.default and field.name != "resume":
+                words += [f"--{field.name}", _text(value)]
+    return shlex.join(words)
+
+
+def _text(value: Any) -> str:
+    return json.dumps([str(v) for v in value]) if isinstance(value, tuple) else str(value)
+
+
+def _merged(parts: Sequence[Any]) -> dict[str, Any]:
+    return {name: value for part in parts for name, value in asdict(part).items()}
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as YAML knows them."""
+    return {name: str(v) if isinstance(v, Path) else v for name, v in settings.items()}
+
+
+# command -> what it runs, its options, a line of help
+_COMMANDS: dict[str, tuple[Callable[..., None], tuple[type, ...], str]] = {
+    "pretrain": (pretrain, (DataOptions, PretrainRunOptions, BankOptions), "train the bank"),
+    "evaluate": (run_evaluate, (DataOptions, EvaluateOptions), "train fresh networks on a set"),
+    "score": (run_score, (DataOptions, ScoreOptions), "CMI of a set, class by class"),
+    "report": (run_report, (ReportOptions,), "one page with images, curves, accuracies"),
+}
+
+_EPILOG = """\
+A first run, offline, in two minutes on two cores:
+
+  cmidd pretrain --network resnet18:width=16,norm=group --networks 4 --epochs 20
+  cmidd distill dm --iterations 500 --bank runs/bank.safetensors --out runs/dm-cmi
+  cmidd evaluate --sets [runs/dm-cmi/result.safetensors] --random_real 10 --epochs 300
+  cmidd report --runs [runs/dm-cmi] --evaluations [runs/evaluation.json] \\
+      --bank runs/bank.safetensors
+
+datasets (--dataset):
+{datasets}
+
+networks (--network):
+{networks}
+"""
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of all commands."""
+    datasets = "\n".join(f"{name}: {text}" for name, text in DATASETS.items())
+    parser = ArgumentParser(
+        prog="cmidd",
+        description="Distil a dataset into a few images per class, regularised by CMI.",
+        epilog=_EPILOG.format(
+            datasets=_indented(datasets), networks=_indented(describe_networks())
+        ),
+        formatter_class=_HelpFormatter,
+        version=cmikernels.__version__,
+    )
+    commands = parser.add_subcommands(dest="command")
+    for name, (function, options, text) in _COMMANDS.items():
+        commands.add_subcommand(name, _with_options(options, function.__doc__), help=text)
+    distill = ArgumentParser(description="Distil with one of the methods.")
+    commands.add_subcommand("distill", distill, help="make the synthetic images")
+    methods = distill.add_subcommands(dest="method")
+    for name, (method, _) in METHODS.items():
+        about = sys.modules[method.__module__].__doc__ or ""
+        parser_of_method = _with_options(_of_distill(name), about)
+        methods.add_subcommand(name, parser_of_method, help=about.splitlines()[0])
+    return parser
+
+
+def _of_distill(method: str) -> tuple[type, ...]:
+    return DataOptions, RunOptions, DistillOptions, CMIOptions, METHODS[method][1]
+
+
+def _with_options(groups: Sequence[type], description: str | None) -> ArgumentParser:
+    """A parser whose flags are the fields of dataclasses."""
+    parser = ArgumentParser(description=description, formatter_class=_HelpFormatter)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    for group in groups:
+        about = docstring_parser.parse(group.__doc__ or "")
+        helps = {parameter.arg_name: parameter.description for parameter in about.params}
+        arguments = parser.add_argument_group((about.short_description or "").rstrip("."))
+        types = get_type_hints(group)
+        for field in fields(group):
+            settings: dict[str, Any] = {"help": helps[field.name], "default": field.default}
+            if types[field.name] is bool:
+                settings["action"] = ActionYesNo
+            else:
+                settings["type"] = types[field.name]
+            if field.default is MISSING:
+                del settings["default"]
+                settings["required"] = True
+            arguments.add_argument(f"--{field.name}", **settings)
+    return parser
+
+
+class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Formulas as they are written, and the default of every option."""
+
+
+def _made(groups: Sequence[type], given: Namespace) -> list[Any]:
+    return [group(**{field.name: given[field.name] for field in fields(group)}) for group in groups]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; errors that the user can mend are one line, without a traceback."""
+    given = build_parser().parse_args(arguments)
+    of_command = given[given.command]
+    try:
+        if given.command == "distill":
+            method = of_command.method
+            run_method(method, *_made(_of_distill(method), of_command[method]))
+        else:
+            function, groups, _ = _COMMANDS[given.command]
+            function(*_made(groups, of_command))
+    except (FileError, ValueError, OSError, FloatingPointError, ImportError) as error:
+        if os.environ.get("CMIDD_TRACEBACK"):
+            raise
+        sys.exit(f"cmidd: {error}")
+    except KeyboardInterrupt:
+        sys.exit("cmidd: interrupted; a run goes on with --resume")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Trees of image files: `train/<class>/**` and `test/<class>/**` or `val/<class>/**`.
+
+Tiny-ImageNet keeps `train/<class>/images/`, and its validation images in one folder with a table
+
+    val/val_annotations.txt: file name, class and more, separated by tabs
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cmidd.datasets.files import find, reading
+from cmidd.datasets.images import Array, Dataset, ImageSet, ImageShape, channel_statistics
+from cmidd.datasets.known import standard
+from cmidd.datasets.pictures import SUFFIXES, Picture, common_shape, decode
+
+_TINY_SIZE = 64
+
+
+class _Listing(NamedTuple):
+    pictures: list[Picture]
+    labels: Array  # (N,)
+
+
+def load(name: str, root: Path, size: int | None) -> Dataset:
+    """Read the tree that `folder:PATH` names."""
+    folder = Path(name.partition(":")[2]).expanduser()
+    train_folder = find(name, [folder / "train"])
+    test_folder = find(name, [folder / "test", folder / "val"])
+    class_names = _classes(train_folder)
+    listings = _by_class(train_folder, class_names), _by_class(test_folder, class_names)
+    shape = common_shape([listing.pictures for listing in listings], size)
+    train, test = _decode(listings, len(class_names), shape, size)
+    mean, std = channel_statistics(train.images)
+    return Dataset(name, train, test, class_names, mean, std, mirror=True)
+
+
+def load_imagenet(name: str, root: Path, size: int | None) -> Dataset:
+    """Read `train/<wnid>` and `val/<wnid>` of ImageNet, whose images are of many sizes."""
+    if size is None:
+        raise ValueError("imagenet has images of many sizes: give the size to make them, say 64")
+    train_folder = find(name, [root / "imagenet" / "train", root / "train"])
+    test_folder = find(name, [train_folder.with_name("val")])
+    class_names = _classes(train_folder)
+    listings = _by_class(train_folder, class_names), _by_class(test_folder, class_names)
+    train, test = _decode(listings, len(class_names), ImageShape(3, size, size), size)
+    return standard(name, train, test, class_names)
+
+
+def load_tinyimagenet(name: str, root: Path, size: int | None) -> Dataset:
+    """Read `tiny-imagenet-200/`; its validation images are the test set."""
+    folder = find(name, [root / "tiny-imagenet-200"])
+    train_folder = find(name, [folder / "train"])
+    class_names = _classes(train_folder)
+    listings = _by_class(train_folder, class_names), _annotated(folder / "val", class_names)
+    shape = ImageShape(3, size or _TINY_SIZE, size or _TINY_SIZE)
+    train, test = _decode(listings, len(class_names), shape, size)
+    return standard(name, train, test, class_names)
+
+
+def _decode(
+    listings: tuple[_Listing, _Listing], num_classes: int, shape: ImageShape, size: int | None
+) -> tuple[ImageSet, ImageSet]:
+    """The training set and the test set."""
+    train, test = (
+        ImageSet.from_arrays(
+            decode(listing.pictures, shape, resize=size is not None, title=title),
+            listing.labels,
+            num_classes,
+        )
+        for listing, title in zip(listings, ("train", "test"), strict=True)
+    )
+    return train, test
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if _is_class(entry)))
+    if not names:
+        raise ValueError(f"{folder}: has no class folders")
+    return names
+
+
+def _is_class(entry: Path) -> bool:
+    return entry.is_dir() and not entry.name.startswith(".")
+
+
+def _is_image(entry: Path) -> bool:
+    return entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".")
+
+
+def _by_class(folder: Path, class_names: tuple[str, ...]) -> _Listing:
+    """The pictures of each class in turn, by name, and their labels."""
+    if found := set(_classes(folder)) ^ set(class_names):
+        raise ValueError(
+            f"{folder}: its class folders must be those of train; only in one of the two are "
+            + ", ".join(sorted(found))
+        )
+    pictures, labels = [], []
+    for label, class_name in enumerate(class_names):
+        class_folder = folder / class_name
+        files = sorted(file for file in class_folder.rglob("*") if _is_image(file))
+        if not files:
+            raise ValueError(f"{class_folder}: has no images ({', '.join(SUFFIXES)})")
+        pictures += [Picture(str(file), file) for file in files]
+        labels += [label] * len(files)
+    return _Listing(pictures, np.array(labels))
+
+
+def _annotated(folder: Path, class_names: tuple[str, ...]) -> _Listing:
+    """The pictures that `val_annotations.txt` lists, and their labels."""
+    label_of = {class_name: label for label, class_name in enumerate(class_names)}
+    table = find("tinyimagenet", [folder / "val_annotations.txt"])
+    pictures, labels = [], []
+    with reading(table):
+        for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
+            file, _, rest = line.partition("\t")
+            class_name = rest.partition("\t")[0]
+            if class_name not in label_of:
+                raise ValueError(f"line {number} names class {class_name!r}, which train has not")
+            path = folder / "images" / file
+            pictures.append(Picture(str(path), path))
+            labels.append(label_of[class_name])
+        if not pictures:
+            raise ValueError("lists no images")
+    return _Listing(pictures, np.array(labels))

@@ -1,0 +1,254 @@
+"""Images in memory: uint8, sorted by class, so that the rows of a class are one slice.
+
+class c = images[offsets[c] : offsets[c + 1]]
+input   = (pixel / 255 - mean) / std        per channel
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Array = npt.NDArray[Any]
+
+_CHANNELS = (1, 3)  # grey, RGB
+_LEAST_STD = 1 / 255  # one grey level: images of one colour are not divided by zero
+
+
+class ImageShape(NamedTuple):
+    """Channels, height and width of every image of a dataset."""
+
+    channels: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with their classes, classes ascending.
+
+    Attributes:
+        images: (N, channels, height, width) uint8; inside a class in the order they came in.
+        labels: (N,) int64, ascending.
+        offsets: (num_classes + 1,) int64; class c is rows `offsets[c]` to `offsets[c + 1]`.
+
+    """
+
+    images: Tensor
+    labels: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def from_arrays(
+        cls, images: Tensor | Array, labels: Tensor | Array, num_classes: int
+    ) -> ImageSet:
+        """Sort images by class; memory is shared where they are in order already.
+
+        Args:
+            images: (N, H, W), (N, channels, H, W) or (N, H, W, channels) uint8 with 1 or 3
+                channels; channels come first where both could be meant.
+            labels: (N,) integers from 0 to num_classes - 1.
+            num_classes: how many classes there are, those without images included.
+
+        """
+        pixels = _channels_first(images)
+        classes = check_labels(labels, num_classes)
+        if len(pixels) != len(classes):
+            raise ValueError(
+                f"labels must be one for each of the {len(pixels)} images, got {len(classes)}"
+            )
+        if not len(pixels):
+            raise ValueError("images must be at least one, got none")
+        if bool((classes[1:] < classes[:-1]).any()):
+            classes, order = torch.sort(classes, stable=True)
+            pixels = pixels[order]
+        offsets = torch.zeros(num_classes + 1, dtype=torch.int64, device=classes.device)
+        offsets[1:] = torch.bincount(classes, minlength=num_classes).cumsum(0)
+        return cls(pixels, classes, offsets)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.offsets) - 1
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.images)
+
+    def of_class(self, c: int) -> Tensor:
+        """The images of class `c`, a view."""
+        if not 0 <= c < self.num_classes:
+            raise ValueError(f"c must be a class from 0 to {self.num_classes - 1}, got {c}")
+        return self.images[int(self.offsets[c]) : int(self.offsets[c + 1])]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Real images to distil from and to test on.
+
+    Attributes:
+        name: what `load_dataset` was asked for.
+        train: images to distil; every class has some.
+        test: images to judge by, of the same shape and classes.
+        class_names: the name of each class.
+        mean: of each channel, of pixels in [0, 1].
+        std: of each channel, of pixels in [0, 1].
+        mirror: whether an image seen in a mirror keeps its class, which that of a digit does not.
+
+    """
+
+    name: str
+    train: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mirror: bool
+
+    def __post_init__(self) -> None:
+        of_train, of_test = tuple(self.train.images.shape[1:]), tuple(self.test.images.shape[1:])
+        if of_train != of_test:
+            raise ValueError(
+                f"{self.name}: train and test images must be alike, "
+                f"got (channels, height, width) of {of_train} and {of_test}"
+            )
+        classes = len(self.class_names), self.train.num_classes, self.test.num_classes
+        if len(set(classes)) != 1:
+            raise ValueError(
+                f"{self.name}: class_names, train and test must have as many classes, "
+                f"got {classes[0]}, {classes[1]} and {classes[2]}"
+            )
+        if len(self.mean) != of_train[0] or len(self.std) != of_train[0]:
+            raise ValueError(
+                f"{self.name}: mean and std must be one for each of {of_train[0]} channels, "
+                f"got {len(self.mean)} and {len(self.std)}"
+            )
+        for c, count in enumerate(self.train.offsets.diff().tolist()):
+            if not count:
+                raise ValueError(
+                    f"{self.name}: class {c} ({self.class_names[c]}) has no training images"
+                )
+
+    @property
+    def shape(self) -> ImageShape:
+        """Channels, height and width of an image."""
+        return ImageShape(*self.train.images.shape[1:])
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    def to_input(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """What networks see: `(images / 255 - mean) / std` of (N, channels, H, W) uint8 images."""
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8, got {images.dtype}")
+        pixels = images.to(torch.promote_types(dtype, torch.float32)) / 255
+        mean, std = self._mean_and_std(pixels)
+        return ((pixels - mean) / std).to(dtype)
+
+    def to_pixels(self, images: Tensor) -> Tensor:
+        """The inverse of `to_input`: (N, channels, H, W) pixels, clamped to [0, 1]."""
+        if not images.is_floating_point():
+            raise TypeError(f"images must be floating point, got {images.dtype}")
+        normalised = images.to(torch.promote_types(images.dtype, torch.float32))
+        mean, std = self._mean_and_std(normalised)
+        return (normalised * std + mean).clamp(0, 1)
+
+    def describe(self) -> dict[str, Any]:
+        """What a file made from these images has to remember of them, as JSON gives it back."""
+        return {
+            "dataset": self.name,
+            "shape": list(self.shape),
+            "num_classes": self.num_classes,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def check_made_for(self, record: Mapping[str, Any], what: str) -> None:
+        """Raise unless `what`, a file with this record, was made from images like these."""
+        for name, expected in self.describe().items():
+            if record.get(name) != expected:
+                raise ValueError(
+                    f"{what}: expected {name} {expected} as {self.name} has it, got "
+                    f"{record.get(name)}"
+                )
+
+    def _mean_and_std(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if images.ndim != 4 or images.shape[1] != self.shape.channels:
+            raise ValueError(
+                f"images must be (N, {self.shape.channels}, height, width), "
+                f"got {tuple(images.shape)}"
+            )
+        both = torch.tensor((self.mean, self.std), dtype=images.dtype, device=images.device)
+        mean, std = both[:, None, :, None, None]  # (1, channels, 1, 1) each
+        return mean, std
+
+
+def check_labels(labels: Tensor | Array, num_classes: int) -> Tensor:
+    """`labels` as (N,) int64, or an error that says which one is not from 0 to num_classes - 1."""
+    is_integer = (
+        labels.dtype.kind in "iu"
+        if isinstance(labels, np.ndarray)
+        else not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    )
+    if not is_integer:
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if labels.ndim != 1:
+        raise ValueError(f"labels must be one number an image, (N,), got {tuple(labels.shape)}")
+    if isinstance(labels, np.ndarray):
+        classes = torch.from_numpy(labels.astype(np.int64))
+    else:
+        classes = labels.to(torch.int64)
+    outside = (classes < 0) | (classes >= num_classes)
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0])
+        raise ValueError(
+            f"labels must be from 0 to {num_classes - 1}, got {int(classes[row])} at row {row}"
+        )
+    return classes
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of pixels in [0, 1], exact to float64.
+
+    Pixels are counted by value first, so no image is turned into floating point.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in range(images.shape[1]):
+        count = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        share = count / count.sum()
+        centre = (share * values).sum()
+        mean.append(float(centre))
+        std.append(max(float((share * (values - centre) ** 2).sum().sqrt()), _LEAST_STD))
+    return tuple(mean), tuple(std)
+
+
+def _channels_first(images: Tensor | Array) -> Tensor:
+    """(N, channels, H, W) of any layout that `from_arrays` takes."""
+    if isinstance(images, np.ndarray):
+        if images.dtype != np.uint8:
+            raise TypeError(f"images must be uint8, got {images.dtype}")
+        # torch wants memory that it may write to.
+        pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    else:
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8, got {images.dtype}")
+        pixels = images
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    elif pixels.ndim == 4 and pixels.shape[1] not in _CHANNELS and pixels.shape[3] in _CHANNELS:
+        pixels = pixels.permute(0, 3, 1, 2)
+    if pixels.ndim != 4 or pixels.shape[1] not in _CHANNELS or 0 in pixels.shape[1:]:
+        raise ValueError(
+            "images must be (N, H, W), (N, channels, H, W) or (N, H, W, channels) with 1 or 3 "
+            f"channels, got {tuple(images.shape)}"
+        )
+    return pixels.contiguous()

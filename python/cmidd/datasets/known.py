@@ -1,0 +1,84 @@
+"""What is published about the standard datasets, and where they are got."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cmidd.datasets.images import Dataset, ImageSet
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A dataset that others have measured.
+
+    Attributes:
+        mean: of each channel, of training pixels in [0, 1].
+        std: of each channel, of training pixels in [0, 1].
+        page: where its files are downloaded.
+        hub: its usual name on the Hugging Face hub, as `hub:` takes it.
+        mirror: whether an image seen in a mirror keeps its class.
+
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    page: str
+    hub: str
+    mirror: bool = True
+
+
+KNOWN = {
+    "cifar10": Known(
+        (0.4914, 0.4822, 0.4465),
+        (0.2023, 0.1994, 0.2010),
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        "uoft-cs/cifar10",
+    ),
+    "cifar100": Known(
+        (0.5071, 0.4866, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        "uoft-cs/cifar100",
+    ),
+    "svhn": Known(
+        (0.4377, 0.4438, 0.4728),
+        (0.1980, 0.2010, 0.1970),
+        "http://ufldl.stanford.edu/housenumbers/",
+        "ufldl-stanford/svhn:cropped_digits",
+        mirror=False,
+    ),
+    "mnist": Known(
+        (0.1307,),
+        (0.3081,),
+        "https://ossci-datasets.s3.amazonaws.com/mnist/train-images-idx3-ubyte.gz "
+        "(and the three others named like it)",
+        "ylecun/mnist",
+        mirror=False,
+    ),
+    "fashionmnist": Known(
+        (0.2861,),
+        (0.3530,),
+        "https://github.com/zalandoresearch/fashion-mnist",
+        "zalando-datasets/fashion_mnist",
+    ),
+    "tinyimagenet": Known(
+        _IMAGENET_MEAN,
+        _IMAGENET_STD,
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        "zh-plus/tiny-imagenet",
+    ),
+    "imagenet": Known(
+        _IMAGENET_MEAN,
+        _IMAGENET_STD,
+        "https://image-net.org/download.php",
+        "ILSVRC/imagenet-1k",
+    ),
+}
+
+
+def standard(name: str, train: ImageSet, test: ImageSet, class_names: tuple[str, ...]) -> Dataset:
+    """The dataset `name` of `KNOWN`, with what is published about it."""
+    known = KNOWN[name]
+    return Dataset(name, train, test, class_names, known.mean, known.std, known.mirror)

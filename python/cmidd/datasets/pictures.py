@@ -1,0 +1,101 @@
+"""Image files of any common format, decoded by threads into one tensor.
+
+Formats are those that Pillow reads by itself. PostScript, which it hands to an interpreter, is not
+among them, whatever a file is called.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from cmidd.datasets.files import reading
+from cmidd.datasets.images import ImageShape
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_GREY = ("1", "L", "LA")
+_COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+_AT_ONCE = 64  # images a thread takes from the queue
+
+
+class Picture(NamedTuple):
+    """An encoded image, and what errors call it."""
+
+    name: str
+    file: Path | io.BytesIO
+
+
+class Pictures(Protocol):
+    """Encoded images that are fetched one by one, from any thread."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Picture: ...
+
+
+def common_shape(sets: Sequence[Pictures], size: int | None) -> ImageShape:
+    """Grey if all pictures are, of `size` or else as large as the first one."""
+    grey = all(_is_grey(pictures[row]) for pictures in sets for row in range(len(pictures)))
+    with _open(sets[0][0]) as image:
+        width, height = image.size
+    return ImageShape(1 if grey else 3, size or height, size or width)
+
+
+def decode(pictures: Pictures, shape: ImageShape, resize: bool, title: str) -> Tensor:
+    """(N, channels, height, width) uint8 of `pictures`, with a bar called `title` on a terminal.
+
+    With `resize` the middle of each picture is cut out in the proportions of `shape` and scaled;
+    without, a picture of another size is an error.
+    """
+    images = torch.empty(len(pictures), *shape, dtype=torch.uint8)
+
+    def decode_row(row: int) -> None:
+        with _open(pictures[row]) as image:
+            pixels = image.convert("L" if shape.channels == 1 else "RGB")
+            if resize:
+                pixels = ImageOps.fit(pixels, (shape.width, shape.height))
+            elif pixels.size != (shape.width, shape.height):
+                raise ValueError(
+                    f"is {pixels.width} x {pixels.height} pixels where others are "
+                    f"{shape.width} x {shape.height}; give a size to make all alike"
+                )
+            array = np.array(pixels).reshape(shape.height, shape.width, shape.channels)
+            images[row] = torch.from_numpy(array).permute(2, 0, 1)
+
+    with ThreadPool() as pool:
+        rows = pool.imap(decode_row, range(len(pictures)), chunksize=_AT_ONCE)
+        for _ in tqdm(rows, title, len(pictures), unit=" images", leave=False, disable=None):
+            pass
+    return images
+
+
+def _is_grey(picture: Picture) -> bool:
+    with _open(picture) as image:
+        return image.mode in _GREY
+
+
+@contextmanager
+def _open(picture: Picture) -> Iterator[Image.Image]:
+    """The header of a picture that can be decoded; its pixels are read when they are asked for.
+
+    What goes wrong inside names the picture.
+    """
+    with reading(picture.name), Image.open(picture.file, formats=_FORMATS) as image:
+        most = Image.MAX_IMAGE_PIXELS  # where Pillow warns; it refuses twice as many
+        if most is not None and image.width * image.height > most:
+            raise ValueError(f"is {image.width} x {image.height} pixels, more than {most}")
+        if image.mode not in _GREY + _COLOUR:
+            raise ValueError(f"has pixels of mode {image.mode}; save it as 8-bit grey or RGB")
+        yield image

@@ -1,0 +1,159 @@
+"""DM, distribution matching (Zhao and Bilen, WACV 2023): one step.
+
+    loss = sum over classes of || mean phi(A_c(real)) - mean phi(A_c(synthetic)) ||^2
+
+phi is the embedding of a network with fresh random weights in every iteration, A_c one augmentation
+drawn for the class and used on both sides. Classes go through the network together, in chunks: a
+chunk of 16 images stays in a CPU's caches and keeps the allocator from handing memory back, which
+makes the real branch about twice as fast there as a class at a time; a GPU takes all at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cmidd.augment import Strategy, augment, draw
+from cmidd.datasets import Dataset
+from cmidd.networks import build_network, freeze, initialize
+from cmidd.seeds import generator
+
+CHUNK = {"cpu": 16}  # images that go through the network at once; elsewhere all
+
+
+@dataclass(frozen=True)
+class DMOptions:
+    """What the method can be told.
+
+    Args:
+        network: architecture of the random networks, such as convnet:depth=3,width=128
+        batch_real: real images per class and iteration
+        augmentation: DSA operations, or none; flip is left out where mirrored images change class
+        real_dtype: of the real branch; bfloat16 is faster and moves the class means by 1e-3
+        compile: compile the real branch: a minute before the first iteration, faster after it
+    """
+
+    network: str = "convnet"
+    batch_real: int = 256
+    augmentation: str = "color_crop_cutout_flip_scale_rotate"
+    real_dtype: str = "float32"
+    compile: bool = False
+
+
+class DM:
+    """The step of DM on one dataset."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        labels: Tensor,
+        options: DMOptions,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Prepare steps on images whose labels are `labels`, ascending."""
+        channels, size, _ = dataset.shape
+        self.dataset, self.options, self.seed = dataset, options, seed
+        self.device, self.dtype = device, dtype
+        self.strategy = Strategy.parse(options.augmentation)
+        if not dataset.mirror:
+            self.strategy = self.strategy.without("flip")
+        self.labels = labels.cpu()
+        self.counts = torch.bincount(self.labels, minlength=dataset.num_classes).tolist()
+        self.images = dataset.train.images.to(device)
+        network = build_network(options.network, channels, size, dataset.num_classes)
+        self.network = freeze(network.to(device, dtype))
+        self.real_dtype = dtype if options.real_dtype == "float32" else torch.bfloat16
+        self.real_network = self.network
+        if self.real_dtype != dtype:
+            network = build_network(options.network, channels, size, dataset.num_classes)
+            self.real_network = freeze(network.to(device, self.real_dtype))
+        self.embed_real: Callable[[Tensor], Tensor] = self.real_network.embed
+        if options.compile:
+            self.embed_real = torch.compile(self.real_network.embed, dynamic=False)
+
+    def step(self, images: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
+        """Loss and its gradient with respect to the synthetic images, `(N, ch, H, W)`."""
+        self.draw_network(iteration)
+        drawn = draw(
+            self.strategy, self.dataset.num_classes, generator(self.seed, "dsa", iteration)
+        )
+        real, labels = self.real_batch(iteration)
+        real = augment(real, self.strategy, drawn, labels)
+        targets = self.real_means(real, torch.bincount(labels, minlength=len(self.counts)).tolist())
+        return self.match(images, targets, lambda x, rows: augment(x, self.strategy, drawn, rows))
+
+    def draw_network(self, iteration: int) -> None:
+        """Give the network the weights of an iteration."""
+        initialize(self.network, generator(self.seed, "network", iteration))
+        if self.real_network is not self.network:
+            self.real_network.load_state_dict(self.network.state_dict())
+
+    def real_batch(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """Normalised real images of every class, and their labels on the CPU."""
+        draws = generator(self.seed, "real", iteration)
+        rows = []
+        offsets = self.dataset.train.offsets.tolist()
+        for first, last in itertools.pairwise(offsets):
+            rows.append(
+                first + torch.randperm(last - first, generator=draws)[: self.options.batch_real]
+            )
+        chosen = torch.cat(rows)
+        return (
+            self.dataset.to_input(self.images[chosen.to(self.device)], self.dtype),
+            self.dataset.train.labels[chosen],
+        )
+
+    @torch.no_grad()
+    def real_means(self, real: Tensor, counts: list[int]) -> Tensor:
+        """Mean embedding of each class, `(C, M)`; `real` is class by class."""
+        chunk = CHUNK.get(self.device.type, len(real))
+        features = []
+        for part in torch.split(real.to(self.real_dtype), chunk):
+            # A compiled embedding is made for full chunks; another size would compile again.
+            embed = self.embed_real if len(part) == chunk else self.real_network.embed
+            features.append(embed(part))
+        return class_means(torch.cat(features).to(self.dtype), counts)
+
+    def match(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        augmented: Callable[[Tensor, Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and gradient against given class means, in chunks of whole classes."""
+        chunk = CHUNK.get(self.device.type, len(images))
+        losses: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for classes in whole_classes(self.counts, chunk):
+            counts = self.counts[classes]
+            first = sum(self.counts[: classes.start])
+            rows = slice(first, first + sum(counts))
+            x = images.detach()[rows].requires_grad_()
+            means = class_means(self.network.embed(augmented(x, self.labels[rows])), counts)
+            loss = (targets[classes] - means).square().sum()
+            losses.append(loss.detach())
+            gradients += torch.autograd.grad(loss, x)
+        return torch.stack(losses).sum(), torch.cat(gradients)
+
+
+def class_means(features: Tensor, counts: list[int]) -> Tensor:
+    """Mean row of each class, `(C, M)`, of features `(N, M)` that stand class by class."""
+    if len(set(counts)) == 1:
+        return features.view(len(counts), counts[0], -1).mean(dim=1)
+    return torch.stack([part.mean(dim=0) for part in torch.split(features, counts)])
+
+
+def whole_classes(counts: list[int], most: int) -> list[slice]:
+    """Consecutive classes together while they have at most `most` images; a larger one alone."""
+    slices, first = [], 0
+    for last in range(1, len(counts) + 1):
+        if last == len(counts) or sum(counts[first : last + 1]) > most:
+            slices.append(slice(first, last))
+            first = last
+    return slices

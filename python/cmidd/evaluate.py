@@ -1,0 +1,116 @@
+"""Evaluation: fresh networks trained on a set, judged on the real test images.
+
+The published protocol: SGD with learning rate 0.01 (a tenth from half of the epochs on), momentum
+0.9, weight decay 5e-4, batches of 256, 1000 epochs with DSA, accuracy of the last epoch; mean and
+standard deviation over several networks with their own seeds.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cmidd.datasets import Dataset
+from cmidd.seeds import seed_of
+from cmidd.training import Recipe, at_once, fresh_and_trained
+
+DSA = "color_crop_cutout_flip_scale_rotate"
+PUBLISHED = Recipe(epochs=1000, augmentation=DSA)
+TEST_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What networks of one architecture reached."""
+
+    network: str
+    accuracies: tuple[float, ...]  # share of test images, one for each network
+    recipe: Recipe
+
+    @property
+    def mean(self) -> float:
+        """Mean over networks."""
+        return statistics.mean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over networks (of the population, as the field reports it)."""
+        return statistics.pstdev(self.accuracies)
+
+    def as_record(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "mean": self.mean, "std": self.std}
+
+
+def evaluate(
+    images: Tensor,
+    labels: Tensor,
+    dataset: Dataset,
+    networks: Sequence[str],
+    *,
+    repeats: int = 5,
+    recipe: Recipe = PUBLISHED,
+    seed: int = 0,
+    device: torch.device,
+    together: int | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Accuracy]:
+    """Train `repeats` fresh networks of each architecture on a set and test them.
+
+    Args:
+        images: `(N, channels, height, width)`, normalised as `dataset` says.
+        labels: `(N,)`, or `(N, C)` of probabilities.
+        dataset: whose test images judge.
+        networks: architectures, such as convnet or resnet18.
+        repeats: networks of each.
+        recipe: how they are trained.
+        seed: of first weights, order and augmentation; network k of a seed is always the same.
+        device: where.
+        together: networks trained at once; default: 1 on a CPU, 5 on a GPU.
+        say: told each architecture's result.
+    """
+    images, labels = images.to(device), labels.to(device)
+    results = []
+    for spec in networks:
+        seeds = [seed_of(seed, "evaluation", k) for k in range(repeats)]
+        size = at_once(spec, device, together)
+        accuracies: list[float] = []
+        with tqdm(
+            total=repeats * recipe.epochs, desc=f"training {spec}", unit="epoch", leave=False
+        ) as bar:
+            for start in range(0, repeats, size):
+                group = seeds[start : start + size]
+
+                def advance(epoch: int, loss: float, group: list[int] = group) -> None:
+                    bar.update(len(group))
+                    bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+
+                stack = fresh_and_trained(
+                    spec,
+                    images,
+                    labels,
+                    dataset.num_classes,
+                    group,
+                    recipe,
+                    mirror=dataset.mirror,
+                    on_epoch=advance,
+                )
+                accuracies += stack.accuracy(list(test_batches(dataset, device)))
+        results.append(Accuracy(spec, tuple(accuracies), recipe))
+        found = results[-1]
+        say(f"{spec}: {found.mean:.1%} +- {found.std:.1%} of {len(dataset.test)} test images right")
+    return results
+
+
+def test_batches(dataset: Dataset, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The test images, normalised, batch by batch."""
+    for start in range(0, len(dataset.test), TEST_BATCH):
+        rows = slice(start, start + TEST_BATCH)
+        images = dataset.to_input(dataset.test.images[rows].to(device))
+        yield images, dataset.test.labels[rows].to(device)

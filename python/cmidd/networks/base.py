@@ -1,0 +1,62 @@
+"""A network is features and a linear head: `logits = head(embed(images))`, and how it is filled.
+
+`initialize` draws PyTorch's default distributions from a generator of the caller: weights and
+biases of convolutions and linear layers from
+
+    U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)),     fan_in = inputs that one output sees,
+
+scales and shifts of norms are one and zero. It draws float32 on the CPU, module by module, so
+networks are equal on every device, and up to rounding in every dtype.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+class Network(nn.Module):
+    """A classifier: features of an image, flattened to the embedding, and a linear head on it."""
+
+    def __init__(self, features: nn.Module, embed_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.features = features
+        self.embed_dim = embed_dim
+        self.head = nn.Linear(embed_dim, num_classes)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The embedding (N, embed_dim) of `images` (N, channels, size, size): the head's input."""
+        embedding: Tensor = self.features(images).flatten(1)
+        return embedding
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits (N, num_classes) of `images` (N, channels, size, size)."""
+        logits: Tensor = self.head(self.embed(images))
+        return logits
+
+
+@torch.no_grad()
+def initialize(network: nn.Module, generator: torch.Generator) -> None:
+    """Fill `network` in place with fresh parameters from `generator`, a generator of the CPU."""
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            bound = module.weight[0].numel() ** -0.5
+            for parameter in module.parameters(recurse=False):
+                draw = torch.empty(parameter.shape, dtype=torch.float32)
+                parameter.copy_(draw.uniform_(-bound, bound, generator=generator))
+        elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
+            module.reset_parameters()  # constants, and running statistics where there are some
+        elif any(True for _ in module.parameters(recurse=False)):
+            raise TypeError(
+                f"network: no rule to initialize its part {name!r}, a {type(module).__name__}; "
+                "Conv2d, Linear, BatchNorm2d, GroupNorm and LayerNorm may hold parameters"
+            )
+
+
+def freeze(network: _Module) -> _Module:
+    """Put `network` into eval mode without gradients of its parameters, in place, and return it."""
+    return network.eval().requires_grad_(False)

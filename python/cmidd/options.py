@@ -1,0 +1,149 @@
+"""What the commands can be told, beside the options that the methods themselves define.
+
+The fields are flags and keys of a YAML file, their lines in the docstrings the help.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cmidd.datasets import Dataset, load_dataset
+from cmidd.evaluate import DSA
+from cmidd.training import Recipe
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The real images, and where to compute.
+
+    Args:
+        dataset: name, or folder:PATH, arrays:PATH.npz, hub:NAME; cmidd --help lists the names
+        data: folder that holds downloaded datasets
+        size: height and width to resize folders of pictures to
+        device: cpu, cuda, cuda:1, ...; default: cuda where there is one
+    """
+
+    dataset: str = "digits"
+    data: Path = Path("data")
+    size: int | None = None
+    device: str | None = None
+
+    def load(self) -> Dataset:
+        """The dataset."""
+        return load_dataset(self.dataset, self.data, size=self.size)
+
+    def torch_device(self) -> torch.device:
+        """The device, checked."""
+        device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+        return device
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The run.
+
+    Args:
+        out: folder of the run
+        resume: go on with the run that is in the folder
+    """
+
+    out: Path = Path("runs/dm")
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class PretrainRunOptions:
+    """The file.
+
+    Args:
+        out: file of the bank
+        resume: go on with the bank that was begun there
+    """
+
+    out: Path = Path("runs/bank.safetensors")
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What is evaluated, and how: the defaults are the published protocol.
+
+    Args:
+        sets: synthetic sets (result.safetensors of a run)
+        random_real: also random real images, as many per class as this
+        all_real: also all real training images
+        all_real_epochs: epochs on those; they hold many more steps
+        networks: architectures; several test how the set carries over
+        repeats: networks of each architecture
+        epochs: passes over a set
+        lr: learning rate of SGD; a tenth from half of the epochs on
+        weight_decay: of SGD with momentum 0.9
+        batch_size: images a step
+        augmentation: DSA operations, or none
+        seed: of the networks
+        together: networks trained at once; default: 1 on a CPU, 5 on a GPU
+        out: JSON file of the results, for cmidd report
+    """
+
+    sets: tuple[Path, ...] = ()
+    random_real: int | None = None
+    all_real: bool = False
+    all_real_epochs: int = 100
+    networks: tuple[str, ...] = ("convnet",)
+    repeats: int = 5
+    epochs: int = 1000
+    lr: float = 0.01
+    weight_decay: float = 5e-4
+    batch_size: int = 256
+    augmentation: str = DSA
+    seed: int = 0
+    together: int | None = None
+    out: Path = Path("runs/evaluation.json")
+
+    def recipe(self) -> Recipe:
+        """How each network is trained."""
+        return Recipe(
+            self.epochs, self.lr, 0.9, self.weight_decay, self.batch_size, 0.5, self.augmentation
+        )
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What is scored.
+
+    Args:
+        sets: synthetic sets (result.safetensors of a run)
+        bank: file of trained networks, made by cmidd pretrain
+        random_real: also random real images, as many per class as this
+        layer: features (the embedding), logits, or the name of a layer
+        seed: of the random real images
+    """
+
+    bank: Path
+    sets: tuple[Path, ...] = ()
+    random_real: int | None = None
+    layer: str = "features"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What the page shows.
+
+    Args:
+        runs: folders of runs
+        evaluations: JSON files of cmidd evaluate
+        bank: file of trained networks, whose features are drawn
+        out: the page
+        device: cpu, cuda, ...
+    """
+
+    runs: tuple[Path, ...]
+    evaluations: tuple[Path, ...] = ()
+    bank: Path | None = None
+    out: Path = Path("runs/report.html")
+    device: str = "cpu"

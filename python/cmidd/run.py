@@ -1,0 +1,133 @@
+"""The folder of a run: its configuration, log and checkpoint, and how it goes on after a kill.
+
+    config.yaml              what was asked for, with every default filled in
+    log.jsonl                one line of numbers each time the run reports
+    tensorboard/             the same for TensorBoard
+    checkpoint.safetensors   tensors and counters, and how long the log was when they were saved
+    result.safetensors       written last: a folder that has it is finished
+
+Every file but the logs is replaced atomically, and the log is cut back to where the checkpoint
+knew it, so a run killed at any moment goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+import cmikernels
+from cmidd.files import FileError, read_tensors, write_tensors, write_text
+
+KIND = "checkpoint"
+
+
+class RunFolder:
+    """One run's files. Open it with `with`, which closes the logs."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool) -> None:
+        """Make the folder, or check that the one that is there belongs to the same run."""
+        self.path = path
+        self.result = path / "result.safetensors"
+        self._log_path = path / "log.jsonl"
+        self._checkpoint = path / "checkpoint.safetensors"
+        self._config = path / "config.yaml"
+        self.config = dict(config)
+        if self._config.exists():
+            self._check_same(resume)
+        elif path.exists() and any(path.iterdir()):
+            raise FileExistsError(
+                f"out: {path} holds something else than a run; name another folder"
+            )
+        self.finished = self.result.exists()
+        write_text(self._config, yaml.safe_dump(self.config, sort_keys=False))
+
+    def _check_same(self, resume: bool) -> None:
+        if not resume:
+            raise FileExistsError(
+                f"out: {self.path} holds a run already; add --resume to go on with it, or name "
+                "another folder"
+            )
+        try:
+            before = yaml.safe_load(self._config.read_text())
+            changed = [
+                f"{name}: {before.get(name)!r} there, {self.config.get(name)!r} now"
+                for name in {**before, **self.config}
+                if before.get(name) != self.config.get(name)
+            ]
+        except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+            raise FileError(f"{self._config}: expected the configuration of a run") from None
+        if changed:
+            raise ValueError(
+                f"resume: {self.path} is a run with other settings ({'; '.join(changed)}); give "
+                "the same ones, or name another folder"
+            )
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], int] | None:
+        """Tensors and the number of finished iterations, or None where nothing was saved yet."""
+        if not self._checkpoint.exists():
+            self._cut_log(0)
+            return None
+        tensors, record = read_tensors(self._checkpoint, KIND)
+        self._cut_log(record["log_bytes"])
+        return tensors, record["iteration"]
+
+    def _cut_log(self, length: int) -> None:
+        with self._log_path.open("ab") as log:
+            if log.tell() < length:
+                raise FileError(
+                    f"{self._log_path}: expected at least the {length} bytes that the checkpoint "
+                    f"knows, got {log.tell()}"
+                )
+            log.truncate(length)
+
+    def save_checkpoint(self, iteration: int, tensors: Mapping[str, Tensor]) -> None:
+        """Save what `load_checkpoint` gives back."""
+        self._log.flush()
+        os.fsync(self._log.fileno())
+        record = {"iteration": iteration, "log_bytes": self._log.tell()}
+        write_tensors(self._checkpoint, KIND, tensors, record)
+
+    @contextlib.contextmanager
+    def logging(self, first_iteration: int) -> Iterator[None]:
+        """While it lasts, `log` writes; lines of `first_iteration` and later are new."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = self.path / "tensorboard"
+        board = SummaryWriter(folder, purge_step=first_iteration if folder.exists() else None)
+        with self._log_path.open("ab") as self._log, contextlib.closing(board) as self._board:
+            yield
+
+    def log(self, iteration: int, numbers: Mapping[str, float]) -> None:
+        """Add a line to both logs."""
+        line = json.dumps({"iteration": iteration, **numbers})
+        self._log.write(line.encode() + b"\n")
+        self._log.flush()
+        for name, number in numbers.items():
+            self._board.add_scalar(name, number, iteration)
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The lines of `log.jsonl`; a last line cut short by a kill is left out."""
+    whole = path.read_text().rpartition("\n")[0]
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError:
+        raise FileError(f"{path}: expected a JSON object in each line") from None
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on."""
+    return {
+        "cmikernels": cmikernels.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }

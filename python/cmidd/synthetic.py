@@ -1,0 +1,135 @@
+"""The distilled set: how it starts, what its file holds, and what it is exported to.
+
+Format, one safetensors file: `images` (N, channels, height, width) float32 as networks take them,
+(pixel - mean) / std with pixels in [0, 1]; `labels` (N,) int64; and a JSON record with all that
+using them takes: dataset, class names, mean, std, images per class, how they were made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmidd.datasets import Dataset
+from cmidd.files import FileError, read_tensors, write_tensors
+from cmidd.seeds import generator
+
+KIND = "synthetic set"
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """Images, labels, and the record that says how to use them."""
+
+    images: Tensor  # (N, channels, height, width) float32, normalised
+    labels: Tensor  # (N,) int64
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write the file, atomically."""
+        write_tensors(path, KIND, {"images": self.images, "labels": self.labels}, self.record)
+
+    @classmethod
+    def load(cls, path: Path) -> SyntheticSet:
+        """Read and check the file."""
+        tensors, record = read_tensors(path, KIND)
+        images, labels = tensors.get("images"), tensors.get("labels")
+        if (
+            images is None
+            or labels is None
+            or images.dim() != 4
+            or labels.shape != images.shape[:1]
+        ):
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            raise FileError(
+                f"{path}: expected images (N, channels, height, width) and labels (N,), got "
+                f"{shapes}"
+            )
+        if not images.isfinite().all():
+            raise FileError(f"{path}: expected finite images, got NaN or Inf among them")
+        return cls(images, labels, record)
+
+    def pixels(self) -> Tensor:
+        """The images as `(N, channels, height, width)` in [0, 1]."""
+        shape = (1, -1, 1, 1)
+        mean, std = (torch.tensor(self.record[name]).view(shape) for name in ("mean", "std"))
+        return (self.images * std + mean).clamp(0, 1)
+
+    def export_png(self, folder: Path) -> None:
+        """A folder for each class with its images, which most tools can read."""
+        from PIL import Image
+
+        names = self.record["class_names"]
+        count: dict[int, int] = {}
+        for pixels, label in zip(self.pixels(), self.labels.tolist(), strict=True):
+            number = count[label] = count.get(label, -1) + 1
+            place = folder / str(names[label]).replace("/", "_")
+            place.mkdir(parents=True, exist_ok=True)
+            array = (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+            Image.fromarray(array.squeeze(-1) if array.shape[2] == 1 else array).save(
+                place / f"{number:04d}.png"
+            )
+
+    def export_pt(self, folder: Path) -> None:
+        """`images_best.pt` and `labels_best.pt`, the pair that the field's scripts load."""
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(self.images, folder / "images_best.pt")
+        torch.save(self.labels, folder / "labels_best.pt")
+
+
+def start(dataset: Dataset, ipc: int, init: str, seed: int) -> tuple[Tensor, Tensor]:
+    """First images, normalised and class by class, and their labels.
+
+    Args:
+        dataset: where real images come from.
+        ipc: images per class.
+        init: "noise" (normal numbers), "real" (real images of the class, each once), "mix" (two
+            real images of the class mixed, in a share drawn for each) or "file:PATH" (a synthetic
+            set with the same classes, size and number of images).
+        seed: of the draws.
+    """
+    labels = torch.arange(dataset.num_classes).repeat_interleave(ipc)
+    if init == "noise":
+        noise = torch.randn(len(labels), *dataset.shape, generator=generator(seed, "start noise"))
+        return noise, labels
+    if init.startswith("file:"):
+        return _from_file(Path(init.removeprefix("file:")), dataset, labels), labels
+    if init not in ("real", "mix"):
+        raise ValueError(f"init: expected noise, real, mix or file:PATH, got {init!r}")
+    first = _real(dataset, ipc, seed, "start")
+    if init == "mix":
+        second = _real(dataset, ipc, seed, "start mix")
+        share = torch.rand(len(labels), 1, 1, 1, generator=generator(seed, "start share"))
+        return share * first + (1 - share) * second, labels
+    return first, labels
+
+
+def _real(dataset: Dataset, ipc: int, seed: int, purpose: str) -> Tensor:
+    """`ipc` different real images of each class."""
+    rows = []
+    for c in range(dataset.num_classes):
+        first, last = dataset.train.offsets[c : c + 2].tolist()
+        if last - first < ipc:
+            raise ValueError(
+                f"ipc: class {dataset.class_names[c]} of {dataset.name} has {last - first} real "
+                f"images, fewer than {ipc}; take fewer or start from noise"
+            )
+        rows.append(
+            first + torch.randperm(last - first, generator=generator(seed, purpose, c))[:ipc]
+        )
+    return dataset.to_input(dataset.train.images[torch.cat(rows)])
+
+
+def _from_file(path: Path, dataset: Dataset, labels: Tensor) -> Tensor:
+    loaded = SyntheticSet.load(path)
+    expected = (len(labels), *dataset.shape)
+    if tuple(loaded.images.shape) != expected or not torch.equal(loaded.labels, labels):
+        raise FileError(
+            f"{path}: expected images of shape {expected}, class by class, got "
+            f"{tuple(loaded.images.shape)} of {loaded.record.get('dataset', 'another dataset')}"
+        )
+    return loaded.images

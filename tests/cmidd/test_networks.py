@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from cmidd.networks import (
+    NETWORKS,
+    Network,
+    NetworkSpec,
+    build_network,
+    describe_networks,
+    freeze,
+    initialize,
+)
+from cmidd.networks.spec import WORDS, options_of
+from cmidd.seeds import generator
+
+# Network, channels, size, classes: parameters, and length of the embedding. The first two are
+# published figures; the others were counted by hand from the published layers.
+COUNTS = [
+    ("convnet", 3, 32, 10, 320_010, 2048),
+    ("resnet18", 3, 32, 10, 11_173_962, 512),
+    ("resnet18:norm=batch", 3, 32, 10, 11_173_962, 512),
+    ("resnet18", 3, 64, 10, 11_168_832 + 2049 * 10, 2048),
+    ("convnet", 1, 28, 10, 317_706, 2048),
+    ("mlp", 1, 28, 10, 784 * 128 + 128 + 128 * 128 + 128 + 1290, 128),
+    ("lenet", 1, 28, 10, 61_706, 84),
+    ("lenet", 1, 32, 10, 61_706, 84),
+    ("alexnet", 3, 32, 10, 1_872_202, 3072),
+    ("vgg11", 3, 32, 10, 9_231_114, 512),
+    ("convnet:depth=4", 3, 64, 200, 447_360 + 2049 * 200, 2048),
+]
+BUILDS = [
+    ("convnet", 8),
+    ("convnet", 28),
+    ("convnet", 32),
+    ("convnet:depth=4", 64),
+    ("convnet:norm=none,activation=sigmoid,pooling=max", 32),
+    ("convnet:norm=layer,activation=leakyrelu", 28),
+    ("convnet:norm=group,width=8", 9),
+    ("convnet:norm=batch,pooling=none,width=4", 8),
+    ("mlp", 8),
+    ("lenet", 28),
+    ("lenet", 64),
+    ("alexnet", 8),
+    ("alexnet", 28),
+    ("vgg11", 28),
+    ("vgg11:norm=batch", 64),
+    ("resnet18:width=8", 28),
+    ("resnet18:width=8", 33),
+    ("resnet18:width=8,norm=batch", 8),
+    ("resnet18:width=8,norm=none", 8),
+]
+
+
+def fresh(spec: str, size: int, channels: int = 3, seed: int = 0) -> Network:
+    network = build_network(spec, channels, size, 10)
+    initialize(network, generator("test", seed))
+    return network
+
+
+def images_of(size: int, channels: int = 3, count: int = 4) -> Tensor:
+    return torch.randn(count, channels, size, size, generator=generator("images", size))
+
+
+@pytest.mark.parametrize(("spec", "channels", "size", "classes", "parameters", "embed_dim"), COUNTS)
+def test_parameters_and_embedding_have_the_published_sizes(
+    spec: str, channels: int, size: int, classes: int, parameters: int, embed_dim: int
+) -> None:
+    network = build_network(spec, channels, size, classes)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert network.embed_dim == network.head.in_features == embed_dim
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("spec", "size"), BUILDS)
+def test_images_become_embeddings_and_logits(spec: str, size: int, channels: int) -> None:
+    network = fresh(spec, size, channels)
+    images = images_of(size, channels)
+    kept = images.clone()
+    embedding = network.embed(images)
+    assert embedding.shape == (4, network.embed_dim)
+    assert torch.equal(images, kept)
+    logits = network(images)
+    assert logits.shape == (4, 10)
+    assert logits.isfinite().all()
+    assert logits.std(0).min() > 0  # the images are seen
+    torch.testing.assert_close(logits, network.head(network.embed(images)))
+
+
+def test_convnet_is_convolution_norm_activation_and_pooling() -> None:
+    network = fresh("convnet:depth=2,width=8", 8)
+    x = images_of(8)
+    for conv in (network.features[0], network.features[4]):  # type: ignore[index]
+        x = nn.functional.conv2d(x, conv.weight, conv.bias, padding=1)
+        mean, var = x.mean((2, 3), keepdim=True), x.var((2, 3), correction=0, keepdim=True)
+        x = ((x - mean) / (var + 1e-5).sqrt()).clamp(min=0)
+        x = (x[..., ::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, ::2] + x[..., 1::2, 1::2]) / 4
+    torch.testing.assert_close(network.embed(images_of(8)), x.flatten(1))
+
+
+def test_resnet18_is_a_stem_and_eight_blocks_with_shortcuts() -> None:
+    network = fresh("resnet18:width=2,norm=none", 32)
+    weights = [p for name, p in network.named_parameters() if name.startswith("features")]
+
+    def conv(x: Tensor, stride: int = 1) -> Tensor:
+        weight = weights.pop(0)
+        return nn.functional.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+
+    x = conv(images_of(32) * 100).relu()  # weights are small and there is no norm
+    for stride in (1, 1, 2, 1, 2, 1, 2, 1):
+        inner = conv(conv(x, stride).relu())
+        x = (inner + (x if stride == 1 else conv(x, stride))).relu()
+    assert not weights
+    assert x.max() > 1
+    torch.testing.assert_close(network.embed(images_of(32) * 100), x.mean((2, 3)))
+
+
+def test_instance_norm_lets_no_image_see_its_batch() -> None:
+    network = fresh("resnet18:width=8", 32).double()
+    images = images_of(32).double()
+    torch.testing.assert_close(network(images)[1:2], network(images[1:2]), rtol=0, atol=1e-12)
+    training = network(images)
+    assert torch.equal(training, network.eval()(images))
+
+
+@pytest.mark.parametrize(
+    ("spec", "size", "told"),
+    [
+        ("convnet:depth=4", 8, "16 x 16"),
+        ("convnet:depth=6", 28, "64 x 64"),
+        ("lenet", 8, "16 x 16"),
+        ("alexnet", 7, "8 x 8"),
+        ("vgg11", 31, "32 x 32"),
+        ("resnet18", 8, "9 x 9"),
+    ],
+)
+def test_images_too_small_are_an_error_that_says_what_is_needed(
+    spec: str, size: int, told: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{told}.*got {size} x {size}"):
+        build_network(spec, 3, size, 10)
+
+
+@pytest.mark.parametrize(
+    ("spec", "size"),
+    [
+        ("convnet:depth=3", 8),
+        ("convnet:depth=5", 28),
+        ("lenet", 16),
+        ("vgg11", 32),
+        ("resnet18", 9),
+    ],
+)
+def test_the_smallest_images_still_tell_apart(spec: str, size: int) -> None:
+    assert fresh(spec, size)(images_of(size)).std(0).min() > 1e-4
+
+
+@pytest.mark.parametrize("argument", ["channels", "size", "num_classes"])
+def test_sizes_below_one_are_errors_that_name_the_argument(argument: str) -> None:
+    sizes = {"channels": 3, "size": 32, "num_classes": 10, argument: 0}
+    with pytest.raises(ValueError, match=f"{argument} .*got 0"):
+        build_network("convnet", **sizes)
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("resnet", "no 'resnet'.*convnet.*resnet18"),
+        ("", "no ''"),
+        ("convnet:depht=3", "no option 'depht'.*depth, width, norm"),
+        ("convnet:", "no option ''"),
+        ("convnet:depth", "positive integer, got ''"),
+        ("convnet:depth=0", "positive integer, got '0'"),
+        ("convnet:depth=2.5", "positive integer, got '2.5'"),
+        ("convnet:norm=Instance", "none, batch, group, instance, layer, got 'Instance'"),
+        ("convnet:depth=2,depth=2", "depth is given twice"),
+        ("lenet:width=3", "it has no options"),
+        ("convnet:norm=group,width=6", "4 groups.*6"),
+    ],
+)
+def test_a_spec_that_names_what_is_not_there_is_an_error_that_lists_what_is(
+    spec: str, told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        build_network(spec, 3, 32, 10)
+
+
+@st.composite
+def spec_texts(draw: st.DrawFn) -> str:
+    name = draw(st.sampled_from(sorted(NETWORKS)))
+    options = options_of(name)
+    chosen = draw(st.permutations(list(options)))[: draw(st.integers(0, len(options)))]
+    values = [
+        draw(st.sampled_from(sorted(WORDS[o])) if o in WORDS else st.integers(1, 999))
+        for o in chosen
+    ]
+    items = ",".join(f"{o}={v}" for o, v in zip(chosen, values, strict=True))
+    return f"{name}:{items}" if items else name
+
+
+@given(spec_texts())
+def test_a_spec_reads_what_it_prints(text: str) -> None:
+    spec = NetworkSpec.parse(text)
+    assert NetworkSpec.parse(str(spec)) == spec
+    given_options = dict(i.split("=") for i in text.partition(":")[2].split(",") if i)
+    meant = options_of(spec.name) | given_options
+    assert {o: str(v) for o, v in (options_of(spec.name) | dict(spec.options)).items()} == {
+        o: str(v) for o, v in meant.items()
+    }
+
+
+def test_equal_networks_have_equal_specs() -> None:
+    texts = [
+        "convnet:width=64,depth=3",
+        "convnet:depth=3,width=64,norm=instance",
+        "convnet:width=64",
+    ]
+    assert {str(NetworkSpec.parse(text)) for text in texts} == {"convnet:width=64"}
+    assert len({NetworkSpec.parse(text) for text in texts}) == 1
+
+
+def test_the_description_has_every_network_and_option() -> None:
+    text = describe_networks()
+    for name in NETWORKS:
+        assert f"{name}: " in text
+        assert all(f"{option}={value}" in text for option, value in options_of(name).items())
+
+
+def test_building_draws_no_number_and_leaves_parameters_nan() -> None:
+    state = torch.get_rng_state()
+    network = build_network("convnet:norm=batch", 3, 32, 10)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.isnan().all() for p in network.parameters())
+    assert network(images_of(32)).isnan().all()
+
+
+def test_initialize_draws_from_its_generator_alone() -> None:
+    state = torch.get_rng_state()
+    one, two, other = (fresh("convnet", 32, seed=seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not torch.equal(one["head.weight"], other["head.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_initialize_is_equal_in_every_dtype_and_memory_format(dtype: torch.dtype) -> None:
+    network = build_network("convnet", 3, 32, 10).to(dtype)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    initialize(network, generator("test", 0))
+    for key, value in fresh("convnet", 32).state_dict().items():
+        assert torch.equal(network.state_dict()[key], value.to(dtype)), key
+
+
+def test_initialize_has_the_distributions_of_pytorch() -> None:
+    network = fresh("convnet", 32)
+    torch.manual_seed(0)
+    for name, module in network.named_modules():
+        if not isinstance(module, (nn.Conv2d, nn.Linear)):
+            continue
+        default = copy.deepcopy(module)
+        default.reset_parameters()
+        for ours, theirs in zip(module.parameters(), default.parameters(), strict=True):
+            few = 8 / ours.numel() ** 0.5
+            assert abs(ours.mean() / theirs.std()) < few, name
+            assert abs(ours.std() / theirs.std() - 1) < few, name
+            assert abs(ours.abs().max() / theirs.abs().max() - 1) < few, name
+
+
+def test_initialize_resets_norms_and_their_statistics() -> None:
+    network = fresh("convnet:norm=batch", 8)
+    start = copy.deepcopy(network.state_dict())
+    network(images_of(8)).sum().backward()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1)
+    initialize(network, generator("test", 0))
+    assert all(torch.equal(network.state_dict()[key], start[key]) for key in start)
+    norm = network.features[1]  # type: ignore[index]
+    assert norm.weight.eq(1).all()
+    assert norm.bias.eq(0).all()
+    assert norm.running_var.eq(1).all()
+    assert norm.num_batches_tracked == 0
+
+
+def test_initialize_refuses_parts_without_a_rule() -> None:
+    with pytest.raises(TypeError, match="'1', a PReLU"):
+        initialize(nn.Sequential(nn.Linear(2, 2), nn.PReLU()), generator("test"))
+
+
+def test_freeze_stops_training_and_returns_the_network() -> None:
+    network = fresh("convnet:norm=batch", 8)
+    assert freeze(network) is network
+    assert not any(module.training for module in network.modules())
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize(("spec", "size"), [("convnet:width=16", 32), ("resnet18:width=8", 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_stacked_networks_are_the_same_one_after_another(
+    spec: str, size: int, dtype: torch.dtype
+) -> None:
+    networks = [fresh(spec, size, seed=seed).to(dtype) for seed in range(3)]
+    skeleton = copy.deepcopy(networks[0]).to("meta")
+    parameters, buffers = stack_module_state(networks)
+    images = images_of(size).to(dtype)
+
+    def logits_of(state: dict[str, Tensor], buffer: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = functional_call(skeleton, (state, buffer), (images,))
+        return logits
+
+    stacked = vmap(logits_of)(parameters, buffers)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    for got, network in zip(stacked, networks, strict=True):
+        torch.testing.assert_close(got, network(images), rtol=tolerance, atol=tolerance)
+    torch.autograd.backward(stacked.square().sum())
+    weight = networks[1].head.weight
+    (expected,) = torch.autograd.grad(networks[1](images).square().sum(), weight)
+    got_gradient = parameters["head.weight"].grad
+    assert got_gradient is not None
+    torch.testing.assert_close(got_gradient[1], expected, rtol=10 * tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("spec", ["convnet:depth=2,width=4", "resnet18:width=1"])
+def test_gradients_of_gradients_are_right(spec: str) -> None:
+    network = freeze(fresh(spec, 9).double())
+    images = images_of(9, count=2).double().requires_grad_()
+    assert torch.autograd.gradgradcheck(network, (images,), fast_mode=True)
