@@ -3,13 +3,23 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO := out/demo
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*)
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
 .PHONY: demo test bench lint format sanitize clean
 
-demo: $(READY)  ## show what the library does, on real data, in about a minute
-	$(BIN)/python -m bench.demo
+demo: $(READY)  ## the main job, small: distil scikit-learn's digits and report, in about two minutes
+	rm -rf $(DEMO)
+	$(BIN)/cmidd pretrain --network resnet18:width=16,norm=group --networks 4 --epochs 12 \
+		--out $(DEMO)/bank.safetensors
+	$(BIN)/cmidd distill dm --iterations 200 --out $(DEMO)/dm
+	$(BIN)/cmidd distill dm --iterations 200 --out $(DEMO)/dm-cmi --bank $(DEMO)/bank.safetensors
+	$(BIN)/cmidd evaluate --sets [$(DEMO)/dm/result.safetensors,$(DEMO)/dm-cmi/result.safetensors] \
+		--random_real 10 --all_real --all_real_epochs 10 --repeats 3 --epochs 200 \
+		--out $(DEMO)/evaluation.json
+	$(BIN)/cmidd report --runs [$(DEMO)/dm,$(DEMO)/dm-cmi] --evaluations [$(DEMO)/evaluation.json] \
+		--bank $(DEMO)/bank.safetensors --out $(DEMO)/report.html
 
 test: $(READY)  ## the whole test suite
 	CMIKERNELS_REQUIRE_NATIVE=1 $(BIN)/pytest -n auto --maxprocesses=4 $(PYTEST_ARGS)

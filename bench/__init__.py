@@ -1,1 +1,1 @@
-"""Benchmarks, profiling, plots and the demo, run as `python -m bench.kernels` and so on."""
+"""Benchmarks, profiling and plots, run as `python -m bench.kernels` and so on."""

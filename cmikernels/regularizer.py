@@ -22,9 +22,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from cmikernels.class_index import ClassIndex
 from cmikernels.cmi import class_centroids, cmi_value_and_grad, fused_cmi
+from cmikernels.embedding import embed
 from cmikernels.problem import arithmetic_dtype
 
 
@@ -114,13 +116,19 @@ class CMIRegularizer:
         """
         step = self.step if step is None else step
         self.step = step + 1
-        index = classes if isinstance(classes, ClassIndex) else ClassIndex(classes)
+        num_classes = None if self.centroids is None else self.centroids.shape[-2]
+        index = classes if isinstance(classes, ClassIndex) else ClassIndex(classes, num_classes)
+        if num_classes not in (None, index.num_classes):
+            raise ValueError(
+                f"classes: expected the {num_classes} classes that centroids are for, "
+                f"got a ClassIndex of {index.num_classes}"
+            )
         if len(images) != index.num_rows:
             raise ValueError(
                 f"classes: expected one label for each of the {len(images)} images, "
                 f"got {index.num_rows}"
             )
-        if step % self.every:
+        if step % self.every or not len(images):
             return _zero(images)
         if self.centroids is None and index.largest <= 1:
             warnings.warn(
@@ -150,32 +158,29 @@ class CMIRegularizer:
         """Class means of the probabilities of real data, `(networks, C, M)`, for `centroids`.
 
         Args:
-            batches: images and labels, any number of times over (a list, a DataLoader); every class
-                counts each of its images once, whatever the sizes of the classes.
+            batches: images and labels, read once (a list, a DataLoader); every class counts each
+                of its images once, whatever the sizes of the classes.
             num_classes: number of classes.
         """
-        means = []
-        for number in range(len(self.networks)):
-            network = self._network(number)
-            sums: Tensor | None = None
-            counts = torch.zeros(num_classes, dtype=torch.float64)
-            for images, labels in batches:
-                index = ClassIndex(labels, num_classes)
-                z = embed(network, images, self.layer)
-                of_batch = class_centroids(z, index, temperature=self.temperature).double()
-                rows = index.counts().double()
-                of_batch = of_batch * rows[:, None]
-                sums = of_batch if sums is None else sums + of_batch
-                counts += rows.cpu()
-            if sums is None or not counts.all():
-                missing = counts.eq(0).nonzero().flatten().tolist()
-                raise ValueError(f"batches: expected images of every class, got none of {missing}")
-            means.append(sums / counts.to(sums.device)[:, None])
-        return torch.stack(means).float()
+        sums = counts = torch.zeros(num_classes, 1, dtype=torch.float64)
+        for images, labels in batches:
+            index = ClassIndex(labels, num_classes)
+            means = []
+            for number in range(len(self.networks)):
+                z = embed(self._network(number), images, self.layer)
+                means.append(class_centroids(z, index, temperature=self.temperature))
+            rows = index.counts().double()[:, None]
+            sums = sums.to(rows.device) + torch.stack(means) * rows
+            counts = counts.to(rows.device) + rows
+        missing = counts.flatten().eq(0).nonzero().flatten().tolist()
+        if missing:
+            raise ValueError(f"batches: expected images of every class, got none of {missing}")
+        return sums / counts
 
     def _network(self, number: int) -> nn.Module:
         network = self.networks[number]
-        if network.training or any(p.requires_grad for p in network.parameters()):
+        trains = any(module.training for module in network.modules())
+        if trains or any(p.requires_grad for p in network.parameters()):
             raise ValueError(
                 f"networks[{number}]: expected a frozen network, got one that trains; "
                 "call network.eval().requires_grad_(False)"
@@ -201,65 +206,6 @@ class CMIRegularizer:
         if self._plan is None or self._plan[0] is not index:
             self._plan = index, _cut(index, self.chunk_size)
         return self._plan[1]
-
-
-def embed(network: nn.Module, images: Tensor, layer: str = "features") -> Tensor:
-    """Features `(N, M)` of images: see `layer` of `CMIRegularizer`.
-
-    Autocast is off in here: the gradient of CMI lives on differences between rows that bfloat16
-    convolutions round away (16 to 59 % of error were measured).
-    """
-    with torch.autocast(images.device.type, enabled=False):
-        if layer == "logits":
-            features: Tensor = network(images)
-        elif layer == "features" and hasattr(network, "embed"):
-            features = network.embed(images)  # type: ignore[operator]
-        else:
-            features = _capture(network, images, layer)
-    if features.dtype in (torch.bfloat16, torch.float16):
-        warnings.warn(
-            f"features: a network in {features.dtype} changes the method: the gradient of CMI is "
-            "off by 16 % and more; use float32 networks",
-            stacklevel=3,
-        )
-    return features.flatten(1)
-
-
-def _capture(network: nn.Module, images: Tensor, layer: str) -> Tensor:
-    """What enters the last linear layer, or leaves the named one."""
-    captured: list[Tensor] = []
-
-    def keep_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        captured.append(inputs[0])
-
-    def keep_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        captured.append(output)
-
-    if layer == "features":
-        linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-        if not linear:
-            raise ValueError(
-                f"layer: {type(network).__name__} has no nn.Linear whose input would be the "
-                "features; name a submodule, or 'logits' for what the network returns"
-            )
-        handle = linear[-1].register_forward_pre_hook(keep_input)
-    else:
-        try:
-            module = network.get_submodule(layer)
-        except AttributeError:
-            names = ", ".join(name for name, _ in network.named_children())
-            raise ValueError(
-                f"layer: expected 'features', 'logits' or a submodule of {type(network).__name__} "
-                f"({names}, ...), got {layer!r}"
-            ) from None
-        handle = module.register_forward_hook(keep_output)
-    try:
-        network(images)
-    finally:
-        handle.remove()
-    if not captured:
-        raise ValueError(f"layer: {layer!r} was not reached when the network ran")
-    return captured[-1]
 
 
 @dataclass(frozen=True)
@@ -321,7 +267,7 @@ def _cut(index: ClassIndex, chunk_size: int) -> list[_Chunk]:
     return chunks
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@_disable_dynamo  # torch.compiler.disable would load the compiler at import, twice the time
 def _in_chunks(images: Tensor, terms: list[_Term], chunks: list[_Chunk]) -> Tensor:
     if images.requires_grad and torch.is_grad_enabled():
         value: Tensor = _ChunkedCMI.apply(images, terms, chunks)  # type: ignore[no-untyped-call]
@@ -360,13 +306,13 @@ def _compute(
     """The value; its derivative is added to `gradient` where there is one."""
     images = images.detach()
     values = []
-    for term in terms:
-        for chunk in chunks:
-            scaled = _scaled(term, chunk, len(images))
-            if len(chunk.pieces) == 1:
-                values.append(_one_piece(images, term, chunk, scaled, gradient))
-            else:
-                values.append(_in_pieces(images, term, chunk, scaled, gradient))
+    # As in `embed`, and for the backward through the network, which is part of the same call here.
+    with torch.autocast(images.device.type, enabled=False):
+        for term in terms:
+            for chunk in chunks:
+                scaled = _scaled(term, chunk, len(images))
+                in_chunk = _one_piece if len(chunk.pieces) == 1 else _in_pieces
+                values.append(in_chunk(images, term, chunk, scaled, gradient))
     total = torch.stack(values).sum(dtype=torch.float64)
     return total.to(arithmetic_dtype(images.dtype))
 

@@ -269,7 +269,7 @@ def _checked_groups(groups: Tensor | None, num_images: int, num_groups: int) -> 
             f"groups must be {num_images} int64 on the CPU, one for each image, "
             f"got {groups.dtype} of shape {tuple(groups.shape)} on {groups.device}"
         )
-    if num_images and not 0 <= int(groups.min()) <= int(groups.max()) < num_groups:
+    if not 0 <= int(groups.min()) <= int(groups.max()) < num_groups:
         raise ValueError(
             f"groups must be from 0 to {num_groups - 1}, as many as were drawn, "
             f"got {int(groups.min())} to {int(groups.max())}"

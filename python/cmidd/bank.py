@@ -52,11 +52,19 @@ class Bank(Sequence[Network]):
             )
         with opened(path, KIND) as (file, record):
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        trained = state.pop("trained")
-        del state["accuracy"]
+        count = record.get("networks")
+        if any(tensor.shape[:1] != (count,) for tensor in state.values()):
+            raise FileError(f"{path}: expected tensors of {count} networks each")
+        try:
+            trained = state.pop("trained")
+            del state["accuracy"]
+            bank = cls(state, record, device)
+            bank[0]  # made here, so that a state of other networks is an error of this file
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise FileError(f"{path}: expected networks as its record says ({error!r})") from None
         if not trained.all():
             raise FileError(f"{path}: only {int(trained.sum())} of {len(trained)} are trained")
-        return cls(state, record, device)
+        return bank
 
     def __len__(self) -> int:
         """How many networks there are."""
@@ -200,20 +208,17 @@ def fill(
     say: Callable[[str], None] = print,
 ) -> Bank:
     """Train the networks that are not there yet, and give back the complete bank."""
-    partial = partial_path(path)
-    if path.exists():
-        raise FileExistsError(f"out: {path} exists already; name another file")
-    if partial.exists() and not resume:
+    begun = path if path.exists() else partial_path(path)
+    if begun.exists() and not resume:
         raise FileExistsError(
-            f"out: {partial} is a bank that was begun; add --resume to go on with it, or name "
-            "another file"
+            f"out: {begun} exists already; add --resume to go on with it, or name another file"
         )
     settings = {name: value for name, value in asdict(options).items() if name != "together"}
     record = {**dataset.describe(), **settings}
     template = build_network(
         options.network, dataset.shape.channels, dataset.shape.height, dataset.num_classes
     ).state_dict()
-    growing = _GrowingBank(partial, record, template)
+    growing = _GrowingBank(begun, record, template)
     missing = [k for k in range(options.networks) if not growing.trained(k)]
     images = dataset.to_input(dataset.train.images.to(device))
     labels = dataset.train.labels.to(device)
@@ -238,7 +243,11 @@ def fill(
             )
             accuracies = stack.accuracy(list(test_batches(dataset, device)))
             for k, state, accuracy in zip(group, stack.states(), accuracies, strict=True):
+                if not all(tensor.isfinite().all() for tensor in state.values()):
+                    raise FloatingPointError(
+                        f"network {k + 1}: its weights are NaN or Inf after training; lower lr"
+                    )
                 growing.put(k, state, accuracy)
                 say(f"network {k + 1} of {options.networks}: {accuracy:.1%} of test images right")
-    partial.replace(path)
+    begun.replace(path)
     return Bank.load(path, device)

@@ -14,7 +14,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import docstring_parser
 import torch
@@ -58,7 +58,8 @@ def run_method(
     parts = data, run, options, cmi, of_method
     command = command_line(f"distill {method}", parts)
     settings = _plain({"method": method, **_merged(parts)})
-    del settings["resume"]
+    for of_the_place in ("out", "resume"):
+        del settings[of_the_place]
     folder = RunFolder(run.out, settings, resume=run.resume)
     distill(method, data.load(), options, cmi, of_method, folder, data.torch_device(), command)
     print(f"the synthetic set: {folder.result}\ntry it: cmidd evaluate --sets {folder.result}")
@@ -151,13 +152,19 @@ def command_line(command: str, parts: Sequence[Any]) -> str:
     for part in parts:
         for field in fields(part):
             value = getattr(part, field.name)
-            if value != field.default and field.name != "resume":
-                words += [f"--{field.name}", _text(value)]
+            if value == field.default or field.name == "resume":
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{field.name}" if value else f"--no_{field.name}")
+            else:
+                words.append(f"--{field.name}={_text(value)}")
     return shlex.join(words)
 
 
 def _text(value: Any) -> str:
-    return json.dumps([str(v) for v in value]) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return json.dumps([str(v) for v in value], ensure_ascii=False)
+    return str(value)
 
 
 def _merged(parts: Sequence[Any]) -> dict[str, Any]:
@@ -201,7 +208,7 @@ def _indented(text: str) -> str:
 def build_parser() -> ArgumentParser:
     """The parser of all commands."""
     datasets = "\n".join(f"{name}: {text}" for name, text in DATASETS.items())
-    parser = ArgumentParser(
+    parser = _Parser(
         prog="cmidd",
         description="Distil a dataset into a few images per class, regularised by CMI.",
         epilog=_EPILOG.format(
@@ -213,7 +220,7 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subcommands(dest="command")
     for name, (function, options, text) in _COMMANDS.items():
         commands.add_subcommand(name, _with_options(options, function.__doc__), help=text)
-    distill = ArgumentParser(description="Distil with one of the methods.")
+    distill = _Parser(description="Distil with one of the methods.")
     commands.add_subcommand("distill", distill, help="make the synthetic images")
     methods = distill.add_subcommands(dest="method")
     for name, (method, _) in METHODS.items():
@@ -229,7 +236,7 @@ def _of_distill(method: str) -> tuple[type, ...]:
 
 def _with_options(groups: Sequence[type], description: str | None) -> ArgumentParser:
     """A parser whose flags are the fields of dataclasses."""
-    parser = ArgumentParser(description=description, formatter_class=_HelpFormatter)
+    parser = _Parser(description=description, formatter_class=_HelpFormatter)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     for group in groups:
         about = docstring_parser.parse(group.__doc__ or "")
@@ -254,7 +261,25 @@ class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 def _made(groups: Sequence[type], given: Namespace) -> list[Any]:
-    return [group(**{field.name: given[field.name] for field in fields(group)}) for group in groups]
+    made = []
+    for group in groups:
+        values = {field.name: given[field.name] for field in fields(group)}
+        for name, value in values.items():
+            if type(value) is int and name != "seed" and value < 1:  # all of them count something
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        made.append(group(**values))
+    return made
+
+
+class _Parser(ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit with the line."""
+        if type(ex) is KeyError:  # what comes of an unknown key, for a command of a command
+            message = "the --config file has a key that is no option of this command"
+        prog = getattr(ex, "subcommand_parser", self).prog.replace(" [options]", "")
+        self.exit(2, f"cmidd: {' '.join(message.split())}; see {prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -274,7 +299,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"cmidd: {error}")
     except KeyboardInterrupt:
         sys.exit("cmidd: interrupted; a run goes on with --resume")
-
-
-if __name__ == "__main__":
-    main()

@@ -9,6 +9,7 @@ are everything that a checkpoint needs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from cmidd import presets
 from cmidd.bank import Bank
 from cmidd.datasets import Dataset
 from cmidd.dm import DM, DMOptions
+from cmidd.files import FileError
 from cmidd.run import RunFolder, versions
 from cmidd.synthetic import SyntheticSet, start
 from cmikernels import ClassIndex, CMIRegularizer
@@ -111,21 +113,28 @@ def distill(
         ) as bar,
     ):
         for iteration in range(first, options.iterations):
+            done = iteration + 1
+            last = done == options.iterations
+            reports = last or done % options.report_every == 0
+            saves = not last and done % options.checkpoint_every == 0
             loss, gradient = method.step(images, iteration)
             value = torch.zeros((), device=device)
-            if regularizer is not None:
+            since = iteration % cmi.cmi_every  # steps since the last with CMI
+            if regularizer is not None and since == 0:
                 value = regularizer(images, classes, step=iteration)
                 gradient += torch.autograd.grad(value, images)[0]
+            elif regularizer is not None and reports:  # for the log: without it the curve is 0 here
+                value = regularizer(images.detach(), classes, step=iteration - since)
             images.grad = gradient
             optimizer.step()
             bar.update()
-            done = iteration + 1
-            if done % options.report_every == 0 or done == options.iterations:
+            if reports or saves:
                 numbers = {"loss": loss.item(), "cmi": value.item() / weight if weight else 0.0}
-                _check_finite(numbers, iteration, folder)
+                _check_finite(numbers, images, iteration, folder)
+            if reports:
                 folder.log(iteration, {**numbers, "weighted_cmi": value.item()})
                 bar.set_postfix({name: f"{number:.4g}" for name, number in numbers.items()})
-            if done % options.checkpoint_every == 0 and done < options.iterations:
+            if saves:
                 _save(folder, done, images, optimizer)
     result = SyntheticSet(
         images.detach().cpu(),
@@ -210,6 +219,12 @@ def _restore(folder: RunFolder, images: Tensor, optimizer: torch.optim.SGD) -> i
     if checkpoint is None:
         return 0
     tensors, iteration = checkpoint
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if "images" not in shapes or set(shapes.values()) != {tuple(images.shape)}:
+        raise FileError(
+            f"{folder.path}: expected a checkpoint with images of shape {tuple(images.shape)}, got "
+            f"{shapes}"
+        )
     with torch.no_grad():
         images.copy_(tensors["images"])
     if "momentum" in tensors:
@@ -225,10 +240,14 @@ def _save(folder: RunFolder, done: int, images: Tensor, optimizer: torch.optim.S
     folder.save_checkpoint(done, tensors)
 
 
-def _check_finite(numbers: dict[str, float], iteration: int, folder: RunFolder) -> None:
-    if all(abs(number) < float("inf") for number in numbers.values()):
+def _check_finite(
+    numbers: dict[str, float], images: Tensor, iteration: int, folder: RunFolder
+) -> None:
+    """What comes before every line of the log and every file, so that none keeps a NaN."""
+    largest = {**numbers, "largest pixel": images.detach().abs().max().item()}
+    if all(math.isfinite(number) for number in largest.values()):
         return
-    text = ", ".join(f"{name} {number:g}" for name, number in numbers.items())
+    text = ", ".join(f"{name} {number:g}" for name, number in largest.items())
     raise FloatingPointError(
         f"iteration {iteration}: {text}. The steps are too long: lower lr_images or cmi_weight; "
         f"{folder.path} keeps the last checkpoint"

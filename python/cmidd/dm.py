@@ -15,14 +15,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
-from cmidd.networks import build_network, freeze, initialize
+from cmidd.networks import Network, build_network, freeze, initialize
 from cmidd.seeds import generator
 
 CHUNK = {"cpu": 16}  # images that go through the network at once; elsewhere all
+# Pooling then reads whole vectors of channels: a quarter of the real branch. bfloat16 convolutions
+# are slower so.
+LAYOUT = {("cpu", torch.float32): torch.channels_last}
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,21 @@ class DM:
         self.counts = torch.bincount(self.labels, minlength=dataset.num_classes).tolist()
         self.images = dataset.train.images.to(device)
         network = build_network(options.network, channels, size, dataset.num_classes)
-        self.network = freeze(network.to(device, dtype))
+        self.network = self.placed(network, dtype)
+        if any(isinstance(module, nn.BatchNorm2d) for module in self.network.modules()):
+            raise ValueError(
+                f"network: expected one whose features depend on one image alone, got "
+                f"{options.network}; take norm=instance, group, layer or none"
+            )
+        if options.real_dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"real_dtype: expected float32 or bfloat16, got {options.real_dtype!r}"
+            )
         self.real_dtype = dtype if options.real_dtype == "float32" else torch.bfloat16
         self.real_network = self.network
         if self.real_dtype != dtype:
             network = build_network(options.network, channels, size, dataset.num_classes)
-            self.real_network = freeze(network.to(device, self.real_dtype))
+            self.real_network = self.placed(network, self.real_dtype)
         self.embed_real: Callable[[Tensor], Tensor] = self.real_network.embed
         if options.compile:
             self.embed_real = torch.compile(self.real_network.embed, dynamic=False)
@@ -87,6 +99,15 @@ class DM:
         real = augment(real, self.strategy, drawn, labels)
         targets = self.real_means(real, torch.bincount(labels, minlength=len(self.counts)).tolist())
         return self.match(images, targets, lambda x, rows: augment(x, self.strategy, drawn, rows))
+
+    def placed(self, network: Network, dtype: torch.dtype) -> Network:
+        """The network frozen, on the device, in the layout that is fast there."""
+        freeze(network.to(self.device, dtype))
+        return network.to(memory_format=self.layout(dtype))  # type: ignore[call-overload, no-any-return]
+
+    def layout(self, dtype: torch.dtype) -> torch.memory_format:
+        """How images lie in memory for the network."""
+        return LAYOUT.get((self.device.type, dtype), torch.contiguous_format)
 
     def draw_network(self, iteration: int) -> None:
         """Give the network the weights of an iteration."""
@@ -114,7 +135,8 @@ class DM:
         """Mean embedding of each class, `(C, M)`; `real` is class by class."""
         chunk = CHUNK.get(self.device.type, len(real))
         features = []
-        for part in torch.split(real.to(self.real_dtype), chunk):
+        real = real.to(self.real_dtype, memory_format=self.layout(self.real_dtype))
+        for part in torch.split(real, chunk):
             # A compiled embedding is made for full chunks; another size would compile again.
             embed = self.embed_real if len(part) == chunk else self.real_network.embed
             features.append(embed(part))
@@ -135,7 +157,8 @@ class DM:
             first = sum(self.counts[: classes.start])
             rows = slice(first, first + sum(counts))
             x = images.detach()[rows].requires_grad_()
-            means = class_means(self.network.embed(augmented(x, self.labels[rows])), counts)
+            seen = augmented(x, self.labels[rows]).contiguous(memory_format=self.layout(x.dtype))
+            means = class_means(self.network.embed(seen), counts)
             loss = (targets[classes] - means).square().sum()
             losses.append(loss.detach())
             gradients += torch.autograd.grad(loss, x)

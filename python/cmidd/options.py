@@ -37,9 +37,12 @@ class DataOptions:
 
     def torch_device(self) -> torch.device:
         """The device, checked."""
-        device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-        return device
+        name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return torch.empty(1, device=name).device
+        except (AssertionError, RuntimeError) as error:  # what torch raises where there is none
+            why = str(error).partition("\n")[0]
+            raise ValueError(f"device: {name} cannot be used here: {why}") from None
 
 
 @dataclass(frozen=True)

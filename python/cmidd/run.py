@@ -34,7 +34,7 @@ class RunFolder:
     """One run's files. Open it with `with`, which closes the logs."""
 
     def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool) -> None:
-        """Make the folder, or check that the one that is there belongs to the same run."""
+        """Check that the folder is new or belongs to the same run; nothing is written yet."""
         self.path = path
         self.result = path / "result.safetensors"
         self._log_path = path / "log.jsonl"
@@ -43,12 +43,11 @@ class RunFolder:
         self.config = dict(config)
         if self._config.exists():
             self._check_same(resume)
-        elif path.exists() and any(path.iterdir()):
+        elif path.exists() and any(file.suffix != ".partial" for file in path.iterdir()):
             raise FileExistsError(
                 f"out: {path} holds something else than a run; name another folder"
             )
         self.finished = self.result.exists()
-        write_text(self._config, yaml.safe_dump(self.config, sort_keys=False))
 
     def _check_same(self, resume: bool) -> None:
         if not resume:
@@ -63,7 +62,7 @@ class RunFolder:
                 for name in {**before, **self.config}
                 if before.get(name) != self.config.get(name)
             ]
-        except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
             raise FileError(f"{self._config}: expected the configuration of a run") from None
         if changed:
             raise ValueError(
@@ -72,13 +71,20 @@ class RunFolder:
             )
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], int] | None:
-        """Tensors and the number of finished iterations, or None where nothing was saved yet."""
+        """Tensors and the number of finished iterations, or None where nothing was saved yet.
+
+        From here on the folder is this run's: its configuration is written, its log cut back.
+        """
+        write_text(self._config, yaml.safe_dump(self.config, sort_keys=False))
         if not self._checkpoint.exists():
             self._cut_log(0)
             return None
         tensors, record = read_tensors(self._checkpoint, KIND)
-        self._cut_log(record["log_bytes"])
-        return tensors, record["iteration"]
+        length, iteration = record.get("log_bytes"), record.get("iteration")
+        if not isinstance(length, int) or not isinstance(iteration, int):
+            raise FileError(f"{self._checkpoint}: expected log_bytes and iteration, got {record}")
+        self._cut_log(length)
+        return tensors, iteration
 
     def _cut_log(self, length: int) -> None:
         with self._log_path.open("ab") as log:
@@ -117,11 +123,14 @@ class RunFolder:
 
 def read_log(path: Path) -> list[dict[str, float]]:
     """The lines of `log.jsonl`; a last line cut short by a kill is left out."""
-    whole = path.read_text().rpartition("\n")[0]
     try:
-        return [json.loads(line) for line in whole.splitlines()]
+        whole = path.read_text().rpartition("\n")[0]
+        lines = [json.loads(line) for line in whole.splitlines()]
     except ValueError:
-        raise FileError(f"{path}: expected a JSON object in each line") from None
+        lines = [None]
+    if not all(isinstance(line, dict) for line in lines):
+        raise FileError(f"{path}: expected a JSON object in each line")
+    return lines
 
 
 def versions() -> dict[str, str]:

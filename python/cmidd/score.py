@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmidd.bank import Bank
 from cmikernels import ClassIndex, fused_cmi
-from cmikernels.regularizer import embed
+from cmikernels.embedding import embed
 
 _BATCH = 256
 

@@ -7,6 +7,7 @@ using them takes: dataset, class names, mean, std, images per class, how they we
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ import torch
 from torch import Tensor
 
 from cmidd.datasets import Dataset
+from cmidd.datasets.images import check_labels
 from cmidd.files import FileError, read_tensors, write_tensors
 from cmidd.seeds import generator
 
 KIND = "synthetic set"
+RECORD = ("class_names", "dataset", "mean", "num_classes", "shape", "std")
+"""What the record has at least."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +41,27 @@ class SyntheticSet:
     def load(cls, path: Path) -> SyntheticSet:
         """Read and check the file."""
         tensors, record = read_tensors(path, KIND)
-        images, labels = tensors.get("images"), tensors.get("labels")
+        missing = [name for name in RECORD if name not in record]
+        if missing:
+            raise FileError(f"{path}: expected a record with {', '.join(RECORD)}, lacks {missing}")
+        empty = torch.empty(0)
+        images, labels = tensors.get("images", empty), tensors.get("labels", empty)
         if (
-            images is None
-            or labels is None
-            or images.dim() != 4
-            or labels.shape != images.shape[:1]
+            (images.dtype, labels.dtype) != (torch.float32, torch.int64)
+            or list(images.shape[1:]) != record["shape"]
+            or images.shape[:1] != labels.shape
         ):
-            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
             raise FileError(
-                f"{path}: expected images (N, channels, height, width) and labels (N,), got "
-                f"{shapes}"
+                f"{path}: expected N float32 images of {record['shape']} and N int64 labels, got "
+                f"{found}"
             )
         if not images.isfinite().all():
             raise FileError(f"{path}: expected finite images, got NaN or Inf among them")
+        try:
+            check_labels(labels, record["num_classes"])
+        except (TypeError, ValueError) as error:
+            raise FileError(f"{path}: {error}") from None
         return cls(images, labels, record)
 
     def pixels(self) -> Tensor:
@@ -67,7 +78,9 @@ class SyntheticSet:
         count: dict[int, int] = {}
         for pixels, label in zip(self.pixels(), self.labels.tolist(), strict=True):
             number = count[label] = count.get(label, -1) + 1
-            place = folder / str(names[label]).replace("/", "_")
+            # The number keeps classes in order, and apart and in the folder whatever their names.
+            name = re.sub(r"[^\w.-]", "_", names[label])[:50]
+            place = folder / f"{label:03d}_{name}"
             place.mkdir(parents=True, exist_ok=True)
             array = (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
             Image.fromarray(array.squeeze(-1) if array.shape[2] == 1 else array).save(
@@ -89,7 +102,7 @@ def start(dataset: Dataset, ipc: int, init: str, seed: int) -> tuple[Tensor, Ten
         ipc: images per class.
         init: "noise" (normal numbers), "real" (real images of the class, each once), "mix" (two
             real images of the class mixed, in a share drawn for each) or "file:PATH" (a synthetic
-            set with the same classes, size and number of images).
+            set made from `dataset`, with as many images).
         seed: of the draws.
     """
     labels = torch.arange(dataset.num_classes).repeat_interleave(ipc)
@@ -126,10 +139,10 @@ def _real(dataset: Dataset, ipc: int, seed: int, purpose: str) -> Tensor:
 
 def _from_file(path: Path, dataset: Dataset, labels: Tensor) -> Tensor:
     loaded = SyntheticSet.load(path)
-    expected = (len(labels), *dataset.shape)
-    if tuple(loaded.images.shape) != expected or not torch.equal(loaded.labels, labels):
-        raise FileError(
-            f"{path}: expected images of shape {expected}, class by class, got "
-            f"{tuple(loaded.images.shape)} of {loaded.record.get('dataset', 'another dataset')}"
+    dataset.check_made_for(loaded.record, f"init: {path}")
+    if not torch.equal(loaded.labels, labels):
+        raise ValueError(
+            f"init: {path}: expected {len(labels)} images, class by class and equally many of "
+            f"each, got {len(loaded.labels)} with other labels"
         )
     return loaded.images

@@ -1,0 +1,213 @@
+"""Does it help? DM, DM + CMI, random real images and all real images on scikit-learn's digits.
+
+For every number of images per class and every seed: distil with and without CMI from the same real
+images and with the same draws, train fresh networks on the result and on random real images, and
+test them. A seed's number is the mean over its networks; the table has mean and standard deviation
+over seeds.
+
+    python -m bench.digits                                     # the README's table
+    python -m bench.digits --sweep 0 1 10 100 --seeds 100 101  # the weights in presets.py
+
+A sweep judges by the real *training* images, so that the table's test images stay unseen. Runs go
+into a folder that a second start picks up where the first was cut.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from bench.records import Record, add_output_arguments, machine
+from cmidd import presets
+from cmidd.bank import BankOptions, fill
+from cmidd.datasets import load_dataset
+from cmidd.distill import CMIOptions, DistillOptions, distill
+from cmidd.dm import DMOptions
+from cmidd.evaluate import DSA, evaluate
+from cmidd.run import RunFolder
+from cmidd.synthetic import start
+from cmidd.training import Recipe
+
+CPU = torch.device("cpu")
+BANK = BankOptions(network="resnet18:width=16,norm=group", networks=10, epochs=20)
+EVALUATION = Recipe(epochs=300, augmentation=DSA)
+ALL_REAL = Recipe(epochs=60, augmentation=DSA)
+NETWORKS = 3  # trained on every set
+ITERATIONS = 500
+
+
+@dataclass(frozen=True)
+class Case:
+    """One number of the table: a set and the networks trained on it."""
+
+    method: str  # "dm", "random" or "all"
+    ipc: int
+    weight: float  # of CMI
+    seed: int
+    judge: str  # "test" or, in a sweep, "train"
+
+    @property
+    def name(self) -> str:
+        """For its folder."""
+        return f"{self.method}-{self.ipc}-{self.weight:g}-{self.seed}-{self.judge}"
+
+
+def run(case: Case, folder: Path) -> dict[str, Any]:
+    """Distil and evaluate; what is there already is not done again."""
+    dataset = load_dataset("digits")
+    if case.method == "dm":
+        options = DistillOptions(case.ipc, iterations=ITERATIONS, seed=case.seed)
+        bank = folder / "bank.safetensors" if case.weight else None
+        cmi = CMIOptions(bank=bank, cmi_weight=case.weight or None)
+        place = folder / f"dm-{case.ipc}-{case.weight:g}-{case.seed}"
+        run_folder = RunFolder(place, {"case": place.name}, resume=True)
+        made = distill("dm", dataset, options, cmi, DMOptions(), run_folder, CPU, say=_quiet)
+        images, labels = made.images, made.labels
+    elif case.method == "random":
+        images, labels = start(dataset, case.ipc, "real", case.seed)
+    else:
+        images, labels = dataset.to_input(dataset.train.images), dataset.train.labels
+    if case.judge == "train":
+        dataset = replace(dataset, test=dataset.train)
+    recipe = ALL_REAL if case.method == "all" else EVALUATION
+    (found,) = evaluate(
+        images,
+        labels,
+        dataset,
+        ["convnet"],
+        repeats=NETWORKS,
+        recipe=recipe,
+        seed=case.seed,
+        device=CPU,
+        say=_quiet,
+    )
+    return {**asdict(case), "accuracy": found.mean, "accuracies": list(found.accuracies)}
+
+
+def _quiet(text: str) -> None:
+    """Say nothing: many runs go on at once."""
+
+
+def table_cases(ipcs: Sequence[int], seeds: Sequence[int]) -> list[Case]:
+    """Everything that the README's table shows; the longest first."""
+    cases = [Case("all", 0, 0.0, seed, "test") for seed in seeds]
+    for ipc in sorted(ipcs, reverse=True):
+        for seed in seeds:
+            if ipc > 1:  # with one image per class CMI is 0
+                weight = presets.cmi_weight("dm", "digits", ipc).value
+                cases.append(Case("dm", ipc, weight, seed, "test"))
+            cases.append(Case("dm", ipc, 0.0, seed, "test"))
+            cases.append(Case("random", ipc, 0.0, seed, "test"))
+    return cases
+
+
+def sweep_cases(weights: Sequence[float], ipcs: Sequence[int], seeds: Sequence[int]) -> list[Case]:
+    """Every weight on every seed, judged by training images."""
+    return [
+        Case("dm", ipc, weight, seed, "train")
+        for ipc in sorted(ipcs, reverse=True)
+        for weight in weights
+        for seed in seeds
+    ]
+
+
+def run_all(cases: Sequence[Case], folder: Path, jobs: int) -> list[dict[str, Any]]:
+    """Each case in a process of its own with one thread, `jobs` at a time."""
+    fill_bank(folder)
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(cases), unit="case") as bar:
+
+        def one(case: Case) -> dict[str, Any]:
+            row = _in_process(case, folder)
+            bar.update()
+            return row
+
+        return list(pool.map(one, cases))
+
+
+def fill_bank(folder: Path) -> None:
+    """The networks of the regulariser, once."""
+    path = folder / "bank.safetensors"
+    if not path.exists():
+        fill(path, load_dataset("digits"), BANK, CPU, resume=True)
+
+
+def _in_process(case: Case, folder: Path) -> dict[str, Any]:
+    done = folder / f"{case.name}.json"
+    if not done.exists():
+        command = [sys.executable, "-m", "bench.digits", "--case", json.dumps(asdict(case))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        finished = subprocess.run(
+            [*command, "--folder", str(folder)], env=environment, capture_output=True, text=True
+        )
+        if finished.returncode:
+            raise RuntimeError(f"{case.name}: {finished.stderr[-2000:]}")
+    row: dict[str, Any] = json.loads(done.read_text())
+    return row
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Mean and standard deviation over seeds, in Markdown."""
+    groups: dict[tuple[str, int, float], list[float]] = {}
+    for row in rows:
+        key = row["method"], row["ipc"], row["weight"]
+        groups.setdefault(key, []).append(row["accuracy"] * 100)
+    print("| images per class | set | weight of CMI | accuracy, % |\n|---|---|---|---|")
+    for (method, ipc, weight), found in sorted(groups.items(), key=lambda g: (g[0][1], g[0])):
+        spread = statistics.stdev(found) if len(found) > 1 else 0.0
+
+        mean = statistics.mean(found)
+        print(f"| {ipc or 'all'} | {method} | {weight:g} | {mean:.1f} ± {spread:.1f} |")
+
+
+def main() -> None:
+    """Run the table, a sweep, or one case of them."""
+    parser = argparse.ArgumentParser(prog="python -m bench.digits", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10, 50])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--sweep", type=float, nargs="+", metavar="WEIGHT")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="(%(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("out/digits"), help="(%(default)s)")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    add_output_arguments(parser, "digits")
+    given = parser.parse_args()
+    if given.case:
+        case = Case(**json.loads(given.case))
+        row = run(case, given.folder)
+        (given.folder / f"{case.name}.json").write_text(json.dumps(row))
+        return
+    if given.sweep:
+        cases = sweep_cases(given.sweep, given.ipc, given.seeds)
+    else:
+        cases = table_cases(given.ipc, given.seeds)
+    rows = run_all(cases, given.folder, given.jobs)
+    print_table(rows)
+    settings = {
+        "iterations": ITERATIONS,
+        "networks": NETWORKS,
+        "bank": asdict(BANK),
+        "evaluation": asdict(EVALUATION),
+        "all_real": asdict(ALL_REAL),
+    }
+    name = f"{given.name}-sweep" if given.sweep and given.name == "digits" else given.name
+    print(
+        Record("digits", machine(date=given.date), settings, rows).write(
+            name, given.out, given.json_only
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

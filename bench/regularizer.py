@@ -1,0 +1,211 @@
+"""Peak memory and time of CMIRegularizer in chunks and all at once, on a ResNet-18 at 32x32.
+
+python -m bench.regularizer
+
+Memory is that of one value and gradient in a fresh process: the most that was ever resident, and
+how much of it came after the imports; on a GPU the most that the allocator had handed out. Time is
+that of chunked and unchunked calls in turn. A class larger than a chunk goes through the network
+twice, the first time without a graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.harness import Contender, race
+from bench.records import (
+    Record,
+    Row,
+    add_output_arguments,
+    busy_warning,
+    bytes_text,
+    machine,
+    machine_line,
+    seconds_text,
+    table,
+)
+from cmidd.networks import build_network, freeze, initialize
+from cmidd.seeds import generator
+from cmikernels import ClassIndex, CMIRegularizer
+
+PIXELS, CHUNK_SIZE = 32, 50
+MEMORY_OF = [(10, 10), (10, 50), (10, 500), (100, 50)]  # classes x images of each
+TIME_OF = [(10, 10), (10, 50), (2, 100)]
+# A CPU's memory has no error to recover from: 1000 images of a ResNet-18 keep about 8 GB.
+MOST_UNCHUNKED_ON_CPU = 1000
+
+Images = tuple[int, int]
+
+
+def prepare(
+    network: str, images: Images, chunk_size: int | None, device: str
+) -> Callable[[object], Tensor]:
+    """The call that is measured: value and gradient of the images."""
+    classes, images_per_class = images
+    frozen = freeze(build_network(network, 3, PIXELS, classes))
+    initialize(frozen, generator("network"))
+    regularizer = CMIRegularizer(frozen.to(device), chunk_size=chunk_size)
+    shape = (classes * images_per_class, 3, PIXELS, PIXELS)
+    leaf = torch.randn(shape, generator=generator("images")).to(device).requires_grad_()
+    index = ClassIndex(torch.arange(classes, device=device).repeat_interleave(images_per_class))
+
+    def call(_: object) -> Tensor:
+        (gradient,) = torch.autograd.grad(regularizer(leaf, index), leaf)
+        return gradient
+
+    return call
+
+
+def peak_bytes(
+    network: str, images: Images, chunk_size: int | None, device: str
+) -> tuple[int, int] | None:
+    """Peak and what of it was there after the imports, of this process; None: does not fit."""
+    imported = _most_resident()
+    try:
+        prepare(network, images, chunk_size, device)(None)
+    except torch.OutOfMemoryError:
+        return None
+    if device == "cpu":
+        return _most_resident(), imported
+    return torch.cuda.max_memory_allocated(), 0
+
+
+def measure_memory(network: str, sizes: Sequence[Images], device: str) -> list[Row]:
+    """Every number of images, in chunks and all at once, each in a process of its own."""
+    rows: list[Row] = []
+    for images in sizes:
+        for chunk_size in (CHUNK_SIZE, None):
+            count = images[0] * images[1]
+            if chunk_size is None and device == "cpu" and count > MOST_UNCHUNKED_ON_CPU:
+                continue
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                found = process.submit(peak_bytes, network, images, chunk_size, device).result()
+            peak, imported = found or (None, None)
+            rows.append(
+                {
+                    "what": "memory",
+                    "images": _text(images),
+                    "contender": _name(chunk_size),
+                    "peak_bytes": peak,
+                    "imported_bytes": imported,
+                    "others": None,
+                }
+            )
+    return rows
+
+
+def measure_time(network: str, sizes: Sequence[Images], budget: float, device: str) -> list[Row]:
+    """Chunked and unchunked calls in turn."""
+    rows: list[Row] = []
+    for images in sizes:
+        contenders = {
+            _name(chunk_size): Contender(prepare(network, images, chunk_size, device))
+            for chunk_size in (None, CHUNK_SIZE)
+        }
+        times = race(contenders, budget=budget, device=device)
+        for name, time in times.items():
+            rows.append(
+                {
+                    "what": "time",
+                    "images": _text(images),
+                    "contender": name,
+                    "seconds": float(f"{time.median:.4g}"),
+                    "p20": float(f"{time.low:.4g}"),
+                    "p80": float(f"{time.high:.4g}"),
+                    "over_unchunked": float(f"{time.median / times[_name(None)].median:.3g}"),
+                    "samples": time.samples,
+                    "others": time.others,
+                }
+            )
+    return rows
+
+
+def report(record: Record) -> str:
+    """Render the record as Markdown."""
+    network, chunk_size = record.settings["network"], record.settings["chunk_size"]
+    memory = [
+        (row["images"], row["contender"], "does not fit", "")
+        if row["peak_bytes"] is None
+        else (
+            row["images"],
+            row["contender"],
+            bytes_text(row["peak_bytes"]),
+            bytes_text(row["peak_bytes"] - row["imported_bytes"]),
+        )
+        for row in record.rows
+        if row["what"] == "memory"
+    ]
+    times = [
+        (
+            row["images"],
+            row["contender"],
+            seconds_text(row["seconds"]),
+            f"{seconds_text(row['p20'])} .. {seconds_text(row['p80'])}",
+            f"{row['over_unchunked']:.2f}",
+        )
+        for row in record.rows
+        if row["what"] == "time"
+    ]
+    return "\n\n".join(
+        [
+            f"`{machine_line(record.machine)}`",
+            *busy_warning(record),
+            f"Peak memory of one value and gradient through `{network}` at {PIXELS}x{PIXELS}, "
+            f"{chunk_size} images a chunk:",
+            table(["classes x images", "how", "peak", "above the imports"], memory),
+            "Time of the same:",
+            table(["classes x images", "how", "median", "20 .. 80 %", "over unchunked"], times),
+        ]
+    )
+
+
+def _text(images: Images) -> str:
+    return "x".join(map(str, images))
+
+
+def _name(chunk_size: int | None) -> str:
+    return "unchunked" if chunk_size is None else "chunked"
+
+
+def _most_resident() -> int:
+    """Bytes that were resident at most so far; Linux's ru_maxrss would start at the parent's."""
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.regularizer", description=__doc__.split("\n\n")[0]
+    )
+    add = parser.add_argument
+    add("--budget", type=float, default=60.0, help="seconds for each time (%(default)s)")
+    add("--device", default="cpu", help="where the images are: cpu or cuda (%(default)s)")
+    add("--quick", action="store_true", help="a look: a narrow network, few images, few calls")
+    add_output_arguments(parser, "regularizer")
+    args = parser.parse_args()
+    network, memory_of, time_of, budget = "resnet18", MEMORY_OF, TIME_OF, args.budget
+    if args.quick:
+        network, memory_of, time_of, budget = "resnet18:width=8", MEMORY_OF[:2], TIME_OF[:1], 0.0
+    rows = measure_memory(network, memory_of, args.device)
+    rows += measure_time(network, time_of, budget, args.device)
+    settings = {"network": network, "pixels": PIXELS, "chunk_size": CHUNK_SIZE, "budget": budget}
+    record = Record("regularizer", machine(args.device, args.date), settings, rows)
+    path = record.write(args.name, args.out, args.json_only)
+    print(report(record))
+    print("\nwritten:", path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""One HTML page about runs: what they reached, what they look like, how they were made.
+
+`runs` and `accuracy` read files, `pictures` draws, `features` looks through a bank, `page` writes
+HTML. The page is one file that loads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmidd.files import write_text
+from cmidd.report.accuracy import Evaluation, accuracy_table, read_evaluation
+from cmidd.report.features import feature_parts
+from cmidd.report.page import (
+    Html,
+    code,
+    columns,
+    element,
+    heading,
+    join,
+    page,
+    paragraph,
+    section,
+    table,
+)
+from cmidd.report.pictures import MOST_CLASSES, Curve, curves, line_key, strip
+from cmidd.report.runs import Run, read_runs
+
+__all__ = ["write_report"]
+
+_MOST_IMAGES = 10  # of a class, in the grid
+
+
+def write_report(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    evaluations: Sequence[Path] = (),
+    bank: Path | None = None,
+    device: torch.device,
+) -> None:
+    """Write the page, atomically.
+
+    The dataset is loaded, as the first run's configuration says, for the features and for runs that
+    are not finished; without them the page needs the runs' files only.
+
+    Args:
+        runs: folders of runs of one dataset, finished or with a checkpoint.
+        out: the page.
+        evaluations: files that `cmidd evaluate` wrote, for the accuracy table.
+        bank: file of trained networks, for the section on features.
+        device: where the networks run.
+    """
+    read, dataset = read_runs(runs, with_dataset=bank is not None)
+    evaluated = [read_evaluation(path) for path in evaluations]
+    _check_evaluations(evaluated, read[0])
+    features = (
+        paragraph(
+            "Left out: no bank of trained networks was given. ",
+            code("cmidd pretrain"),
+            " makes one; with it (",
+            code("cmidd report --bank"),
+            ") the report shows a t-SNE of the features and the CMI of each set.",
+        )
+        if bank is None or dataset is None
+        else feature_parts(read, bank, dataset, device)
+    )
+    write_text(
+        out,
+        page(
+            _title(read),
+            _summary(read),
+            section("Accuracy", _accuracy(evaluated)),
+            section("Synthetic images", _images(read)),
+            section("Loss and CMI", _curves(read)),
+            section("Features", features),
+            section("How it was made", _making(read, evaluated)),
+        ),
+    )
+
+
+def _check_evaluations(evaluations: Sequence[Evaluation], run: Run) -> None:
+    ours = run.synthetic.record["dataset"]
+    for evaluation in evaluations:
+        if evaluation.dataset != ours:
+            raise ValueError(
+                f"evaluations: expected {ours} as for {run.name}, got {evaluation.dataset} in "
+                f"{evaluation.name}"
+            )
+
+
+def _title(runs: Sequence[Run]) -> str:
+    methods = list(dict.fromkeys(run.method for run in runs))
+    sizes = sorted({run.images_per_class for run in runs})
+    images = "image" if sizes == [1] else "images"
+    name = runs[0].synthetic.record["dataset"]
+    count = _listed([str(size) for size in sizes])
+    return f"{name} distilled by {_listed(methods)}, {count} {images} per class"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _summary(runs: Sequence[Run]) -> Html:
+    sets = "set" if len(runs) == 1 else "sets"
+    return join(
+        [
+            paragraph(
+                f"{len(runs)} distilled {sets}: what networks learn from the images, what these "
+                "look like, how loss and CMI went, how a trained network sees them, and the "
+                "commands that made all of it.",
+                class_="faint",
+            ),
+            *(
+                paragraph(_unfinished(run), class_="warning")
+                for run in runs
+                if run.iteration is not None
+            ),
+        ]
+    )
+
+
+def _unfinished(run: Run) -> str:
+    return f"{run.name} is not finished: its images are those of iteration {run.iteration:,}."
+
+
+def _accuracy(evaluations: Sequence[Evaluation]) -> Html:
+    if not evaluations:
+        return paragraph(
+            "Left out: no evaluations were given. ",
+            code("cmidd evaluate"),
+            " makes a file of them for ",
+            code("cmidd report --evaluations"),
+            ".",
+        )
+    return accuracy_table(evaluations)
+
+
+def _images(runs: Sequence[Run]) -> Html:
+    count = runs[0].synthetic.record["num_classes"]
+    note = "" if count <= MOST_CLASSES else f", of the first {MOST_CLASSES} of {count} classes"
+    return join(
+        [
+            paragraph(f"At most {_MOST_IMAGES} images of a class{note}; each pixel is a square."),
+            columns(join([heading(run.name, run.about()), _grid(run)]) for run in runs),
+        ]
+    )
+
+
+def _grid(run: Run) -> Html:
+    pixels, labels = run.synthetic.pixels(), run.synthetic.labels
+    names = run.synthetic.record["class_names"][:MOST_CLASSES]
+    places = min(_MOST_IMAGES, run.images_per_class)
+    cells = []
+    for c, name in enumerate(names):
+        own = pixels[labels == c][:_MOST_IMAGES]
+        images = "image" if len(own) == 1 else "images"
+        cells += [
+            element("span", name),
+            strip(own, places, f"{len(own)} synthetic {images} of class {name}"),
+        ]
+    return element("div", *cells, class_="grid")
+
+
+def _curves(runs: Sequence[Run]) -> Html:
+    loss = [_curve(number, run, "loss") for number, run in enumerate(runs) if run.log]
+    cmi = [_curve(number, run, "cmi") for number, run in enumerate(runs) if run.log and run.has_cmi]
+    keys = [
+        element("li", line_key(number), f"{run.name} ({run.cmi if run.log else 'no log'})")
+        for number, run in enumerate(runs)
+    ]
+    drawn = []
+    if loss:
+        drawn.append(curves(loss, "loss of the method", "Loss against iterations, a line a run"))
+    if cmi:
+        drawn.append(curves(cmi, "CMI (nats), unweighted", "CMI against iterations, a line a run"))
+    return join(
+        [
+            paragraph("Values as logged, faint, and their running mean."),
+            element("ul", *keys, class_="legend"),
+            columns(drawn),
+        ]
+    )
+
+
+def _curve(number: int, run: Run, name: str) -> Curve:
+    return Curve(number, [line["iteration"] for line in run.log], [line[name] for line in run.log])
+
+
+def _making(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> Html:
+    parts = []
+    for run in runs:
+        record = run.synthetic.record
+        settings = table(
+            ["setting", "value"],
+            [(name, "not set" if value is None else value) for name, value in run.config.items()],
+        )
+        parts += [
+            heading(run.name, run.about()),
+            _command(record.get("command")),
+            element("details", element("summary", "configuration"), settings),
+            _versions(record.get("versions", {})),
+        ]
+    for evaluation in evaluations:
+        parts += [
+            element("h3", evaluation.name),
+            _command(evaluation.command),
+            _versions(evaluation.versions),
+        ]
+    return join(parts)
+
+
+def _command(command: str | None) -> Html:
+    if not command:
+        return paragraph("The command was not recorded.", class_="faint")
+    return element("pre", command)
+
+
+def _versions(versions: Mapping[str, Any]) -> Html:
+    if not versions:
+        return paragraph("Versions were not recorded.", class_="faint")
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return paragraph(f"Versions: {listed}", class_="faint")

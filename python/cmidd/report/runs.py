@@ -1,0 +1,167 @@
+"""What a report takes from the folder of a run, finished or not.
+
+A checkpoint has the images alone; what they are images of then comes from the dataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from cmidd.datasets import Dataset, load_dataset
+from cmidd.files import FileError, read_tensors
+from cmidd.run import KIND as CHECKPOINT
+from cmidd.run import read_log
+from cmidd.synthetic import SyntheticSet
+
+# What the records of sets from the same images share.
+_OF_DATASET = ("dataset", "shape", "num_classes", "mean", "std", "class_names")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as a report shows it."""
+
+    name: str
+    synthetic: SyntheticSet
+    config: dict[str, Any]
+    log: list[dict[str, float]]
+    iteration: int | None  # of the checkpoint that the images are from; None: it is finished
+
+    @property
+    def method(self) -> str:
+        """What distilled it, in capitals."""
+        return str(self.config["method"]).upper()
+
+    @property
+    def images_per_class(self) -> int:
+        """Images of the class that has most."""
+        return int(torch.bincount(self.synthetic.labels).max())
+
+    @property
+    def has_cmi(self) -> bool:
+        """Whether CMI was part of what it minimised."""
+        if self.iteration is None:
+            return bool(self.synthetic.record.get("cmi_weight"))
+        return any(line["cmi"] for line in self.log)
+
+    @property
+    def cmi(self) -> str:
+        """The regulariser in words."""
+        if not self.has_cmi:
+            return "no CMI"
+        weight = self.synthetic.record.get("cmi_weight")
+        return "CMI" if weight is None else f"CMI weight {weight:g}"
+
+    def about(self) -> str:
+        """Method, size, regulariser, and how far it is."""
+        count = self.images_per_class
+        images = "image" if count == 1 else "images"
+        remark = "" if self.iteration is None else f"; not finished, iteration {self.iteration:,}"
+        return f"{self.method}, {count} {images} per class, {self.cmi}{remark}"
+
+
+def read_runs(folders: Sequence[Path], *, with_dataset: bool) -> tuple[list[Run], Dataset | None]:
+    """Runs of one dataset, and the dataset itself where it is asked for or a run needs it.
+
+    Args:
+        folders: that `cmidd distill` wrote to.
+        with_dataset: load it even though every run is finished.
+    """
+    if not folders:
+        raise ValueError("runs: expected at least one folder of a run, got none")
+    configs = [_read_config(folder) for folder in folders]
+    dataset = None
+    if with_dataset or not all((folder / "result.safetensors").exists() for folder in folders):
+        first = configs[0]
+        dataset = load_dataset(first["dataset"], first["data"], size=first["size"])
+    runs = [
+        _read_run(folder, config, dataset) for folder, config in zip(folders, configs, strict=True)
+    ]
+    _check_same(runs, dataset)
+    return runs, dataset
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"runs: {folder} is not the folder of a run (it has no config.yaml); name the folder "
+            "that cmidd distill wrote to"
+        )
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        config = None
+    needed = ("method", "dataset", "data", "size")
+    if not isinstance(config, dict) or any(name not in config for name in needed):
+        raise FileError(
+            f"{path}: expected the configuration of a run, with {', '.join(needed)}; name a "
+            "folder that cmidd distill wrote to"
+        )
+    return config
+
+
+def _read_run(folder: Path, config: dict[str, Any], dataset: Dataset | None) -> Run:
+    log = _read_numbers(folder / "log.jsonl")
+    path = folder / "result.safetensors"
+    if path.exists():
+        synthetic, iteration = SyntheticSet.load(path), None
+    else:
+        assert dataset is not None
+        path = folder / "checkpoint.safetensors"
+        synthetic, iteration = _unfinished(folder, path, config["dataset"], dataset)
+    if not len(synthetic.images):
+        raise FileError(f"{path}: expected images, got none")
+    return Run(str(folder), synthetic, config, log, iteration)
+
+
+def _read_numbers(path: Path) -> list[dict[str, float]]:
+    """The log; none where a result was copied alone."""
+    lines = read_log(path) if path.exists() else []
+    needed = ("iteration", "loss", "cmi")
+    if not all(isinstance(line.get(name), int | float) for line in lines for name in needed):
+        raise FileError(f"{path}: expected {', '.join(needed)} in each line")
+    return lines
+
+
+def _unfinished(folder: Path, path: Path, name: str, dataset: Dataset) -> tuple[SyntheticSet, int]:
+    """The images of a checkpoint and its iteration."""
+    if not path.exists():
+        raise FileNotFoundError(
+            f"runs: {folder} has no result.safetensors and no checkpoint.safetensors yet; there "
+            "is nothing to show before the first checkpoint"
+        )
+    tensors, record = read_tensors(path, CHECKPOINT)
+    if not isinstance(record.get("iteration"), int):
+        raise FileError(f"{path}: expected its iteration, got {record}")
+    images = tensors.get("images", torch.empty(0))
+    per_class, rest = divmod(len(images), dataset.num_classes)
+    if tuple(images.shape[1:]) != tuple(dataset.shape) or rest or not per_class:
+        raise FileError(
+            f"{path}: expected images {tuple(dataset.shape)}, equally many of each of the "
+            f"{dataset.num_classes} classes of {dataset.name}, got {tuple(images.shape)} of {name}"
+        )
+    labels = torch.arange(dataset.num_classes).repeat_interleave(per_class)
+    about = {**dataset.describe(), "dataset": name, "class_names": list(dataset.class_names)}
+    return SyntheticSet(images, labels, about), record["iteration"]
+
+
+def _check_same(runs: Sequence[Run], dataset: Dataset | None) -> None:
+    """Raise unless all runs distil the same images, normalised in the same way."""
+    first = runs[0].synthetic.record
+    for run in runs:
+        if dataset is not None:
+            dataset.check_made_for(run.synthetic.record, f"runs: {run.name}")
+        for name in _OF_DATASET:
+            ours = run.synthetic.record[name]
+            if ours != first[name]:
+                raise ValueError(
+                    f"runs: expected {name} {first[name]} as in {runs[0].name}, got {ours} in "
+                    f"{run.name}; make a report for each dataset"
+                )

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cmidd.cli import main
+
+KILLS = 20
+ITERATIONS = 40
+TIME_LIMIT = 60  # seconds that a process may take to come to the moment at which it is killed
+FILES = ("result.safetensors", "log.jsonl", "config.yaml")
+
+# Forks a process for each command, so that Python and torch start once and not at every kill.
+FORKS = """
+import json, os, sys
+import sklearn.datasets, torch.utils.tensorboard
+from cmidd.cli import main
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(main(json.loads(line)))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Forks:
+    """Processes that run commands of cmidd, one at a time."""
+
+    def __init__(self, server: subprocess.Popen[bytes]) -> None:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        self.commands, self.answers = server.stdin, server.stdout
+
+    def start(self, arguments: list[str]) -> int:
+        self.commands.write(json.dumps(arguments).encode() + b"\n")
+        return int(self.answers.readline())
+
+    def ended(self) -> bool:
+        return bool(select.select([self.answers], [], [], 0)[0])
+
+    def exit_code(self) -> int:
+        return int(self.answers.readline())
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+
+
+@pytest.fixture
+def forks(environment: dict[str, str]) -> Iterator[Forks]:
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS],
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    ) as server:
+        yield Forks(server)
+
+
+def changes(path: Path) -> Iterator[int]:
+    """How often `path` was seen to be replaced, at every look."""
+    seen: set[int | None] = set()
+    while True:
+        seen.add(path.stat().st_mtime_ns if path.exists() else None)
+        yield len(seen) - 1
+
+
+def lines(path: Path) -> Iterator[int]:
+    """How many lines `path` has, at every look."""
+    while True:
+        yield path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for(moment: str, out: Path, draws: random.Random, over: Callable[[], bool]) -> None:
+    """Return at a moment of the run in `out`, or when it is over."""
+    latest = {"start": 0.5, "loop": 0.03, "end": 0.05}[moment]  # seconds after that
+    if moment != "start":
+        looks = changes(out / "checkpoint.safetensors")
+        expected = draws.randint(1, 3)
+        if moment == "end":
+            looks, expected = lines(out / "log.jsonl"), ITERATIONS - draws.randint(0, 3)
+        began = time.monotonic()
+        while next(looks) < expected and not over():
+            assert time.monotonic() - began < TIME_LIMIT
+            time.sleep(0.0005)
+    time.sleep(draws.uniform(0, latest))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_moments_ends_bit_equal_to_one_that_was_not(
+    tmp_path: Path, forks: Forks, environment: dict[str, str]
+) -> None:
+    bank, out = tmp_path / "bank", tmp_path / "run"
+    network = "convnet:width=8,depth=2"
+    main(["pretrain", f"--network={network}", "--networks=2", "--epochs=1", f"--out={bank}"])
+    arguments = [
+        *["distill", "dm", "--resume", f"--out={out}", f"--bank={bank}", f"--network={network}"],
+        *["--ipc=2", f"--iterations={ITERATIONS}", "--batch_real=8", "--report_every=1"],
+        *["--checkpoint_every=3", "--device=cpu"],
+    ]
+    command = [sys.executable, "-m", "cmidd", *arguments]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    whole = [(out / name).read_bytes() for name in FILES]
+    draws = random.Random(0)
+    kills = 0
+    for moment in itertools.cycle(["start", "loop", "loop", "start", "loop", "end", "anew"]):
+        if moment != "anew":
+            child = forks.start(arguments)
+            wait_for(moment, out, draws, forks.ended)
+            if not forks.ended():
+                os.kill(child, signal.SIGKILL)
+            code = forks.exit_code()
+            assert code in (-signal.SIGKILL, 0)
+            kills += code != 0
+        if moment == "anew" or kills == KILLS:
+            forks.start(arguments)
+            assert forks.exit_code() == 0
+            assert [(out / name).read_bytes() for name in FILES] == whole
+            shutil.rmtree(out)
+        if kills == KILLS:
+            break

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+from cmidd.presets import OUR_WEIGHTS, PUBLISHED_WEIGHTS, cmi_weight, dm_learning_rate
+
+
+@pytest.mark.parametrize(
+    ("dataset", "at_10", "at_50"),
+    [("svhn", 18000, 500), ("cifar10", 8000, 2000), ("cifar100", 2000, 500)],
+)
+def test_published_weights_of_dm(dataset: str, at_10: float, at_50: float) -> None:
+    for ipc, value in ((10, at_10), (50, at_50)):
+        weight = cmi_weight("dm", dataset, ipc)
+        assert (weight.value, weight.origin) == (value, "published")
+
+
+@pytest.mark.parametrize(("ipc", "near"), [(1, 10), (9, 10), (29, 10), (30, 50), (51, 50)])
+def test_another_number_of_images_takes_the_nearest_weight_and_says_so(ipc: int, near: int) -> None:
+    weight = cmi_weight("dm", "cifar10", ipc)
+    assert weight.value == cmi_weight("dm", "cifar10", near).value
+    assert weight.origin == f"published for {near} images per class, the nearest"
+
+
+def test_a_weight_of_ours_is_not_called_published() -> None:
+    assert cmi_weight("dm", "digits", 10).origin == "ours, none is published"
+    assert not OUR_WEIGHTS["dm"].keys() & PUBLISHED_WEIGHTS["dm"].keys()
+
+
+@pytest.mark.parametrize(("method", "dataset"), [("dm", "mnist"), ("new", "cifar10")])
+def test_without_a_weight_one_is_asked_for(method: str, dataset: str) -> None:
+    with pytest.raises(ValueError, match=f"cmi_weight: none is known for {method} on {dataset}"):
+        cmi_weight(method, dataset, 10)
+
+
+@pytest.mark.parametrize(("ipc", "rate"), [(1, 1.0), (99, 1.0), (100, 10.0), (500, 10.0)])
+def test_the_learning_rate_of_dm(ipc: int, rate: float) -> None:
+    assert dm_learning_rate(ipc) == rate

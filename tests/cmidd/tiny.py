@@ -1,0 +1,49 @@
+"""A dataset, networks and banks so small that a whole run takes a fraction of a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmidd.bank import Bank, BankOptions, fill
+from cmidd.datasets import Dataset, ImageSet
+from cmidd.seeds import generator
+
+CPU = torch.device("cpu")
+NETWORK = "convnet:width=4,depth=1"
+CLASSES = ("ant", "bee", "cat")
+PER_CLASS = 6
+
+
+def quiet(text: str) -> None:
+    """Listen to nothing."""
+
+
+def silent(epoch: int, loss: float) -> None:
+    """Listen to no epoch."""
+
+
+def tiny_dataset(name: str = "tiny", *, channels: int = 1, mirror: bool = True) -> Dataset:
+    """Random 8 x 8 images, six of each of three classes, brighter from class to class."""
+    labels = torch.arange(len(CLASSES)).repeat_interleave(PER_CLASS)
+    parts = []
+    for part in ("train", "test"):
+        noise = torch.rand(len(labels), channels, 8, 8, generator=generator(name, part))
+        pixels = (noise + labels[:, None, None, None]) * (255 / len(CLASSES))
+        parts.append(ImageSet.from_arrays(pixels.to(torch.uint8), labels, len(CLASSES)))
+    statistics = (0.5,) * channels, (0.25,) * channels
+    return Dataset(name, parts[0], parts[1], CLASSES, *statistics, mirror=mirror)
+
+
+def tiny_options(**changes: Any) -> BankOptions:
+    """Three networks, trained for two epochs, unless told otherwise."""
+    return BankOptions(
+        **{"network": NETWORK, "networks": 3, "epochs": 2, "batch_size": 5, **changes}
+    )
+
+
+def tiny_bank(path: Path, dataset: Dataset, **changes: Any) -> Bank:
+    """A bank of `tiny_options`, filled."""
+    return fill(path, dataset, tiny_options(**changes), CPU, say=quiet)
