@@ -11,8 +11,7 @@ CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.h csrc/*/*
 
 demo: $(READY)  ## the main job, small: distil scikit-learn's digits and report, in about two minutes
 	rm -rf $(DEMO)
-	$(BIN)/cmidd pretrain --network resnet18:width=16,norm=group --networks 4 --epochs 12 \
-		--out $(DEMO)/bank.safetensors
+	$(BIN)/cmidd pretrain --networks 4 --epochs 12 --out $(DEMO)/bank.safetensors
 	$(BIN)/cmidd distill dm --iterations 200 --out $(DEMO)/dm
 	$(BIN)/cmidd distill dm --iterations 200 --out $(DEMO)/dm-cmi --bank $(DEMO)/bank.safetensors
 	$(BIN)/cmidd evaluate --sets [$(DEMO)/dm/result.safetensors,$(DEMO)/dm-cmi/result.safetensors] \

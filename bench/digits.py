@@ -41,7 +41,7 @@ from cmidd.synthetic import start
 from cmidd.training import Recipe
 
 CPU = torch.device("cpu")
-BANK = BankOptions(network="resnet18:width=16,norm=group", networks=10, epochs=20)
+BANK = BankOptions(networks=10, epochs=20)
 EVALUATION = Recipe(epochs=300, augmentation=DSA)
 ALL_REAL = Recipe(epochs=60, augmentation=DSA)
 NETWORKS = 3  # trained on every set
@@ -157,18 +157,25 @@ def _in_process(case: Case, folder: Path) -> dict[str, Any]:
     return row
 
 
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
+def report(record: Record) -> str:
     """Mean and standard deviation over seeds, in Markdown."""
     groups: dict[tuple[str, int, float], list[float]] = {}
-    for row in rows:
+    for row in record.rows:
         key = row["method"], row["ipc"], row["weight"]
         groups.setdefault(key, []).append(row["accuracy"] * 100)
-    print("| images per class | set | weight of CMI | accuracy, % |\n|---|---|---|---|")
+    lines = [
+        "| images per class | set | weight of CMI | accuracy, % | seeds |",
+        "|---|---|---|---|---|",
+    ]
     for (method, ipc, weight), found in sorted(groups.items(), key=lambda g: (g[0][1], g[0])):
         spread = statistics.stdev(found) if len(found) > 1 else 0.0
-
-        mean = statistics.mean(found)
-        print(f"| {ipc or 'all'} | {method} | {weight:g} | {mean:.1f} ± {spread:.1f} |")
+        name = {"random": "random real images", "all": "all real images", "dm": "DM"}[method]
+        name += " + CMI" if weight else ""
+        accuracy = f"{statistics.mean(found):.1f} ± {spread:.1f}"
+        lines.append(f"| {ipc or 'all'} | {name} | {weight:g} | {accuracy} | {len(found)} |")
+    judge = record.rows[0]["judge"]
+    lines.append(f"\nJudged by the real {judge} images; {NETWORKS} networks on every set.")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -193,7 +200,6 @@ def main() -> None:
     else:
         cases = table_cases(given.ipc, given.seeds)
     rows = run_all(cases, given.folder, given.jobs)
-    print_table(rows)
     settings = {
         "iterations": ITERATIONS,
         "networks": NETWORKS,
@@ -202,11 +208,9 @@ def main() -> None:
         "all_real": asdict(ALL_REAL),
     }
     name = f"{given.name}-sweep" if given.sweep and given.name == "digits" else given.name
-    print(
-        Record("digits", machine(date=given.date), settings, rows).write(
-            name, given.out, given.json_only
-        )
-    )
+    record = Record("digits", machine(date=given.date), settings, rows)
+    print(report(record))
+    print(record.write(name, given.out, given.json_only))
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ sanitize_part() {
 }
 
 bench_part() {
-  start bench bench/{harness,replay,measure,model,memory,launches,providers,shapes,kernels,accuracy,overhead}.py
+  start bench bench/{harness,replay,measure,model,memory,launches,providers,shapes,kernels,accuracy,overhead,loops,loop_parts,plain_dm,regularizer}.py
   local common=(--json-only --out "$out" --device "$device") backend
   local kernels=("$python" -m bench.kernels --name gpu-kernels --resume "$key" --budget "$budget" "${common[@]}")
   local theirs=(published compile)
@@ -220,6 +220,10 @@ bench_part() {
   for backend in "${backends[@]}"; do
     step "bench/overhead-$backend" env CMIKERNELS_BACKEND="$backend" "$python" -m bench.overhead \
       --name "gpu-overhead-$backend" "${common[@]}" --calls-only ${dry_run:+--quick --budget 0.1}
+  done
+  for bench in loops regularizer; do
+    step "bench/$bench" "$python" -m "bench.$bench" --name "gpu-$bench" "${common[@]}" \
+      ${dry_run:+--quick}
   done
   if [[ $dry_run && -f $out/gpu-kernels.json ]]; then # what becomes of the files later
     mkdir -p "$scratch/results"

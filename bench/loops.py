@@ -59,8 +59,14 @@ VARIANTS: dict[str, dict[str, Any]] = {  # of our loop, by the options of DM tha
     "ours": {},
     "ours, bf16": {"real_dtype": "bfloat16"},
     "ours, compiled": {"compile": True},
+    "ours, bf16 compiled": {"real_dtype": "bfloat16", "compile": True},
 }
-ARGUMENTS = {"exact": "ours", "bf16": "ours, bf16", "compile": "ours, compiled"}
+ARGUMENTS = {
+    "exact": "ours",
+    "bf16": "ours, bf16",
+    "compile": "ours, compiled",
+    "bf16-compile": "ours, bf16 compiled",
+}
 
 # No block by mmap, which would be unmapped when freed; the heap's end is never given back.
 MEMORY = {

@@ -31,7 +31,7 @@ BUSY = 0.05  # of the cores: two threads that meet at a barrier wait for the slo
 class Record:
     """One run of one benchmark."""
 
-    kind: str  # "kernels", "accuracy" or "overhead"
+    kind: str  # the benchmark's module: "kernels", "accuracy", "loops", ...
     machine: Row
     settings: Row
     rows: list[Row]

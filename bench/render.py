@@ -8,10 +8,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench import accuracy, kernels, overhead, plots
+from bench import accuracy, digits, kernels, loops, overhead, plots, regularizer
 from bench.records import RESULTS, Record
 
-REPORTS = {"kernels": kernels.report, "accuracy": accuracy.report, "overhead": overhead.report}
+REPORTS = {
+    "kernels": kernels.report,
+    "accuracy": accuracy.report,
+    "overhead": overhead.report,
+    "loops": loops.report,
+    "regularizer": regularizer.report,
+    "digits": digits.report,
+}
 INTRODUCTION = """# Benchmarks
 
 Written by `python -m bench.render` from `bench/results/*.json`; run the command under a heading to

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cmidd import presets
 from cmidd.datasets import Dataset
 from cmidd.evaluate import test_batches
 from cmidd.files import FileError, metadata, opened
@@ -170,7 +171,7 @@ class BankOptions:
     """The networks of a bank.
 
     Args:
-        network: architecture, such as resnet18 or resnet18:width=16
+        network: architecture; default: resnet18 as published, narrower for digits
         networks: how many; published: 1000, few serve small datasets
         epochs: passes over the training images
         lr: learning rate of SGD with momentum 0.9
@@ -181,7 +182,7 @@ class BankOptions:
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU
     """
 
-    network: str = "resnet18"
+    network: str | None = None
     networks: int = 20
     epochs: int = 40
     lr: float = 0.01
@@ -205,7 +206,7 @@ def fill(
     device: torch.device,
     *,
     resume: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tqdm.write,
 ) -> Bank:
     """Train the networks that are not there yet, and give back the complete bank."""
     begun = path if path.exists() else partial_path(path)
@@ -213,16 +214,16 @@ def fill(
         raise FileExistsError(
             f"out: {begun} exists already; add --resume to go on with it, or name another file"
         )
+    channels, size, _ = dataset.shape
+    spec = options.network or presets.bank_network(dataset.name, size)
     settings = {name: value for name, value in asdict(options).items() if name != "together"}
-    record = {**dataset.describe(), **settings}
-    template = build_network(
-        options.network, dataset.shape.channels, dataset.shape.height, dataset.num_classes
-    ).state_dict()
+    record = {**dataset.describe(), **settings, "network": spec}
+    template = build_network(spec, channels, size, dataset.num_classes).state_dict()
     growing = _GrowingBank(begun, record, template)
     missing = [k for k in range(options.networks) if not growing.trained(k)]
     images = dataset.to_input(dataset.train.images.to(device))
     labels = dataset.train.labels.to(device)
-    group_size = at_once(options.network, device, options.together)
+    group_size = at_once(spec, device, options.together)
     with tqdm(total=len(missing) * options.epochs, desc="training networks", unit="epoch") as bar:
         for start in range(0, len(missing), group_size):
             group = missing[start : start + group_size]
@@ -232,7 +233,7 @@ def fill(
                 bar.set_postfix(network=f"{group[-1] + 1}/{options.networks}", loss=f"{loss:.3f}")
 
             stack = fresh_and_trained(
-                options.network,
+                spec,
                 images,
                 labels,
                 dataset.num_classes,

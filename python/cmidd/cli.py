@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 import sys
-from argparse import RawDescriptionHelpFormatter
+from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from cmidd.networks import describe_networks
 from cmidd.options import (
     DataOptions,
     EvaluateOptions,
+    ExportOptions,
     PretrainRunOptions,
     ReportOptions,
     RunOptions,
@@ -77,7 +78,13 @@ def run_evaluate(data: DataOptions, options: EvaluateOptions) -> None:
         recipes["all real images"] = replace(recipe, epochs=options.all_real_epochs)
     if not sets:
         raise ValueError("sets: expected something to evaluate; give --sets, or --random_real 10")
-    results = []
+    results: list[dict[str, Any]] = []
+    record = {
+        "dataset": dataset.name,
+        "command": command_line("evaluate", (data, options)),
+        "versions": versions(),
+        "results": results,
+    }
     for name, those in sets.items():
         print(name)
         found = evaluate(
@@ -93,14 +100,7 @@ def run_evaluate(data: DataOptions, options: EvaluateOptions) -> None:
         )
         evaluations = [accuracy.as_record() for accuracy in found]
         results.append({"set": name, "images": len(those.labels), "evaluations": evaluations})
-    command = command_line("evaluate", (data, options))
-    record = {
-        "dataset": dataset.name,
-        "command": command,
-        "versions": versions(),
-        "results": results,
-    }
-    write_text(options.out, json.dumps(record, indent=1) + "\n")
+        write_text(options.out, json.dumps(record, indent=1) + "\n")
     print(f"the results: {options.out}")
 
 
@@ -130,6 +130,19 @@ def _sets(
         name = f"random real images, {random_real} per class"
         sets[name] = SyntheticSet(*start(dataset, random_real, "real", seed))
     return sets
+
+
+def run_export(options: ExportOptions) -> None:
+    """Write a synthetic set in forms that other tools read."""
+    made = SyntheticSet.load(options.set)
+    if options.png is None and options.pt is None:
+        raise ValueError("png, pt: expected a folder for at least one of them")
+    if options.png is not None:
+        made.export_png(options.png)
+        print(f"{len(made.labels)} images, a folder for each class: {options.png}")
+    if options.pt is not None:
+        made.export_pt(options.pt)
+        print(f"images_best.pt (normalised) and labels_best.pt: {options.pt}")
 
 
 def run_report(options: ReportOptions) -> None:
@@ -162,9 +175,8 @@ def command_line(command: str, parts: Sequence[Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return json.dumps([str(v) for v in value], ensure_ascii=False)
-    return str(value)
+    is_list = isinstance(value, tuple)
+    return json.dumps([str(v) for v in value], ensure_ascii=False) if is_list else str(value)
 
 
 def _merged(parts: Sequence[Any]) -> dict[str, Any]:
@@ -181,13 +193,14 @@ _COMMANDS: dict[str, tuple[Callable[..., None], tuple[type, ...], str]] = {
     "pretrain": (pretrain, (DataOptions, PretrainRunOptions, BankOptions), "train the bank"),
     "evaluate": (run_evaluate, (DataOptions, EvaluateOptions), "train fresh networks on a set"),
     "score": (run_score, (DataOptions, ScoreOptions), "CMI of a set, class by class"),
+    "export": (run_export, (ExportOptions,), "a set as PNG files, or as the field's .pt files"),
     "report": (run_report, (ReportOptions,), "one page with images, curves, accuracies"),
 }
 
 _EPILOG = """\
 A first run, offline, in two minutes on two cores:
 
-  cmidd pretrain --network resnet18:width=16,norm=group --networks 4 --epochs 20
+  cmidd pretrain --networks 4 --epochs 20
   cmidd distill dm --iterations 500 --bank runs/bank.safetensors --out runs/dm-cmi
   cmidd evaluate --sets [runs/dm-cmi/result.safetensors] --random_real 10 --epochs 300
   cmidd report --runs [runs/dm-cmi] --evaluations [runs/evaluation.json] \\
@@ -226,6 +239,8 @@ def build_parser() -> ArgumentParser:
     for name, (method, _) in METHODS.items():
         about = sys.modules[method.__module__].__doc__ or ""
         parser_of_method = _with_options(_of_distill(name), about)
+        # A key of the run's config.yaml, which can be given back by --config.
+        parser_of_method.add_argument("--method", choices=[name], default=name, help=SUPPRESS)
         methods.add_subcommand(name, parser_of_method, help=about.splitlines()[0])
     return parser
 

@@ -193,24 +193,17 @@ def _regularizer(
     )
     if cmi.cmi_centroids == "real":
         say(f"class centroids of the real images, by {len(bank)} networks")
-        batches = _RealBatches(dataset, device)
+        batches = _real_batches(dataset, device)
         regularizer.centroids = regularizer.real_centroids(batches, dataset.num_classes)
     return regularizer, weight
 
 
-@dataclass(frozen=True)
-class _RealBatches:
-    """The training images, normalised, as often as they are asked for."""
-
-    dataset: Dataset
-    device: torch.device
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        train = self.dataset.train
-        for first in range(0, len(train), _CENTROID_BATCH):
-            rows = slice(first, first + _CENTROID_BATCH)
-            images = self.dataset.to_input(train.images[rows].to(self.device))
-            yield images, train.labels[rows].to(self.device)
+def _real_batches(dataset: Dataset, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The training images, normalised."""
+    train = dataset.train
+    for first in range(0, len(train), _CENTROID_BATCH):
+        rows = slice(first, first + _CENTROID_BATCH)
+        yield dataset.to_input(train.images[rows].to(device)), train.labels[rows].to(device)
 
 
 def _restore(folder: RunFolder, images: Tensor, optimizer: torch.optim.SGD) -> int:
@@ -249,6 +242,6 @@ def _check_finite(
         return
     text = ", ".join(f"{name} {number:g}" for name, number in largest.items())
     raise FloatingPointError(
-        f"iteration {iteration}: {text}. The steps are too long: lower lr_images or cmi_weight; "
-        f"{folder.path} keeps the last checkpoint"
+        f"iteration {iteration}: {text}. The steps are too long: take a smaller lr_images or "
+        f"cmi_weight, and another folder; {folder.path} keeps the last checkpoint"
     )

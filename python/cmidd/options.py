@@ -134,6 +134,21 @@ class ScoreOptions:
 
 
 @dataclass(frozen=True)
+class ExportOptions:
+    """What is exported, and where.
+
+    Args:
+        set: synthetic set (result.safetensors of a run)
+        png: folder for a folder of images for each class
+        pt: folder for images_best.pt and labels_best.pt
+    """
+
+    set: Path
+    png: Path | None = None
+    pt: Path | None = None
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """What the page shows.
 

@@ -1,16 +1,42 @@
-"""One thread: networks of the tests are so small that more only wait for each other."""
+"""Fixtures that tests of the driver share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+from cmidd.distill import CMIOptions
+from tests.cmidd.tiny import tiny_bank, tiny_dataset
+
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
+    """Networks of the tests are so small that more threads only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def bank_file(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bank of the tiny dataset."""
+    path = tmp_path_factory.mktemp("shared") / "bank"
+    tiny_bank(path, tiny_dataset())
+    return path
+
+
+@pytest.fixture
+def cmi(bank_file: Path) -> CMIOptions:
+    """CMI by that bank."""
+    return CMIOptions(bank=bank_file, cmi_weight=5.0)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, an empty one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

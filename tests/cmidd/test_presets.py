@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from cmidd.presets import OUR_WEIGHTS, PUBLISHED_WEIGHTS, cmi_weight, dm_learning_rate
+from cmidd.networks import build_network
+from cmidd.presets import (
+    OUR_WEIGHTS,
+    PUBLISHED_WEIGHTS,
+    bank_network,
+    cmi_weight,
+    dm_learning_rate,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +38,19 @@ def test_a_weight_of_ours_is_not_called_published() -> None:
 def test_without_a_weight_one_is_asked_for(method: str, dataset: str) -> None:
     with pytest.raises(ValueError, match=f"cmi_weight: none is known for {method} on {dataset}"):
         cmi_weight(method, dataset, 10)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "size", "network"),
+    [
+        ("cifar10", 32, "resnet18"),
+        ("folder:flowers", 8, "resnet18:norm=group"),
+        ("digits", 8, "resnet18:width=16,norm=group"),
+    ],
+)
+def test_the_network_of_a_bank_suits_the_images(dataset: str, size: int, network: str) -> None:
+    assert bank_network(dataset, size) == network
+    build_network(network, 1, size, 10)
 
 
 @pytest.mark.parametrize(("ipc", "rate"), [(1, 1.0), (99, 1.0), (100, 10.0), (500, 10.0)])

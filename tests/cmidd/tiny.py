@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,11 @@ import torch
 
 from cmidd.bank import Bank, BankOptions, fill
 from cmidd.datasets import Dataset, ImageSet
+from cmidd.distill import CMIOptions, DistillOptions, distill
+from cmidd.dm import DMOptions
+from cmidd.run import RunFolder
 from cmidd.seeds import generator
+from cmidd.synthetic import SyntheticSet
 
 CPU = torch.device("cpu")
 NETWORK = "convnet:width=4,depth=1"
@@ -47,3 +52,24 @@ def tiny_options(**changes: Any) -> BankOptions:
 def tiny_bank(path: Path, dataset: Dataset, **changes: Any) -> Bank:
     """A bank of `tiny_options`, filled."""
     return fill(path, dataset, tiny_options(**changes), CPU, say=quiet)
+
+
+OPTIONS = DistillOptions(ipc=2, iterations=8, report_every=2, checkpoint_every=3)
+DM_OPTIONS = DMOptions(network=NETWORK, batch_real=4)
+NO_CMI = CMIOptions()
+CONFIG = {"method": "dm", "ipc": 2}
+
+
+def tiny_run(
+    path: Path,
+    options: DistillOptions = OPTIONS,
+    cmi: CMIOptions = NO_CMI,
+    *,
+    dataset: Dataset | None = None,
+    resume: bool = False,
+    say: Callable[[str], None] = quiet,
+) -> SyntheticSet:
+    """Distil `dataset`, or a tiny one, in the folder `path`."""
+    folder = RunFolder(path, CONFIG, resume=resume)
+    real = dataset or tiny_dataset()
+    return distill("dm", real, options, cmi, DM_OPTIONS, folder, CPU, "the command", say)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmidd.distill import CMIOptions, DistillOptions
+from cmidd.dm import DM
+from cmidd.files import FileError, read_tensors, write_tensors
+from cmidd.run import KIND as CHECKPOINT
+from cmidd.run import RunFolder
+from tests.cmidd.tiny import CONFIG, OPTIONS, tiny_run
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("at", range(2, 8))
+def test_a_loss_or_image_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float, where: str, at: int
+) -> None:
+    step = DM.step
+
+    def failing(self: DM, images: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
+        loss, gradient = step(self, images, iteration)
+        if iteration >= at:
+            (loss if where == "loss" else gradient).fill_(bad)
+        return loss, gradient
+
+    monkeypatch.setattr(DM, "step", failing)
+    options = replace(OPTIONS, report_every=4, checkpoint_every=2)
+    with pytest.raises(FloatingPointError, match=r"iteration .*(nan|inf).* lower lr_images"):
+        tiny_run(tmp_path, options)
+    monkeypatch.undo()
+    tensors, record = read_tensors(tmp_path / "checkpoint.safetensors", CHECKPOINT)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert record["iteration"] == at // 2 * 2
+    assert not (tmp_path / "result.safetensors").exists()
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text()
+    expected = tiny_run(tmp_path / "whole", options)
+    assert torch.equal(tiny_run(tmp_path, options, resume=True).images, expected.images)
+
+
+class StopError(Exception):
+    """In the place of a kill."""
+
+
+def run_until(
+    count: int, path: Path, options: DistillOptions, cmi: CMIOptions, patch: pytest.MonkeyPatch
+) -> bool:
+    """Whether a run was stopped at its write number `count`."""
+    calls = 0
+
+    def failing(write: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == count:
+                raise StopError
+            return write(*arguments)
+
+        return call
+
+    with patch.context() as within:
+        within.setattr(os, "fsync", failing(os.fsync))
+        within.setattr(Path, "replace", failing(Path.replace))
+        within.setattr(RunFolder, "log", failing(RunFolder.log))
+        try:
+            tiny_run(path, options, cmi)
+        except StopError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.0])
+def test_a_run_stopped_at_any_write_goes_on_to_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cmi: CMIOptions, momentum: float
+) -> None:
+    options = replace(OPTIONS, momentum=momentum)
+    tiny_run(tmp_path / "whole", options, cmi)
+    whole = [(tmp_path / "whole" / n).read_bytes() for n in ("result.safetensors", "log.jsonl")]
+    stops = 0
+    while run_until(stops + 1, path := tmp_path / f"{stops + 1}", options, cmi, monkeypatch):
+        stops += 1
+        tiny_run(path, options, cmi, resume=True)
+        assert [(path / n).read_bytes() for n in ("result.safetensors", "log.jsonl")] == whole
+        assert not list(path.glob(".*.partial"))
+    # Configuration, two checkpoints (with the log before them), result; four lines of the log.
+    assert stops == 3 + 2 * 4 + 3 + 4
+
+
+def test_a_resumed_run_goes_on_from_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    step = DM.step
+
+    def counted(self: DM, images: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
+        steps.append(iteration)
+        if len(steps) == 8:
+            raise StopError
+        return step(self, images, iteration)
+
+    monkeypatch.setattr(DM, "step", counted)
+    with pytest.raises(StopError):
+        tiny_run(tmp_path)
+    tiny_run(tmp_path, resume=True)
+    assert steps == [*range(8), 6, 7]
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tiny_run(tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.delattr(DM, "step")
+    said: list[str] = []
+    after = tiny_run(tmp_path, resume=True, say=said.append)
+    assert torch.equal(after.images, before.images)
+    assert said == [f"{tmp_path} is finished already"]
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"momentum": torch.zeros(6, 1, 8, 8)},
+        {"images": torch.zeros(1, 1, 8, 8)},
+        {"images": torch.zeros(6, 1, 8, 8), "momentum": torch.zeros(6, 1, 8, 1)},
+    ],
+)
+def test_a_checkpoint_of_other_images_is_an_error_and_stays(
+    tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    RunFolder(tmp_path, CONFIG, resume=False).load_checkpoint()
+    path = tmp_path / "checkpoint.safetensors"
+    write_tensors(path, CHECKPOINT, tensors, {"iteration": 3, "log_bytes": 0})
+    before = path.read_bytes()
+    with pytest.raises(FileError, match=rf"{tmp_path}: expected a checkpoint with images of shape"):
+        tiny_run(tmp_path, resume=True)
+    assert path.read_bytes() == before
