@@ -42,10 +42,11 @@ from cmidd.training import Recipe
 
 CPU = torch.device("cpu")
 BANK = BankOptions(networks=10, epochs=20)
-EVALUATION = Recipe(epochs=300, augmentation=DSA)
-ALL_REAL = Recipe(epochs=60, augmentation=DSA)
-NETWORKS = 3  # trained on every set
-ITERATIONS = 500
+# At least 600 steps for every set: one step is an epoch up to 25 images per class, two at 50.
+EVALUATION = {1: Recipe(epochs=600, augmentation=DSA), 50: Recipe(epochs=300, augmentation=DSA)}
+ALL_REAL = Recipe(epochs=100, augmentation=DSA)
+NETWORKS = 2  # trained on every set
+ITERATIONS = 300
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
         images, labels = dataset.to_input(dataset.train.images), dataset.train.labels
     if case.judge == "train":
         dataset = replace(dataset, test=dataset.train)
-    recipe = ALL_REAL if case.method == "all" else EVALUATION
+    recipe = ALL_REAL if case.method == "all" else EVALUATION[1 if case.ipc < 50 else 50]
     (found,) = evaluate(
         images,
         labels,
@@ -174,7 +175,8 @@ def report(record: Record) -> str:
         accuracy = f"{statistics.mean(found):.1f} ± {spread:.1f}"
         lines.append(f"| {ipc or 'all'} | {name} | {weight:g} | {accuracy} | {len(found)} |")
     judge = record.rows[0]["judge"]
-    lines.append(f"\nJudged by the real {judge} images; {NETWORKS} networks on every set.")
+    networks = record.settings["networks"]
+    lines.append(f"\nJudged by the real {judge} images; {networks} networks on every set.")
     return "\n".join(lines)
 
 
@@ -204,7 +206,7 @@ def main() -> None:
         "iterations": ITERATIONS,
         "networks": NETWORKS,
         "bank": asdict(BANK),
-        "evaluation": asdict(EVALUATION),
+        "evaluation": {ipc: asdict(recipe) for ipc, recipe in EVALUATION.items()},
         "all_real": asdict(ALL_REAL),
     }
     name = f"{given.name}-sweep" if given.sweep and given.name == "digits" else given.name
