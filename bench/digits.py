@@ -36,7 +36,9 @@ from cmidd.datasets import load_dataset
 from cmidd.distill import CMIOptions, DistillOptions, distill
 from cmidd.dm import DMOptions
 from cmidd.evaluate import DSA, evaluate
+from cmidd.files import write_text
 from cmidd.run import RunFolder
+from cmidd.seeds import seed_of
 from cmidd.synthetic import start
 from cmidd.training import Recipe
 
@@ -47,6 +49,13 @@ EVALUATION = {1: Recipe(epochs=600, augmentation=DSA), 50: Recipe(epochs=300, au
 ALL_REAL = Recipe(epochs=100, augmentation=DSA)
 NETWORKS = 2  # trained on every set
 ITERATIONS = 300
+SETTINGS = {
+    "iterations": ITERATIONS,
+    "networks": NETWORKS,
+    "bank": asdict(BANK),
+    "evaluation": {ipc: asdict(recipe) for ipc, recipe in EVALUATION.items()},
+    "all_real": asdict(ALL_REAL),
+}
 
 
 @dataclass(frozen=True)
@@ -195,22 +204,17 @@ def main() -> None:
     if given.case:
         case = Case(**json.loads(given.case))
         row = run(case, given.folder)
-        (given.folder / f"{case.name}.json").write_text(json.dumps(row))
+        write_text(given.folder / f"{case.name}.json", json.dumps(row))
         return
     if given.sweep:
         cases = sweep_cases(given.sweep, given.ipc, given.seeds)
     else:
         cases = table_cases(given.ipc, given.seeds)
-    rows = run_all(cases, given.folder, given.jobs)
-    settings = {
-        "iterations": ITERATIONS,
-        "networks": NETWORKS,
-        "bank": asdict(BANK),
-        "evaluation": {ipc: asdict(recipe) for ipc, recipe in EVALUATION.items()},
-        "all_real": asdict(ALL_REAL),
-    }
+    # Runs of other settings are others, though they have the same names.
+    folder = given.folder / f"{seed_of(json.dumps(SETTINGS)):016x}"
+    rows = run_all(cases, folder, given.jobs)
     name = f"{given.name}-sweep" if given.sweep and given.name == "digits" else given.name
-    record = Record("digits", machine(date=given.date), settings, rows)
+    record = Record("digits", machine(date=given.date), SETTINGS, rows)
     print(report(record))
     print(record.write(name, given.out, given.json_only))
 

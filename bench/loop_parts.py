@@ -25,7 +25,7 @@ from bench.plain_dm import PlainCMI, PlainDM, augmented
 from cmidd.augment import augment, draw
 from cmidd.datasets import Dataset, ImageSet
 from cmidd.distill import CMIOptions
-from cmidd.dm import CHUNK, DM, DMOptions, whole_classes
+from cmidd.dm import DM, DMOptions, whole_classes
 from cmidd.networks import Network, build_network, freeze, initialize
 from cmidd.seeds import generator
 from cmikernels import ClassIndex, CMIRegularizer
@@ -125,7 +125,6 @@ def our_parts(setup: Setup, **options: Any) -> dict[str, Run]:
     counts = real_labels.bincount().tolist()
     loop.draw_network(0)
     targets = loop.real_means(real, counts)
-    chunks = whole_classes(loop.counts, CHUNK.get(setup.device.type, len(images)))
 
     def step(iteration: int) -> tuple[Tensor, Tensor]:
         loss, gradient = loop.step(images, iteration)
@@ -139,8 +138,7 @@ def our_parts(setup: Setup, **options: Any) -> dict[str, Run]:
     def augmentation(iteration: int) -> object:
         drawn = draw(loop.strategy, len(counts), generator(_SEED, "dsa", iteration))
         changed = [augment(real, loop.strategy, drawn, real_labels)]
-        for chunk in chunks:
-            rows = slice(sum(loop.counts[: chunk.start]), sum(loop.counts[: chunk.stop]))
+        for _, rows in loop.chunks:
             x = images.detach()[rows].requires_grad_()
             y = augment(x, loop.strategy, drawn, labels[rows])
             changed += torch.autograd.grad(y, x, x.detach())
@@ -206,11 +204,10 @@ def convolution_parts(setup: Setup) -> dict[str, Run]:
     """The convolutions of our float32 loop, on tensors already there, part by part."""
     loop = setup.ours()
     loop.draw_network(0)
-    counts, device = loop.counts, setup.device.type
+    counts = loop.counts
     count = setup.sizes.classes * setup.sizes.batch_real
-    chunk = CHUNK.get(device, count)
-    of_real = [min(chunk, count - first) for first in range(0, count, chunk)]
-    of_synthetic = _images_in(counts, CHUNK.get(device, len(setup.images)))
+    of_real = [min(loop.chunk, count - first) for first in range(0, count, loop.chunk)]
+    of_synthetic = _images_in(counts, loop.chunk)
     images = setup.images.detach()
     placed = images.contiguous(memory_format=loop.layout(images.dtype))
     parts = {
@@ -227,7 +224,7 @@ def convolution_parts(setup: Setup) -> dict[str, Run]:
 
 
 def _images_in(counts: list[int], chunk: int) -> list[int]:
-    return [sum(counts[classes]) for classes in whole_classes(counts, chunk)]
+    return [rows.stop - rows.start for _, rows in whole_classes(counts, chunk)]
 
 
 def _convolutions(network: Network, images: Tensor, sizes: list[int], *, backward: bool) -> Run:

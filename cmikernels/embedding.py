@@ -20,7 +20,7 @@ def embed(network: nn.Module, images: Tensor, layer: str = "features") -> Tensor
     with torch.autocast(images.device.type, enabled=False):
         if layer == "logits":
             features: Tensor = network(images)
-        elif layer == "features" and hasattr(network, "embed"):
+        elif layer == "features" and _has_embed_method(network):
             features = network.embed(images)  # type: ignore[operator]
         else:
             features = _capture(network, images, layer)
@@ -31,6 +31,12 @@ def embed(network: nn.Module, images: Tensor, layer: str = "features") -> Tensor
             stacklevel=3,
         )
     return features.flatten(1)
+
+
+def _has_embed_method(network: nn.Module) -> bool:
+    """Whether `embed` is a method; many networks have a layer of that name."""
+    method = getattr(network, "embed", None)
+    return callable(method) and not isinstance(method, nn.Module)
 
 
 def _capture(network: nn.Module, images: Tensor, layer: str) -> Tensor:

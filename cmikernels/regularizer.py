@@ -332,7 +332,8 @@ def _one_piece(
 ) -> Tensor:
     (rows,) = chunk.pieces
     with torch.set_grad_enabled(gradient is not None):
-        piece = images[rows].requires_grad_(gradient is not None)
+        # A copy: a network that works in place on its input must not reach the caller's images.
+        piece = images[rows].clone().requires_grad_(gradient is not None)
         value = fused_cmi(term.features(piece), chunk.index, **scaled)
         if gradient is not None:
             (of_piece,) = torch.autograd.grad(value, piece)
@@ -344,7 +345,7 @@ def _in_pieces(
     images: Tensor, term: _Term, chunk: _Chunk, scaled: dict[str, Any], gradient: Tensor | None
 ) -> Tensor:
     with torch.no_grad():
-        features = torch.cat([term.features(images[rows]) for rows in chunk.pieces])
+        features = torch.cat([term.features(images[rows].clone()) for rows in chunk.pieces])
         if gradient is None:
             return fused_cmi(features, chunk.index, **scaled)
         value, of_features = cmi_value_and_grad(features, chunk.index, **scaled)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cmikernels import ClassIndex, CMIRegularizer
+from cmikernels.embedding import embed
 from tests.compare import relative_error
 from tests.conftest import examples
 from tests.small_network import (
@@ -235,3 +236,39 @@ def test_network_and_images_stay_as_they_are(chunk_size: int | None) -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
     assert torch.equal(images, before)
     assert images.grad is None
+
+
+class _EmbedsPatches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(1, 3, 2)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.embed(images).mean(dim=(2, 3)))
+        return logits
+
+
+def test_a_layer_called_embed_is_not_taken_for_the_embedding() -> None:
+    network = _EmbedsPatches().eval().requires_grad_(False)
+    images = torch.randn(5, 1, 4, 4)
+    torch.testing.assert_close(embed(network, images), network.embed(images).mean(dim=(2, 3)))
+
+
+class _WorksInPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(images.sub_(1.0))
+        return logits
+
+
+def test_a_network_that_works_in_place_does_not_reach_the_images() -> None:
+    regularizer = CMIRegularizer(_WorksInPlace().eval().requires_grad_(False), chunk_size=2)
+    images = torch.randn(5, 4)
+    before = images.clone()
+    for labels in (torch.tensor([0, 0, 1, 1, 2]), torch.zeros(5, dtype=torch.int64)):
+        regularizer(images, labels)
+    assert torch.equal(images, before)

@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from cmidd import presets
 from cmidd.datasets import Dataset
-from cmidd.evaluate import test_batches
 from cmidd.files import FileError, metadata, opened
 from cmidd.networks import Network, build_network, freeze
 from cmidd.seeds import seed_of
@@ -49,7 +48,7 @@ class Bank(Sequence[Network]):
         partial = partial_path(path)
         if not path.exists() and partial.exists():
             raise FileNotFoundError(
-                f"{path}: the bank is not complete; go on with cmidd pretrain --resume --out {path}"
+                f"{path}: the bank is not complete; give the command that began it --resume"
             )
         with opened(path, KIND) as (file, record):
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -242,7 +241,7 @@ def fill(
                 mirror=dataset.mirror,
                 on_epoch=advance,
             )
-            accuracies = stack.accuracy(list(test_batches(dataset, device)))
+            accuracies = stack.accuracy(dataset.batches(dataset.test, device))
             for k, state, accuracy in zip(group, stack.states(), accuracies, strict=True):
                 if not all(tensor.isfinite().all() for tensor in state.values()):
                     raise FloatingPointError(

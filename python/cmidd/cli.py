@@ -63,11 +63,15 @@ def run_method(
         del settings[of_the_place]
     folder = RunFolder(run.out, settings, resume=run.resume)
     distill(method, data.load(), options, cmi, of_method, folder, data.torch_device(), command)
-    print(f"the synthetic set: {folder.result}\ntry it: cmidd evaluate --sets {folder.result}")
+    evaluation = EvaluateOptions(sets=(folder.result,), out=folder.path / "evaluation.json")
+    print(f"the synthetic set: {folder.result}")
+    print("try it:", command_line("evaluate", (data, evaluation)))
 
 
 def run_evaluate(data: DataOptions, options: EvaluateOptions) -> None:
     """Train fresh networks on sets and test them on real images."""
+    if options.out.exists():
+        raise FileExistsError(f"out: {options.out} exists already; name another file")
     dataset, device = data.load(), data.torch_device()
     sets = _sets(dataset, options.sets, options.random_real, options.seed)
     recipe = options.recipe()
@@ -198,12 +202,12 @@ _COMMANDS: dict[str, tuple[Callable[..., None], tuple[type, ...], str]] = {
 }
 
 _EPILOG = """\
-A first run, offline, in two minutes on two cores:
+A first run, offline, in a few minutes on two cores:
 
   cmidd pretrain --networks 4 --epochs 20
   cmidd distill dm --iterations 500 --bank runs/bank.safetensors --out runs/dm-cmi
-  cmidd evaluate --sets [runs/dm-cmi/result.safetensors] --random_real 10 --epochs 300
-  cmidd report --runs [runs/dm-cmi] --evaluations [runs/evaluation.json] \\
+  cmidd evaluate --sets "[runs/dm-cmi/result.safetensors]" --random_real 10 --epochs 300
+  cmidd report --runs "[runs/dm-cmi]" --evaluations "[runs/evaluation.json]" \\
       --bank runs/bank.safetensors
 
 datasets (--dataset):
@@ -231,10 +235,10 @@ def build_parser() -> ArgumentParser:
         version=cmikernels.__version__,
     )
     commands = parser.add_subcommands(dest="command")
-    for name, (function, options, text) in _COMMANDS.items():
-        commands.add_subcommand(name, _with_options(options, function.__doc__), help=text)
     distill = _Parser(description="Distil with one of the methods.")
     commands.add_subcommand("distill", distill, help="make the synthetic images")
+    for name, (function, options, text) in _COMMANDS.items():
+        commands.add_subcommand(name, _with_options(options, function.__doc__), help=text)
     methods = distill.add_subcommands(dest="method")
     for name, (method, _) in METHODS.items():
         about = sys.modules[method.__module__].__doc__ or ""
@@ -313,4 +317,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         sys.exit(f"cmidd: {error}")
     except KeyboardInterrupt:
-        sys.exit("cmidd: interrupted; a run goes on with --resume")
+        resumes = given.command in ("pretrain", "distill")
+        sys.exit("cmidd: interrupted" + ("; it goes on with --resume" if resumes else ""))

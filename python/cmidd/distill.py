@@ -10,7 +10,7 @@ are everything that a checkpoint needs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from cmidd.synthetic import SyntheticSet, start
 from cmikernels import ClassIndex, CMIRegularizer
 
 METHODS = {"dm": (DM, DMOptions)}
-_CENTROID_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -165,6 +164,8 @@ def _regularizer(
 ) -> tuple[CMIRegularizer | None, float]:
     """The regulariser and its weight, or None where there is none or it would be 0."""
     if cmi.bank is None:
+        if cmi != CMIOptions():
+            raise ValueError("bank: expected the file of a bank, as other options of CMI are given")
         return None, 0.0
     if options.ipc == 1 and cmi.cmi_centroids == "own":
         say(
@@ -176,7 +177,9 @@ def _regularizer(
         raise ValueError(f"cmi_centroids: expected own or real, got {cmi.cmi_centroids!r}")
     if cmi.cmi_weight is None:
         chosen = presets.cmi_weight(method_name, dataset.name, options.ipc)
-        say(f"weight of CMI: {chosen.value:g} ({chosen.origin})")
+        usual = cmi.cmi_layer == "features" and cmi.cmi_centroids == "own"
+        note = "" if usual else ", for embeddings and the images' own means; try others"
+        say(f"weight of CMI: {chosen.value:g} ({chosen.origin}{note})")
         weight = chosen.value
     else:
         weight = cmi.cmi_weight
@@ -193,17 +196,9 @@ def _regularizer(
     )
     if cmi.cmi_centroids == "real":
         say(f"class centroids of the real images, by {len(bank)} networks")
-        batches = _real_batches(dataset, device)
+        batches = tqdm(dataset.batches(dataset.train, device), "real images", unit="batch")
         regularizer.centroids = regularizer.real_centroids(batches, dataset.num_classes)
     return regularizer, weight
-
-
-def _real_batches(dataset: Dataset, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """The training images, normalised."""
-    train = dataset.train
-    for first in range(0, len(train), _CENTROID_BATCH):
-        rows = slice(first, first + _CENTROID_BATCH)
-        yield dataset.to_input(train.images[rows].to(device)), train.labels[rows].to(device)
 
 
 def _restore(folder: RunFolder, images: Tensor, optimizer: torch.optim.SGD) -> int:

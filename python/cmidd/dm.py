@@ -22,7 +22,10 @@ from cmidd.datasets import Dataset
 from cmidd.networks import Network, build_network, freeze, initialize
 from cmidd.seeds import generator
 
-CHUNK = {"cpu": 16}  # images that go through the network at once; elsewhere all
+# Images that go through the network at once; elsewhere as many pixels as a batch of ten classes at
+# 32 x 32 has, so that a hundred classes fit too.
+CHUNK = {"cpu": 16}
+GPU_CHUNK = 2560
 # Pooling then reads whole vectors of channels: a quarter of the real branch. bfloat16 convolutions
 # are slower so.
 LAYOUT = {("cpu", torch.float32): torch.channels_last}
@@ -68,6 +71,8 @@ class DM:
             self.strategy = self.strategy.without("flip")
         self.labels = labels.cpu()
         self.counts = torch.bincount(self.labels, minlength=dataset.num_classes).tolist()
+        self.chunk = CHUNK.get(device.type, max(1, GPU_CHUNK * 32 * 32 // size**2))
+        self.chunks = whole_classes(self.counts, self.chunk)
         self.images = dataset.train.images.to(device)
         network = build_network(options.network, channels, size, dataset.num_classes)
         self.network = self.placed(network, dtype)
@@ -133,7 +138,7 @@ class DM:
     @torch.no_grad()
     def real_means(self, real: Tensor, counts: list[int]) -> Tensor:
         """Mean embedding of each class, `(C, M)`; `real` is class by class."""
-        chunk = CHUNK.get(self.device.type, len(real))
+        chunk = min(self.chunk, len(real))
         features = []
         real = real.to(self.real_dtype, memory_format=self.layout(self.real_dtype))
         for part in torch.split(real, chunk):
@@ -149,16 +154,12 @@ class DM:
         augmented: Callable[[Tensor, Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Loss and gradient against given class means, in chunks of whole classes."""
-        chunk = CHUNK.get(self.device.type, len(images))
         losses: list[Tensor] = []
         gradients: list[Tensor] = []
-        for classes in whole_classes(self.counts, chunk):
-            counts = self.counts[classes]
-            first = sum(self.counts[: classes.start])
-            rows = slice(first, first + sum(counts))
+        for classes, rows in self.chunks:
             x = images.detach()[rows].requires_grad_()
             seen = augmented(x, self.labels[rows]).contiguous(memory_format=self.layout(x.dtype))
-            means = class_means(self.network.embed(seen), counts)
+            means = class_means(self.network.embed(seen), self.counts[classes])
             loss = (targets[classes] - means).square().sum()
             losses.append(loss.detach())
             gradients += torch.autograd.grad(loss, x)
@@ -172,11 +173,13 @@ def class_means(features: Tensor, counts: list[int]) -> Tensor:
     return torch.stack([part.mean(dim=0) for part in torch.split(features, counts)])
 
 
-def whole_classes(counts: list[int], most: int) -> list[slice]:
-    """Consecutive classes together while they have at most `most` images; a larger one alone."""
-    slices, first = [], 0
-    for last in range(1, len(counts) + 1):
-        if last == len(counts) or sum(counts[first : last + 1]) > most:
-            slices.append(slice(first, last))
-            first = last
-    return slices
+def whole_classes(counts: list[int], most: int) -> list[tuple[slice, slice]]:
+    """Classes and their rows, cut where a chunk would exceed `most`; a larger class is alone."""
+    chunks: list[tuple[slice, slice]] = []
+    first_class = first_row = row = 0
+    for c, count in enumerate(counts):
+        if row + count - first_row > most and c > first_class:
+            chunks.append((slice(first_class, c), slice(first_row, row)))
+            first_class, first_row = c, row
+        row += count
+    return [*chunks, (slice(first_class, len(counts)), slice(first_row, row))]

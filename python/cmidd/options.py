@@ -33,11 +33,21 @@ class DataOptions:
 
     def load(self) -> Dataset:
         """The dataset."""
-        return load_dataset(self.dataset, self.data, size=self.size)
+        dataset = load_dataset(self.dataset, self.data, size=self.size)
+        _, height, width = dataset.shape
+        if height != width:
+            raise ValueError(
+                f"dataset: networks see square images, got {height} x {width} in {self.dataset}; "
+                "give --size where it is a folder of pictures"
+            )
+        return dataset
 
     def torch_device(self) -> torch.device:
         """The device, checked."""
         name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        # What torch computes in float32 by default is TF32 in convolutions on newer GPUs, and the
+        # gradient of CMI lives on differences that its 10 bits round away.
+        torch.backends.cudnn.allow_tf32 = False
         try:
             return torch.empty(1, device=name).device
         except (AssertionError, RuntimeError) as error:  # what torch raises where there is none
@@ -89,7 +99,7 @@ class EvaluateOptions:
         augmentation: DSA operations, or none
         seed: of the networks
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU
-        out: JSON file of the results, for cmidd report
+        out: new JSON file of the results, for cmidd report
     """
 
     sets: tuple[Path, ...] = ()

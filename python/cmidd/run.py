@@ -31,7 +31,7 @@ KIND = "checkpoint"
 
 
 class RunFolder:
-    """One run's files. Open it with `with`, which closes the logs."""
+    """One run's files; `log` and `save_checkpoint` work inside `logging`."""
 
     def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool) -> None:
         """Check that the folder is new or belongs to the same run; nothing is written yet."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmidd.bank import Bank
 from cmikernels import ClassIndex, fused_cmi
@@ -43,13 +43,18 @@ class Score:
 
 
 @torch.no_grad()
+def features_of(network: nn.Module, images: Tensor, layer: str = "features") -> Tensor:
+    """What a network makes of images, batch by batch, `(N, M)`."""
+    return torch.cat([embed(network, batch, layer) for batch in torch.split(images, _BATCH)])
+
+
+@torch.no_grad()
 def score(bank: Bank, images: Tensor, labels: Tensor, layer: str = "features") -> Score:
     """CMI of normalised images; it takes the memory of their features and one batch of images."""
     index = ClassIndex(labels, bank.record["num_classes"])
     of_class = []
     for network in bank:
-        batches = torch.split(images, _BATCH)
-        features = torch.cat([embed(network, batch, layer) for batch in batches])
+        features = features_of(network, images, layer)
         of_class.append(fused_cmi(features, index, reduction="class").double())
     by_class = torch.stack(of_class)  # (networks, C)
     share = index.counts().double() / index.num_rows

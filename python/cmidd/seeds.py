@@ -14,7 +14,10 @@ import torch
 
 
 def seed_of(*words: int | str) -> int:
-    """A 63-bit number that is as good as random in `words`, the same on every machine."""
+    """A number that is as good as random in `words`, the same on every machine.
+
+    It has 63 bits, of which torch's CPU generator uses 32.
+    """
     text = "\x1f".join(f"{type(word).__name__}:{word}" for word in words)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

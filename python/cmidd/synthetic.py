@@ -58,11 +58,22 @@ class SyntheticSet:
             )
         if not images.isfinite().all():
             raise FileError(f"{path}: expected finite images, got NaN or Inf among them")
+        made = cls(images, labels, record)
         try:
             check_labels(labels, record["num_classes"])
-        except (TypeError, ValueError) as error:
+            made.pixels()
+            of_each = {"mean": images.shape[1], "std": images.shape[1]}
+            of_each["class_names"] = record["num_classes"]
+            wrong = [name for name, count in of_each.items() if len(record[name]) != count]
+        except (RuntimeError, TypeError, ValueError) as error:
             raise FileError(f"{path}: {error}") from None
-        return cls(images, labels, record)
+        if wrong:
+            raise FileError(
+                f"{path}: expected {of_each[wrong[0]]} {wrong[0]}, got {record[wrong[0]]}"
+            )
+        if not len(images):
+            raise FileError(f"{path}: expected images, got none")
+        return made
 
     def pixels(self) -> Tensor:
         """The images as `(N, channels, height, width)` in [0, 1]."""
@@ -72,6 +83,7 @@ class SyntheticSet:
 
     def export_png(self, folder: Path) -> None:
         """A folder for each class with its images, which most tools can read."""
+        _check_new(folder)
         from PIL import Image
 
         names = self.record["class_names"]
@@ -89,9 +101,16 @@ class SyntheticSet:
 
     def export_pt(self, folder: Path) -> None:
         """`images_best.pt` and `labels_best.pt`, the pair that the field's scripts load."""
+        _check_new(folder)
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(self.images, folder / "images_best.pt")
         torch.save(self.labels, folder / "labels_best.pt")
+
+
+def _check_new(folder: Path) -> None:
+    """Sets are not mixed with what is there."""
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: expected a new or an empty folder to export to")
 
 
 def start(dataset: Dataset, ipc: int, init: str, seed: int) -> tuple[Tensor, Tensor]:

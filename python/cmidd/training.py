@@ -12,7 +12,8 @@ own seed, so a network is the same whether it is trained alone or in a stack, up
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,14 +104,15 @@ class Stack:
         ]
 
     @torch.no_grad()
-    def accuracy(self, batches: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
+    def accuracy(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
         """Share of images that each network gets right."""
         self.network.eval()
-        right = torch.zeros(self.size, dtype=torch.int64)
+        right, count = torch.zeros(self.size, dtype=torch.int64), 0
         for images, labels in batches:
             found = self(images.expand(self.size, *images.shape)).argmax(dim=2)
             right += (found == labels).sum(dim=1).cpu()
-        return (right.double() / sum(len(labels) for _, labels in batches)).tolist()
+            count += len(labels)
+        return (right.double() / count).tolist()
 
 
 def train(
@@ -142,7 +144,7 @@ def train(
         stack.parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
     )
     for epoch in range(recipe.epochs):
-        if epoch == round(recipe.epochs * recipe.drop_at):
+        if epoch == math.ceil(recipe.epochs * recipe.drop_at):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr / 10
         orders = torch.stack(

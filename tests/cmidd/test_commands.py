@@ -101,8 +101,11 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "run_method", interrupt)
-    with pytest.raises(SystemExit, match=r"cmidd: interrupted; a run goes on with --resume"):
+    with pytest.raises(SystemExit, match=r"cmidd: interrupted; it goes on with --resume"):
         main(DM)
+    monkeypatch.setattr(cli, "_made", interrupt)
+    with pytest.raises(SystemExit, match=r"cmidd: interrupted$"):
+        main(["evaluate"])
 
 
 TINY = "convnet:width=4,depth=1"
@@ -125,7 +128,8 @@ def test_pretrain_distil_evaluate_and_score(
     main(DISTILL)
     said = capsys.readouterr().out
     assert "network 2 of 2: " in said
-    assert f"try it: cmidd evaluate --sets {SET}" in said
+    hint = said.rpartition("try it: cmidd ")[2]
+    assert made([*shlex.split(hint), "--repeats=2"])[1].sets == (Path(SET),)
     config = yaml.safe_load(Path("runs/dm/config.yaml").read_text())
     assert (config["method"], config["ipc"], config["bank"]) == ("dm", 2, "runs/bank.safetensors")
     log = [json.loads(line) for line in Path("runs/dm/log.jsonl").read_text().splitlines()]
@@ -176,6 +180,7 @@ def test_python_dash_m_is_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["cmidd", "--version"])
+    monkeypatch.delitem(sys.modules, "cmidd.__main__", raising=False)
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module("cmidd", run_name="__main__")
     assert stopped.value.code == 0
@@ -218,7 +223,8 @@ def test_without_its_packages_the_command_says_what_to_install(
 def test_results_are_kept_set_by_set(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluate = cli.evaluate
+    from cmidd.evaluate import evaluate
+
     calls: list[int] = []
 
     def second_fails(*arguments: Any, **options: Any) -> Any:

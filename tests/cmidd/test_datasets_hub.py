@@ -137,13 +137,13 @@ def test_other_names_are_those_of_the_hub(
     assert asked == [arguments]
 
 
-def test_the_hub_copy_of_a_standard_set_has_the_published_statistics(
+def test_the_hub_copy_of_a_standard_set_is_that_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     grey = hub_sets(random_sets(3, 1, 5, 6))
     monkeypatch.setattr(datasets, "load_dataset", {KNOWN["mnist"].hub: grey}.get)
     data, mnist = load_dataset(f"hub:{KNOWN['mnist'].hub}"), KNOWN["mnist"]
-    assert (data.name, data.mean, data.std) == ("hub:ylecun/mnist", mnist.mean, mnist.std)
+    assert (data.name, data.mean, data.std) == ("mnist", mnist.mean, mnist.std)
     assert not data.mirror
 
 

@@ -236,3 +236,8 @@ def test_what_cannot_begin_leaves_no_folder(tmp_path: Path, cmi: CMIOptions, tro
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         tiny_run(tmp_path / "run", cmi=changed, dataset=dataset)
     assert not (tmp_path / "run").exists()
+
+
+def test_options_of_cmi_without_a_bank_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="bank: expected the file of a bank"):
+        tiny_run(tmp_path / "run", cmi=CMIOptions(cmi_weight=3.0))

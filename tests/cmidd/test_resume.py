@@ -34,7 +34,7 @@ def test_a_loss_or_image_that_is_not_finite_stops_the_run_and_keeps_the_checkpoi
 
     monkeypatch.setattr(DM, "step", failing)
     options = replace(OPTIONS, report_every=4, checkpoint_every=2)
-    with pytest.raises(FloatingPointError, match=r"iteration .*(nan|inf).* lower lr_images"):
+    with pytest.raises(FloatingPointError, match=r"iteration .*(nan|inf).* smaller lr_images"):
         tiny_run(tmp_path, options)
     monkeypatch.undo()
     tensors, record = read_tensors(tmp_path / "checkpoint.safetensors", CHECKPOINT)

@@ -177,3 +177,23 @@ def test_exported_tensors_are_what_scripts_of_the_field_load(tmp_path: Path) -> 
     for name, tensor in (("images", exported.images), ("labels", exported.labels)):
         found = torch.load(tmp_path / "new" / f"{name}_best.pt", weights_only=True)
         assert torch.equal(found, tensor)
+
+
+def test_an_export_is_not_mixed_with_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+    made = SyntheticSet(*start(DATASET, 1, "real", 0))
+    for export in (made.export_png, made.export_pt):
+        with pytest.raises(FileExistsError, match="expected a new or an empty folder"):
+            export(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("wrong", [{"class_names": ["a"]}, {"mean": "x"}, {"std": [1.0] * 7}])
+def test_a_record_that_does_not_fit_its_images_is_an_error(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    images, labels = start(DATASET, 1, "real", 0)
+    record = {**DATASET.describe(), "class_names": list(DATASET.class_names), **wrong}
+    SyntheticSet(images, labels, record).save(tmp_path / "set")
+    with pytest.raises(FileError, match="set: "):
+        SyntheticSet.load(tmp_path / "set")

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmidd.evaluate import PUBLISHED, evaluate
-from cmidd.evaluate import test_batches as batches_of_test
 from cmidd.networks import Network, build_network, initialize
 from cmidd.seeds import generator, seed_of
 from cmidd.training import Recipe, Stack, at_once, fresh_and_trained, network_of, train
@@ -201,7 +200,7 @@ def test_accuracy_is_that_of_the_network_itself(spec: str) -> None:
     expected = int(right.sum()) / len(right)
     batches = [
         (images[rows], labels[rows])
-        for images, labels in batches_of_test(DATASET, CPU)
+        for images, labels in DATASET.batches(DATASET.test, CPU)
         for rows in (slice(0, 7), slice(7, None))
     ]
     assert stack.accuracy(batches) == pytest.approx([expected])
@@ -210,7 +209,7 @@ def test_accuracy_is_that_of_the_network_itself(spec: str) -> None:
 def test_accuracies_of_a_stack_are_those_of_its_networks() -> None:
     seeds = list(range(4))
     stack = trained(seeds, replace(PLAIN, lr=0.01))
-    batches = [(x.double(), y) for x, y in batches_of_test(DATASET, CPU)]
+    batches = [(x.double(), y) for x, y in DATASET.batches(DATASET.test, CPU)]
     alone = [Stack(NETWORK, SHAPE, 3, [state]).accuracy(batches)[0] for state in stack.states()]
     assert stack.accuracy(batches) == alone
     assert len(set(alone)) > 1
@@ -252,7 +251,7 @@ def test_evaluation_trains_fresh_networks_and_tests_them() -> None:
     for k in range(3):
         seeds = [seed_of(8, "evaluation", k)]
         stack = fresh_and_trained(NETWORK, IMAGES, LABELS, 3, seeds, EVALUATED, on_epoch=silent)
-        expected += stack.accuracy(list(batches_of_test(DATASET, CPU)))
+        expected += stack.accuracy(list(DATASET.batches(DATASET.test, CPU)))
     assert evaluated(repeats=3, seed=8) == [tuple(expected)]
 
 
@@ -285,9 +284,8 @@ def test_the_published_protocol() -> None:
     assert Recipe(1000, 0.01, 0.9, 5e-4, 256, 0.5, DSA) == PUBLISHED
 
 
-def test_test_batches_are_the_normalised_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cmidd.evaluate.TEST_BATCH", 7)
-    images, labels = zip(*batches_of_test(DATASET, CPU), strict=True)
+def test_batches_are_the_normalised_images_in_order() -> None:
+    images, labels = zip(*DATASET.batches(DATASET.test, CPU, 7), strict=True)
     assert [len(batch) for batch in images] == [7, 7, 4]
     assert torch.equal(torch.cat(images), DATASET.to_input(DATASET.test.images))
     assert torch.equal(torch.cat(labels), DATASET.test.labels)

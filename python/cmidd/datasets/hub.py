@@ -9,7 +9,6 @@ the most classes where there are several (CIFAR-100 has coarse and fine ones).
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -69,7 +68,7 @@ def load(name: str, root: Path, size: int | None) -> Dataset:
     train, test = map(image_set, used)
     for known_name, known in KNOWN.items():
         if known.hub == source:
-            return replace(standard(known_name, train, test, class_names), name=name)
+            return standard(known_name, train, test, class_names)
     mean, std = channel_statistics(train.images)
     return Dataset(name, train, test, class_names, mean, std, mirror=True)
 

@@ -6,7 +6,7 @@ input   = (pixel / 255 - mean) / std        per channel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -151,7 +151,7 @@ class Dataset:
             raise TypeError(f"images must be uint8, got {images.dtype}")
         pixels = images.to(torch.promote_types(dtype, torch.float32)) / 255
         mean, std = self._mean_and_std(pixels)
-        return ((pixels - mean) / std).to(dtype)
+        return pixels.sub_(mean).div_(std).to(dtype)
 
     def to_pixels(self, images: Tensor) -> Tensor:
         """The inverse of `to_input`: (N, channels, H, W) pixels, clamped to [0, 1]."""
@@ -160,6 +160,14 @@ class Dataset:
         normalised = images.to(torch.promote_types(images.dtype, torch.float32))
         mean, std = self._mean_and_std(normalised)
         return (normalised * std + mean).clamp(0, 1)
+
+    def batches(
+        self, part: ImageSet, device: torch.device, size: int = 500
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images of `train` or `test` as networks see them, with their labels, in order."""
+        for first in range(0, len(part), size):
+            rows = slice(first, first + size)
+            yield self.to_input(part.images[rows].to(device)), part.labels[rows].to(device)
 
     def describe(self) -> dict[str, Any]:
         """What a file made from these images has to remember of them, as JSON gives it back."""

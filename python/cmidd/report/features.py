@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.manifold import TSNE
-from torch import Tensor
 
 from cmidd.bank import Bank
 from cmidd.datasets import Dataset
@@ -21,12 +20,10 @@ from cmidd.networks import Network
 from cmidd.report.page import Html, columns, element, heading, join, paragraph, table
 from cmidd.report.pictures import MOST_CLASSES, ClassPoints, Points, class_key, scatter
 from cmidd.report.runs import Run
-from cmidd.score import score
+from cmidd.score import features_of, score
 from cmidd.seeds import generator
-from cmikernels.embedding import embed
 
 _MOST_REAL = 1000  # test images that t-SNE places
-_BATCH = 256
 
 
 def feature_parts(runs: Sequence[Run], path: Path, dataset: Dataset, device: torch.device) -> Html:
@@ -88,7 +85,7 @@ def _place(
     for run in runs:
         shown = run.synthetic.labels < MOST_CLASSES
         groups.append((run.synthetic.images[shown], run.synthetic.labels[shown]))
-    features = torch.cat([_features(network, images, device) for images, _ in groups])
+    features = torch.cat([features_of(network, images.to(device)).cpu() for images, _ in groups])
     # t-SNE needs fewer neighbours than there are others.
     perplexity = min(30.0, (len(features) - 1) / 3)
     points: Points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(
@@ -100,14 +97,6 @@ def _place(
         for part, (_, labels) in zip(np.split(points, ends[:-1]), groups, strict=True)
     ]
     return _Placed(placed[0], placed[1:], np.stack([points.min(0), points.max(0)]))
-
-
-@torch.no_grad()
-def _features(network: Network, images: Tensor, device: torch.device) -> Tensor:
-    """`(N, M)`, on the CPU."""
-    return torch.cat(
-        [embed(network, part.to(device)).cpu() for part in torch.split(images, _BATCH)]
-    )
 
 
 def _cmi_table(runs: Sequence[Run], bank: Bank, device: torch.device) -> Html:

@@ -116,8 +116,6 @@ def _read_run(folder: Path, config: dict[str, Any], dataset: Dataset | None) -> 
         assert dataset is not None
         path = folder / "checkpoint.safetensors"
         synthetic, iteration = _unfinished(folder, path, config["dataset"], dataset)
-    if not len(synthetic.images):
-        raise FileError(f"{path}: expected images, got none")
     return Run(str(folder), synthetic, config, log, iteration)
 
 
