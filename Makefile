@@ -15,7 +15,7 @@ demo: $(READY)  ## the main job, small: distil scikit-learn's digits and report,
 	$(BIN)/cmidd distill dm --iterations 200 --out $(DEMO)/dm
 	$(BIN)/cmidd distill dm --iterations 200 --out $(DEMO)/dm-cmi --bank $(DEMO)/bank.safetensors
 	$(BIN)/cmidd evaluate --sets "[$(DEMO)/dm/result.safetensors,$(DEMO)/dm-cmi/result.safetensors]" \
-		--random_real 10 --all_real --all_real_epochs 30 --repeats 3 --epochs 200 \
+		--random_real 10 --all_real --all_real_epochs 80 --repeats 3 --epochs 200 \
 		--out $(DEMO)/evaluation.json
 	$(BIN)/cmidd report --runs "[$(DEMO)/dm,$(DEMO)/dm-cmi]" --evaluations "[$(DEMO)/evaluation.json]" \
 		--bank $(DEMO)/bank.safetensors --out $(DEMO)/report.html
