@@ -27,6 +27,7 @@ from bench.records import (
     machine,
     machine_line,
     seconds_text,
+    spread_text,
     table,
 )
 from bench.shapes import FIVE, SETS, SWEEPS, THREE_LARGEST, shapes_of
@@ -46,7 +47,7 @@ def times_table(rows: list[Row], mode: str, dtype: str) -> str:
                 row["shape"],
                 PROVIDERS[row["contender"]].label,
                 seconds_text(row["seconds"]),
-                f"{seconds_text(row['p20'])} .. {seconds_text(row['p80'])}",
+                spread_text(row),
                 *("-" if factor is None else f"{factor:.3g}" for factor in factors),
                 f"{row['over_exp']:.2f}",
                 f"{row['gb_per_s']:.3g}" if "gb_per_s" in row else "-",

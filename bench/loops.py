@@ -51,6 +51,7 @@ from bench.records import (
     machine,
     machine_line,
     seconds_text,
+    spread_text,
     table,
 )
 
@@ -204,7 +205,7 @@ def times_table(rows: list[Row]) -> str:
             row["part"],
             row["loop"],
             seconds_text(row["seconds"]),
-            f"{seconds_text(row['p20'])} .. {seconds_text(row['p80'])}",
+            spread_text(row),
             f"{row['speedup_over_plain']:.2f}",
             f"{row['over_convolutions']:.2f}" if "over_convolutions" in row else "-",
             row.get("page_faults", "-"),

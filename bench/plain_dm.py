@@ -200,9 +200,7 @@ class PlainDM:
         """Prepare steps on images whose labels are `labels`, ascending."""
         self.dataset, self.options, self.seed, self.cmi = dataset, options, seed, cmi
         self.device, self.dtype = device, dtype
-        self.strategy = Strategy.parse(options.augmentation)
-        if not dataset.mirror:
-            self.strategy = self.strategy.without("flip")
+        self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
         self.real = dataset.to_input(dataset.train.images.to(device), dtype)
         ends = torch.bincount(labels.cpu()).cumsum(0).tolist()
         self.classes = [slice(a, b) for a, b in itertools.pairwise([0, *ends])]

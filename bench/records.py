@@ -162,6 +162,11 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds / 1e-6:.3g} us"
 
 
+def spread_text(row: Row) -> str:
+    """Where the middle 60 % of a row's samples lie."""
+    return f"{seconds_text(row['p20'])} .. {seconds_text(row['p80'])}"
+
+
 def bytes_text(size: float) -> str:
     """Three digits and a unit, powers of 1024."""
     for exponent, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):

@@ -31,6 +31,7 @@ from bench.records import (
     machine,
     machine_line,
     seconds_text,
+    spread_text,
     table,
 )
 from cmidd.networks import build_network, freeze, initialize
@@ -149,7 +150,7 @@ def report(record: Record) -> str:
             row["images"],
             row["contender"],
             seconds_text(row["seconds"]),
-            f"{seconds_text(row['p20'])} .. {seconds_text(row['p80'])}",
+            spread_text(row),
             f"{row['over_unchunked']:.2f}",
         )
         for row in record.rows

@@ -167,11 +167,12 @@ class Strategy:
             raise ValueError(f"augmentation {self}: name each operation once")
 
     @classmethod
-    def parse(cls, text: str) -> Strategy:
-        """Read `color_crop`, `all:color_crop` or `none`."""
+    def parse(cls, text: str, *, mirror: bool = True) -> Strategy:
+        """Read `color_crop`, `all:color_crop` or `none`; without `mirror` less "flip"."""
         names = text.removeprefix("all:")
         operations = () if names == "none" else tuple(names.split("_"))
-        return cls(operations, "single" if names == text else "all")
+        strategy = cls(operations, "single" if names == text else "all")
+        return strategy if mirror else strategy.without("flip")
 
     def without(self, *names: str) -> Strategy:
         """The strategy less the operations `names`, which need not be among its own."""

@@ -66,9 +66,7 @@ class DM:
         channels, size, _ = dataset.shape
         self.dataset, self.options, self.seed = dataset, options, seed
         self.device, self.dtype = device, dtype
-        self.strategy = Strategy.parse(options.augmentation)
-        if not dataset.mirror:
-            self.strategy = self.strategy.without("flip")
+        self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
         self.labels = labels.cpu()
         self.counts = torch.bincount(self.labels, minlength=dataset.num_classes).tolist()
         self.chunk = CHUNK.get(device.type, max(1, GPU_CHUNK * 32 * 32 // size**2))

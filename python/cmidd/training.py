@@ -137,9 +137,7 @@ def train(
         on_epoch: called with the number of finished epochs and the mean loss of the last.
     """
     stack.network.train()
-    strategy = Strategy.parse(recipe.augmentation)
-    if not mirror:
-        strategy = strategy.without("flip")
+    strategy = Strategy.parse(recipe.augmentation, mirror=mirror)
     optimizer = torch.optim.SGD(
         stack.parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
     )
