@@ -32,8 +32,9 @@ from tqdm import tqdm
 from bench.records import Record, add_output_arguments, machine
 from cmidd import presets
 from cmidd.bank import BankOptions, fill
+from cmidd.cmi import CMIOptions
 from cmidd.datasets import load_dataset
-from cmidd.distill import CMIOptions, DistillOptions, distill
+from cmidd.distill import DistillOptions, distill
 from cmidd.dm import DMOptions
 from cmidd.evaluate import DSA, evaluate
 from cmidd.files import write_text

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from bench.plain_dm import PlainCMI, PlainDM, augmented
 from cmidd.augment import augment, draw
+from cmidd.cmi import CMIOptions
 from cmidd.datasets import Dataset, ImageSet
-from cmidd.distill import CMIOptions
 from cmidd.dm import DM, DMOptions, whole_classes
 from cmidd.networks import Network, build_network, freeze, initialize
 from cmidd.seeds import generator

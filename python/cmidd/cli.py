@@ -1,4 +1,4 @@
-"""The commands: `cmidd pretrain | distill dm | evaluate | score | report`.
+"""The commands: `cmidd pretrain | experts | distill dm|dc|dsa|mtt | evaluate | score | report`.
 
 Every command is a few dataclasses of options (`options.py`, and beside the methods). Their fields
 are the flags and the keys of a YAML file (`--config`), their docstrings the help.
@@ -22,20 +22,24 @@ from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Name
 
 import cmikernels
 from cmidd.bank import Bank, BankOptions, fill
+from cmidd.cmi import CMIOptions
+from cmidd.costs import estimate
 from cmidd.datasets import DATASETS, Dataset
-from cmidd.distill import METHODS, CMIOptions, DistillOptions, distill
+from cmidd.distill import METHODS, DistillOptions, distill
 from cmidd.evaluate import evaluate
 from cmidd.files import FileError, write_text
 from cmidd.networks import describe_networks
 from cmidd.options import (
     DataOptions,
     EvaluateOptions,
+    ExpertRunOptions,
     ExportOptions,
     PretrainRunOptions,
     ReportOptions,
     RunOptions,
     ScoreOptions,
 )
+from cmidd.presets import settle
 from cmidd.run import RunFolder, versions
 from cmidd.score import score
 from cmidd.synthetic import SyntheticSet, start
@@ -47,6 +51,14 @@ def pretrain(data: DataOptions, run: PretrainRunOptions, options: BankOptions) -
     print(f"the bank: {run.out}")
 
 
+def run_experts(data: DataOptions, run: ExpertRunOptions, options: Any) -> None:
+    """Train networks and keep their weights after every epoch, for MTT to match."""
+    from cmidd.experts import fill_experts
+
+    fill_experts(run.out, data.load(), options, data.torch_device(), resume=run.resume)
+    print(f"the experts: {run.out}")
+
+
 def run_method(
     method: str,
     data: DataOptions,
@@ -56,13 +68,18 @@ def run_method(
     of_method: Any,
 ) -> None:
     """Distil, and say what to do with the result."""
-    parts = data, run, options, cmi, of_method
-    command = command_line(f"distill {method}", parts)
-    settings = _plain({"method": method, **_merged(parts)})
-    for of_the_place in ("out", "resume"):
-        del settings[of_the_place]
-    folder = RunFolder(run.out, settings, resume=run.resume)
-    distill(method, data.load(), options, cmi, of_method, folder, data.torch_device(), command)
+    command = command_line(f"distill {method}", (data, run, options, cmi, of_method))
+    dataset, device = data.load(), data.torch_device()
+    options, of_method, known = settle(method, dataset.name, options, of_method)
+    settings = _plain({"method": method, **_merged((data, options, cmi, of_method))})
+    folder = RunFolder(run.out or Path("runs") / method, settings, resume=run.resume)
+    if known:
+        print(f"not given, so as known: {known}")
+    if run.dry_run or not run.resume:
+        print(f"trying an update: {estimate(method, dataset, options, cmi, of_method, device)}")
+    if run.dry_run:
+        return
+    distill(method, dataset, options, cmi, of_method, folder, device, command)
     evaluation = EvaluateOptions(sets=(folder.result,), out=folder.path / "evaluation.json")
     print(f"the synthetic set: {folder.result}")
     print("try it:", command_line("evaluate", (data, evaluation)))
@@ -317,5 +334,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         sys.exit(f"cmidd: {error}")
     except KeyboardInterrupt:
-        resumes = given.command in ("pretrain", "distill")
+        resumes = given.command in ("pretrain", "experts", "distill")
         sys.exit("cmidd: interrupted" + ("; it goes on with --resume" if resumes else ""))

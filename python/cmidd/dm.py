@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
+from cmidd.method import Method
 from cmidd.networks import Network, build_network, freeze, initialize
 from cmidd.seeds import generator
 
@@ -50,7 +51,7 @@ class DMOptions:
     compile: bool = False
 
 
-class DM:
+class DM(Method):
     """The step of DM on one dataset."""
 
     def __init__(
@@ -92,7 +93,12 @@ class DM:
         if options.compile:
             self.embed_real = torch.compile(self.real_network.embed, dynamic=False)
 
-    def step(self, images: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        images: Tensor,
+        iteration: int,
+        update: int = 0,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
         """Loss and its gradient with respect to the synthetic images, `(N, ch, H, W)`."""
         self.draw_network(iteration)
         drawn = draw(

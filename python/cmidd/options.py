@@ -23,12 +23,15 @@ class DataOptions:
         dataset: name, or folder:PATH, arrays:PATH.npz, hub:NAME; cmidd --help lists the names
         data: folder that holds downloaded datasets
         size: height and width to resize folders of pictures to
+        zca: whiten the images (ZCA), as MTT does on some datasets; what is made from whitened
+            images, banks and experts too, serves whitened images alone
         device: cpu, cuda, cuda:1, ...; default: cuda where there is one
     """
 
     dataset: str = "digits"
     data: Path = Path("data")
     size: int | None = None
+    zca: bool = False
     device: str | None = None
 
     def load(self) -> Dataset:
@@ -40,7 +43,7 @@ class DataOptions:
                 f"dataset: networks see square images, got {height} x {width} in {self.dataset}; "
                 "give --size where it is a folder of pictures"
             )
-        return dataset
+        return dataset.whitened() if self.zca else dataset
 
     def torch_device(self) -> torch.device:
         """The device, checked."""
@@ -60,12 +63,14 @@ class RunOptions:
     """The run.
 
     Args:
-        out: folder of the run
+        out: folder of the run; default: runs/ and the name of the method
         resume: go on with the run that is in the folder
+        dry_run: say what the run costs in time, memory and disk, and end there
     """
 
-    out: Path = Path("runs/dm")
+    out: Path | None = None
     resume: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,19 @@ class PretrainRunOptions:
     """
 
     out: Path = Path("runs/bank.safetensors")
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class ExpertRunOptions:
+    """The file.
+
+    Args:
+        out: file of the trajectories
+        resume: go on with the file that was begun there
+    """
+
+    out: Path = Path("runs/experts.safetensors")
     resume: bool = False
 
 

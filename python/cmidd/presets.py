@@ -2,20 +2,61 @@
 
 The weights of CMI were published as comments in code, for 10 and 50 images per class; another
 number of images takes those of the nearer one. The weight multiplies a mean over images while DM's
-loss is a sum over classes, so it does not carry over to datasets with other numbers of classes.
+loss is a sum over classes and DC's over classes and layers, so it does not carry over to datasets
+with other numbers of classes. Options that are None are what `settle` fills in.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from cmidd.distill import DistillOptions
+
+_Options = TypeVar("_Options")
 
 # method -> dataset -> (weight at 10 images per class, weight at 50)
 PUBLISHED_WEIGHTS: dict[str, dict[str, tuple[float, float]]] = {
     "dm": {"svhn": (18000, 500), "cifar10": (8000, 2000), "cifar100": (2000, 500)},
+    "dc": {"cifar10": (50000, 10000)},
+    "dsa": {"svhn": (80000, 10000), "cifar10": (50000, 10000), "cifar100": (80000, 20000)},
+    "mtt": {},
 }
 # Ours: the best of five weights at 10 images per class, on seeds that the table does not use; 50
 # was not swept (bench/NOTES.md).
 OUR_WEIGHTS: dict[str, dict[str, tuple[float, float]]] = {"dm": {"digits": (1, 1)}}
+
+# How long methods run, as published; how often they write is ours, for their iterations' lengths.
+LOOPS: dict[str, dict[str, Any]] = {
+    "dm": {"iterations": 20000, "report_every": 10, "checkpoint_every": 500},
+    "dc": {"iterations": 1000, "report_every": 1, "checkpoint_every": 10},
+    "dsa": {"iterations": 1000, "report_every": 1, "checkpoint_every": 10},
+    "mtt": {"iterations": 5000, "report_every": 10, "checkpoint_every": 50},
+}
+
+# Images per class -> updates of the images in an iteration, and epochs of the network between two.
+STEPS_OF_DC = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+
+# MTT: student steps, epochs of the expert they match, first epochs they may start from, lr_images,
+# lr_step_size, first step size, images in a batch.
+_NAMES_OF_MTT = (
+    "student_steps", "expert_epochs", "max_start_epoch", "lr_images", "lr_step_size", "step_size",
+    "batch_syn",
+)  # fmt: skip
+SETTINGS_OF_MTT: dict[tuple[str, int], tuple[Any, ...]] = {
+    ("cifar10", 1): (50, 2, 2, 100.0, 1e-7, None, None),
+    ("cifar10", 10): (30, 2, 20, 100.0, 1e-5, 1e-3, None),
+    ("cifar10", 50): (30, 2, 40, 1000.0, 1e-5, 1e-3, None),
+    ("cifar100", 1): (20, 3, 20, 1000.0, 1e-5, None, None),
+    ("cifar100", 10): (20, 2, 20, 1000.0, 1e-5, None, None),
+    ("cifar100", 50): (80, 2, 40, 1000.0, 1e-5, None, 125),
+    ("tinyimagenet", 1): (10, 2, 10, 10000.0, 1e-4, None, None),
+    ("tinyimagenet", 10): (20, 2, 40, 10000.0, 1e-4, None, None),
+    ("tinyimagenet", 50): (20, 2, 40, 10000.0, 1e-4, None, None),
+}
+# What the published program does where it is not told.
+_USUAL_OF_MTT = (20, 3, 25, 1000.0, 1e-5, None, None)
 
 
 @dataclass(frozen=True)
@@ -39,9 +80,10 @@ def cmi_weight(method: str, dataset: str, ipc: int) -> Weight:
             note = "" if ipc == near else f" for {near} images per class, the nearest"
             return Weight(value, f"{whose}{note}")
     known = sorted({**PUBLISHED_WEIGHTS.get(method, {}), **OUR_WEIGHTS.get(method, {})})
+    only = f" (only for {', '.join(known)})" if known else ""
     raise ValueError(
-        f"cmi_weight: none is known for {method} on {dataset} (only for {', '.join(known)}); give "
-        "one. It multiplies a mean over images: start where weight x CMI is a tenth of the loss"
+        f"cmi_weight: none is known for {method} on {dataset}{only}; give one. It multiplies a "
+        "mean over images: start where weight x CMI is a tenth of the loss"
     )
 
 
@@ -56,6 +98,41 @@ def bank_network(dataset: str, size: int) -> str:
     return "resnet18" if size > 8 else "resnet18:norm=group"
 
 
-def dm_learning_rate(ipc: int) -> float:
-    """Step size of DM on the images, as published."""
-    return 10.0 if ipc >= 100 else 1.0
+def settle(
+    method: str, dataset: str, loop: DistillOptions, options: _Options
+) -> tuple[DistillOptions, _Options, str]:
+    """Options with what is known in the place of None, and a line for the user that says what."""
+    known = LOOPS[method] | _of_method(method, dataset, loop.ipc)
+    filled_in: dict[str, Any] = {}
+
+    def settled(given: Any) -> Any:
+        names = {field.name for field in fields(given)} & known.keys()
+        missing = {name: known[name] for name in known if name in names}
+        missing = {name: value for name, value in missing.items() if getattr(given, name) is None}
+        filled_in.update({name: value for name, value in missing.items() if value is not None})
+        return replace(given, **missing)
+
+    loop, options = settled(loop), settled(options)
+    text = ", ".join(f"{name} {value}" for name, value in filled_in.items())
+    return loop, options, text
+
+
+def _of_method(method: str, dataset: str, ipc: int) -> dict[str, Any]:
+    """What depends on the images."""
+    if method == "dm":
+        return {"lr_images": 10.0 if ipc >= 100 else 1.0}
+    if method in ("dc", "dsa"):
+        outer, inner = STEPS_OF_DC.get(ipc) or steps_of_dc(ipc)
+        return {"lr_images": 0.1, "outer_steps": outer, "inner_epochs": inner}
+    near = 1 if ipc < 5 else 10 if ipc < 30 else 50
+    values = SETTINGS_OF_MTT.get((dataset, near), _USUAL_OF_MTT)
+    return dict(zip(_NAMES_OF_MTT, values, strict=True))
+
+
+def steps_of_dc(ipc: int) -> tuple[int, int]:
+    """Ours, for images per class that were refused where the method was published.
+
+    As many updates as images, 50 at most, and about 500 epochs in all, 50 at most between two.
+    """
+    outer = min(ipc, 50)
+    return outer, min(50, max(10, round(500 / outer)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmidd.distill import CMIOptions
+from cmidd.cmi import CMIOptions
 from tests.cmidd.tiny import tiny_bank, tiny_dataset
 
 

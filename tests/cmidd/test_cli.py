@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from cmidd.bank import BankOptions
 from cmidd.cli import command_line, main
-from cmidd.distill import CMIOptions, DistillOptions
+from cmidd.cmi import CMIOptions
+from cmidd.distill import DistillOptions
 from cmidd.dm import DMOptions
 from cmidd.options import (
     DataOptions,

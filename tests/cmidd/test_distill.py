@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cmidd.bank import Bank
-from cmidd.distill import CMIOptions
+from cmidd.cmi import CMIOptions
 from cmidd.dm import DM
 from cmidd.run import read_log, versions
 from cmidd.synthetic import SyntheticSet, start

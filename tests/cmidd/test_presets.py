@@ -8,7 +8,6 @@ from cmidd.presets import (
     PUBLISHED_WEIGHTS,
     bank_network,
     cmi_weight,
-    dm_learning_rate,
 )
 
 
@@ -53,6 +52,3 @@ def test_the_network_of_a_bank_suits_the_images(dataset: str, size: int, network
     build_network(network, 1, size, 10)
 
 
-@pytest.mark.parametrize(("ipc", "rate"), [(1, 1.0), (99, 1.0), (100, 10.0), (500, 10.0)])
-def test_the_learning_rate_of_dm(ipc: int, rate: float) -> None:
-    assert dm_learning_rate(ipc) == rate

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from cmidd.bank import Bank, BankOptions, fill
+from cmidd.cmi import CMIOptions
 from cmidd.datasets import Dataset, ImageSet
-from cmidd.distill import CMIOptions, DistillOptions, distill
+from cmidd.distill import DistillOptions, distill
 from cmidd.dm import DMOptions
 from cmidd.run import RunFolder
 from cmidd.seeds import generator

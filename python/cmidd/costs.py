@@ -1,0 +1,106 @@
+"""What a run costs in time, memory and disk, measured on its own first updates before it starts.
+
+Nothing that a run draws depends on what was computed before, so trying an update changes nothing.
+The first one pays for what is made once and is not counted; the second of an iteration stands for
+all that follow it, as DC trains its network before each of them.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmidd.cmi import CMIOptions, Regularization
+from cmidd.datasets import Dataset
+from cmidd.distill import METHODS, DistillOptions
+from cmidd.method import Method
+from cmidd.presets import settle
+from cmidd.synthetic import start
+
+_LINE = 300  # bytes of a line of both logs
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run."""
+
+    seconds: float  # an iteration
+    iterations: int
+    memory: int  # bytes at the peak: of the process, or on the GPU
+    disk: int  # bytes
+
+    def __str__(self) -> str:
+        whole = duration(self.seconds * self.iterations)
+        return (
+            f"about {duration(self.seconds)} an iteration, {whole} for {self.iterations:,}; "
+            f"memory {size(self.memory)}, disk {size(self.disk)}"
+        )
+
+
+def estimate(
+    method_name: str,
+    dataset: Dataset,
+    options: DistillOptions,
+    cmi: CMIOptions,
+    method_options: Any,
+    device: torch.device,
+) -> Cost:
+    """Try up to three updates of a run; arguments as of `distill`."""
+    options, method_options, _ = settle(method_name, dataset.name, options, method_options)
+    assert options.iterations is not None
+    assert options.report_every is not None
+    images, labels = start(dataset, options.ipc, options.init, options.seed)
+    images = images.to(device).requires_grad_()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    method = METHODS[method_name][0](dataset, labels, method_options, options.seed, device)
+    regularization = Regularization(
+        method_name, dataset, labels, options.seed, cmi, device, lambda _: None
+    )
+    _timed(method, regularization, images, 0)
+    seconds = _timed(method, regularization, images, 0)
+    if method.updates > 1:
+        seconds += (method.updates - 1) * _timed(method, regularization, images, 1)
+    made = sum(leaf.nbytes for leaf in (images, *(each.tensor for each in method.learned.values())))
+    if dataset.whitening is not None:
+        made += dataset.whitening.matrix.nbytes
+    lines = options.iterations // options.report_every
+    return Cost(seconds, options.iterations, _peak(device), 3 * made + lines * _LINE)
+
+
+def _timed(method: Method, regularization: Regularization, images: Tensor, update: int) -> float:
+    """Seconds of one update of the first iteration."""
+    began = time.perf_counter()
+    _, gradient = method.step(images, 0, update)
+    regularization.add(images, gradient, 0, method.rows(0), logged=False)
+    gradient.sum().item()  # waits for a GPU
+    return time.perf_counter() - began
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def duration(seconds: float) -> str:
+    """For people: two digits of the unit that suits."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * length or unit == "s":
+            return f"{seconds / length:.2g} {unit}"
+    raise AssertionError
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    for unit, power in (("GB", 9), ("MB", 6)):
+        if count >= 10**power:
+            return f"{count / 10**power:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"

@@ -1,0 +1,59 @@
+"""What the loop in `distill.py` asks of a method.
+
+A method gives the loss and its gradient with respect to the images, as often in an iteration as it
+has `updates`. What else it optimises (a step size, labels) it lists in `learned`, with gradients in
+the tensors' `.grad`. All that it draws depends on the seed, the iteration and the update alone, and
+what it keeps from update to update begins anew in every iteration: images, what is learned, their
+momentum and the iteration's number are everything that a checkpoint needs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cmidd.synthetic import SyntheticSet
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """A leaf that is optimised beside the images, and the learning rate of its SGD."""
+
+    tensor: Tensor
+    lr: float
+
+
+class Method(ABC):
+    """The base of all methods; what follows is what most of them need not change."""
+
+    updates: int = 1
+    """Of the images in one iteration."""
+
+    @property
+    def learned(self) -> dict[str, Learned]:
+        """What is optimised beside the images, by the name that checkpoints call it."""
+        return {}
+
+    @abstractmethod
+    def step(self, images: Tensor, iteration: int, update: int = 0) -> tuple[Tensor, Tensor]:
+        """Loss and its gradient with respect to `images` (N, ch, H, W); fills `.grad` of `learned`.
+
+        Updates of an iteration come in order, from 0 on.
+        """
+
+    def constrain(self) -> None:  # noqa: B027
+        """Bring what is learned back to where it may be, after the optimiser moved it."""
+
+    def rows(self, iteration: int) -> Tensor | None:  # noqa: ARG002
+        """The images whose CMI an iteration takes, as row numbers on the CPU; None: all."""
+        return None
+
+    def numbers(self) -> dict[str, Tensor]:
+        """More numbers for the log, as tensors of one element."""
+        return {}
+
+    def finished(self, made: SyntheticSet) -> SyntheticSet:
+        """The distilled set with what the method adds to it."""
+        return made
