@@ -18,6 +18,7 @@ from cmidd.networks import (
     freeze,
     initialize,
 )
+from cmidd.networks.layers import AvgPool
 from cmidd.networks.spec import WORDS, options_of
 from cmidd.seeds import generator
 
@@ -332,3 +333,31 @@ def test_gradients_of_gradients_are_right(spec: str) -> None:
     network = freeze(fresh(spec, 9).double())
     images = images_of(9, count=2).double().requires_grad_()
     assert torch.autograd.gradgradcheck(network, (images,), fast_mode=True)
+
+
+def pooled_maps(size: int, memory_format: torch.memory_format, dtype: torch.dtype) -> Tensor:
+    maps = torch.randn(3, 4, size, size, generator=generator("maps", size))
+    return maps.to(dtype).contiguous(memory_format=memory_format).requires_grad_()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 32])
+def test_average_pooling_is_that_of_torch(
+    size: int, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    maps = pooled_maps(size, memory_format, dtype)
+    got, expected = AvgPool()(maps), nn.functional.avg_pool2d(maps, 2)
+    torch.testing.assert_close(got, expected)
+    weights = torch.randn(got.shape, generator=generator("weights")).to(dtype)
+    gradients = [torch.autograd.grad(found, maps, weights)[0] for found in (got, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("size", [2, 5, 6])
+def test_average_pooling_has_all_derivatives(size: int) -> None:
+    maps = pooled_maps(size, torch.contiguous_format, torch.float64)
+    assert torch.autograd.gradcheck(AvgPool(), maps)
+    assert torch.autograd.gradgradcheck(AvgPool(), maps)
+    stacked = torch.stack([maps, 2 * maps])
+    torch.testing.assert_close(vmap(AvgPool())(stacked)[1], 2 * AvgPool()(maps))

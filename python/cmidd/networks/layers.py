@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 GROUPS = 4  # of norm=group
 
@@ -39,9 +41,34 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
 }
 
+
+class AvgPool(nn.Module):
+    """Means of 2 x 2 pixels.
+
+    On a CPU each pair of rows is multiplied by a constant matrix: torch multiplies about twice as
+    fast as it averages there, forward and backward.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """`(n, channels, height, width)` to half of height and width, rounded down."""
+        n, channels, height, width = maps.shape
+        if (
+            maps.device.type != "cpu"
+            or maps.dtype not in (torch.float32, torch.float64)
+            or height % 2
+            or width % 2
+            or not maps.is_contiguous()
+            or torch.compiler.is_compiling()
+        ):
+            return F.avg_pool2d(maps, 2)
+        column = torch.eye(width // 2, dtype=maps.dtype).repeat_interleave(2, dim=0) / 4
+        pairs = maps.view(n, channels, height // 2, 2 * width)
+        return pairs @ torch.cat([column, column])
+
+
 POOLINGS: dict[str, Callable[[], nn.Module]] = {
     "none": nn.Identity,
-    "avg": lambda: nn.AvgPool2d(2),
+    "avg": AvgPool,
     "max": lambda: nn.MaxPool2d(2),
 }
 
