@@ -94,7 +94,8 @@ def duration(seconds: float) -> str:
     """For people: two digits of the unit that suits."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         if seconds >= 2 * length or unit == "s":
-            return f"{seconds / length:.2g} {unit}"
+            number = seconds / length
+            return f"{number:.0f} {unit}" if number > 99 else f"{number:.2g} {unit}"
     raise AssertionError
 
 
