@@ -1,12 +1,13 @@
-"""Does it help? DM, DM + CMI, random real images and all real images on scikit-learn's digits.
+"""Does it help? Each method with and without CMI, and real images, on scikit-learn's digits.
 
 For every number of images per class and every seed: distil with and without CMI from the same real
 images and with the same draws, train fresh networks on the result and on random real images, and
 test them. A seed's number is the mean over its networks; the table has mean and standard deviation
 over seeds.
 
-    python -m bench.digits                                     # the README's table
-    python -m bench.digits --sweep 0 1 10 100 --seeds 100 101  # the weights in presets.py
+    python -m bench.digits                                        # the README's table: DM
+    python -m bench.digits --methods dc dsa mtt --ipc 1 10        # and its other methods
+    python -m bench.digits --sweep 0 0.1 1 10 100 --seeds 100 101 # the weights in presets.py
 
 A sweep judges by the real *training* images, so that the table's test images stay unseen. Runs go
 into a folder that a second start picks up where the first was cut.
@@ -34,10 +35,13 @@ from cmidd import presets
 from cmidd.bank import BankOptions, fill
 from cmidd.cmi import CMIOptions
 from cmidd.datasets import load_dataset
+from cmidd.dc import DCOptions, DSAOptions
 from cmidd.distill import DistillOptions, distill
 from cmidd.dm import DMOptions
 from cmidd.evaluate import DSA, evaluate
+from cmidd.experts import ExpertOptions, fill_experts
 from cmidd.files import write_text
+from cmidd.mtt import MTTOptions
 from cmidd.run import RunFolder
 from cmidd.seeds import seed_of
 from cmidd.synthetic import start
@@ -49,9 +53,25 @@ BANK = BankOptions(networks=10, epochs=20)
 EVALUATION = {1: Recipe(epochs=600, augmentation=DSA), 50: Recipe(epochs=300, augmentation=DSA)}
 ALL_REAL = Recipe(epochs=100, augmentation=DSA)
 NETWORKS = 2  # trained on every set
-ITERATIONS = 300
+EXPERTS = ExpertOptions(experts=10, epochs=20)
+# Every method in about the time of 300 iterations of DM at 10 images per class.
+LOOPS: dict[str, dict[str, Any]] = {
+    "dm": {"iterations": 300},
+    "dc": {"iterations": 20},
+    "dsa": {"iterations": 20},
+    "mtt": {"iterations": 150, "lr_images": 100.0},
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dm": {},
+    "dc": {"inner_epochs": 5},
+    "dsa": {"inner_epochs": 5},
+    "mtt": {"student_steps": 10, "expert_epochs": 1, "max_start_epoch": 10, "lr_step_size": 1e-5},
+}
+KINDS: dict[str, Any] = {"dm": DMOptions, "dc": DCOptions, "dsa": DSAOptions, "mtt": MTTOptions}
 SETTINGS = {
-    "iterations": ITERATIONS,
+    "loops": LOOPS,
+    "options": OPTIONS,
+    "experts": asdict(EXPERTS),
     "networks": NETWORKS,
     "bank": asdict(BANK),
     "evaluation": {ipc: asdict(recipe) for ipc, recipe in EVALUATION.items()},
@@ -63,7 +83,7 @@ SETTINGS = {
 class Case:
     """One number of the table: a set and the networks trained on it."""
 
-    method: str  # "dm", "random" or "all"
+    method: str  # one of KINDS, "random" or "all"
     ipc: int
     weight: float  # of CMI
     seed: int
@@ -78,21 +98,26 @@ class Case:
 def run(case: Case, folder: Path) -> dict[str, Any]:
     """Distil and evaluate; what is there already is not done again."""
     dataset = load_dataset("digits")
-    if case.method == "dm":
-        options = DistillOptions(case.ipc, iterations=ITERATIONS, seed=case.seed)
+    recipe = ALL_REAL if case.method == "all" else EVALUATION[1 if case.ipc < 50 else 50]
+    if case.method in KINDS:
+        options = DistillOptions(case.ipc, seed=case.seed, **LOOPS[case.method])
+        of_method = dict(OPTIONS[case.method])
+        if case.method == "mtt":
+            of_method["experts"] = folder / "experts.safetensors"
         bank = folder / "bank.safetensors" if case.weight else None
         cmi = CMIOptions(bank=bank, cmi_weight=case.weight or None)
-        place = folder / f"dm-{case.ipc}-{case.weight:g}-{case.seed}"
+        place = folder / f"{case.method}-{case.ipc}-{case.weight:g}-{case.seed}"
         run_folder = RunFolder(place, {"case": place.name}, resume=True)
-        made = distill("dm", dataset, options, cmi, DMOptions(), run_folder, CPU, say=_quiet)
+        kind = KINDS[case.method](**of_method)
+        made = distill(case.method, dataset, options, cmi, kind, run_folder, CPU, say=_quiet)
         images, labels = made.images, made.labels
+        recipe = replace(recipe, lr=made.record.get("learned_lr", recipe.lr))
     elif case.method == "random":
         images, labels = start(dataset, case.ipc, "real", case.seed)
     else:
         images, labels = dataset.to_input(dataset.train.images), dataset.train.labels
     if case.judge == "train":
         dataset = replace(dataset, test=dataset.train)
-    recipe = ALL_REAL if case.method == "all" else EVALUATION[1 if case.ipc < 50 else 50]
     (found,) = evaluate(
         images,
         labels,
@@ -111,24 +136,30 @@ def _quiet(text: str) -> None:
     """Say nothing: many runs go on at once."""
 
 
-def table_cases(ipcs: Sequence[int], seeds: Sequence[int]) -> list[Case]:
+def table_cases(methods: Sequence[str], ipcs: Sequence[int], seeds: Sequence[int]) -> list[Case]:
     """Everything that the README's table shows; the longest first."""
-    cases = [Case("all", 0, 0.0, seed, "test") for seed in seeds]
+    cases = []
     for ipc in sorted(ipcs, reverse=True):
         for seed in seeds:
-            if ipc > 1:  # with one image per class CMI is 0
-                weight = presets.cmi_weight("dm", "digits", ipc).value
-                cases.append(Case("dm", ipc, weight, seed, "test"))
-            cases.append(Case("dm", ipc, 0.0, seed, "test"))
-            cases.append(Case("random", ipc, 0.0, seed, "test"))
-    return cases
+            for method in methods:
+                if method in KINDS and ipc > 1:  # with one image per class CMI is 0
+                    weight = presets.cmi_weight(method, "digits", ipc).value
+                    cases.append(Case(method, ipc, weight, seed, "test"))
+                if method != "all":
+                    cases.append(Case(method, ipc, 0.0, seed, "test"))
+    of_all = [Case("all", 0, 0.0, seed, "test") for seed in seeds]
+    return of_all + cases if "all" in methods else cases
 
 
-def sweep_cases(weights: Sequence[float], ipcs: Sequence[int], seeds: Sequence[int]) -> list[Case]:
+def sweep_cases(
+    methods: Sequence[str], weights: Sequence[float], ipcs: Sequence[int], seeds: Sequence[int]
+) -> list[Case]:
     """Every weight on every seed, judged by training images."""
     return [
-        Case("dm", ipc, weight, seed, "train")
+        Case(method, ipc, weight, seed, "train")
         for ipc in sorted(ipcs, reverse=True)
+        for method in methods
+        if method in KINDS
         for weight in weights
         for seed in seeds
     ]
@@ -137,6 +168,10 @@ def sweep_cases(weights: Sequence[float], ipcs: Sequence[int], seeds: Sequence[i
 def run_all(cases: Sequence[Case], folder: Path, jobs: int) -> list[dict[str, Any]]:
     """Each case in a process of its own with one thread, `jobs` at a time."""
     fill_bank(folder)
+    if any(case.method == "mtt" for case in cases):
+        fill_experts(
+            folder / "experts.safetensors", load_dataset("digits"), EXPERTS, CPU, resume=True
+        )
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(cases), unit="case") as bar:
 
         def one(case: Case) -> dict[str, Any]:
@@ -180,7 +215,8 @@ def report(record: Record) -> str:
     ]
     for (method, ipc, weight), found in sorted(groups.items(), key=lambda g: (g[0][1], g[0])):
         spread = statistics.stdev(found) if len(found) > 1 else 0.0
-        name = {"random": "random real images", "all": "all real images", "dm": "DM"}[method]
+        real = {"random": "random real images", "all": "all real images"}
+        name = real.get(method, method.upper())
         name += " + CMI" if weight else ""
         accuracy = f"{statistics.mean(found):.1f} ± {spread:.1f}"
         lines.append(f"| {ipc or 'all'} | {name} | {weight:g} | {accuracy} | {len(found)} |")
@@ -194,6 +230,9 @@ def main() -> None:
     """Run the table, a sweep, or one case of them."""
     parser = argparse.ArgumentParser(prog="python -m bench.digits", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--methods", nargs="+", default=["dm", "random", "all"], choices=[*KINDS, "random", "all"]
+    )
     parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10, 50])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--sweep", type=float, nargs="+", metavar="WEIGHT")
@@ -208,9 +247,9 @@ def main() -> None:
         write_text(given.folder / f"{case.name}.json", json.dumps(row))
         return
     if given.sweep:
-        cases = sweep_cases(given.sweep, given.ipc, given.seeds)
+        cases = sweep_cases(given.methods, given.sweep, given.ipc, given.seeds)
     else:
-        cases = table_cases(given.ipc, given.seeds)
+        cases = table_cases(given.methods, given.ipc, given.seeds)
     # Runs of other settings are others, though they have the same names.
     folder = given.folder / f"{seed_of(json.dumps(SETTINGS)):016x}"
     rows = run_all(cases, folder, given.jobs)

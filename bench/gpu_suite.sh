@@ -197,8 +197,8 @@ sanitize_part() {
 }
 
 bench_part() {
-  start bench bench/{harness,replay,measure,model,memory,launches,providers,shapes,kernels,accuracy,overhead,loops,loop_parts,plain_dm,regularizer}.py
-  local common=(--json-only --out "$out" --device "$device") backend
+  start bench bench/{harness,replay,measure,model,memory,launches,providers,shapes,kernels,accuracy,overhead,loops,loop_parts,{dm,dc,mtt}_parts,plain_{dm,dc,mtt},regularizer}.py
+  local common=(--json-only --out "$out" --device "$device") backend method
   local kernels=("$python" -m bench.kernels --name gpu-kernels --resume "$key" --budget "$budget" "${common[@]}")
   local theirs=(published compile)
   if [[ $dry_run ]]; then
@@ -221,10 +221,12 @@ bench_part() {
     step "bench/overhead-$backend" env CMIKERNELS_BACKEND="$backend" "$python" -m bench.overhead \
       --name "gpu-overhead-$backend" "${common[@]}" --calls-only ${dry_run:+--quick --budget 0.1}
   done
-  for bench in loops regularizer; do
-    step "bench/$bench" "$python" -m "bench.$bench" --name "gpu-$bench" "${common[@]}" \
-      ${dry_run:+--quick}
+  for method in dm dc mtt; do
+    step "bench/loops-$method" "$python" -m bench.loops --method "$method" \
+      --name "gpu-loops-$method" "${common[@]}" ${dry_run:+--quick}
   done
+  step bench/regularizer "$python" -m bench.regularizer --name gpu-regularizer "${common[@]}" \
+    ${dry_run:+--quick}
   if [[ $dry_run && -f $out/gpu-kernels.json ]]; then # what becomes of the files later
     mkdir -p "$scratch/results"
     cp "$out"/gpu-*.json "$scratch/results"

@@ -1,45 +1,37 @@
-"""The parts of a DM step as functions of the iteration: of our loop, the plain one, convolutions.
-
-step               all of the following: one update of the synthetic images
-networks           fresh weights of DM's network; the plain loop also reads that of CMI
-real batch         real images chosen and normalised
-augmentation       of real and synthetic images, and back to the synthetic ones
-real branch        class means of the embeddings of real images
-synthetic branch   those of synthetic images, the loss, and back to the images
-regulariser        CMI and back; our loop leaves it out at ipc 1, where it is always 0
-optimiser          SGD on the images
-"""
+"""What the loops of all methods work on, and the convolutions that no loop can do without."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.plain_dm import PlainCMI, PlainDM, augmented
-from cmidd.augment import augment, draw
+from bench.plain_dm import PlainCMI, PlainDM
 from cmidd.cmi import CMIOptions
 from cmidd.datasets import Dataset, ImageSet
-from cmidd.dm import DM, DMOptions, whole_classes
+from cmidd.dm import DMOptions
 from cmidd.networks import Network, build_network, freeze, initialize
 from cmidd.seeds import generator
 from cmikernels import ClassIndex, CMIRegularizer
 
-STEP, NETWORKS, REAL_BATCH, AUGMENTATION = "step", "networks", "real batch", "augmentation"
-REAL, SYNTHETIC, REGULARISER = "real branch", "synthetic branch", "regulariser"
-OPTIMISER = "optimiser"
-PARTS = (STEP, NETWORKS, REAL_BATCH, AUGMENTATION, REAL, SYNTHETIC, REGULARISER, OPTIMISER)
+PLAIN, OURS, CONVOLUTIONS = "plain", "ours", "convolutions"
+SEED = 0
 
-Run = Callable[[int], object]
-
-_SEED = 0
 _WEIGHT = 2000.0  # of CMI, as published for CIFAR-10 at ipc 50
 _BANK_SIZE = 3
+
+Run = Callable[[int], object]
+"""A part of an iteration, with the iteration's number."""
+Loops = dict[str, dict[str, Run]]
+"""Parts by name, of every loop by name."""
+Result = tuple[Tensor, Tensor]
+"""A loss and its gradient with respect to the images."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +43,8 @@ class Sizes:
     pixels: int = 32
     network: str = "convnet"
     bank: str = "resnet18"
+    student_steps: int = 5  # of MTT, in what is timed
+    peaks: tuple[int, ...] = (1, 5, 10, 50)  # those whose memory is measured
 
 
 def random_dataset(per_class: Sequence[int], pixels: int, *, mirror: bool = True) -> Dataset:
@@ -81,10 +75,10 @@ def save_each(networks: Sequence[nn.Module], folder: Path) -> list[Path]:
 
 
 class Setup:
-    """What both loops work on; the files of the plain one's bank are written into `folder`."""
+    """What all loops work on; the plain ones' files are written into `folder`."""
 
     def __init__(self, sizes: Sizes, ipc: int, device: torch.device, folder: Path) -> None:
-        self.sizes, self.device = sizes, device
+        self.sizes, self.ipc, self.device, self.folder = sizes, ipc, device, folder
         self.dataset = random_dataset([2 * sizes.batch_real] * sizes.classes, sizes.pixels)
         self.labels = torch.arange(sizes.classes).repeat_interleave(ipc)
         shape = (len(self.labels), *self.dataset.shape)
@@ -93,153 +87,75 @@ class Setup:
         self.images.grad = torch.ones_like(self.images)
         # A step of length 0 takes as long as another, and all rounds see the same images.
         self.optimizer = torch.optim.SGD([self.images], lr=0.0, momentum=0.5)
-        bank = untrained_bank(sizes.bank, sizes.pixels, sizes.classes)
-        self.files = save_each(bank, folder)
-        chunk_size = CMIOptions().cmi_chunk
-        bank = [network.to(device) for network in bank]
-        self.regularizer = CMIRegularizer(bank, _WEIGHT, chunk_size=chunk_size, seed=_SEED)
         self.has_cmi = ipc > 1
 
-    def ours(self, **options: Any) -> DM:
-        """Our loop, as published but for `options`."""
-        options |= {"network": self.sizes.network, "batch_real": self.sizes.batch_real}
-        return DM(self.dataset, self.labels, DMOptions(**options), _SEED, self.device)
+    @cached_property
+    def regularizer(self) -> CMIRegularizer:
+        """CMI as our loops take it."""
+        bank = [network.to(self.device) for network in self._bank()]
+        return CMIRegularizer(bank, _WEIGHT, chunk_size=CMIOptions().cmi_chunk, seed=SEED)
 
-    def plain(self) -> PlainDM:
-        """The plain loop."""
+    @cached_property
+    def plain_dm(self) -> PlainDM:
+        """The plain loop of DM; those of other methods take CMI from it."""
+        files = save_each(self._bank(), self.folder)
+        cmi = PlainCMI(files, self.sizes.bank, _WEIGHT, self.regularizer.draw)
         options = DMOptions(self.sizes.network, self.sizes.batch_real)
-        cmi = PlainCMI(self.files, self.sizes.bank, _WEIGHT, self.regularizer.draw)
-        return PlainDM(self.dataset, self.labels, options, _SEED, self.device, cmi=cmi)
+        return PlainDM(self.dataset, self.labels, options, SEED, self.device, cmi=cmi)
 
-    def update(self, gradient: Tensor) -> None:
-        """The end of a step."""
+    def cmi(self, iteration: int) -> Result:
+        """Weighted CMI and its gradient, as our loops take them."""
+        value = self.regularizer(self.images, self._classes, step=iteration)
+        return value.detach(), torch.autograd.grad(value, self.images)[0]
+
+    def update(
+        self, loss: Tensor, gradient: Tensor, cmi: Callable[[int], Result], iteration: int
+    ) -> Result:
+        """The end of an update: CMI is added where there is any, and the images make a step."""
+        if self.has_cmi:
+            value, of_images = cmi(iteration)
+            loss = loss + value
+            gradient += of_images
+        self.step(gradient)
+        return loss, gradient
+
+    def step(self, gradient: Tensor) -> None:
+        """The step of the images."""
         self.images.grad = gradient
         self.optimizer.step()
 
+    @cached_property
+    def _classes(self) -> ClassIndex:
+        return ClassIndex(self.labels.to(self.device), self.sizes.classes)
 
-def our_parts(setup: Setup, **options: Any) -> dict[str, Run]:
-    """Those of our loop under options of DM; a step gives its loss and gradient."""
-    loop, images, labels = setup.ours(**options), setup.images, setup.labels
-    classes = ClassIndex(labels.to(setup.device), setup.sizes.classes)
-    real, real_labels = loop.real_batch(0)
-    counts = real_labels.bincount().tolist()
-    loop.draw_network(0)
-    targets = loop.real_means(real, counts)
-
-    def step(iteration: int) -> tuple[Tensor, Tensor]:
-        loss, gradient = loop.step(images, iteration)
-        if setup.has_cmi:
-            value = setup.regularizer(images, classes, step=iteration)
-            gradient += torch.autograd.grad(value, images)[0]
-            loss = loss + value.detach()
-        setup.update(gradient)
-        return loss, gradient
-
-    def augmentation(iteration: int) -> object:
-        drawn = draw(loop.strategy, len(counts), generator(_SEED, "dsa", iteration))
-        changed = [augment(real, loop.strategy, drawn, real_labels)]
-        for _, rows in loop.chunks:
-            x = images.detach()[rows].requires_grad_()
-            y = augment(x, loop.strategy, drawn, labels[rows])
-            changed += torch.autograd.grad(y, x, x.detach())
-        return changed
-
-    def regularize(iteration: int) -> object:
-        return torch.autograd.grad(setup.regularizer(images, classes, step=iteration), images)
-
-    parts: dict[str, Run] = {
-        STEP: step,
-        NETWORKS: loop.draw_network,
-        REAL_BATCH: loop.real_batch,
-        AUGMENTATION: augmentation,
-        REAL: lambda _: loop.real_means(real, counts),
-        SYNTHETIC: lambda _: loop.match(images, targets, lambda x, _: x),
-        OPTIMISER: lambda _: setup.optimizer.step(),
-    }
-    return parts | ({REGULARISER: regularize} if setup.has_cmi else {})
+    def _bank(self) -> list[Network]:
+        return untrained_bank(self.sizes.bank, self.sizes.pixels, self.sizes.classes)
 
 
-def plain_parts(setup: Setup) -> dict[str, Run]:
-    """Those of the plain loop; a step gives its loss and gradient."""
-    loop, images = setup.plain(), setup.images
-    real = loop.real_batches(0)
-    network, trained = loop.new_network(0), loop.trained_network(0)
-    targets = [network.embed(of_class).mean(dim=0) for of_class in real]
-
-    def step(iteration: int) -> tuple[Tensor, Tensor]:
-        loss, value, gradient = loop.step(images, iteration)
-        setup.update(gradient)
-        return loss + value, gradient
-
-    def augmentation(iteration: int) -> object:
-        drawn = loop.draw(iteration)
-        changed, kept = [], []
-        for c, rows in enumerate(loop.classes):
-            kept.append(augmented(real[c], loop.strategy, drawn, c))
-            changed.append(augmented(images[rows], loop.strategy, drawn, c))
-        given = [images.detach()[rows] for rows in loop.classes]
-        return kept, torch.autograd.grad(changed, images, given)
-
-    def match(_: int) -> object:
-        means = [network.embed(images[rows]).mean(dim=0) for rows in loop.classes]
-        loss = sum((t - m).square().sum() for t, m in zip(targets, means, strict=True))
-        return torch.autograd.grad(cast(Tensor, loss), images)
-
-    return {
-        STEP: step,
-        NETWORKS: lambda iteration: (
-            loop.new_network(iteration),
-            loop.trained_network(iteration),
-        ),
-        REAL_BATCH: loop.real_batches,
-        AUGMENTATION: augmentation,
-        REAL: lambda _: [network.embed(of_class).mean(dim=0) for of_class in real],
-        SYNTHETIC: match,
-        REGULARISER: lambda _: torch.autograd.grad(loop.weighted_cmi(trained, images), images),
-        OPTIMISER: lambda _: setup.optimizer.step(),
-    }
+def batches(count: int, size: int) -> list[int]:
+    """How `count` is cut into batches."""
+    return [min(size, count - first) for first in range(0, count, size)]
 
 
-def convolution_parts(setup: Setup) -> dict[str, Run]:
-    """The convolutions of our float32 loop, on tensors already there, part by part."""
-    loop = setup.ours()
-    loop.draw_network(0)
-    counts = loop.counts
-    count = setup.sizes.classes * setup.sizes.batch_real
-    of_real = [min(loop.chunk, count - first) for first in range(0, count, loop.chunk)]
-    of_synthetic = _images_in(counts, loop.chunk)
-    images = setup.images.detach()
-    placed = images.contiguous(memory_format=loop.layout(images.dtype))
-    parts = {
-        REAL: _convolutions(loop.network, placed, of_real, backward=False),
-        SYNTHETIC: _convolutions(loop.network, placed, of_synthetic, backward=True),
-    }
-    if setup.has_cmi:
-        chunk_size = setup.regularizer.chunk_size
-        assert chunk_size is not None
-        trained, sizes = setup.regularizer.networks[0], _images_in(counts, chunk_size)
-        parts[REGULARISER] = _convolutions(cast(Network, trained), images, sizes, backward=True)
-    branches = list(parts.values())
-    return {STEP: lambda iteration: [run(iteration) for run in branches], **parts}
+def convolutions(network: Network, images: Tensor, sizes: Sequence[int], backward: str = "") -> Run:
+    """Those of an embedding of batches of such sizes, of images like `images`.
 
-
-def _images_in(counts: list[int], chunk: int) -> list[int]:
-    return [rows.stop - rows.start for _, rows in whole_classes(counts, chunk)]
-
-
-def _convolutions(network: Network, images: Tensor, sizes: list[int], *, backward: bool) -> Run:
-    """Those of an embedding of batches of such sizes, of images like `images`."""
+    `backward` is what they are differentiated by: nothing, images or weights.
+    """
     calls = {size: _calls_of(network, images, size) for size in set(sizes)}
 
+    @torch.no_grad()
     def run(_: int) -> None:
         for size in sizes:
-            for layer, x, of_output in calls[size]:
+            for number, (layer, x, of_output) in enumerate(calls[size]):
                 weight, stride, padding = layer.weight, layer.stride, layer.padding
                 F.conv2d(x, weight, layer.bias, stride, padding)
                 if backward:
+                    # On the way to weights the first layer's input needs no derivative.
+                    wanted = [backward == "images" or number > 0, backward == "weights", False]
                     torch.ops.aten.convolution_backward(
                         of_output, x, weight, None, stride, padding, layer.dilation,
-                        False, [0, 0], 1, [True, False, False],
+                        False, [0, 0], 1, wanted,
                     )  # fmt: skip
 
     return run

@@ -1,17 +1,21 @@
-"""Time of a DM step and of its parts: our loop, the plain loop, and convolutions alone.
+"""Time of a method's iterations and of their parts: our loop, the plain loop, convolutions alone.
 
 python -m bench.loops --quick
-python -m bench.loops --name loops
+python -m bench.loops --method dc
 
-Both loops compute the same from the same draws; `plain_dm.py` is structured as the published one.
-Whole steps, then part after part, are raced in one process: a fresh one for each ipc and each
-setting of glibc's allocator, which holds for both loops:
+Both loops compute the same from the same draws; `plain_dm.py` and its like are structured as the
+published ones. The whole, then part after part, is raced in one process: a fresh one for each ipc
+and each setting of glibc's allocator, which holds for both loops:
 
     default   large blocks go back to the system when freed, and come as new pages, to be zeroed
     kept      freed memory stays with the process
 
-"convolutions" are those of our float32 step and nothing else, forward and, where a part goes back
-to images, for the derivative of the input: what a float32 part cannot be faster than.
+"convolutions" are those of our float32 loop and nothing else, forward and for the derivatives by
+inputs and weights that a part takes: what a float32 part cannot be faster than.
+
+An outer iteration of DC is not raced but added up from the medians of its parts, as often as it is
+published to run them. Peak memory of MTT is what one iteration takes beyond what was resident, in a
+process of its own, in which glibc gives every large block back as soon as it is freed.
 """
 
 from __future__ import annotations
@@ -21,52 +25,77 @@ import itertools
 import os
 import resource
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
+from bench import dc_parts, dm_parts, mtt_parts
 from bench.harness import Contender, Timing, race
-from bench.loop_parts import (
-    PARTS,
-    REAL,
-    STEP,
-    Run,
-    Setup,
-    Sizes,
-    convolution_parts,
-    our_parts,
-    plain_parts,
-)
+from bench.loop_parts import CONVOLUTIONS, OURS, PLAIN, Loops, Result, Run, Setup, Sizes
 from bench.records import (
     Record,
     Row,
     add_output_arguments,
     busy_warning,
+    bytes_text,
     machine,
     machine_line,
     seconds_text,
     spread_text,
     table,
 )
+from cmidd.dc import DCOptions, DSAOptions
 
-PLAIN, CONVOLUTIONS = "plain", "convolutions"
 VARIANTS: dict[str, dict[str, Any]] = {  # of our loop, by the options of DM that make them
-    "ours": {},
+    OURS: {},
     "ours, bf16": {"real_dtype": "bfloat16"},
     "ours, compiled": {"compile": True},
     "ours, bf16 compiled": {"real_dtype": "bfloat16", "compile": True},
 }
 ARGUMENTS = {
-    "exact": "ours",
+    "exact": OURS,
     "bf16": "ours, bf16",
     "compile": "ours, compiled",
     "bf16-compile": "ours, bf16 compiled",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What there is of a method.
+
+    Args:
+        loops: of a setup and the options of our loop's variants.
+        whole: the part that all others are in; a loop that has it gives its loss and gradient.
+        outer: ipc to how often an outer iteration runs each part, where it is made of several.
+        has_variants: whether our loop has any but the exact one.
+        has_peaks: whether memory is measured.
+    """
+
+    loops: Callable[[Setup, Mapping[str, dict[str, Any]]], Loops]
+    whole: str
+    outer: Callable[[int], dict[str, int]] | None = None
+    has_variants: bool = False
+    has_peaks: bool = False
+
+
+OUTER = "outer iteration"
+METHODS = {
+    "dm": Measured(dm_parts.loops, dm_parts.STEP, has_variants=True),
+    "dc": Measured(
+        lambda setup, _: dc_parts.loops(setup, DCOptions), dc_parts.UPDATE, dc_parts.per_iteration
+    ),
+    "dsa": Measured(
+        lambda setup, _: dc_parts.loops(setup, DSAOptions), dc_parts.UPDATE, dc_parts.per_iteration
+    ),
+    "mtt": Measured(lambda setup, _: mtt_parts.loops(setup), mtt_parts.ITERATION, has_peaks=True),
 }
 
 # No block by mmap, which would be unmapped when freed; the heap's end is never given back.
@@ -75,24 +104,35 @@ MEMORY = {
     "kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)},
 }
 
-# What was set out to be reached: times as fast as the plain loop, by allocator, variant and ipc.
-GOALS = {
-    ("default", "ours", 1): 1.9,
-    ("default", "ours", 10): 1.4,
-    ("default", "ours", 50): 1.35,
-    ("kept", "ours, compiled", 1): 1.25,
-    ("kept", "ours, compiled", 10): 1.25,
-    ("default", "ours, bf16", 1): 2.2,
-    ("default", "ours, bf16", 10): 1.5,
-}
+# The allocator under which memory is measured, rather than time: no block stays when it is freed.
+RETURNED = {"returned": {"MALLOC_MMAP_THRESHOLD_": "65536"}}
 
-QUICK = Sizes(3, 4, 16, "convnet:depth=2,width=8", "resnet18:width=4")
+# What was set out to be reached on a CPU: times as fast as the plain loop, by allocator, variant
+# and ipc; and the peak of most student steps over that of one.
+GOALS: dict[str, dict[tuple[str, str, int], float]] = {
+    "dm": {
+        ("default", "ours", 1): 1.9,
+        ("default", "ours", 10): 1.4,
+        ("default", "ours", 50): 1.35,
+        ("kept", "ours, compiled", 1): 1.25,
+        ("kept", "ours, compiled", 10): 1.25,
+        ("default", "ours, bf16", 1): 2.2,
+        ("default", "ours, bf16", 10): 1.5,
+    },
+    "dc": {(memory, OURS, ipc): 1.3 for memory in MEMORY for ipc in (1, 10, 50)},
+    "dsa": {},
+    "mtt": {(memory, OURS, ipc): 0.67 for memory in MEMORY for ipc in (1, 10, 50)},
+}
+PEAK_GOAL = 1.2
+
+QUICK = Sizes(3, 4, 16, "convnet:depth=2,width=8", "resnet18:width=4", 2, (1, 2))
 
 
 @dataclass(frozen=True)
 class Case:
     """What one process measures."""
 
+    method: str
     sizes: Sizes
     ipc: int
     memory: str
@@ -105,23 +145,13 @@ class Case:
 
 def measure(case: Case) -> list[Row]:
     """A row for each part and loop."""
-    torch.set_num_threads(case.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        setup = Setup(case.sizes, case.ipc, torch.device(case.device), Path(folder))
-        loops = {PLAIN: plain_parts(setup)}
-        for name in case.variants:
-            loops[name] = our_parts(setup, **VARIANTS[name])
-        errors = _errors(loops)
-        loops[CONVOLUTIONS] = convolution_parts(setup)
-        rows = []
-        for part in PARTS:
-            # Variants of our loop differ in the real branch alone: the first stands for all.
-            same = () if part in (STEP, REAL) else case.variants[1:]
-            runs = {
-                name: parts[part]
-                for name, parts in loops.items()
-                if part in parts and name not in same
-            }
+    measured = METHODS[case.method]
+    rows: list[Row] = []
+    with prepared(case) as setup:
+        loops = measured.loops(setup, {name: VARIANTS[name] for name in case.variants})
+        errors = _errors(loops, measured.whole)
+        for part in dict.fromkeys(part for parts in loops.values() for part in parts):
+            runs = {name: parts[part] for name, parts in loops.items() if part in parts}
             contenders = {
                 name: Contender(run, itertools.count().__next__) for name, run in runs.items()
             }
@@ -129,18 +159,38 @@ def measure(case: Case) -> list[Row]:
             for name, run in runs.items():
                 row: Row = {"ipc": case.ipc, "memory": case.memory, "part": part, "loop": name}
                 row |= _figures(name, times)
-                if part == STEP:
+                if part == measured.whole:
                     row |= errors.get(name, {})
                     if setup.device.type == "cpu":
                         row["page_faults"] = _page_faults(run)
                 rows.append(row)
-    return rows
+    return rows + (outer_iterations(rows, measured.outer(case.ipc)) if measured.outer else [])
 
 
-def _errors(loops: dict[str, dict[str, Run]]) -> dict[str, Row]:
+def measure_peak(case: Case, loop: str, steps: int) -> list[Row]:
+    """A row with the memory of an iteration of so many student steps."""
+    with prepared(case) as setup:
+        peak = mtt_parts.peak_bytes(setup, loop, steps)
+    row = {"ipc": case.ipc, "memory": case.memory, "part": "peak", "loop": loop}
+    return [{**row, "steps": steps, "peak_bytes": peak, "others": None}]
+
+
+@contextmanager
+def prepared(case: Case) -> Iterator[Setup]:
+    """What a case works on, with a folder while it does."""
+    torch.set_num_threads(case.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        yield Setup(case.sizes, case.ipc, torch.device(case.device), Path(folder))
+
+
+def _errors(loops: Loops, whole: str) -> dict[str, Row]:
     """How far the loss and gradient of our loops are from the plain one's, relative."""
-    results = {name: cast("tuple[Tensor, Tensor]", parts[STEP](0)) for name, parts in loops.items()}
-    expected = results.pop(PLAIN)
+    results = {
+        name: cast(Result, parts[whole](0))
+        for name, parts in loops.items()
+        if PLAIN in loops and name != CONVOLUTIONS
+    }
+    expected = results.pop(PLAIN, ())
     return {
         name: {
             f"{what}_error": _short(float((ours - theirs).norm() / theirs.norm()))
@@ -150,12 +200,34 @@ def _errors(loops: dict[str, dict[str, Run]]) -> dict[str, Row]:
     }
 
 
+def outer_iterations(rows: list[Row], times: dict[str, int]) -> list[Row]:
+    """Rows of what is not raced: a whole iteration, with so many runs of each part."""
+    seconds: dict[str, float] = {}
+    for row in rows:
+        if row["loop"] != CONVOLUTIONS:
+            runs = times.get(row["part"], 0)
+            seconds[row["loop"]] = seconds.get(row["loop"], 0.0) + runs * row["seconds"]
+    head = {key: rows[0][key] for key in ("ipc", "memory")}
+    return [
+        {
+            **head,
+            "part": OUTER,
+            "loop": loop,
+            "seconds": _short(total),
+            "others": None,
+            "speedup_over_plain": _short(seconds[PLAIN] / total),
+        }
+        for loop, total in seconds.items()
+    ]
+
+
 def _figures(name: str, times: dict[str, Timing]) -> Row:
     """Its time, and how that compares with the others of the race."""
     time = times[name]
     row: Row = {"seconds": _short(time.median), "p20": _short(time.low), "p80": _short(time.high)}
     row |= {"samples": time.samples, "others": time.others}
-    row["speedup_over_plain"] = _short(times[PLAIN].median / time.median)
+    if PLAIN in times:
+        row["speedup_over_plain"] = _short(times[PLAIN].median / time.median)
     if CONVOLUTIONS in times:
         row["over_convolutions"] = _short(time.median / times[CONVOLUTIONS].median)
     return row
@@ -172,16 +244,16 @@ def _short(number: float) -> float:
     return float(f"{number:.4g}")
 
 
-def measure_apart(case: Case) -> list[Row]:
-    """`measure` in a process of its own, which glibc makes with the allocator of the case."""
+def apart(function: Callable[..., list[Row]], case: Case, *arguments: object) -> list[Row]:
+    """Rows by a process of its own, which glibc makes with the allocator of the case."""
     inherited = dict(os.environ)
     for name in inherited:
         if name.startswith("MALLOC_"):
             del os.environ[name]
-    os.environ.update(MEMORY[case.memory])
+    os.environ.update((MEMORY | RETURNED)[case.memory])
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            return process.submit(measure, case).result()
+            return process.submit(function, case, *arguments).result()
     finally:
         os.environ.clear()
         os.environ.update(inherited)
@@ -190,10 +262,15 @@ def measure_apart(case: Case) -> list[Row]:
 def report(record: Record) -> str:
     """Render the record as Markdown."""
     parts = [f"`{machine_line(record.machine)}`", *busy_warning(record)]
+    method = record.settings.get("method", "dm")  # older records are of DM
+    goals = {} if "gpu" in record.machine else GOALS[method]
     for memory, ipc in dict.fromkeys((row["memory"], row["ipc"]) for row in record.rows):
         rows = [row for row in record.rows if (row["memory"], row["ipc"]) == (memory, ipc)]
+        if memory in RETURNED:
+            parts += [f"### ipc {ipc}, peak memory", peaks_table(rows), peaks_summary(rows)]
+            continue
         parts += [f"### ipc {ipc}, memory: {memory}", times_table(rows)]
-        parts += ["\n".join(f"- {line}" for line in summary(rows))]
+        parts += ["\n".join(f"- {line}" for line in summary(rows, METHODS[method].whole, goals))]
     return "\n\n".join(parts)
 
 
@@ -205,8 +282,8 @@ def times_table(rows: list[Row]) -> str:
             row["part"],
             row["loop"],
             seconds_text(row["seconds"]),
-            spread_text(row),
-            f"{row['speedup_over_plain']:.2f}",
+            spread_text(row) if "p20" in row else "-",
+            f"{row['speedup_over_plain']:.2f}" if "speedup_over_plain" in row else "-",
             f"{row['over_convolutions']:.2f}" if "over_convolutions" in row else "-",
             row.get("page_faults", "-"),
         )
@@ -215,20 +292,46 @@ def times_table(rows: list[Row]) -> str:
     return table(header.split("|"), lines)
 
 
-def summary(rows: list[Row]) -> list[str]:
+def summary(rows: list[Row], whole: str, goals: Mapping[tuple[str, str, int], float]) -> list[str]:
     """Each of our loops against the plain one: time, its goal if there is one, and numbers."""
     lines = []
     for row in rows:
-        if row["part"] != STEP or row["loop"] not in VARIANTS:
+        if row["part"] not in (whole, OUTER) or row["loop"] not in VARIANTS:
             continue
-        goal = GOALS.get((row["memory"], row["loop"], row["ipc"]))
+        if "speedup_over_plain" not in row:
+            continue
+        goal = goals.get((row["memory"], row["loop"], row["ipc"]))
+        part = "" if row["part"] == whole else f", {row['part']}"
         lines.append(
-            f"{row['loop']}: {row['speedup_over_plain']:.2f} times as fast as the plain loop"
+            f"{row['loop']}{part}: {row['speedup_over_plain']:.2f} times as fast as the plain loop"
             + (f" (goal {goal:g})" if goal else "")
-            + f"; its loss is off by {row['loss_error']:.1e}, "
-            f"the gradient by {row['gradient_error']:.1e}"
         )
+        if "loss_error" in row:
+            lines[-1] += (
+                f"; its loss is off by {row['loss_error']:.1e}, "
+                f"the gradient by {row['gradient_error']:.1e}"
+            )
     return lines
+
+
+def peaks_table(rows: list[Row]) -> str:
+    """Memory of every number of student steps."""
+    peaks = {(row["steps"], row["loop"]): row["peak_bytes"] for row in rows}
+    lines = []
+    for steps in dict.fromkeys(row["steps"] for row in rows):
+        found = [peaks[steps, loop] for loop in (PLAIN, OURS)]
+        lines.append([steps, *("may not fit" if b is None else bytes_text(b) for b in found)])
+    return table(["student steps", PLAIN, OURS], lines)
+
+
+def peaks_summary(rows: list[Row]) -> str:
+    """How our memory grows with the steps."""
+    ours = {row["steps"]: row["peak_bytes"] for row in rows if row["loop"] == OURS}
+    least, most = min(ours), max(ours)
+    return (
+        f"- {OURS}: {most} steps take {ours[most] / ours[least]:.2f} times the memory of {least} "
+        f"(goal {PEAK_GOAL:g} at most)"
+    )
 
 
 def parse() -> argparse.Namespace:
@@ -240,37 +343,56 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     several: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
+    add("--method", choices=METHODS, default="dm", help="which loop (%(default)s)")
     add("--ipc", type=int, nargs="+", default=[1, 10, 50], help="images per class (%(default)s)")
     add("--memory", choices=MEMORY, default=list(MEMORY), **several,
         help="glibc's allocator, of default and kept (%(default)s); a GPU has its own")  # fmt: skip
     add("--variants", choices=ARGUMENTS, default=list(ARGUMENTS), **several,
-        help="of our loop, of exact, bf16 and compile (%(default)s)")  # fmt: skip
+        help="of our loop of DM, of exact, bf16 and compile (%(default)s)")  # fmt: skip
+    add("--steps", type=int, default=Sizes.student_steps,
+        help="of MTT's student, where time is measured (%(default)s)")  # fmt: skip
     add("--budget", type=float, default=20.0, help="seconds for each part (%(default)s)")
     add("--device", default="cpu", help="where the loops run: cpu or cuda (%(default)s)")
     add("--threads", type=int, default=torch.get_num_threads(), help="of torch (%(default)s)")
     add("--quick", action="store_true", help="a look: tiny networks, ipc 2, nothing compiled")
     add_output_arguments(parser, "loops")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.name == parser.get_default("name") and args.method != "dm":
+        args.name += f"-{args.method}"
+    return args
 
 
 def main() -> None:
     """Measure, print, write."""
     args = parse()
     torch.set_num_threads(args.threads)
-    sizes, rounds = Sizes(), (5, 2000)
+    measured = METHODS[args.method]
+    sizes, rounds = Sizes(student_steps=args.steps), (5, 2000)
     if args.quick:
         sizes, rounds, args.ipc, args.variants = QUICK, (2, 5), [2], ["exact", "bf16"]
     if torch.device(args.device).type == "cuda":
         args.memory = ["default"]
+    if not measured.has_variants:
+        args.variants = ["exact"]
     variants = tuple(ARGUMENTS[name] for name in args.variants)
-    settings = {"sizes": vars(sizes), "budget": args.budget, "device": args.device}
+    settings = {"method": args.method, "sizes": asdict(sizes)}
+    settings |= {"budget": args.budget, "device": args.device}
     record = Record("loops", machine(args.device, args.date), settings, [])
-    cases = tqdm(list(itertools.product(args.memory, args.ipc)), unit="process")
-    for memory, ipc in cases:
-        cases.set_postfix_str(f"ipc {ipc}, memory {memory}")
-        record.rows += measure_apart(
-            Case(sizes, ipc, memory, variants, args.device, args.threads, args.budget, rounds)
-        )
+
+    def case(memory: str, ipc: int) -> Case:
+        return Case(args.method, sizes, ipc, memory, variants, args.device, args.threads,
+                    args.budget, rounds)  # fmt: skip
+
+    jobs: list[tuple[Any, ...]] = [
+        (measure, case(*setting)) for setting in itertools.product(args.memory, args.ipc)
+    ]
+    if measured.has_peaks:
+        for setting in itertools.product(RETURNED, args.ipc):
+            several = itertools.product(sizes.peaks, (PLAIN, OURS))
+            jobs += [(measure_peak, case(*setting), loop, steps) for steps, loop in several]
+    for job in (bar := tqdm(jobs, unit="process")):
+        bar.set_postfix_str(f"ipc {job[1].ipc}, memory {job[1].memory}")
+        record.rows += apart(*job)
     path = record.write(args.name, args.out, args.json_only)
     print(report(record))
     print("\nwritten:", path)

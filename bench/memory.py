@@ -15,6 +15,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -53,9 +54,20 @@ def _measure(provider: str, shape: tuple[int, ...], dtype: torch.dtype) -> int:
     def call() -> None:
         loss(features, None).backward()  # type: ignore[no-untyped-call]
 
+    def first() -> None:
+        call()
+        features.grad = None
+
+    return extra_bytes(first, call)
+
+
+def extra_bytes(first: Callable[[], object], call: Callable[[], object]) -> int:
+    """Peak of the resident set in a call, above what was resident just before it.
+
+    `first` is called before: it loads libraries, starts threads and compiles.
+    """
     at_start = _max_resident()
-    call()  # loads libraries, starts threads, compiles
-    features.grad = None
+    first()
     gc.collect()
     if not _can_reset_peak():  # then the first call's peak has to do, libraries and all
         return max(0, _max_resident() - at_start)

@@ -33,7 +33,10 @@ def section(path: Path) -> str:
     """One result file: heading, tables; its CSV and pictures, which are made anew."""
     record = Record.read(path)
     record.write_csv(path.with_suffix(".csv"))
+    method = record.settings.get("method", "dm")  # of the loops
     command = f"python -m bench.{record.kind} --name {path.stem}"
+    if method != "dm":
+        command += f" --method {method}"
     if "gpu" in record.machine:
         command = "bench/gpu_suite.sh --part bench"
     parts = [f"## {path.stem}", f"`{command}`"]

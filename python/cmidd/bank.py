@@ -1,17 +1,12 @@
 """A bank of trained networks in one safetensors file, and the training that fills it.
 
 Every tensor of the networks' state is stacked, `(networks, ...)`; `trained` (networks,) uint8 says
-which are done and `accuracy` (networks,) float32 what they reach on the test images. The file is
-laid out whole at the start and each network written into its place, so that filling a bank of any
-size takes the memory of one network, and a killed run goes on with the first that is not done. Only
-a complete bank has the name that was asked for; until then it ends in `.partial`.
+which are done and `accuracy` (networks,) float32 what they reach on the test images. The file grows
+network by network, as `growing.py` says.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,13 +18,13 @@ from tqdm import tqdm
 
 from cmidd import presets
 from cmidd.datasets import Dataset
-from cmidd.files import FileError, metadata, opened
+from cmidd.files import FileError, opened
+from cmidd.growing import GrowingFile, check_complete
 from cmidd.networks import Network, build_network, freeze
 from cmidd.seeds import seed_of
 from cmidd.training import Recipe, at_once, fresh_and_trained, network_of
 
 KIND = "bank of networks"
-_CODES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
 
 
 class Bank(Sequence[Network]):
@@ -45,11 +40,7 @@ class Bank(Sequence[Network]):
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Bank:
         """Read and check a complete bank."""
-        partial = partial_path(path)
-        if not path.exists() and partial.exists():
-            raise FileNotFoundError(
-                f"{path}: the bank is not complete; give the command that began it --resume"
-            )
+        check_complete(path, "bank")
         with opened(path, KIND) as (file, record):
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         count = record.get("networks")
@@ -87,82 +78,6 @@ class Bank(Sequence[Network]):
             network = network_of(record["network"], record["shape"], record["num_classes"], state)
             self._networks[number] = freeze(network)
         return self._networks[number]
-
-
-def partial_path(path: Path) -> Path:
-    """Where a bank grows until it is complete."""
-    return path.with_name(path.name + ".partial")
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A stacked tensor in the file: where it starts and how much one network takes."""
-
-    start: int
-    size: int
-
-
-class _GrowingBank:
-    """The file of a bank while it is filled."""
-
-    def __init__(self, path: Path, record: dict[str, Any], template: dict[str, Tensor]) -> None:
-        count = record["networks"]
-        header: dict[str, Any] = {"__metadata__": metadata(KIND, record)}
-        self._places: dict[str, _Place] = {}
-        entries = {
-            **template,
-            "accuracy": torch.empty(()),
-            "trained": torch.empty((), dtype=torch.uint8),
-        }
-        position = 0
-        for name, tensor in sorted(entries.items(), key=lambda e: -e[1].element_size()):
-            size = tensor.element_size() * math.prod(tensor.shape)
-            header[name] = {
-                "dtype": _CODES[tensor.dtype],
-                "shape": [count, *tensor.shape],
-                "data_offsets": [position, position + count * size],
-            }
-            self._places[name] = _Place(position, size)
-            position += count * size
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        head = len(text).to_bytes(8, "little") + text
-        self._base = len(head)
-        self.path = path
-        if path.exists():
-            with path.open("rb") as file:
-                if file.read(len(head)) != head:
-                    raise ValueError(
-                        f"resume: {path} is a bank with other settings; give the same ones, or "
-                        "name another file"
-                    )
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            started = path.with_name(f".{path.name}")
-            with started.open("wb") as file:
-                file.write(head)
-                file.truncate(len(head) + position)
-            started.replace(path)
-
-    def trained(self, number: int) -> bool:
-        """Whether a network is in its place."""
-        with self.path.open("rb") as file:
-            file.seek(self._base + self._places["trained"].start + number)
-            return file.read(1) == b"\x01"
-
-    def put(self, number: int, state: dict[str, Tensor], accuracy: float) -> None:
-        """Write one network; it counts as trained once all of it is on disk."""
-        with self.path.open("r+b") as file:
-            for name, tensor in {**state, "accuracy": torch.tensor(accuracy)}.items():
-                place = self._places[name]
-                file.seek(self._base + place.start + number * place.size)
-                file.write(tensor.detach().cpu().contiguous().numpy().tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-            file.seek(self._base + self._places["trained"].start + number)
-            file.write(b"\x01")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 @dataclass(frozen=True)
@@ -208,18 +123,22 @@ def fill(
     say: Callable[[str], None] = tqdm.write,
 ) -> Bank:
     """Train the networks that are not there yet, and give back the complete bank."""
-    begun = path if path.exists() else partial_path(path)
-    if begun.exists() and not resume:
-        raise FileExistsError(
-            f"out: {begun} exists already; add --resume to go on with it, or name another file"
-        )
     channels, size, _ = dataset.shape
     spec = options.network or presets.bank_network(dataset.name, size)
     settings = {name: value for name, value in asdict(options).items() if name != "together"}
     record = {**dataset.describe(), **settings, "network": spec}
-    template = build_network(spec, channels, size, dataset.num_classes).state_dict()
-    growing = _GrowingBank(begun, record, template)
-    missing = [k for k in range(options.networks) if not growing.trained(k)]
+    state = build_network(spec, channels, size, dataset.num_classes).state_dict()
+    growing = GrowingFile(
+        path,
+        KIND,
+        record,
+        options.networks,
+        {**state, "accuracy": torch.empty(())},
+        resume=resume,
+        what="bank",
+        lower="networks",
+    )
+    missing = growing.missing()
     images = dataset.to_input(dataset.train.images.to(device))
     labels = dataset.train.labels.to(device)
     group_size = at_once(spec, device, options.together)
@@ -247,7 +166,7 @@ def fill(
                     raise FloatingPointError(
                         f"network {k + 1}: its weights are NaN or Inf after training; lower lr"
                     )
-                growing.put(k, state, accuracy)
+                growing.put(k, {**state, "accuracy": torch.tensor(accuracy)})
                 say(f"network {k + 1} of {options.networks}: {accuracy:.1%} of test images right")
-    begun.replace(path)
+    growing.complete()
     return Bank.load(path, device)

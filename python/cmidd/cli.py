@@ -26,7 +26,8 @@ from cmidd.cmi import CMIOptions
 from cmidd.costs import estimate
 from cmidd.datasets import DATASETS, Dataset
 from cmidd.distill import METHODS, DistillOptions, distill
-from cmidd.evaluate import evaluate
+from cmidd.evaluate import evaluate, protocol_of
+from cmidd.experts import ExpertOptions, fill_experts
 from cmidd.files import FileError, write_text
 from cmidd.networks import describe_networks
 from cmidd.options import (
@@ -51,10 +52,8 @@ def pretrain(data: DataOptions, run: PretrainRunOptions, options: BankOptions) -
     print(f"the bank: {run.out}")
 
 
-def run_experts(data: DataOptions, run: ExpertRunOptions, options: Any) -> None:
+def run_experts(data: DataOptions, run: ExpertRunOptions, options: ExpertOptions) -> None:
     """Train networks and keep their weights after every epoch, for MTT to match."""
-    from cmidd.experts import fill_experts
-
     fill_experts(run.out, data.load(), options, data.torch_device(), resume=run.resume)
     print(f"the experts: {run.out}")
 
@@ -91,12 +90,12 @@ def run_evaluate(data: DataOptions, options: EvaluateOptions) -> None:
         raise FileExistsError(f"out: {options.out} exists already; name another file")
     dataset, device = data.load(), data.torch_device()
     sets = _sets(dataset, options.sets, options.random_real, options.seed)
-    recipe = options.recipe()
-    recipes = dict.fromkeys(sets, recipe)
+    recipes = dict.fromkeys(sets, options.recipe())
     if options.all_real:
         train = dataset.train
-        sets["all real images"] = SyntheticSet(dataset.to_input(train.images), train.labels)
-        recipes["all real images"] = replace(recipe, epochs=options.all_real_epochs)
+        of_all = SyntheticSet.of(dataset, dataset.to_input(train.images), train.labels)
+        sets["all real images"] = of_all
+        recipes["all real images"] = replace(options.recipe(), epochs=options.all_real_epochs)
     if not sets:
         raise ValueError("sets: expected something to evaluate; give --sets, or --random_real 10")
     results: list[dict[str, Any]] = []
@@ -107,14 +106,15 @@ def run_evaluate(data: DataOptions, options: EvaluateOptions) -> None:
         "results": results,
     }
     for name, those in sets.items():
-        print(name)
+        judge, recipe, about = protocol_of(those, dataset, recipes[name], options.lr)
+        print(f"{name}: {about}")
         found = evaluate(
             those.images,
-            those.labels,
-            dataset,
+            those.targets,
+            judge,
             options.networks,
             repeats=options.repeats,
-            recipe=recipes[name],
+            recipe=recipe,
             seed=options.seed,
             device=device,
             together=options.together,
@@ -129,10 +129,11 @@ def run_score(data: DataOptions, options: ScoreOptions) -> None:
     """Print the CMI of sets by every network of a bank."""
     dataset, device = data.load(), data.torch_device()
     bank = Bank.load(options.bank, device)
-    dataset.check_made_for(bank.record, f"bank: {options.bank}")
     sets = _sets(dataset, options.sets, options.random_real, options.seed)
     if not sets:
         raise ValueError("sets: expected something to score; give --sets, or --random_real 10")
+    for those in sets.values():
+        those.whiten(dataset).check_made_for(bank.record, f"bank: {options.bank}")
     for name, those in sets.items():
         print(name)
         found = score(bank, those.images.to(device), those.labels.to(device), options.layer)
@@ -145,11 +146,11 @@ def _sets(
     """Sets by the name that results call them."""
     sets = {}
     for path in paths:
-        sets[str(path)] = SyntheticSet.load(path)
-        dataset.check_made_for(sets[str(path)].record, str(path))
+        made = sets[str(path)] = SyntheticSet.load(path)
+        made.whiten(dataset).check_made_for(made.record, str(path))
     if random_real is not None:
         name = f"random real images, {random_real} per class"
-        sets[name] = SyntheticSet(*start(dataset, random_real, "real", seed))
+        sets[name] = SyntheticSet.of(dataset, *start(dataset, random_real, "real", seed))
     return sets
 
 
@@ -212,6 +213,11 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
 # command -> what it runs, its options, a line of help
 _COMMANDS: dict[str, tuple[Callable[..., None], tuple[type, ...], str]] = {
     "pretrain": (pretrain, (DataOptions, PretrainRunOptions, BankOptions), "train the bank"),
+    "experts": (
+        run_experts,
+        (DataOptions, ExpertRunOptions, ExpertOptions),
+        "train what MTT matches",
+    ),
     "evaluate": (run_evaluate, (DataOptions, EvaluateOptions), "train fresh networks on a set"),
     "score": (run_score, (DataOptions, ScoreOptions), "CMI of a set, class by class"),
     "export": (run_export, (ExportOptions,), "a set as PNG files, or as the field's .pt files"),

@@ -19,6 +19,7 @@ from torch import Tensor
 from cmidd.cmi import CMIOptions, Regularization
 from cmidd.datasets import Dataset
 from cmidd.distill import METHODS, DistillOptions
+from cmidd.files import in_words
 from cmidd.method import Method
 from cmidd.presets import settle
 from cmidd.synthetic import start
@@ -39,7 +40,7 @@ class Cost:
         whole = duration(self.seconds * self.iterations)
         return (
             f"about {duration(self.seconds)} an iteration, {whole} for {self.iterations:,}; "
-            f"memory {size(self.memory)}, disk {size(self.disk)}"
+            f"memory {in_words(self.memory)}, disk {in_words(self.disk)}"
         )
 
 
@@ -97,11 +98,3 @@ def duration(seconds: float) -> str:
             number = seconds / length
             return f"{number:.0f} {unit}" if number > 99 else f"{number:.2g} {unit}"
     raise AssertionError
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    for unit, power in (("GB", 9), ("MB", 6)):
-        if count >= 10**power:
-            return f"{count / 10**power:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"

@@ -19,15 +19,20 @@ from tqdm import tqdm
 
 from cmidd.cmi import CMIOptions, Regularization
 from cmidd.datasets import Dataset
+from cmidd.dc import DCOptions, DSAOptions, GradientMatching
 from cmidd.dm import DM, DMOptions
 from cmidd.files import FileError
 from cmidd.method import Method
+from cmidd.mtt import MTT, MTTOptions
 from cmidd.presets import settle
 from cmidd.run import RunFolder, versions
 from cmidd.synthetic import SyntheticSet, start
 
 METHODS: dict[str, tuple[Callable[..., Method], type]] = {
     "dm": (DM, DMOptions),
+    "dc": (GradientMatching, DCOptions),
+    "dsa": (GradientMatching, DSAOptions),
+    "mtt": (MTT, MTTOptions),
 }
 
 
@@ -56,6 +61,12 @@ class DistillOptions:
     seed: int = 0
     report_every: int | None = None
     checkpoint_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.lr_images is not None and not self.lr_images > 0:
+            raise ValueError(f"lr_images: expected more than 0, got {self.lr_images}")
+        if not 0 <= self.momentum < math.inf:
+            raise ValueError(f"momentum: expected at least 0, got {self.momentum}")
 
 
 def distill(
@@ -127,23 +138,16 @@ def distill(
                 bar.set_postfix({name: f"{number:.4g}" for name, number in numbers.items()})
             if saves:
                 _save(folder, done, leaves, optimizer)
-    result = method.finished(
-        SyntheticSet(
-            images.detach().cpu(),
-            labels,
-            {
-                **dataset.describe(),
-                "class_names": list(dataset.class_names),
-                "ipc": options.ipc,
-                "method": method_name,
-                "cmi_weight": regularization.weight,
-                "seed": options.seed,
-                "command": command,
-                "config": folder.config,
-                "versions": versions(),
-            },
-        )
-    )
+    about = {
+        "ipc": options.ipc,
+        "method": method_name,
+        "cmi_weight": regularization.weight,
+        "seed": options.seed,
+        "command": command,
+        "config": folder.config,
+        "versions": versions(),
+    }
+    result = method.finished(SyntheticSet.of(dataset, images.detach().cpu(), labels, about))
     result.save(folder.result)
     return result
 

@@ -15,17 +15,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
 from cmidd.method import Method
-from cmidd.networks import Network, build_network, freeze, initialize
+from cmidd.networks import (
+    Network,
+    at_a_time,
+    build_network,
+    check_one_image,
+    freeze,
+    initialize,
+)
 from cmidd.seeds import generator
 
-# Images that go through the network at once; elsewhere as many pixels as a batch of ten classes at
-# 32 x 32 has, so that a hundred classes fit too.
-CHUNK = {"cpu": 16}
+# Images of 32 x 32 at once on a GPU: ten classes with a batch of real ones each.
 GPU_CHUNK = 2560
 # Pooling then reads whole vectors of channels: a quarter of the real branch. bfloat16 convolutions
 # are slower so.
@@ -70,16 +75,12 @@ class DM(Method):
         self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
         self.labels = labels.cpu()
         self.counts = torch.bincount(self.labels, minlength=dataset.num_classes).tolist()
-        self.chunk = CHUNK.get(device.type, max(1, GPU_CHUNK * 32 * 32 // size**2))
+        self.chunk = at_a_time(device, size, GPU_CHUNK)
         self.chunks = whole_classes(self.counts, self.chunk)
         self.images = dataset.train.images.to(device)
         network = build_network(options.network, channels, size, dataset.num_classes)
         self.network = self.placed(network, dtype)
-        if any(isinstance(module, nn.BatchNorm2d) for module in self.network.modules()):
-            raise ValueError(
-                f"network: expected one whose features depend on one image alone, got "
-                f"{options.network}; take norm=instance, group, layer or none"
-            )
+        check_one_image(self.network, options.network)
         if options.real_dtype not in ("float32", "bfloat16"):
             raise ValueError(
                 f"real_dtype: expected float32 or bfloat16, got {options.real_dtype!r}"

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from cmidd.datasets import Dataset
 from cmidd.networks import build_network
 from cmidd.seeds import seed_of
+from cmidd.synthetic import SyntheticSet
 from cmidd.training import Recipe, at_once, fresh_and_trained
 
 DSA = "color_crop_cutout_flip_scale_rotate"
@@ -49,6 +50,36 @@ class Accuracy:
         return {**asdict(self), "mean": self.mean, "std": self.std}
 
 
+class Protocol(NamedTuple):
+    """How a set is evaluated."""
+
+    dataset: Dataset
+    recipe: Recipe
+    about: str  # in a line, what was the set's own
+
+
+def protocol_of(
+    made: SyntheticSet, dataset: Dataset, recipe: Recipe, lr: float | None = None
+) -> Protocol:
+    """What to evaluate a set with, `evaluate(made.images, made.targets, ...)`.
+
+    Args:
+        made: the set; its whitening makes the test images what its networks have learnt to see.
+        dataset: whose test images judge.
+        recipe: how networks are trained; its learning rate is for sets that learned none.
+        lr: the learning rate that the user gave, which goes before the one that the set learned.
+    """
+    rate, origin = recipe.lr, "of the protocol"
+    if lr is not None:
+        rate, origin = lr, "as given"
+    elif made.learned_lr is not None:
+        rate, origin = made.learned_lr, "as the set learned it"
+    labels = "hard" if made.soft_labels is None else "soft"
+    zca = "none" if made.whitening is None else f"the set's own, eps {made.whitening.eps:g}"
+    about = f"learning rate {rate:g} ({origin}), {labels} labels, ZCA: {zca}"
+    return Protocol(made.whiten(dataset), replace(recipe, lr=float(rate)), about)
+
+
 def evaluate(
     images: Tensor,
     labels: Tensor,
@@ -65,9 +96,9 @@ def evaluate(
     """Train `repeats` fresh networks of each architecture on a set and test them.
 
     Args:
-        images: `(N, channels, height, width)`, normalised as `dataset` says.
+        images: `(N, channels, height, width)`, as `dataset.to_input` makes them.
         labels: `(N,)`, or `(N, C)` of probabilities.
-        dataset: whose test images judge.
+        dataset: whose test images judge, normalised and whitened as `images` are.
         networks: architectures, such as convnet or resnet18.
         repeats: networks of each.
         recipe: how they are trained.

@@ -20,6 +20,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from tqdm import tqdm
 
 FORMAT = 1
 
@@ -106,3 +107,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of text."""
     write_bytes(path, text.encode())
+
+
+def in_words(size: int) -> str:
+    """Bytes as people read them."""
+    return str(tqdm.format_sizeof(size, "B"))

@@ -111,7 +111,8 @@ class EvaluateOptions:
         networks: architectures; several test how the set carries over
         repeats: networks of each architecture
         epochs: passes over a set
-        lr: learning rate of SGD; a tenth from half of the epochs on
+        lr: learning rate of SGD, a tenth from half of the epochs on; default: what the set
+            learned with its images, or 0.01
         weight_decay: of SGD with momentum 0.9
         batch_size: images a step
         augmentation: DSA operations, or none
@@ -127,7 +128,7 @@ class EvaluateOptions:
     networks: tuple[str, ...] = ("convnet",)
     repeats: int = 5
     epochs: int = 1000
-    lr: float = 0.01
+    lr: float | None = None
     weight_decay: float = 5e-4
     batch_size: int = 256
     augmentation: str = DSA
@@ -136,9 +137,10 @@ class EvaluateOptions:
     out: Path = Path("runs/evaluation.json")
 
     def recipe(self) -> Recipe:
-        """How each network is trained."""
+        """How each network is trained, where the set did not learn its own rate."""
+        lr = 0.01 if self.lr is None else self.lr
         return Recipe(
-            self.epochs, self.lr, 0.9, self.weight_decay, self.batch_size, 0.5, self.augmentation
+            self.epochs, lr, 0.9, self.weight_decay, self.batch_size, 0.5, self.augmentation
         )
 
 

@@ -2,13 +2,18 @@
 
 Format, one safetensors file: `images` (N, channels, height, width) float32 as networks take them,
 (pixel - mean) / std with pixels in [0, 1]; `labels` (N,) int64; and a JSON record with all that
-using them takes: dataset, class names, mean, std, images per class, how they were made.
+using them takes: dataset, class names, mean, std, images per class, how they were made. There may
+be `soft_labels` (N, C) float32; `learned_lr` in the record, the step size that networks take; and,
+with the eps `zca` in the record, `whitening_mean` (D,) and `whitening_matrix` (D, D) float32 of
+images that are whitened.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +21,69 @@ import torch
 from torch import Tensor
 
 from cmidd.datasets import Dataset
-from cmidd.datasets.images import check_labels
+from cmidd.datasets.images import check_labels, to_pixels
+from cmidd.datasets.whitening import Whitening
 from cmidd.files import FileError, read_tensors, write_tensors
 from cmidd.seeds import generator
 
 KIND = "synthetic set"
 RECORD = ("class_names", "dataset", "mean", "num_classes", "shape", "std")
 """What the record has at least."""
+_OFF = 1e-3  # of the sum of probabilities: more than rounding in half precision
 
 
 @dataclass(frozen=True)
 class SyntheticSet:
     """Images, labels, and the record that says how to use them."""
 
-    images: Tensor  # (N, channels, height, width) float32, normalised
+    images: Tensor  # (N, channels, height, width) float32, normalised, and whitened by `whitening`
     labels: Tensor  # (N,) int64
     record: dict[str, Any] = field(default_factory=dict)
+    soft_labels: Tensor | None = None  # (N, C) float32 probabilities
+    whitening: Whitening | None = None
+
+    def __post_init__(self) -> None:
+        eps, recorded = self.whitening and self.whitening.eps, self.record.get("zca")
+        if eps != recorded:
+            raise ValueError(
+                f"whitening: expected one with the record's zca {recorded}, got one with {eps}"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        dataset: Dataset,
+        images: Tensor,
+        labels: Tensor,
+        record: Mapping[str, Any] | None = None,
+    ) -> SyntheticSet:
+        """Images in the space of what `dataset.to_input` gives, with a record that says so."""
+        about = {**dataset.describe(), "class_names": list(dataset.class_names), **(record or {})}
+        return cls(images, labels, about, whitening=dataset.whitening)
+
+    @property
+    def targets(self) -> Tensor:
+        """What networks learn: soft labels where there are some, else labels."""
+        return self.labels if self.soft_labels is None else self.soft_labels
+
+    @property
+    def learned_lr(self) -> float | None:
+        """The step size that was learned with the images."""
+        return self.record.get("learned_lr")
+
+    def whiten(self, dataset: Dataset) -> Dataset:
+        """`dataset` as networks that train on this set see it: whitened as the set is, or not."""
+        return replace(dataset, whitening=self.whitening)
 
     def save(self, path: Path) -> None:
         """Write the file, atomically."""
-        write_tensors(path, KIND, {"images": self.images, "labels": self.labels}, self.record)
+        tensors = {"images": self.images, "labels": self.labels}
+        if self.soft_labels is not None:
+            tensors["soft_labels"] = self.soft_labels
+        if self.whitening is not None:
+            tensors["whitening_mean"] = self.whitening.mean
+            tensors["whitening_matrix"] = self.whitening.matrix
+        write_tensors(path, KIND, tensors, self.record)
 
     @classmethod
     def load(cls, path: Path) -> SyntheticSet:
@@ -56,30 +104,30 @@ class SyntheticSet:
                 f"{path}: expected N float32 images of {record['shape']} and N int64 labels, got "
                 f"{found}"
             )
-        if not images.isfinite().all():
-            raise FileError(f"{path}: expected finite images, got NaN or Inf among them")
-        made = cls(images, labels, record)
-        try:
-            check_labels(labels, record["num_classes"])
-            made.pixels()
-            of_each = {"mean": images.shape[1], "std": images.shape[1]}
-            of_each["class_names"] = record["num_classes"]
-            wrong = [name for name, count in of_each.items() if len(record[name]) != count]
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise FileError(f"{path}: {error}") from None
-        if wrong:
-            raise FileError(
-                f"{path}: expected {of_each[wrong[0]]} {wrong[0]}, got {record[wrong[0]]}"
-            )
         if not len(images):
             raise FileError(f"{path}: expected images, got none")
+        if not images.isfinite().all():
+            raise FileError(f"{path}: expected finite images, got NaN or Inf among them")
+        try:
+            check_labels(labels, record["num_classes"])
+            of_each = {"mean": images.shape[1], "std": images.shape[1]}
+            of_each["class_names"] = record["num_classes"]
+            for name, count in of_each.items():
+                if len(record[name]) != count:
+                    raise ValueError(f"expected {count} {name}, got {record[name]}")
+            soft_labels = tensors.get("soft_labels")
+            if soft_labels is not None:
+                _check_probabilities(soft_labels, (len(labels), record["num_classes"]))
+            _check_learned(record.get("learned_lr"))
+            made = cls(images, labels, record, soft_labels, _whitening(tensors, record))
+            made.pixels()
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise FileError(f"{path}: {error}") from None
         return made
 
     def pixels(self) -> Tensor:
         """The images as `(N, channels, height, width)` in [0, 1]."""
-        shape = (1, -1, 1, 1)
-        mean, std = (torch.tensor(self.record[name]).view(shape) for name in ("mean", "std"))
-        return (self.images * std + mean).clamp(0, 1)
+        return to_pixels(self.images, self.record["mean"], self.record["std"], self.whitening)
 
     def export_png(self, folder: Path) -> None:
         """A folder for each class with its images, which most tools can read."""
@@ -100,11 +148,51 @@ class SyntheticSet:
             )
 
     def export_pt(self, folder: Path) -> None:
-        """`images_best.pt` and `labels_best.pt`, the pair that the field's scripts load."""
+        """`images_best.pt` and `labels_best.pt`, the pair that the field's scripts load.
+
+        Images are as networks take them, whitened if the set is, and labels soft if there are such.
+        """
         _check_new(folder)
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(self.images, folder / "images_best.pt")
-        torch.save(self.labels, folder / "labels_best.pt")
+        torch.save(self.targets, folder / "labels_best.pt")
+
+
+def _whitening(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Whitening | None:
+    """The whitening of a file, whose two tensors and eps come together or not at all."""
+    mean, matrix = tensors.get("whitening_mean"), tensors.get("whitening_matrix")
+    eps = record.get("zca")
+    if mean is None and matrix is None and eps is None:
+        return None
+    if mean is None or matrix is None or eps is None:
+        raise ValueError(
+            "expected whitening_mean, whitening_matrix and zca in the record, all or none, got zca "
+            f"{eps} and tensors {sorted(tensors)}"
+        )
+    if len(mean) != math.prod(record["shape"]):
+        raise ValueError(f"expected a whitening of images {record['shape']}, got {len(mean)} means")
+    return Whitening(mean, matrix, eps)
+
+
+def _check_probabilities(soft_labels: Tensor, shape: tuple[int, int]) -> None:
+    if (soft_labels.dtype, soft_labels.shape) != (torch.float32, shape):
+        raise ValueError(
+            f"expected float32 soft_labels of {shape}, got {soft_labels.dtype} of "
+            f"{tuple(soft_labels.shape)}"
+        )
+    wrong = ~((soft_labels >= 0).all(1) & ((soft_labels.sum(1) - 1).abs() < _OFF))  # NaN too
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"expected soft_labels from 0 on that add up to 1, got {soft_labels[row].tolist()} at "
+            f"row {row}"
+        )
+
+
+def _check_learned(rate: object) -> None:
+    is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
+    if rate is not None and not (is_number and 0 < rate < math.inf):  # type: ignore[operator]
+        raise ValueError(f"expected a learned_lr above 0, got {rate!r}")
 
 
 def _check_new(folder: Path) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from cmidd.augment import Draw, Strategy, augment, draw
-from cmidd.networks import Network, build_network, initialize
+from cmidd.networks import Network, at_a_time, build_network, initialize
 from cmidd.seeds import generator
 
 
@@ -60,7 +60,8 @@ class Stack:
         trained = dict(self.network.named_parameters())
         self.parameters = [self.state[name].requires_grad_() for name in trained]
         self.size = len(states)
-        if self.size > 1 and len(trained) < len(self.state):
+        self.sees_batches = len(trained) < len(self.state)
+        if self.size > 1 and self.sees_batches:
             raise ValueError(
                 f"network {spec}: expected one network at a time where layers keep statistics of "
                 f"batches, got {self.size}"
@@ -103,6 +104,12 @@ class Stack:
             for k in range(self.size)
         ]
 
+    def at_a_time(self, images: Tensor) -> int:
+        """How many images (N, channels, height, width) to put through all networks together."""
+        if images.device.type != "cpu" or self.size > 1 or self.sees_batches:
+            return len(images)
+        return at_a_time(images.device, images.shape[-1], len(images))
+
     @torch.no_grad()
     def accuracy(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
         """Share of images that each network gets right."""
@@ -126,6 +133,8 @@ def train(
     on_epoch: Callable[[int, float], None],
 ) -> None:
     """Train every network of the stack, in place.
+
+    A step's batch goes through one network alone in parts that suit a CPU, whose gradients add up.
 
     Args:
         stack: networks, on the images' device.
@@ -152,13 +161,15 @@ def train(
         for step, rows in enumerate(torch.split(orders, recipe.batch_size, dim=1)):  # (K, B)
             x = images[rows.to(images.device)]  # (K, B, channels, height, width)
             x = _augmented(x, strategy, seeds, epoch, step)
-            logits, y = stack(x), labels[rows.to(labels.device)]
-            loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(0, 1), reduction="sum")
-            loss = loss / rows.shape[1]
+            y = labels[rows.to(labels.device)]
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            for part in torch.split(torch.arange(rows.shape[1]), stack.at_a_time(images)):
+                some = slice(int(part[0]), int(part[-1]) + 1)
+                logits, targets = stack(x[:, some]).flatten(0, 1), y[:, some].flatten(0, 1)
+                loss = F.cross_entropy(logits, targets, reduction="sum")
+                (loss / rows.shape[1]).backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
             optimizer.step()
-            total += loss.detach() * rows.shape[1]
         on_epoch(epoch + 1, total.item() / (len(images) * stack.size))
 
 

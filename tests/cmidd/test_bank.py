@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cmidd import bank as bank_module
-from cmidd.bank import Bank, fill, partial_path
+from cmidd.bank import Bank, fill
 from cmidd.datasets import Dataset
 from cmidd.files import FileError, read_tensors, write_tensors
+from cmidd.growing import GrowingFile, partial_path
 from cmidd.networks import build_network
 from cmidd.seeds import seed_of
 from cmidd.training import fresh_and_trained
@@ -166,7 +167,7 @@ def stopped_at(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing(os.fsync))
         patch.setattr(Path, "replace", failing(Path.replace))
-        patch.setattr(bank_module._GrowingBank, "put", failing(bank_module._GrowingBank.put))
+        patch.setattr(GrowingFile, "put", failing(GrowingFile.put))
         try:
             fill(path, DATASET, tiny_options(), CPU, resume=resume, say=said.append)
         except InterruptedError:
@@ -296,3 +297,34 @@ def test_a_bank_without_its_record_is_an_error(path: Path, tmp_path: Path) -> No
     save_file(load_file(path), tmp_path / "plain")
     with pytest.raises(FileError, match="without its record"):
         Bank.load(tmp_path / "plain", CPU)
+
+
+# A bank of two networks, as the first version wrote it.
+FIRST_HEADER = (
+    r'{"__metadata__": {"cmidd": "{\"augmentation\": \"none\", \"batch_size\": 5, '
+    r"\"dataset\": \"tiny\", \"epochs\": 2, \"format\": 1, \"kind\": \"bank of networks\", "
+    r"\"lr\": 0.01, \"mean\": [0.5], \"network\": \"convnet:width=4,depth=1\", \"networks\": 2, "
+    r"\"num_classes\": 3, \"seed\": 0, \"shape\": [1, 8, 8], \"std\": [0.25], "
+    r'\"weight_decay\": 0.001}"}, '
+    '"features.0.weight": {"dtype": "F32", "shape": [2, 4, 1, 3, 3], "data_offsets": [0, 288]}, '
+    '"features.0.bias": {"dtype": "F32", "shape": [2, 4], "data_offsets": [288, 320]}, '
+    '"features.1.weight": {"dtype": "F32", "shape": [2, 4], "data_offsets": [320, 352]}, '
+    '"features.1.bias": {"dtype": "F32", "shape": [2, 4], "data_offsets": [352, 384]}, '
+    '"head.weight": {"dtype": "F32", "shape": [2, 3, 64], "data_offsets": [384, 1920]}, '
+    '"head.bias": {"dtype": "F32", "shape": [2, 3], "data_offsets": [1920, 1944]}, '
+    '"accuracy": {"dtype": "F32", "shape": [2], "data_offsets": [1944, 1952]}, '
+    '"trained": {"dtype": "U8", "shape": [2], "data_offsets": [1952, 1954]}}'
+)
+
+
+def test_a_bank_that_the_first_version_wrote_is_read(tmp_path: Path) -> None:
+    text = FIRST_HEADER.encode()
+    text += b" " * (-len(text) % 8)
+    numbers = torch.arange(1952 // 4, dtype=torch.float32)
+    data = numbers.numpy().tobytes() + b"\x01\x01"
+    (tmp_path / "bank").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    bank = Bank.load(tmp_path / "bank", CPU)
+    assert len(bank) == 2
+    DATASET.check_made_for(bank.record, "bank")
+    assert torch.equal(bank[1].head.bias, numbers[483:486])
+    assert torch.equal(bank[0].state_dict()["features.0.weight"], numbers[:36].view(4, 1, 3, 3))

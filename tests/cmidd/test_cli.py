@@ -17,11 +17,15 @@ from hypothesis import strategies as st
 from cmidd.bank import BankOptions
 from cmidd.cli import command_line, main
 from cmidd.cmi import CMIOptions
+from cmidd.dc import DSAOptions
 from cmidd.distill import DistillOptions
 from cmidd.dm import DMOptions
+from cmidd.experts import ExpertOptions
+from cmidd.mtt import MTTOptions
 from cmidd.options import (
     DataOptions,
     EvaluateOptions,
+    ExpertRunOptions,
     PretrainRunOptions,
     ReportOptions,
     RunOptions,
@@ -31,18 +35,21 @@ from tests.cmidd.parsed import made
 
 COMMANDS: dict[str, tuple[type, ...]] = {
     "pretrain": (DataOptions, PretrainRunOptions, BankOptions),
+    "experts": (DataOptions, ExpertRunOptions, ExpertOptions),
     "distill dm": (DataOptions, RunOptions, DistillOptions, CMIOptions, DMOptions),
+    "distill dsa": (DataOptions, RunOptions, DistillOptions, CMIOptions, DSAOptions),
+    "distill mtt": (DataOptions, RunOptions, DistillOptions, CMIOptions, MTTOptions),
     "evaluate": (DataOptions, EvaluateOptions),
     "score": (DataOptions, ScoreOptions),
     "report": (ReportOptions,),
 }
-REQUIRED = {"score": ["--bank=b"], "report": ["--runs=[r]"]}
+REQUIRED = {"distill mtt": ["--experts=e"], "score": ["--bank=b"], "report": ["--runs=[r]"]}
 # Other text may be YAML, which a flag's value is first taken for: `null`, `1:`, `{}`.
 TEXT = st.from_regex(r"[a-e][a-z0-9 _:=,./'\"é-]{0,10}[a-z0-9]", fullmatch=True)
 VALUES: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     int: st.integers(1, 10**9),
-    float: st.floats(0, 1e12, allow_subnormal=False),
+    float: st.floats(1e-9, 1e12),
     str: TEXT,
     Path: TEXT.map(Path),
     tuple[str, ...]: st.lists(TEXT, max_size=3).map(tuple),
@@ -86,7 +93,16 @@ def test_help_names_commands_datasets_and_networks(capsys: pytest.CaptureFixture
         main(["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    for word in ("pretrain", "distill", "evaluate", "score", "report", "cifar10", "resnet18"):
+    for word in (
+        "pretrain",
+        "experts",
+        "distill",
+        "evaluate",
+        "score",
+        "report",
+        "cifar10",
+        "resnet18",
+    ):
         assert word in text
 
 
@@ -103,6 +119,7 @@ def test_the_commands_of_the_help_are_commands(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("command", COMMANDS)
 def test_without_flags_the_options_are_their_defaults(command: str) -> None:
     required: dict[type, Any] = {
+        MTTOptions: {"experts": Path("e")},
         ScoreOptions: {"bank": Path("b")},
         ReportOptions: {"runs": (Path("r"),)},
     }
@@ -119,7 +136,7 @@ def test_flags_set_options() -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize("command", ["distill dm", "evaluate"])
+@pytest.mark.parametrize("command", ["distill dm", "distill mtt", "evaluate"])
 @given(data=st.data())
 def test_a_command_line_parses_back_to_the_same_options(command: str, data: st.DataObject) -> None:
     parts = data.draw(options_of(command))

@@ -41,7 +41,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*DM, "--ipc", "0"], "ipc: expected at least 1, got 0"),
     ([*DM, "--report_every", "0"], "report_every: expected at least 1, got 0"),
     ([*DM, "--checkpoint_every", "-1"], "checkpoint_every: expected at least 1, got -1"),
-    ([*DM, "--lr_images", "-1.0"], "learning rate"),
+    ([*DM, "--lr_images", "-1.0"], "lr_images: expected more than 0, got -1.0"),
     ([*DM, "--bank", "none", "--cmi_weight", "1"], "none: expected a file with a bank"),
     ([*DM, "--dataset", "nosuch"], "got 'nosuch'"),
     ([*DM, "--dataset", "cifar10"], "cifar10 was not found; looked for data/"),

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from cmidd import distill as loop
-from cmidd.cmi import CMIOptions
-from cmidd.costs import Cost, duration, estimate, size
+from cmidd.cmi import CMIOptions, Regularization
+from cmidd.costs import Cost, duration, estimate
 from cmidd.distill import DistillOptions, distill
 from cmidd.method import Learned, Method
 from cmidd.run import RunFolder, read_log
@@ -148,7 +148,7 @@ def test_cmi_is_of_the_rows_of_the_iteration_by_one_network(
     tmp_path: Path, cmi: CMIOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, Sequence[int], int]] = []
-    call = loop.Regularization.add
+    call = Regularization.add
 
     def noting(self: Any, images: Tensor, *rest: Any, logged: bool) -> Tensor:
         regularizer = self._regularizer
@@ -163,7 +163,7 @@ def test_cmi_is_of_the_rows_of_the_iteration_by_one_network(
         self._regularizer = regularizer
         return value
 
-    monkeypatch.setattr(loop.Regularization, "add", noting)
+    monkeypatch.setattr(Regularization, "add", noting)
     run(tmp_path, cmi)
     everything, some = [0, 0, 1, 1, 2, 2], [0, 0, 2]
     expected = [(i, some if i % 2 else everything) for i in range(6) for _ in range(UPDATES)]
@@ -191,9 +191,8 @@ def test_an_estimate_leaves_the_run_as_it_would_have_been(tmp_path: Path) -> Non
 
 
 def test_costs_are_for_people() -> None:
-    text = "about 2.5 s an iteration, 42 min for 1,000; memory 1.2 GB, disk 12 kB"
+    text = "about 2.5 s an iteration, 42 min for 1,000; memory 1.24GB, disk 12.3kB"
     assert str(Cost(2.5, 1000, 1_240_000_000, 12_345)) == text
     assert [duration(s) for s in (0.012, 119, 120, 7200, 400_000)] == [
         "0.012 s", "119 s", "2 min", "2 h", "4.6 days",
     ]  # fmt: skip
-    assert [size(count) for count in (999, 10**6, 10**9)] == ["1 kB", "1.0 MB", "1.0 GB"]

@@ -1,23 +1,47 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from cmidd.dc import DCOptions, DSAOptions
+from cmidd.distill import METHODS, DistillOptions
+from cmidd.dm import DMOptions
+from cmidd.mtt import MTTOptions
 from cmidd.networks import build_network
 from cmidd.presets import (
     OUR_WEIGHTS,
     PUBLISHED_WEIGHTS,
     bank_network,
     cmi_weight,
+    settle,
 )
+
+MADE: dict[str, Any] = {
+    "dm": DMOptions(),
+    "dc": DCOptions(),
+    "dsa": DSAOptions(),
+    "mtt": MTTOptions(experts=Path("e")),
+}
 
 
 @pytest.mark.parametrize(
-    ("dataset", "at_10", "at_50"),
-    [("svhn", 18000, 500), ("cifar10", 8000, 2000), ("cifar100", 2000, 500)],
+    ("method", "dataset", "at_10", "at_50"),
+    [
+        ("dm", "svhn", 18000, 500),
+        ("dm", "cifar10", 8000, 2000),
+        ("dm", "cifar100", 2000, 500),
+        ("dc", "cifar10", 50000, 10000),
+        ("dsa", "svhn", 80000, 10000),
+        ("dsa", "cifar10", 50000, 10000),
+        ("dsa", "cifar100", 80000, 20000),
+    ],
 )
-def test_published_weights_of_dm(dataset: str, at_10: float, at_50: float) -> None:
+def test_published_weights(method: str, dataset: str, at_10: float, at_50: float) -> None:
     for ipc, value in ((10, at_10), (50, at_50)):
-        weight = cmi_weight("dm", dataset, ipc)
+        weight = cmi_weight(method, dataset, ipc)
         assert (weight.value, weight.origin) == (value, "published")
 
 
@@ -30,10 +54,13 @@ def test_another_number_of_images_takes_the_nearest_weight_and_says_so(ipc: int,
 
 def test_a_weight_of_ours_is_not_called_published() -> None:
     assert cmi_weight("dm", "digits", 10).origin == "ours, none is published"
-    assert not OUR_WEIGHTS["dm"].keys() & PUBLISHED_WEIGHTS["dm"].keys()
+    for method, ours in OUR_WEIGHTS.items():
+        assert not ours.keys() & PUBLISHED_WEIGHTS[method].keys()
 
 
-@pytest.mark.parametrize(("method", "dataset"), [("dm", "mnist"), ("new", "cifar10")])
+@pytest.mark.parametrize(
+    ("method", "dataset"), [("dm", "mnist"), ("mtt", "cifar10"), ("dc", "svhn")]
+)
 def test_without_a_weight_one_is_asked_for(method: str, dataset: str) -> None:
     with pytest.raises(ValueError, match=f"cmi_weight: none is known for {method} on {dataset}"):
         cmi_weight(method, dataset, 10)
@@ -52,3 +79,62 @@ def test_the_network_of_a_bank_suits_the_images(dataset: str, size: int, network
     build_network(network, 1, size, 10)
 
 
+def test_every_method_has_options_to_test() -> None:
+    assert {name: type(options) for name, options in MADE.items()} == {
+        name: kind for name, (_, kind) in METHODS.items()
+    }
+
+
+def settled(method: str, dataset: str, ipc: int) -> dict[str, Any]:
+    loop, options, _ = settle(method, dataset, DistillOptions(ipc=ipc), MADE[method])
+    return {**vars(loop), **vars(options)}
+
+
+@pytest.mark.parametrize(
+    ("method", "ipc", "expected"),
+    [
+        ("dm", 1, {"iterations": 20000, "lr_images": 1.0}),
+        ("dm", 99, {"lr_images": 1.0}),
+        ("dm", 100, {"lr_images": 10.0}),
+        ("dc", 1, {"iterations": 1000, "lr_images": 0.1, "outer_steps": 1, "inner_epochs": 1}),
+        ("dsa", 10, {"outer_steps": 10, "inner_epochs": 50}),
+        ("dsa", 20, {"outer_steps": 20, "inner_epochs": 25}),
+        ("dsa", 30, {"outer_steps": 30, "inner_epochs": 20}),
+        ("dc", 40, {"outer_steps": 40, "inner_epochs": 15}),
+        ("dc", 50, {"outer_steps": 50, "inner_epochs": 10}),
+        ("mtt", 1, {"iterations": 5000, "student_steps": 50, "expert_epochs": 2,
+                    "max_start_epoch": 2, "lr_images": 100.0, "lr_step_size": 1e-7}),
+        ("mtt", 10, {"student_steps": 30, "max_start_epoch": 20, "step_size": 1e-3}),
+        ("mtt", 50, {"lr_images": 1000.0, "max_start_epoch": 40, "lr_step_size": 1e-5}),
+    ],
+)  # fmt: skip
+def test_published_settings_for_cifar10(method: str, ipc: int, expected: dict[str, Any]) -> None:
+    assert expected.items() <= settled(method, "cifar10", ipc).items()
+
+
+@pytest.mark.parametrize("ipc", [*range(2, 10), 11, 35, 49, 51, 100, 1000])
+def test_dc_takes_any_number_of_images(ipc: int) -> None:
+    found = settled("dc", "mnist", ipc)
+    assert 2 <= found["outer_steps"] <= min(ipc, 50)
+    assert 10 <= found["inner_epochs"] <= 50
+    assert found["outer_steps"] * found["inner_epochs"] <= 550
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_given_stays_and_what_is_not_is_told(method: str) -> None:
+    given = DistillOptions(iterations=7, report_every=3)
+    loop, _, told = settle(method, "cifar10", given, MADE[method])
+    assert (loop.iterations, loop.report_every) == (7, 3)
+    assert "lr_images" in told
+    assert "iterations" not in told
+    assert f"checkpoint_every {loop.checkpoint_every}" in told
+    assert (
+        settle(method, "cifar10", loop, settle(method, "cifar10", given, MADE[method])[1])[2] == ""
+    )
+
+
+def test_only_what_is_none_is_filled_in() -> None:
+    _, options, _ = settle("mtt", "cifar10", DistillOptions(), replace(MADE["mtt"], batch_syn=3))
+    assert options.batch_syn == 3
+    assert settled("mtt", "cifar100", 50)["batch_syn"] == 125
+    assert settled("mtt", "cifar10", 10)["batch_syn"] is None

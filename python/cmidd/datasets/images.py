@@ -1,19 +1,22 @@
 """Images in memory: uint8, sorted by class, so that the rows of a class are one slice.
 
 class c = images[offsets[c] : offsets[c + 1]]
-input   = (pixel / 255 - mean) / std        per channel
+input   = (pixel / 255 - mean) / std        per channel, then whitened where that was asked for
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from cmidd.datasets.whitening import EPS, Whitening
 
 Array = npt.NDArray[Any]
 
@@ -100,6 +103,7 @@ class Dataset:
         mean: of each channel, of pixels in [0, 1].
         std: of each channel, of pixels in [0, 1].
         mirror: whether an image seen in a mirror keeps its class, which that of a digit does not.
+        whitening: what networks see is whitened by it, where there is one.
 
     """
 
@@ -110,6 +114,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     mirror: bool
+    whitening: Whitening | None = None
 
     def __post_init__(self) -> None:
         of_train, of_test = tuple(self.train.images.shape[1:]), tuple(self.test.images.shape[1:])
@@ -129,6 +134,11 @@ class Dataset:
                 f"{self.name}: mean and std must be one for each of {of_train[0]} channels, "
                 f"got {len(self.mean)} and {len(self.std)}"
             )
+        if self.whitening is not None and len(self.whitening.mean) != math.prod(of_train):
+            raise ValueError(
+                f"{self.name}: whitening must be of images of {of_train}, got one of "
+                f"{len(self.whitening.mean)} numbers"
+            )
         for c, count in enumerate(self.train.offsets.diff().tolist()):
             if not count:
                 raise ValueError(
@@ -145,21 +155,30 @@ class Dataset:
         """How many classes there are."""
         return len(self.class_names)
 
+    def whitened(self, eps: float | None = None) -> Dataset:
+        """The dataset with images that are whitened by the covariance of `train`.
+
+        Without `eps` as MTT was published, which whitens pixels in [0, 1] that are not normalised:
+        theirs divided by the variance that normalising takes away.
+        """
+        if eps is None:
+            eps = EPS / (sum(self.std) / len(self.std)) ** 2
+        return replace(self, whitening=Whitening.of(self.train.images, self.mean, self.std, eps))
+
     def to_input(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """What networks see: `(images / 255 - mean) / std` of (N, channels, H, W) uint8 images."""
+        """What networks see of (N, channels, H, W) uint8 images: normalised, and whitened."""
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, got {images.dtype}")
         pixels = images.to(torch.promote_types(dtype, torch.float32)) / 255
-        mean, std = self._mean_and_std(pixels)
-        return pixels.sub_(mean).div_(std).to(dtype)
+        mean, std = _of_channels(pixels, self.mean, self.std)
+        normalised = pixels.sub_(mean).div_(std)
+        if self.whitening is not None:
+            normalised = self.whitening.apply(normalised)
+        return normalised.to(dtype)
 
     def to_pixels(self, images: Tensor) -> Tensor:
         """The inverse of `to_input`: (N, channels, H, W) pixels, clamped to [0, 1]."""
-        if not images.is_floating_point():
-            raise TypeError(f"images must be floating point, got {images.dtype}")
-        normalised = images.to(torch.promote_types(images.dtype, torch.float32))
-        mean, std = self._mean_and_std(normalised)
-        return (normalised * std + mean).clamp(0, 1)
+        return to_pixels(images, self.mean, self.std, self.whitening)
 
     def batches(
         self, part: ImageSet, device: torch.device, size: int = 500
@@ -171,32 +190,50 @@ class Dataset:
 
     def describe(self) -> dict[str, Any]:
         """What a file made from these images has to remember of them, as JSON gives it back."""
-        return {
+        about = {
             "dataset": self.name,
             "shape": list(self.shape),
             "num_classes": self.num_classes,
             "mean": list(self.mean),
             "std": list(self.std),
         }
+        # Without whitening not a word of it: files that are older than it go on byte for byte.
+        return about if self.whitening is None else {**about, "zca": self.whitening.eps}
 
     def check_made_for(self, record: Mapping[str, Any], what: str) -> None:
         """Raise unless `what`, a file with this record, was made from images like these."""
-        for name, expected in self.describe().items():
+        for name, expected in {"zca": None, **self.describe()}.items():
             if record.get(name) != expected:
                 raise ValueError(
                     f"{what}: expected {name} {expected} as {self.name} has it, got "
                     f"{record.get(name)}"
                 )
 
-    def _mean_and_std(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        if images.ndim != 4 or images.shape[1] != self.shape.channels:
-            raise ValueError(
-                f"images must be (N, {self.shape.channels}, height, width), "
-                f"got {tuple(images.shape)}"
-            )
-        both = torch.tensor((self.mean, self.std), dtype=images.dtype, device=images.device)
-        mean, std = both[:, None, :, None, None]  # (1, channels, 1, 1) each
-        return mean, std
+
+def to_pixels(
+    images: Tensor, mean: Sequence[float], std: Sequence[float], whitening: Whitening | None
+) -> Tensor:
+    """Pixels in [0, 1] of what networks see, (N, channels, H, W)."""
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating point, got {images.dtype}")
+    normalised = images.to(torch.promote_types(images.dtype, torch.float32))
+    of_channels = _of_channels(normalised, mean, std)
+    if whitening is not None:
+        normalised = whitening.invert(normalised)
+    return (normalised * of_channels[1] + of_channels[0]).clamp(0, 1)
+
+
+def _of_channels(
+    images: Tensor, mean: Sequence[float], std: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Mean and deviation as `images` (N, channels, H, W) take them, (1, channels, 1, 1) each."""
+    if images.ndim != 4 or images.shape[1] != len(mean):
+        raise ValueError(
+            f"images must be (N, {len(mean)}, height, width), got {tuple(images.shape)}"
+        )
+    both = torch.tensor((mean, std), dtype=images.dtype, device=images.device)
+    centre, scale = both[:, None, :, None, None]
+    return centre, scale
 
 
 def check_labels(labels: Tensor | Array, num_classes: int) -> Tensor:

@@ -6,14 +6,16 @@ the head and fills the parameters.
 
 from __future__ import annotations
 
-from cmidd.networks.base import Network, freeze, initialize
+from cmidd.networks.base import Network, at_a_time, check_one_image, freeze, initialize
 from cmidd.networks.spec import NETWORKS, NetworkSpec, build_network, describe_networks
 
 __all__ = [
     "NETWORKS",
     "Network",
     "NetworkSpec",
+    "at_a_time",
     "build_network",
+    "check_one_image",
     "describe_networks",
     "freeze",
     "initialize",

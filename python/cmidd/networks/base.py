@@ -60,3 +60,22 @@ def initialize(network: nn.Module, generator: torch.Generator) -> None:
 def freeze(network: _Module) -> _Module:
     """Put `network` into eval mode without gradients of its parameters, in place, and return it."""
     return network.eval().requires_grad_(False)
+
+
+def check_one_image(network: nn.Module, spec: str) -> None:
+    """Raise unless what the network makes of an image depends on that image alone."""
+    if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        raise ValueError(
+            f"network: expected one whose features depend on one image alone, got {spec}; take "
+            "norm=instance, group, layer or none"
+        )
+
+
+def at_a_time(device: torch.device, size: int, elsewhere: int) -> int:
+    """Images of size x size pixels to put through a network together.
+
+    On a CPU what 16 of 32 x 32 make stays in the caches, and in memory that is not handed back to
+    the system; `elsewhere`, on a GPU, is so many of 32 x 32.
+    """
+    count = 16 if device.type == "cpu" else elsewhere
+    return max(1, count * 32 * 32 // size**2)

@@ -20,7 +20,7 @@ from cmidd.run import read_log
 from cmidd.synthetic import SyntheticSet
 
 # What the records of sets from the same images share.
-_OF_DATASET = ("dataset", "shape", "num_classes", "mean", "std", "class_names")
+_OF_DATASET = ("dataset", "shape", "num_classes", "mean", "std", "zca", "class_names")
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ def read_runs(folders: Sequence[Path], *, with_dataset: bool) -> tuple[list[Run]
     if with_dataset or not all((folder / "result.safetensors").exists() for folder in folders):
         first = configs[0]
         dataset = load_dataset(first["dataset"], first["data"], size=first["size"])
+        if first.get("zca"):  # which runs from before whitening lack
+            dataset = dataset.whitened()
     runs = [
         _read_run(folder, config, dataset) for folder, config in zip(folders, configs, strict=True)
     ]
@@ -115,7 +117,7 @@ def _read_run(folder: Path, config: dict[str, Any], dataset: Dataset | None) -> 
     else:
         assert dataset is not None
         path = folder / "checkpoint.safetensors"
-        synthetic, iteration = _unfinished(folder, path, config["dataset"], dataset)
+        synthetic, iteration = _unfinished(folder, path, config, dataset)
     return Run(str(folder), synthetic, config, log, iteration)
 
 
@@ -128,8 +130,15 @@ def _read_numbers(path: Path) -> list[dict[str, float]]:
     return lines
 
 
-def _unfinished(folder: Path, path: Path, name: str, dataset: Dataset) -> tuple[SyntheticSet, int]:
+def _unfinished(
+    folder: Path, path: Path, config: dict[str, Any], dataset: Dataset
+) -> tuple[SyntheticSet, int]:
     """The images of a checkpoint and its iteration."""
+    if bool(config.get("zca")) != (dataset.whitening is not None):
+        raise ValueError(
+            f"runs: expected zca {dataset.whitening is not None} as in the first of them, got "
+            f"{config.get('zca')} in {folder}; make a report for each"
+        )
     if not path.exists():
         raise FileNotFoundError(
             f"runs: {folder} has no result.safetensors and no checkpoint.safetensors yet; there "
@@ -143,11 +152,12 @@ def _unfinished(folder: Path, path: Path, name: str, dataset: Dataset) -> tuple[
     if tuple(images.shape[1:]) != tuple(dataset.shape) or rest or not per_class:
         raise FileError(
             f"{path}: expected images {tuple(dataset.shape)}, equally many of each of the "
-            f"{dataset.num_classes} classes of {dataset.name}, got {tuple(images.shape)} of {name}"
+            f"{dataset.num_classes} classes of {dataset.name}, got {tuple(images.shape)} of "
+            f"{config['dataset']}"
         )
     labels = torch.arange(dataset.num_classes).repeat_interleave(per_class)
-    about = {**dataset.describe(), "dataset": name, "class_names": list(dataset.class_names)}
-    return SyntheticSet(images, labels, about), record["iteration"]
+    shown = SyntheticSet.of(dataset, images, labels, {"dataset": config["dataset"]})
+    return shown, record["iteration"]
 
 
 def _check_same(runs: Sequence[Run], dataset: Dataset | None) -> None:
@@ -157,9 +167,9 @@ def _check_same(runs: Sequence[Run], dataset: Dataset | None) -> None:
         if dataset is not None:
             dataset.check_made_for(run.synthetic.record, f"runs: {run.name}")
         for name in _OF_DATASET:
-            ours = run.synthetic.record[name]
-            if ours != first[name]:
+            ours = run.synthetic.record.get(name)
+            if ours != first.get(name):
                 raise ValueError(
-                    f"runs: expected {name} {first[name]} as in {runs[0].name}, got {ours} in "
+                    f"runs: expected {name} {first.get(name)} as in {runs[0].name}, got {ours} in "
                     f"{run.name}; make a report for each dataset"
                 )

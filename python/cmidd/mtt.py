@@ -1,0 +1,227 @@
+"""MTT, matching training trajectories (Cazenavette et al., CVPR 2022): one step.
+
+    loss = || theta_N - theta* ||^2 / || theta_0 - theta* ||^2
+
+theta_0 are the weights of a drawn expert after a drawn epoch, theta* those M epochs later; theta_N
+is where N steps of SGD on augmented synthetic images lead from theta_0. The step size of these
+steps is learned with the images, and soft labels are where they are asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from cmidd.adjoint import Descent
+from cmidd.augment import Strategy, augment, draw
+from cmidd.datasets import Dataset
+from cmidd.experts import Experts
+from cmidd.method import Learned, Method
+from cmidd.networks import at_a_time, build_network, freeze
+from cmidd.seeds import generator
+from cmidd.synthetic import SyntheticSet
+
+# Images of 32 x 32 at once on a GPU: a second derivative keeps about 12 MB of each in the usual
+# ConvNet.
+GPU_CHUNK = 512
+SURE = 0.9
+"""Probability of its class that a soft label starts with."""
+
+
+@dataclass(frozen=True)
+class MTTOptions:
+    """What the method can be told.
+
+    Args:
+        experts: file of trajectories, made by cmidd experts
+        student_steps: steps of the student on synthetic images
+        expert_epochs: epochs of the expert that these steps are to equal
+        max_start_epoch: the student starts from an expert after fewer epochs than this
+        batch_syn: synthetic images a step; default: all
+        step_size: first step size of the student; default: the experts' learning rate
+        lr_step_size: learning rate of the step size; 0 keeps it
+        soft_labels: learn labels too: the softmax of free numbers, so that they stay probabilities
+        lr_labels: learning rate of those numbers
+        augmentation: DSA operations, or none; flip is left out where mirrored images change class
+        cmi_on: images whose CMI is taken: all, or batch, those of the student's first step
+    """
+
+    experts: Path
+    student_steps: int | None = None
+    expert_epochs: int | None = None
+    max_start_epoch: int | None = None
+    batch_syn: int | None = None
+    step_size: float | None = None
+    lr_step_size: float | None = None
+    soft_labels: bool = False
+    lr_labels: float = 1.0
+    augmentation: str = "color_crop_cutout_flip_scale_rotate"
+    cmi_on: str = "all"
+
+
+class MTT(Method):
+    """The step of MTT on one dataset."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        labels: Tensor,
+        options: MTTOptions,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Prepare steps on images whose labels are `labels`."""
+        self.options, self.seed, self.device, self.dtype = options, seed, device, dtype
+        self.count = len(labels)
+        self.steps = _at_least_one("student_steps", options.student_steps)
+        self.epochs = _at_least_one("expert_epochs", options.expert_epochs)
+        self.starts = _at_least_one("max_start_epoch", options.max_start_epoch)
+        self.batch_size = self.count
+        if options.batch_syn is not None:
+            self.batch_size = min(_at_least_one("batch_syn", options.batch_syn), self.count)
+        if options.cmi_on not in ("all", "batch"):
+            raise ValueError(f"cmi_on: expected all or batch, got {options.cmi_on!r}")
+        self.experts = Experts.load(options.experts)  # networks with batch norm are none
+        dataset.check_made_for(self.experts.record, f"experts: {options.experts}")
+        last, trained = self.starts - 1 + self.epochs, self.experts.record["epochs"]
+        if last > trained:
+            raise ValueError(
+                f"max_start_epoch - 1 + expert_epochs: expected at most {trained}, the epochs in "
+                f"{options.experts}, got {last}"
+            )
+        rate = self.experts.record["lr"] if options.step_size is None else options.step_size
+        if not rate > 0:
+            raise ValueError(f"step_size: expected more than 0, got {rate}")
+        for name in ("lr_step_size", "lr_labels"):
+            value = getattr(options, name)
+            if value is None or not value >= 0:
+                raise ValueError(f"{name}: expected at least 0, got {value}")
+        self.lr_step_size = options.lr_step_size or 0.0
+        self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
+        channels, size, _ = dataset.shape
+        network = build_network(self.experts.record["network"], channels, size, dataset.num_classes)
+        self.network = freeze(network.to(device, dtype))  # only its structure is used
+        self.chunk = at_a_time(device, size, GPU_CHUNK)
+        self.labels = labels.to(device)
+        self.step_size = torch.tensor(rate, dtype=dtype, device=device, requires_grad=True)
+        self.step_size_before = self.step_size.detach().clone()
+        self.label_logits: Tensor | None = None
+        if options.soft_labels:
+            # All classes but its own are equally likely.
+            surest = math.log(SURE / (1 - SURE) * (dataset.num_classes - 1))
+            of_class = F.one_hot(self.labels, dataset.num_classes).to(dtype)
+            self.label_logits = (of_class * surest).requires_grad_()
+
+    @property
+    def learned(self) -> dict[str, Learned]:
+        """The step size, and the numbers whose softmax are soft labels."""
+        learned = {"step_size": Learned(self.step_size, self.lr_step_size)}
+        if self.label_logits is not None:
+            learned["labels"] = Learned(self.label_logits, self.options.lr_labels)
+        return learned
+
+    def step(
+        self,
+        images: Tensor,
+        iteration: int,
+        update: int = 0,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and its gradient with respect to the synthetic images, `(N, ch, H, W)`."""
+        for each in self.learned.values():
+            each.tensor.grad = None
+        self.step_size_before = self.step_size.detach().clone()
+        start, target = self.window(iteration)
+        leaf = images.detach().requires_grad_()
+        descent = Descent(
+            self.student_loss,
+            lambda i: self.batch(leaf, iteration, i),
+            self.steps,
+            self.step_size_before,
+            self.chunk,
+        )
+        path = descent.path(start)
+        gap, scale = path[-1] - target, (start - target).square().sum()
+        self.step_size.grad = descent.pull_back(path, 2 / scale * gap)
+        assert leaf.grad is not None
+        return gap.square().sum() / scale, leaf.grad
+
+    def window(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """Weights (P,) that the student starts from, and those that it is to reach."""
+        draws = generator(self.seed, "expert", iteration)
+        expert = int(torch.randint(len(self.experts), (), generator=draws))
+        epoch = int(torch.randint(self.starts, (), generator=draws))
+        start, target = (
+            self.experts.parameters(expert, e).to(self.dtype) for e in (epoch, epoch + self.epochs)
+        )
+        if not (start - target).square().sum() > 0:
+            raise ValueError(
+                f"experts: expected networks that move, but expert {expert} of "
+                f"{self.options.experts} has the same weights after {epoch} and "
+                f"{epoch + self.epochs} epochs; train them with a larger lr"
+            )
+        return start.to(self.device), target.to(self.device)
+
+    def batch_rows(self, iteration: int, step: int) -> Tensor:
+        """The images of a student's step: all in order, or the next of a drawn order."""
+        if self.batch_size == self.count:
+            return torch.arange(self.count)
+        turn, place = divmod(step, -(-self.count // self.batch_size))
+        order = torch.randperm(
+            self.count, generator=generator(self.seed, "batches", iteration, turn)
+        )
+        return torch.split(order, self.batch_size)[place]
+
+    def batch(self, images: Tensor, iteration: int, step: int) -> tuple[Tensor, Tensor]:
+        """Augmented images `(B, ch, H, W)` of a student's step, and their labels."""
+        rows = self.batch_rows(iteration, step)
+        draws = generator(self.seed, "dsa", iteration, step)
+        drawn = draw(self.strategy, len(rows), draws, one_operation=True)
+        rows_there = rows.to(self.device)
+        targets = self.labels if self.label_logits is None else self.label_logits.softmax(dim=1)
+        return augment(images[rows_there], self.strategy, drawn).contiguous(), targets[rows_there]
+
+    def student_loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Sum of cross-entropies, `theta` (P,) being the network's parameters one after another."""
+        named = dict(self.network.named_parameters())
+        pieces = torch.split(theta, [p.numel() for p in named.values()])
+        weights = {
+            name: piece.view_as(p) for (name, p), piece in zip(named.items(), pieces, strict=True)
+        }
+        logits: Tensor = functional_call(self.network, weights, (images,))
+        return F.cross_entropy(logits, labels, reduction="sum")
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Keep the step size positive: an update at most halves it."""
+        self.step_size.copy_(torch.maximum(self.step_size, self.step_size_before / 2))
+
+    def rows(self, iteration: int) -> Tensor | None:
+        """The images whose CMI an iteration takes."""
+        if self.options.cmi_on == "all" or self.batch_size == self.count:
+            return None
+        return self.batch_rows(iteration, 0)
+
+    def numbers(self) -> dict[str, Tensor]:
+        """The step size."""
+        return {"step_size": self.step_size.detach()}
+
+    def finished(self, made: SyntheticSet) -> SyntheticSet:
+        """The distilled set with the learned step size, and soft labels if there are such."""
+        soft_labels = None
+        if self.label_logits is not None:
+            soft_labels = self.label_logits.detach().softmax(dim=1).float().cpu()
+        record = {**made.record, "learned_lr": self.step_size.item()}
+        return replace(made, record=record, soft_labels=soft_labels)
+
+
+def _at_least_one(name: str, value: int | None) -> int:
+    if value is None or value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    return value

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmidd.augment import Strategy, augment, draw
+from cmidd.datasets import Dataset
+from cmidd.evaluate import DSA, PUBLISHED, evaluate, protocol_of
+from cmidd.networks import build_network, initialize
+from cmidd.seeds import generator, seed_of
+from cmidd.synthetic import SyntheticSet, start
+from cmidd.training import Recipe, Stack, train
+from tests.cmidd.tiny import CPU, NETWORK, quiet, silent, tiny_dataset
+
+DATASET = tiny_dataset()
+RECIPE = Recipe(epochs=4, lr=0.01, batch_size=4)
+
+
+def a_set(dataset: Dataset = DATASET, ipc: int = 3, **record: Any) -> SyntheticSet:
+    return SyntheticSet.of(dataset, *start(dataset, ipc, "real", 0), record)
+
+
+def soft_labels(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, generator=generator("soft", seed)).softmax(1)
+
+
+def evaluated(made: SyntheticSet, dataset: Dataset, recipe: Recipe, **more: Any) -> Any:
+    (found,) = evaluate(
+        made.images, made.targets, dataset, [NETWORK], recipe=recipe, device=CPU, say=quiet, **more
+    )
+    return found
+
+
+# --- what is the set's own
+
+
+@pytest.mark.parametrize(
+    ("record", "given", "rate", "origin"),
+    [
+        ({}, None, 0.01, "of the protocol"),
+        ({}, 0.3, 0.3, "as given"),
+        ({"learned_lr": 0.02}, None, 0.02, "as the set learned it"),
+        ({"learned_lr": 0.02}, 0.01, 0.01, "as given"),
+        ({"learned_lr": 2}, None, 2.0, "as the set learned it"),
+    ],
+)
+def test_the_learning_rate_is_the_users_or_the_sets_or_the_protocols(
+    record: dict[str, Any], given: float | None, rate: float, origin: str
+) -> None:
+    found = protocol_of(a_set(**record), DATASET, PUBLISHED, given)
+    assert found.recipe == replace(PUBLISHED, lr=rate)
+    assert f"learning rate {rate:g} ({origin})" in found.about
+
+
+def test_the_test_images_are_whitened_as_the_set_is_and_by_its_own_whitening() -> None:
+    images = DATASET.test.images
+    own = DATASET.whitened(0.5)
+    for dataset in (DATASET, DATASET.whitened()):
+        found = protocol_of(a_set(own), dataset, PUBLISHED)
+        assert torch.equal(found.dataset.to_input(images), own.to_input(images))
+        assert found.about.endswith("hard labels, ZCA: the set's own, eps 0.5")
+        plain = protocol_of(a_set(), dataset, PUBLISHED)
+        assert torch.equal(plain.dataset.to_input(images), DATASET.to_input(images))
+        assert plain.about.endswith("ZCA: none")
+
+
+def test_soft_labels_are_said() -> None:
+    made = replace(a_set(), soft_labels=soft_labels(9))
+    assert "soft labels" in protocol_of(made, DATASET, PUBLISHED).about
+    assert "\n" not in protocol_of(made, DATASET, PUBLISHED).about
+
+
+# --- training on it
+
+
+def test_a_saved_set_is_evaluated_as_training_by_hand_does(tmp_path: Path) -> None:
+    """Whitening, step size and soft labels from the file; a plain module, loop and optimiser."""
+    whitened = DATASET.whitened()
+    made = replace(a_set(whitened, learned_lr=0.05), soft_labels=soft_labels(9))
+    made.save(tmp_path / "set")
+    loaded = SyntheticSet.load(tmp_path / "set")
+    dataset, recipe, _ = protocol_of(loaded, DATASET, RECIPE)
+    found = evaluated(loaded, dataset, recipe, repeats=3)
+    expected = []
+    for k in range(3):
+        seed = seed_of(0, "evaluation", k)
+        network = build_network(NETWORK, 1, 8, 3)
+        initialize(network, generator(seed, "first weights"))
+        optimizer = torch.optim.SGD(network.parameters(), 0.05, 0.9, weight_decay=5e-4)
+        for epoch in range(4):
+            optimizer.param_groups[0]["lr"] = 0.05 if epoch < 2 else 0.005
+            order = torch.randperm(9, generator=generator(seed, "order", epoch))
+            for rows in torch.split(order, 4):
+                assert made.soft_labels is not None
+                logs = network(made.images[rows]).log_softmax(1)
+                loss = -(made.soft_labels[rows] * logs).sum(1).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        right = network(whitened.to_input(DATASET.test.images)).argmax(1) == DATASET.test.labels
+        expected.append(float(right.double().mean()))
+    assert found.accuracies == tuple(expected)
+    assert found.recipe.lr == 0.05
+    in_the_wrong_space = evaluated(loaded, DATASET, recipe, repeats=3)
+    with_the_wrong_rate = evaluated(loaded, dataset, RECIPE, repeats=3)
+    with_hard_labels = evaluated(replace(loaded, soft_labels=None), dataset, recipe, repeats=3)
+    for wrong in (in_the_wrong_space, with_the_wrong_rate, with_hard_labels):
+        assert wrong.accuracies != found.accuracies  # else this test could not fail
+
+
+@pytest.mark.parametrize("augmentation", ["none", DSA, "all:color_crop"])
+def test_networks_in_a_stack_learn_soft_labels_as_alone(augmentation: str) -> None:
+    recipe = replace(RECIPE, augmentation=augmentation)
+    images, targets, seeds = a_set().images.double(), soft_labels(9).double(), [3, 4, 5]
+    stack = _trained(images, targets, seeds, recipe)
+    for seed, state in zip(seeds, stack.states(), strict=True):
+        (alone,) = _trained(images, targets, [seed], recipe).states()
+        for name in state:
+            torch.testing.assert_close(state[name], alone[name], rtol=1e-8, atol=1e-8)
+
+
+def test_augmented_steps_on_soft_labels_are_those_of_a_plain_loop() -> None:
+    recipe = replace(RECIPE, augmentation=DSA, drop_at=1.0)
+    images, targets = a_set().images.double(), soft_labels(9).double()
+    (state,) = _trained(images, targets, [7], recipe).states()
+    network = build_network(NETWORK, 1, 8, 3)
+    initialize(network, generator(7, "first weights"))
+    network.double()
+    optimizer = torch.optim.SGD(network.parameters(), 0.01, 0.9, weight_decay=5e-4)
+    strategy = Strategy.parse(DSA)
+    for epoch in range(4):
+        order = torch.randperm(9, generator=generator(7, "order", epoch))
+        for step, rows in enumerate(torch.split(order, 4)):
+            drawn = draw(
+                strategy, len(rows), generator(7, "augmentation", epoch, step), one_operation=True
+            )
+            logits = network(augment(images[rows], strategy, drawn))
+            optimizer.zero_grad()
+            F.cross_entropy(logits, targets[rows]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    for name, expected in network.state_dict().items():
+        torch.testing.assert_close(state[name], expected, rtol=1e-8, atol=1e-8)
+
+
+def test_soft_labels_that_are_sure_are_hard_labels() -> None:
+    made = a_set()
+    sure = replace(made, soft_labels=F.one_hot(made.labels, 3).float())
+    assert evaluated(sure, DATASET, RECIPE).accuracies == pytest.approx(
+        evaluated(made, DATASET, RECIPE).accuracies
+    )
+
+
+def _trained(images: Tensor, targets: Tensor, seeds: list[int], recipe: Recipe) -> Stack:
+    states = Stack.fresh(NETWORK, (1, 8, 8), 3, seeds, CPU).states()
+    doubled = [{name: tensor.double() for name, tensor in state.items()} for state in states]
+    stack = Stack(NETWORK, (1, 8, 8), 3, doubled)
+    train(stack, images, targets, seeds, recipe, on_epoch=silent)
+    return stack
