@@ -76,7 +76,8 @@ class PlainDC:
     def new_network(self, iteration: int) -> PlainNetwork:
         """The random network of an iteration."""
         channels, size, _ = self.dataset.shape
-        options: dict[str, Any] = dict(NetworkSpec.parse(self.options.network).options)
+        spec = NetworkSpec.parse(self.options.network or "convnet")
+        options: dict[str, Any] = dict(spec.options)
         network = convnet(channels, size, self.dataset.num_classes, **options)
         initialize(network, generator(self.seed, "network", iteration))
         return network.to(self.device, self.dtype)

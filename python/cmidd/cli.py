@@ -69,7 +69,7 @@ def run_method(
     """Distil, and say what to do with the result."""
     command = command_line(f"distill {method}", (data, run, options, cmi, of_method))
     dataset, device = data.load(), data.torch_device()
-    options, of_method, known = settle(method, dataset.name, options, of_method)
+    options, of_method, known = settle(method, dataset, options, of_method)
     settings = _plain({"method": method, **_merged((data, options, cmi, of_method))})
     folder = RunFolder(run.out or Path("runs") / method, settings, resume=run.resume)
     if known:

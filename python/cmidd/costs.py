@@ -53,7 +53,7 @@ def estimate(
     device: torch.device,
 ) -> Cost:
     """Try up to three updates of a run; arguments as of `distill`."""
-    options, method_options, _ = settle(method_name, dataset.name, options, method_options)
+    options, method_options, _ = settle(method_name, dataset, options, method_options)
     assert options.iterations is not None
     assert options.report_every is not None
     images, labels = start(dataset, options.ipc, options.init, options.seed)

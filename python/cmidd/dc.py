@@ -35,7 +35,8 @@ class DCOptions:
     """What the method can be told.
 
     Args:
-        network: architecture of the random networks, such as convnet:depth=3,width=128
+        network: architecture of the random networks; default: convnet, of depth 2 for images of
+            8 x 8
         batch_real: real images per class and update
         outer_steps: updates of the images in one iteration; default as published for the ipc
         inner_epochs: of the network on the images between updates; default as published for the ipc
@@ -45,7 +46,7 @@ class DCOptions:
         augmentation: DSA operations, or none; flip is left out where mirrored images change class
     """
 
-    network: str = "convnet"
+    network: str | None = None
     batch_real: int = 256
     outer_steps: int | None = None
     inner_epochs: int | None = None
@@ -130,7 +131,7 @@ class GradientMatching(Method):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """Prepare updates of images whose labels are `labels`, ascending."""
-        self.updates, epochs = _checked(options)
+        spec, self.updates, epochs = _checked(options)
         channels, size, _ = dataset.shape
         self.dataset, self.options, self.seed = dataset, options, seed
         self.device, self.dtype = device, dtype
@@ -138,10 +139,10 @@ class GradientMatching(Method):
         self.recipe = Recipe(
             epochs, options.lr_net, 0.0, 0.0, options.batch_net, 1.0, options.augmentation
         )
-        network = build_network(options.network, channels, size, dataset.num_classes)
-        check_one_image(network, options.network)
+        network = build_network(spec, channels, size, dataset.num_classes)
+        check_one_image(network, spec)
         state = network.to(device, dtype).state_dict()
-        self.stack = Stack(options.network, dataset.shape, dataset.num_classes, [state])
+        self.stack = Stack(spec, dataset.shape, dataset.num_classes, [state])
         self.distance = GradientDistance(options.metric, state)
         self.labels = labels.cpu()
         counts = torch.bincount(self.labels, minlength=dataset.num_classes)
@@ -220,12 +221,14 @@ class GradientMatching(Method):
         ]
 
 
-def _checked(options: DCOptions) -> tuple[int, int]:
-    """Updates and epochs; what cannot be computed with is refused."""
+def _checked(options: DCOptions) -> tuple[str, int, int]:
+    """Network, updates and epochs; what cannot be computed with is refused."""
+    if options.network is None:
+        raise ValueError("network: expected an architecture, got None")
     for name in ("batch_real", "outer_steps", "inner_epochs", "batch_net"):
         value = getattr(options, name)
         if type(value) is not int or value < 1:
             raise ValueError(f"{name}: expected a whole number from 1 on, got {value!r}")
     assert options.outer_steps is not None
     assert options.inner_epochs is not None
-    return options.outer_steps, options.inner_epochs
+    return options.network, options.outer_steps, options.inner_epochs

@@ -84,7 +84,7 @@ def distill(
     if folder.finished:
         say(f"{folder.path} is finished already")
         return SyntheticSet.load(folder.result)
-    options, method_options, _ = settle(method_name, dataset.name, options, method_options)
+    options, method_options, _ = settle(method_name, dataset, options, method_options)
     assert options.iterations is not None
     assert options.report_every is not None
     assert options.checkpoint_every is not None

@@ -24,6 +24,7 @@ from cmidd.evaluate import DSA
 from cmidd.files import FileError, in_words, opened
 from cmidd.growing import GrowingFile, check_complete
 from cmidd.networks import build_network
+from cmidd.presets import gradient_network
 from cmidd.seeds import seed_of
 from cmidd.training import Recipe, Stack, at_once, train
 
@@ -84,7 +85,7 @@ class ExpertOptions:
     """The networks whose training MTT matches.
 
     Args:
-        network: architecture, without batch norm
+        network: architecture, without batch norm; default: convnet, of depth 2 for images of 8 x 8
         experts: how many; published: 100
         epochs: passes over the training images; their parameters are kept after each
         lr: learning rate of SGD
@@ -96,7 +97,7 @@ class ExpertOptions:
         together: experts trained at once; default: 1 on a CPU, 5 on a GPU
     """
 
-    network: str = "convnet"
+    network: str | None = None
     experts: int = 100
     epochs: int = 50
     lr: float = 0.01
@@ -144,7 +145,8 @@ def fill_experts(
     """Train the experts that are not there yet, and give back all of them."""
     Strategy.parse(options.augmentation)
     settings = {name: value for name, value in asdict(options).items() if name != "together"}
-    size = _size(options.network, dataset.shape, dataset.num_classes)
+    spec = settings["network"] = options.network or gradient_network(dataset.shape.height)
+    size = _size(spec, dataset.shape, dataset.num_classes)
     growing = GrowingFile(
         path,
         KIND,
@@ -168,14 +170,14 @@ def fill_experts(
         )
         images = dataset.to_input(dataset.train.images.to(device))
         # The same groups after a kill: what is trained together is rounded together.
-        group_size = at_once(options.network, device, options.together)
+        group_size = at_once(spec, device, options.together)
         numbers = range(options.experts)
         groups = [numbers[k : k + group_size] for k in numbers[::group_size]]
         with tqdm(total=epochs, desc="training experts", unit="epoch") as bar:
             for group in groups:
                 wanted = set(missing) & set(group)
                 if wanted:
-                    _train(growing, group, wanted, dataset, images, options, bar, say)
+                    _train(growing, group, wanted, dataset, images, spec, options, bar, say)
     growing.complete()
     return Experts.load(path)
 
@@ -186,6 +188,7 @@ def _train(
     wanted: set[int],
     dataset: Dataset,
     images: Tensor,
+    spec: str,
     options: ExpertOptions,
     bar: tqdm,
     say: Callable[[str], None],
@@ -193,7 +196,7 @@ def _train(
     """Train a group of experts together, and put those into the file that it lacks."""
     device = images.device
     seeds = [seed_of(options.seed, "experts", k) for k in group]
-    stack = Stack.fresh(options.network, dataset.shape, dataset.num_classes, seeds, device)
+    stack = Stack.fresh(spec, dataset.shape, dataset.num_classes, seeds, device)
 
     def keep(epoch: int) -> None:
         flat = torch.cat([p.detach().flatten(1) for p in stack.parameters], dim=1)  # (K, P)

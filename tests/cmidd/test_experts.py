@@ -27,27 +27,25 @@ from cmidd.growing import GrowingFile, partial_path
 from cmidd.networks import build_network, initialize
 from cmidd.seeds import generator, seed_of
 from cmidd.training import Recipe, train
-from tests.cmidd.tiny import CPU, NETWORK, quiet, tiny_bank, tiny_dataset
+from tests.cmidd.tiny import (
+    CPU,
+    NETWORK,
+    expert_options,
+    quiet,
+    tiny_bank,
+    tiny_dataset,
+    tiny_experts,
+)
 
 DATASET = tiny_dataset()
 EXPERTS, EPOCHS = 3, 2
 SIZE = sum(p.numel() for p in build_network(NETWORK, 1, 8, 3).parameters())
 
 
-def tiny_options(**changes: Any) -> ExpertOptions:
-    """Three experts, trained for two epochs of four steps, unless told otherwise."""
-    settings = {"network": NETWORK, "experts": EXPERTS, "epochs": EPOCHS, "batch_size": 5}
-    return ExpertOptions(**{**settings, **changes})
-
-
-def tiny_experts(path: Path, dataset: Dataset = DATASET, **changes: Any) -> Experts:
-    return fill_experts(path, dataset, tiny_options(**changes), CPU, say=quiet)
-
-
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("experts") / "experts.safetensors"
-    tiny_experts(path)
+    tiny_experts(path, DATASET)
     return path
 
 
@@ -59,7 +57,7 @@ def experts(path: Path) -> Experts:
 def by_hand(k: int, dataset: Dataset, options: ExpertOptions) -> tuple[list[Tensor], float]:
     """Flat parameters after every epoch of a module with torch's SGD, and its accuracy."""
     channels, size, _ = dataset.shape
-    network = build_network(options.network, channels, size, dataset.num_classes)
+    network = build_network(options.network or NETWORK, channels, size, dataset.num_classes)
     seed = seed_of(options.seed, "experts", k)
     initialize(network, generator(seed, "first weights"))
     optimizer = torch.optim.SGD(
@@ -98,7 +96,7 @@ def test_the_file_is_plain_safetensors(path: Path) -> None:
 
 
 def test_the_record_says_how_the_experts_were_made(experts: Experts) -> None:
-    settings = vars(tiny_options()).items() - {("together", None)}
+    settings = vars(expert_options()).items() - {("together", None)}
     assert settings <= experts.record.items()
     assert "together" not in experts.record
     DATASET.check_made_for(experts.record, "experts")
@@ -119,7 +117,7 @@ def test_every_epoch_is_that_of_a_plain_loop_with_torch_sgd(
 ) -> None:
     dataset = tiny_dataset(mirror=mirror)
     experts = tiny_experts(tmp_path / "experts", dataset, **changes)
-    options = tiny_options(**changes)
+    options = expert_options(**changes)
     for k in range(len(experts)):
         trajectory, accuracy = by_hand(k, dataset, options)
         for epoch, expected in enumerate(trajectory):
@@ -137,7 +135,7 @@ def test_experts_move_and_differ(experts: Experts) -> None:
 def test_experts_trained_together_are_those_trained_alone(path: Path, tmp_path: Path) -> None:
     alone = load_file(path)
     for together in (2, 3):
-        tiny_experts(tmp_path / f"{together}", together=together)
+        tiny_experts(tmp_path / f"{together}", DATASET, together=together)
         found = load_file(tmp_path / f"{together}")
         torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-6)
 
@@ -147,20 +145,20 @@ def test_experts_do_not_depend_on_what_was_drawn_before_nor_draw(
 ) -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    tiny_experts(tmp_path / "again")
+    tiny_experts(tmp_path / "again", DATASET)
     assert torch.equal(torch.get_rng_state(), before)
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
 def test_few_experts_are_the_first_of_many(experts: Experts, tmp_path: Path) -> None:
-    few = tiny_experts(tmp_path / "few", experts=1)
+    few = tiny_experts(tmp_path / "few", DATASET, experts=1)
     assert torch.equal(few.parameters(0, EPOCHS), experts.parameters(0, EPOCHS))
 
 
 def test_it_says_how_large_the_file_gets_and_each_accuracy(tmp_path: Path) -> None:
     said: list[str] = []
     out = tmp_path / "new" / "experts"
-    fill_experts(out, DATASET, tiny_options(), CPU, say=said.append)
+    fill_experts(out, DATASET, expert_options(), CPU, say=said.append)
     size = out.stat().st_size
     assert 0 < size - EXPERTS * (EPOCHS + 1) * SIZE * 4 < 1000  # the header
     assert said[0].startswith(f"{out} takes {in_words(size)} (")
@@ -178,20 +176,20 @@ def test_a_disk_that_is_too_small_is_found_before_anything_is_written(
     size = EXPERTS * (EPOCHS + 1) * SIZE * 4
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
     with pytest.raises(ValueError, match=r"out: .* free; lower experts or epochs"):
-        tiny_experts(tmp_path / "new" / "experts")
+        tiny_experts(tmp_path / "new" / "experts", DATASET)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_networks_with_statistics_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     network = f"{NETWORK},norm=batch"
     with pytest.raises(ValueError, match=rf"network: .* parameters alone, .* got {network}; take"):
-        tiny_experts(tmp_path / "experts", network=network)
+        tiny_experts(tmp_path / "experts", DATASET, network=network)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_augmentation_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="augmentation: no operation 'blur'"):
-        tiny_experts(tmp_path / "experts", augmentation="blur")
+        tiny_experts(tmp_path / "experts", DATASET, augmentation="blur")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -215,7 +213,7 @@ def test_options_are_checked(changes: dict[str, Any], message: str) -> None:
 
 def test_the_published_experts() -> None:
     options = ExpertOptions()
-    assert (options.network, options.experts) == ("convnet", 100)
+    assert options.experts == 100
     assert options.recipe() == Recipe(50, 0.01, 0.0, 0.0, 256, 1.0, DSA)
 
 
@@ -224,7 +222,7 @@ def test_weights_that_are_nan_stop_it_and_what_was_done_is_kept(
 ) -> None:
     out = tmp_path / "experts"
     with pytest.raises(FloatingPointError, match=r"expert 1: .* after epoch 1; lower lr"):
-        tiny_experts(out, lr=1e30)
+        tiny_experts(out, DATASET, lr=1e30)
     partial_path(out).unlink()
 
     def damaging(stack: Any, *arguments: Any, on_epoch: Callable[..., None], **rest: Any) -> None:
@@ -240,9 +238,9 @@ def test_weights_that_are_nan_stop_it_and_what_was_done_is_kept(
     with monkeypatch.context() as patch:
         patch.setattr(experts_module, "train", damaging)
         with pytest.raises(FloatingPointError, match="expert 2: its weights are NaN or Inf after"):
-            tiny_experts(out)
+            tiny_experts(out, DATASET)
     said: list[str] = []
-    fill_experts(out, DATASET, tiny_options(), CPU, resume=True, say=said.append)
+    fill_experts(out, DATASET, expert_options(), CPU, resume=True, say=said.append)
     assert [line.partition(":")[0] for line in said[1:]] == ["expert 2 of 3", "expert 3 of 3"]
 
 
@@ -269,7 +267,7 @@ def stopped_at(
         patch.setattr(GrowingFile, "write", failing(GrowingFile.write))
         try:
             fill_experts(
-                path, DATASET, tiny_options(**changes), CPU, resume=resume, say=said.append
+                path, DATASET, expert_options(**changes), CPU, resume=resume, say=said.append
             )
         except InterruptedError:
             said.append("stopped")
@@ -282,7 +280,7 @@ def test_experts_stopped_at_any_write_go_on_to_the_same_file(
 ) -> None:
     whole = tmp_path / "whole"
     few: dict[str, Any] = {"experts": 2, "epochs": 1}
-    tiny_experts(whole, together=together, **few)
+    tiny_experts(whole, DATASET, together=together, **few)
     stops = 0
     while True:
         stops += 1
@@ -302,9 +300,9 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from tests.cmidd.test_experts import CPU, DATASET, fill_experts, quiet, tiny_options
+from tests.cmidd.test_experts import CPU, DATASET, expert_options, fill_experts, quiet
 torch.set_num_threads(1)
-options, kills = tiny_options(), 0
+options, kills = expert_options(), 0
 draws = random.Random(0)
 whole, *files = map(Path, sys.argv[1:])
 began = time.monotonic()
@@ -354,9 +352,9 @@ def test_only_the_missing_experts_are_trained(
 def test_complete_experts_are_not_overwritten_and_resume_leaves_them(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(FileExistsError, match=rf"out: {path} exists already; add --resume"):
-        tiny_experts(path)
+        tiny_experts(path, DATASET)
     said: list[str] = []
-    options = tiny_options(together=2)  # not a setting of the file
+    options = expert_options(together=2)  # not a setting of the file
     assert len(fill_experts(path, DATASET, options, CPU, resume=True, say=said.append)) == EXPERTS
     assert said == []
     assert path.read_bytes() == before
@@ -369,7 +367,7 @@ def test_complete_experts_are_not_overwritten_and_resume_leaves_them(path: Path)
 def test_resume_with_other_settings_is_refused(
     path: Path, dataset: Dataset, changes: dict[str, Any]
 ) -> None:
-    options = tiny_options(**changes)
+    options = expert_options(**changes)
     with pytest.raises(ValueError, match=rf"resume: {path} is a file of experts with other"):
         fill_experts(path, dataset, options, CPU, resume=True, say=quiet)
 

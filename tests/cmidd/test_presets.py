@@ -16,8 +16,10 @@ from cmidd.presets import (
     PUBLISHED_WEIGHTS,
     bank_network,
     cmi_weight,
+    gradient_network,
     settle,
 )
+from tests.cmidd.tiny import tiny_dataset
 
 MADE: dict[str, Any] = {
     "dm": DMOptions(),
@@ -85,8 +87,12 @@ def test_every_method_has_options_to_test() -> None:
     }
 
 
+CIFAR10 = tiny_dataset("cifar10")
+
+
 def settled(method: str, dataset: str, ipc: int) -> dict[str, Any]:
-    loop, options, _ = settle(method, dataset, DistillOptions(ipc=ipc), MADE[method])
+    real = tiny_dataset(dataset)
+    loop, options, _ = settle(method, real, DistillOptions(ipc=ipc), MADE[method])
     return {**vars(loop), **vars(options)}
 
 
@@ -123,18 +129,25 @@ def test_dc_takes_any_number_of_images(ipc: int) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_given_stays_and_what_is_not_is_told(method: str) -> None:
     given = DistillOptions(iterations=7, report_every=3)
-    loop, _, told = settle(method, "cifar10", given, MADE[method])
+    loop, _, told = settle(method, CIFAR10, given, MADE[method])
     assert (loop.iterations, loop.report_every) == (7, 3)
     assert "lr_images" in told
     assert "iterations" not in told
     assert f"checkpoint_every {loop.checkpoint_every}" in told
-    assert (
-        settle(method, "cifar10", loop, settle(method, "cifar10", given, MADE[method])[1])[2] == ""
-    )
+    assert settle(method, CIFAR10, loop, settle(method, CIFAR10, given, MADE[method])[1])[2] == ""
 
 
 def test_only_what_is_none_is_filled_in() -> None:
-    _, options, _ = settle("mtt", "cifar10", DistillOptions(), replace(MADE["mtt"], batch_syn=3))
+    _, options, _ = settle("mtt", CIFAR10, DistillOptions(), replace(MADE["mtt"], batch_syn=3))
     assert options.batch_syn == 3
     assert settled("mtt", "cifar100", 50)["batch_syn"] == 125
     assert settled("mtt", "cifar10", 10)["batch_syn"] is None
+
+
+@pytest.mark.parametrize(("size", "network"), [(8, "convnet:depth=2"), (28, "convnet")])
+def test_gradients_are_matched_where_norms_see_enough_pixels(size: int, network: str) -> None:
+    assert gradient_network(size) == network
+
+
+def test_small_images_are_matched_in_a_network_that_is_less_deep() -> None:
+    assert settled("dsa", "digits", 10)["network"] == "convnet:depth=2"

@@ -11,12 +11,20 @@ import torch
 from torch import Tensor
 
 from cmidd.cmi import CMIOptions
-from cmidd.distill import DistillOptions
 from cmidd.dm import DM
 from cmidd.files import FileError, read_tensors, write_tensors
 from cmidd.run import KIND as CHECKPOINT
 from cmidd.run import RunFolder
-from tests.cmidd.tiny import CONFIG, OPTIONS, tiny_run
+from tests.cmidd.tiny import (
+    CONFIG,
+    DM_OPTIONS,
+    DSA_OPTIONS,
+    OPTIONS,
+    mtt_options,
+    tiny_dataset,
+    tiny_experts,
+    tiny_run,
+)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -51,9 +59,15 @@ class StopError(Exception):
     """In the place of a kill."""
 
 
-def run_until(
-    count: int, path: Path, options: DistillOptions, cmi: CMIOptions, patch: pytest.MonkeyPatch
-) -> bool:
+@pytest.fixture(scope="module")
+def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The options of every method, tiny."""
+    experts = tmp_path_factory.mktemp("resume") / "experts"
+    tiny_experts(experts, tiny_dataset())
+    return {"dm": DM_OPTIONS, "dsa": DSA_OPTIONS, "mtt": mtt_options(experts)}
+
+
+def run_until(count: int, path: Path, patch: pytest.MonkeyPatch, *run: Any, **more: Any) -> bool:
     """Whether a run was stopped at its write number `count`."""
     calls = 0
 
@@ -72,23 +86,31 @@ def run_until(
         within.setattr(Path, "replace", failing(Path.replace))
         within.setattr(RunFolder, "log", failing(RunFolder.log))
         try:
-            tiny_run(path, options, cmi)
+            tiny_run(path, *run, **more)
         except StopError:
             return True
     return False
 
 
-@pytest.mark.parametrize("momentum", [0.5, 0.0])
+@pytest.mark.parametrize(
+    ("name", "momentum"), [("dm", 0.5), ("dm", 0.0), ("dsa", 0.5), ("mtt", 0.5), ("mtt", 0.0)]
+)
 def test_a_run_stopped_at_any_write_goes_on_to_the_same_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cmi: CMIOptions, momentum: float
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cmi: CMIOptions,
+    methods: dict[str, Any],
+    name: str,
+    momentum: float,
 ) -> None:
-    options = replace(OPTIONS, momentum=momentum)
-    tiny_run(tmp_path / "whole", options, cmi)
+    run: Any = replace(OPTIONS, momentum=momentum), cmi
+    method = name, methods[name]
+    tiny_run(tmp_path / "whole", *run, method=method)
     whole = [(tmp_path / "whole" / n).read_bytes() for n in ("result.safetensors", "log.jsonl")]
     stops = 0
-    while run_until(stops + 1, path := tmp_path / f"{stops + 1}", options, cmi, monkeypatch):
+    while run_until(stops + 1, path := tmp_path / f"{stops + 1}", monkeypatch, *run, method=method):
         stops += 1
-        tiny_run(path, options, cmi, resume=True)
+        tiny_run(path, *run, method=method, resume=True)
         assert [(path / n).read_bytes() for n in ("result.safetensors", "log.jsonl")] == whole
         assert not list(path.glob(".*.partial"))
     # Configuration, two checkpoints (with the log before them), result; four lines of the log.

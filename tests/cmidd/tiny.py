@@ -11,8 +11,11 @@ import torch
 from cmidd.bank import Bank, BankOptions, fill
 from cmidd.cmi import CMIOptions
 from cmidd.datasets import Dataset, ImageSet
+from cmidd.dc import DSAOptions
 from cmidd.distill import DistillOptions, distill
 from cmidd.dm import DMOptions
+from cmidd.experts import ExpertOptions, Experts, fill_experts
+from cmidd.mtt import MTTOptions
 from cmidd.run import RunFolder
 from cmidd.seeds import generator
 from cmidd.synthetic import SyntheticSet
@@ -57,8 +60,26 @@ def tiny_bank(path: Path, dataset: Dataset, **changes: Any) -> Bank:
 
 OPTIONS = DistillOptions(ipc=2, iterations=8, report_every=2, checkpoint_every=3)
 DM_OPTIONS = DMOptions(network=NETWORK, batch_real=4)
+DSA_OPTIONS = DSAOptions(network=NETWORK, batch_real=3, outer_steps=2, inner_epochs=1)
 NO_CMI = CMIOptions()
 CONFIG = {"method": "dm", "ipc": 2}
+
+
+def expert_options(**changes: Any) -> ExpertOptions:
+    """Three experts, trained for two epochs of four steps, unless told otherwise."""
+    settings = {"network": NETWORK, "experts": 3, "epochs": 2, "batch_size": 5}
+    return ExpertOptions(**{**settings, **changes})
+
+
+def tiny_experts(path: Path, dataset: Dataset, **changes: Any) -> Experts:
+    """Experts of `expert_options`, trained."""
+    return fill_experts(path, dataset, expert_options(**changes), CPU, say=quiet)
+
+
+def mtt_options(experts: Path, **changes: Any) -> MTTOptions:
+    """Three student steps to match one epoch, with labels learned too."""
+    options = {"student_steps": 3, "expert_epochs": 1, "max_start_epoch": 2, "batch_syn": 4}
+    return MTTOptions(experts, **{**options, "soft_labels": True, "lr_step_size": 1e-3, **changes})
 
 
 def tiny_run(
@@ -66,11 +87,12 @@ def tiny_run(
     options: DistillOptions = OPTIONS,
     cmi: CMIOptions = NO_CMI,
     *,
+    method: tuple[str, Any] = ("dm", DM_OPTIONS),
     dataset: Dataset | None = None,
     resume: bool = False,
     say: Callable[[str], None] = quiet,
 ) -> SyntheticSet:
-    """Distil `dataset`, or a tiny one, in the folder `path`."""
+    """Distil `dataset`, or a tiny one, in the folder `path` by a method and its options."""
     folder = RunFolder(path, CONFIG, resume=resume)
     real = dataset or tiny_dataset()
-    return distill("dm", real, options, cmi, DM_OPTIONS, folder, CPU, "the command", say)
+    return distill(method[0], real, options, cmi, method[1], folder, CPU, "the command", say)
