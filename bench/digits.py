@@ -53,19 +53,18 @@ BANK = BankOptions(networks=10, epochs=20)
 EVALUATION = {1: Recipe(epochs=600, augmentation=DSA), 50: Recipe(epochs=300, augmentation=DSA)}
 ALL_REAL = Recipe(epochs=100, augmentation=DSA)
 NETWORKS = 2  # trained on every set
-EXPERTS = ExpertOptions(experts=10, epochs=20)
-# Every method in about the time of 300 iterations of DM at 10 images per class.
+EXPERTS = ExpertOptions(experts=10, epochs=15, lr=0.05)
 LOOPS: dict[str, dict[str, Any]] = {
     "dm": {"iterations": 300},
-    "dc": {"iterations": 20},
-    "dsa": {"iterations": 20},
-    "mtt": {"iterations": 150, "lr_images": 100.0},
+    "dc": {"updates": 60},
+    "dsa": {"updates": 60},
+    "mtt": {"iterations": 80},
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "dm": {},
-    "dc": {"inner_epochs": 5},
-    "dsa": {"inner_epochs": 5},
-    "mtt": {"student_steps": 10, "expert_epochs": 1, "max_start_epoch": 10, "lr_step_size": 1e-5},
+    "dc": {"batch_real": 64, "inner_epochs": 5},
+    "dsa": {"batch_real": 64, "inner_epochs": 5},
+    "mtt": {},
 }
 KINDS: dict[str, Any] = {"dm": DMOptions, "dc": DCOptions, "dsa": DSAOptions, "mtt": MTTOptions}
 SETTINGS = {
@@ -100,8 +99,10 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     dataset = load_dataset("digits")
     recipe = ALL_REAL if case.method == "all" else EVALUATION[1 if case.ipc < 50 else 50]
     if case.method in KINDS:
-        options = DistillOptions(case.ipc, seed=case.seed, **LOOPS[case.method])
-        of_method = dict(OPTIONS[case.method])
+        loop, of_method = dict(LOOPS[case.method]), dict(OPTIONS[case.method])
+        if "updates" in loop:
+            loop["iterations"] = loop.pop("updates") // presets.STEPS_OF_DC[case.ipc][0]
+        options = DistillOptions(case.ipc, seed=case.seed, **loop)
         if case.method == "mtt":
             of_method["experts"] = folder / "experts.safetensors"
         bank = folder / "bank.safetensors" if case.weight else None

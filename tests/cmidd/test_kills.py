@@ -18,8 +18,14 @@ import pytest
 
 from cmidd.cli import main
 
-KILLS = 20
 ITERATIONS = 40
+NETWORK = "convnet:width=8,depth=2"
+# Kills, and what is special about the run.
+METHODS: dict[str, tuple[int, list[str]]] = {
+    "dm": (20, ["--batch_real=8", f"--network={NETWORK}"]),
+    "dsa": (10, ["--batch_real=8", f"--network={NETWORK}", "--inner_epochs=1"]),
+    "mtt": (10, ["--student_steps=2", "--expert_epochs=1", "--max_start_epoch=2", "--batch_syn=7"]),
+}
 TIME_LIMIT = 60  # seconds that a process may take to come to the moment at which it is killed
 FILES = ("result.safetensors", "log.jsonl", "config.yaml")
 
@@ -104,16 +110,21 @@ def wait_for(moment: str, out: Path, draws: random.Random, over: Callable[[], bo
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_twenty_moments_ends_bit_equal_to_one_that_was_not(
-    tmp_path: Path, forks: Forks, environment: dict[str, str]
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_killed_at_any_moment_ends_bit_equal_to_one_that_was_not(
+    method: str, tmp_path: Path, forks: Forks, environment: dict[str, str]
 ) -> None:
-    bank, out = tmp_path / "bank", tmp_path / "run"
-    network = "convnet:width=8,depth=2"
-    main(["pretrain", f"--network={network}", "--networks=2", "--epochs=1", f"--out={bank}"])
+    bank, experts, out = tmp_path / "bank", tmp_path / "experts", tmp_path / "run"
+    limit, special = METHODS[method]
+    main(["pretrain", f"--network={NETWORK}", "--networks=2", "--epochs=1", f"--out={bank}"])
+    if method == "mtt":
+        made = [f"--network={NETWORK}", "--experts=2", "--epochs=2", f"--out={experts}"]
+        main(["experts", *made])
+        special = [*special, f"--experts={experts}"]
     arguments = [
-        *["distill", "dm", "--resume", f"--out={out}", f"--bank={bank}", f"--network={network}"],
-        *["--ipc=2", f"--iterations={ITERATIONS}", "--batch_real=8", "--report_every=1"],
-        *["--checkpoint_every=3", "--device=cpu"],
+        *["distill", method, "--resume", f"--out={out}", f"--bank={bank}", "--cmi_weight=1"],
+        *["--ipc=2", f"--iterations={ITERATIONS}", "--report_every=1", "--checkpoint_every=3"],
+        *["--device=cpu", *special],
     ]
     command = [sys.executable, "-m", "cmidd", *arguments]
     subprocess.run(command, env=environment, check=True, capture_output=True)
@@ -130,10 +141,10 @@ def test_a_run_killed_at_twenty_moments_ends_bit_equal_to_one_that_was_not(
             code = forks.exit_code()
             assert code in (-signal.SIGKILL, 0)
             kills += code != 0
-        if moment == "anew" or kills == KILLS:
+        if moment == "anew" or kills == limit:
             forks.start(arguments)
             assert forks.exit_code() == 0
             assert [(out / name).read_bytes() for name in FILES] == whole
             shutil.rmtree(out)
-        if kills == KILLS:
+        if kills == limit:
             return
