@@ -56,7 +56,7 @@ SETTINGS_OF_MTT: dict[tuple[str, int], tuple[Any, ...]] = {
     ("tinyimagenet", 10): (20, 2, 40, 10000.0, 1e-4, None, None),
     ("tinyimagenet", 50): (20, 2, 40, 10000.0, 1e-4, None, None),
     # Ours.
-    ("digits", 1): (5, 1, 8, 100.0, 1e-5, None, None),
+    ("digits", 1): (10, 1, 8, 10.0, 1e-5, None, None),
     ("digits", 10): (5, 1, 8, 100.0, 1e-5, None, None),
     ("digits", 50): (5, 1, 8, 100.0, 1e-5, None, None),
 }
