@@ -75,7 +75,8 @@ def run_method(
     if known:
         print(f"not given, so as known: {known}")
     if run.dry_run or not run.resume:
-        print(f"trying an update: {estimate(method, dataset, options, cmi, of_method, device)}")
+        print("a few updates are tried, to say what the run costs", flush=True)
+        print(estimate(method, dataset, options, cmi, of_method, device))
     if run.dry_run:
         return
     distill(method, dataset, options, cmi, of_method, folder, device, command)

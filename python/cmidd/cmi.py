@@ -122,6 +122,8 @@ class Regularization:
             rows = rows.to(images.device)
             chosen = images[rows]
             classes = ClassIndex(self._labels[rows], classes.num_classes)
+            if self._regularizer.centroids is None and classes.largest <= 1:
+                return torch.zeros((), device=images.device)
         if since:  # for the log: without it the curve is 0 here
             return self._regularizer(chosen.detach(), classes, step=iteration - since)
         value = self._regularizer(chosen, classes, step=iteration)

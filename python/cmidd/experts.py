@@ -28,7 +28,7 @@ from cmidd.presets import gradient_network
 from cmidd.seeds import seed_of
 from cmidd.training import Recipe, Stack, at_once, train
 
-KIND = "file of experts"
+KIND = "set of experts"
 
 
 class Experts:

@@ -29,7 +29,7 @@ def error_of(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> st
     return (f"{code}\n" if isinstance(code, str) else "") + capsys.readouterr().err
 
 
-DM = ["distill", "dm"]
+DM, DC = ["distill", "dm"], ["distill", "dc"]
 MISTAKES: list[tuple[list[str], str]] = [
     ([], "distill"),
     (["nosuch"], "invalid choice: 'nosuch'"),
@@ -53,6 +53,15 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*DM, "--config", "none.yaml"], "none.yaml"),
     ([*DM, "--config", "broken.yaml"], "parsing config"),
     ([*DM, "--config", "unknown.yaml"], "has a key that is no option of this command"),
+    ([*DC, "--metric", "nosuch"], "metric: expected one of rows, mse, cosine, got 'nosuch'"),
+    ([*DC, "--network", "convnet:norm=batch"], "network: expected one whose features depend on"),
+    ([*DC, "--ipc", "100000"], "ipc: class 0 of digits has"),
+    ([*DC, "--inner_epochs", "0"], "inner_epochs: expected at least 1, got 0"),
+    (["distill", "mtt"], "experts"),
+    (["distill", "mtt", "--experts", "none"], "none: expected a file with a set of experts"),
+    (["experts", "--experts", "0"], "experts: expected at least 1, got 0"),
+    (["experts", "--lr", "0"], "lr: expected more than 0, got 0.0"),
+    (["experts", "--network", "convnet:norm=batch"], "network: expected one whose state is"),
     (["pretrain", "--config", "unknown.yaml"], "does not accept option 'nosuch'"),
     (["evaluate"], "sets: expected something to evaluate"),
     (["evaluate", "--sets", "[none]"], "none: expected a file with a synthetic set"),

@@ -368,7 +368,7 @@ def test_resume_with_other_settings_is_refused(
     path: Path, dataset: Dataset, changes: dict[str, Any]
 ) -> None:
     options = expert_options(**changes)
-    with pytest.raises(ValueError, match=rf"resume: {path} is a file of experts with other"):
+    with pytest.raises(ValueError, match=rf"resume: {path} is a set of experts with other"):
         fill_experts(path, dataset, options, CPU, resume=True, say=quiet)
 
 
@@ -377,7 +377,7 @@ def test_experts_that_are_not_complete_say_how_to_go_on(
 ) -> None:
     out = tmp_path / "experts"
     stopped_at(1 + 2 * (EPOCHS + 1 + 2) + 1, out, monkeypatch)
-    with pytest.raises(FileNotFoundError, match=rf"{out}: the file of experts is not complete"):
+    with pytest.raises(FileNotFoundError, match=rf"{out}: the set of experts is not complete"):
         Experts.load(out)
     partial_path(out).rename(out)
     with pytest.raises(FileError, match="only 1 of 3 are trained"):
@@ -446,11 +446,11 @@ def test_a_file_that_is_not_what_it_says_is_an_error(path: Path, tmp_path: Path)
         ({"epochs": 1}, "expected .* as its record says, got"),
         ({"network": "convnet:width=5,depth=1"}, "expected .* as its record says, got"),
         ({"shape": [3, 8, 8]}, "expected .* as its record says, got"),
-        ({"network": f"{NETWORK},norm=batch"}, "expected the record of a file of experts"),
-        ({"network": "resnet99"}, "expected the record of a file of experts"),
-        ({"network": None}, "expected the record of a file of experts"),
-        ({"epochs": "two"}, "expected the record of a file of experts"),
-        ({"shape": []}, "expected the record of a file of experts"),
+        ({"network": f"{NETWORK},norm=batch"}, "expected the record of a set of experts"),
+        ({"network": "resnet99"}, "expected the record of a set of experts"),
+        ({"network": None}, "expected the record of a set of experts"),
+        ({"epochs": "two"}, "expected the record of a set of experts"),
+        ({"shape": []}, "expected the record of a set of experts"),
     ]
     for change, message in changes:
         write_tensors(other, experts_module.KIND, tensors, {**record, **change})
@@ -493,7 +493,7 @@ def test_a_file_that_is_cut_short_or_gone_while_it_is_read_is_an_error(
     with pytest.raises(FileError, match=rf"{copy}: expected a safetensors file"):
         experts.parameters(0, 0)
     copy.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{copy}: expected a file with a file of experts"):
+    with pytest.raises(FileNotFoundError, match=rf"{copy}: expected a file with a set of experts"):
         experts.parameters(0, 0)
 
 
@@ -501,5 +501,5 @@ def test_other_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/none: expected a file with a file"):
         Experts.load(tmp_path / "none")
     tiny_bank(tmp_path / "bank", DATASET, networks=1, epochs=1)
-    with pytest.raises(FileError, match="expected a file of experts, got a bank of networks"):
+    with pytest.raises(FileError, match="expected a set of experts, got a bank of networks"):
         Experts.load(tmp_path / "bank")
