@@ -479,7 +479,7 @@ def test_a_file_cut_short_is_an_error(
     content = path.read_bytes()
     short = tmp_path_factory.mktemp("short") / "experts"
     short.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(FileError, match=rf"{short}: expected a safetensors file with a file of"):
+    with pytest.raises(FileError, match=rf"{short}: expected a safetensors file with a set of"):
         Experts.load(short)
 
 
@@ -498,7 +498,7 @@ def test_a_file_that_is_cut_short_or_gone_while_it_is_read_is_an_error(
 
 
 def test_other_files_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/none: expected a file with a file"):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/none: expected a file with a set"):
         Experts.load(tmp_path / "none")
     tiny_bank(tmp_path / "bank", DATASET, networks=1, epochs=1)
     with pytest.raises(FileError, match="expected a set of experts, got a bank of networks"):
