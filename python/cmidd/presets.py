@@ -60,6 +60,8 @@ SETTINGS_OF_MTT: dict[tuple[str, int], tuple[Any, ...]] = {
     ("digits", 10): (5, 1, 8, 100.0, 1e-5, None, None),
     ("digits", 50): (5, 1, 8, 100.0, 1e-5, None, None),
 }
+# What of these was published with whitened images.
+WHITENED = {("cifar10", 1), ("cifar10", 10), ("cifar100", 1), ("cifar100", 50)}
 # What the published program does where it is not told.
 _USUAL_OF_MTT = (20, 3, 25, 1000.0, 1e-5, None, None)
 
@@ -116,34 +118,42 @@ def settle(
     method: str, dataset: Dataset, loop: DistillOptions, options: _Options
 ) -> tuple[DistillOptions, _Options, str]:
     """Options with what is known in the place of None, and a line for the user that says what."""
-    known = LOOPS[method] | _of_method(method, dataset, loop.ipc)
+    of_method, origin = _known(method, dataset, loop.ipc)
+    known = LOOPS[method] | of_method
     filled_in: dict[str, Any] = {}
 
     def settled(given: Any) -> Any:
-        names = {field.name for field in fields(given)} & known.keys()
-        missing = {name: known[name] for name in known if name in names}
-        missing = {name: value for name, value in missing.items() if getattr(given, name) is None}
-        filled_in.update({name: value for name, value in missing.items() if value is not None})
-        return replace(given, **missing)
+        names = [
+            f.name for f in fields(given) if f.name in known and getattr(given, f.name) is None
+        ]
+        filled_in.update({name: known[name] for name in names if known[name] is not None})
+        return replace(given, **{name: known[name] for name in names})
 
     loop, options = settled(loop), settled(options)
     text = ", ".join(f"{name} {value}" for name, value in filled_in.items())
-    return loop, options, text
+    return loop, options, text and f"{text} ({origin})"
 
 
-def _of_method(method: str, dataset: Dataset, ipc: int) -> dict[str, Any]:
-    """What depends on the images."""
+def _known(method: str, dataset: Dataset, ipc: int) -> tuple[dict[str, Any], str]:
+    """What depends on the images, and where it comes from."""
     if method == "dm":
-        return {"lr_images": 10.0 if ipc >= 100 else 1.0}
+        return {"lr_images": 10.0 if ipc >= 100 else 1.0}, "as published"
     if method in ("dc", "dsa"):
         outer, inner = STEPS_OF_DC.get(ipc) or steps_of_dc(ipc)
         network = gradient_network(dataset.shape.height)
-        return {
-            "lr_images": 0.1, "outer_steps": outer, "inner_epochs": inner, "network": network
-        }  # fmt: skip
+        steps = {"outer_steps": outer, "inner_epochs": inner, "network": network}
+        published = ipc in STEPS_OF_DC and network == "convnet"
+        origin = "as published" if published else "as near to what is published as it goes"
+        return {"lr_images": 0.1, **steps}, origin
     near = 1 if ipc < 5 else 10 if ipc < 30 else 50
-    values = SETTINGS_OF_MTT.get((dataset.name, near), _USUAL_OF_MTT)
-    return dict(zip(_NAMES_OF_MTT, values, strict=True))
+    place = dataset.name, near
+    if place not in SETTINGS_OF_MTT:
+        values, origin = _USUAL_OF_MTT, f"the published program's own; none for {dataset.name}"
+    else:
+        whose = "ours" if dataset.name == "digits" else "published"
+        zca = ", which whitened images: --zca" if place in WHITENED else ""
+        values, origin = SETTINGS_OF_MTT[place], f"{whose} for {near} images per class{zca}"
+    return dict(zip(_NAMES_OF_MTT, values, strict=True)), origin
 
 
 def steps_of_dc(ipc: int) -> tuple[int, int]:

@@ -58,7 +58,10 @@ def test_whitened_images_and_soft_labels_from_experts_to_the_report(
     assert len(list(Path("png").rglob("*.png"))) == 20
     main(["report", "--runs=[runs/mtt]", "--evaluations=[runs/evaluation.json]",
           "--bank=runs/bank.safetensors"])  # fmt: skip
-    assert "MTT, 2 images per class" in Path("runs/report.html").read_text()
+    page = Path("runs/report.html").read_text()
+    step = f"learned step size {made.learned_lr:.3g}, soft labels, whitened (ZCA)"
+    assert f"MTT, 2 images per class, CMI weight 0.1, {step}" in page
+    assert "Learned step size against iterations" in page
 
 
 def test_dsa_runs_with_cmi(elsewhere: Path) -> None:

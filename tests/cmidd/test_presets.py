@@ -151,3 +151,19 @@ def test_gradients_are_matched_where_norms_see_enough_pixels(size: int, network:
 
 def test_small_images_are_matched_in_a_network_that_is_less_deep() -> None:
     assert settled("dsa", "digits", 10)["network"] == "convnet:depth=2"
+
+
+@pytest.mark.parametrize(
+    ("method", "dataset", "ipc", "origin"),
+    [
+        ("dm", "cifar10", 10, "(as published)"),
+        ("dsa", "digits", 7, "(as near to what is published as it goes)"),
+        ("mtt", "cifar10", 12, "(published for 10 images per class, which whitened images: --zca)"),
+        ("mtt", "cifar10", 50, "(published for 50 images per class)"),
+        ("mtt", "digits", 10, "(ours for 10 images per class)"),
+        ("mtt", "svhn", 10, "(the published program's own; none for svhn)"),
+    ],
+)
+def test_where_settings_come_from_is_told(method: str, dataset: str, ipc: int, origin: str) -> None:
+    told = settle(method, tiny_dataset(dataset), DistillOptions(ipc=ipc), MADE[method])[2]
+    assert told.endswith(origin)

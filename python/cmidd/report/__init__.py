@@ -170,6 +170,11 @@ def _grid(run: Run) -> Html:
 def _curves(runs: Sequence[Run]) -> Html:
     loss = [_curve(number, run, "loss") for number, run in enumerate(runs) if run.log]
     cmi = [_curve(number, run, "cmi") for number, run in enumerate(runs) if run.log and run.has_cmi]
+    steps = [
+        _curve(number, run, "step_size")
+        for number, run in enumerate(runs)
+        if all("step_size" in line for line in run.log) and run.log
+    ]
     keys = [
         element("li", line_key(number), f"{run.name} ({run.cmi if run.log else 'no log'})")
         for number, run in enumerate(runs)
@@ -179,6 +184,9 @@ def _curves(runs: Sequence[Run]) -> Html:
         drawn.append(curves(loss, "loss of the method", "Loss against iterations, a line a run"))
     if cmi:
         drawn.append(curves(cmi, "CMI (nats), unweighted", "CMI against iterations, a line a run"))
+    if steps:
+        title = "Learned step size against iterations, a line a run"
+        drawn.append(curves(steps, "learned step size", title))
     return join(
         [
             paragraph("Values as logged, faint, and their running mean."),

@@ -59,11 +59,17 @@ class Run:
         return "CMI" if weight is None else f"CMI weight {weight:g}"
 
     def about(self) -> str:
-        """Method, size, regulariser, and how far it is."""
-        count = self.images_per_class
-        images = "image" if count == 1 else "images"
+        """Method, size, regulariser, what networks need to know of it, and how far it is."""
+        count, made = self.images_per_class, self.synthetic
+        words = [self.method, f"{count} {'image' if count == 1 else 'images'} per class", self.cmi]
+        if made.learned_lr is not None:
+            words.append(f"learned step size {made.learned_lr:.3g}")
+        if made.soft_labels is not None:
+            words.append("soft labels")
+        if made.whitening is not None:
+            words.append("whitened (ZCA)")
         remark = "" if self.iteration is None else f"; not finished, iteration {self.iteration:,}"
-        return f"{self.method}, {count} {images} per class, {self.cmi}{remark}"
+        return f"{', '.join(words)}{remark}"
 
 
 def read_runs(folders: Sequence[Path], *, with_dataset: bool) -> tuple[list[Run], Dataset | None]:
