@@ -70,6 +70,7 @@ KINDS: dict[str, Any] = {"dm": DMOptions, "dc": DCOptions, "dsa": DSAOptions, "m
 SETTINGS = {
     "loops": LOOPS,
     "options": OPTIONS,
+    "mtt": {ipc: presets.SETTINGS_OF_MTT["digits", ipc] for ipc in (1, 10, 50)},
     "experts": asdict(EXPERTS),
     "networks": NETWORKS,
     "bank": asdict(BANK),
