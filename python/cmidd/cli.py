@@ -71,16 +71,22 @@ def run_method(
     dataset, device = data.load(), data.torch_device()
     options, of_method, known = settle(method, dataset, options, of_method)
     settings = _plain({"method": method, **_merged((data, options, cmi, of_method))})
-    folder = RunFolder(run.out or Path("runs") / method, settings, resume=run.resume)
     if known:
         print(f"not given, so as known: {known}")
-    if run.dry_run or not run.resume:
+    if run.dry_run:
+        print(estimate(method, dataset, options, cmi, of_method, device))
+        return
+    folder = RunFolder(run.out or Path("runs") / method, settings, resume=run.resume)
+    if not (folder.finished or folder.has_checkpoint):
         print("a few updates are tried, to say what the run costs", flush=True)
         print(estimate(method, dataset, options, cmi, of_method, device))
-    if run.dry_run:
-        return
-    distill(method, dataset, options, cmi, of_method, folder, device, command)
-    evaluation = EvaluateOptions(sets=(folder.result,), out=folder.path / "evaluation.json")
+    made = distill(method, dataset, options, cmi, of_method, folder, device, command)
+    network = made.record.get("network") or of_method.network
+    evaluation = EvaluateOptions(
+        sets=(folder.result,), networks=(network,), out=folder.path / "evaluation.json"
+    )
+    if method == "dc":  # its protocol, as published
+        evaluation = replace(evaluation, epochs=300, augmentation="none")
     print(f"the synthetic set: {folder.result}")
     print("try it:", command_line("evaluate", (data, evaluation)))
 
@@ -165,7 +171,9 @@ def run_export(options: ExportOptions) -> None:
         print(f"{len(made.labels)} images, a folder for each class: {options.png}")
     if options.pt is not None:
         made.export_pt(options.pt)
-        print(f"images_best.pt (normalised) and labels_best.pt: {options.pt}")
+        space = "normalised" if made.whitening is None else "normalised and whitened"
+        rate = "" if made.learned_lr is None else f"; learning rate {made.learned_lr:g}"
+        print(f"images_best.pt ({space}) and labels_best.pt: {options.pt}{rate}")
 
 
 def run_report(options: ReportOptions) -> None:

@@ -12,6 +12,7 @@ from there to the images. Gradients of classes come `InTurn` on a CPU and `Mappe
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -121,6 +122,8 @@ class Mapped:
 class GradientMatching(Method):
     """The updates of DC and DSA on one dataset."""
 
+    suspects = ("lr_net",)
+
     def __init__(
         self,
         dataset: Dataset,
@@ -229,6 +232,8 @@ def _checked(options: DCOptions) -> tuple[str, int, int]:
         value = getattr(options, name)
         if type(value) is not int or value < 1:
             raise ValueError(f"{name}: expected a whole number from 1 on, got {value!r}")
+    if not 0 <= options.lr_net < math.inf:
+        raise ValueError(f"lr_net: expected at least 0, got {options.lr_net}")
     assert options.outer_steps is not None
     assert options.inner_epochs is not None
     return options.network, options.outer_steps, options.inner_epochs

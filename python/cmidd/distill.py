@@ -42,7 +42,7 @@ class DistillOptions:
 
     Args:
         ipc: images per class
-        init: first images: real, noise, mix (of two real ones) or file:PATH (a synthetic set)
+        init: first images: real, noise, mix (of two real ones) or file:PATH (those of a set)
         iterations: of the method; default as published, 20000 of DM, 1000 of DC and DSA, 5000 of
             MTT
         lr_images: step size on the images; default as published for the method, dataset and ipc
@@ -63,7 +63,7 @@ class DistillOptions:
     checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
-        if self.lr_images is not None and not self.lr_images > 0:
+        if self.lr_images is not None and not 0 < self.lr_images < math.inf:
             raise ValueError(f"lr_images: expected more than 0, got {self.lr_images}")
         if not 0 <= self.momentum < math.inf:
             raise ValueError(f"momentum: expected at least 0, got {self.momentum}")
@@ -115,10 +115,10 @@ def distill(
             saves = not last and done % options.checkpoint_every == 0
             rows = method.rows(iteration)
             losses: list[Tensor] = []
-            values: list[Tensor] = []
             for update in range(method.updates):
                 loss, gradient = method.step(images, iteration, update)
-                values.append(regularization.add(images, gradient, iteration, rows, logged=reports))
+                logged = reports and update == method.updates - 1
+                value = regularization.add(images, gradient, iteration, rows, logged=logged)
                 losses.append(loss)
                 images.grad = gradient
                 optimizer.step()
@@ -126,15 +126,18 @@ def distill(
                 bar.update()
             if not (reports or saves):
                 continue
-            value = torch.stack(values).mean().item()
+            weighted = value.item()
             numbers = {
                 "loss": torch.stack(losses).mean().item(),
-                "cmi": value / regularization.weight if regularization.weight else 0.0,
+                "cmi": weighted / regularization.weight if regularization.weight else 0.0,
                 **{name: number.item() for name, number in method.numbers().items()},
             }
-            _check_finite(numbers, leaves, iteration, folder)
+            suspects = [*(f"lr_{name}" for name in leaves), *method.suspects]
+            if regularization.weight:
+                suspects.append("cmi_weight")
+            _check_finite(numbers, leaves, iteration, folder, suspects)
             if reports:
-                folder.log(iteration, {**numbers, "weighted_cmi": value})
+                folder.log(iteration, {**numbers, "weighted_cmi": weighted})
                 bar.set_postfix({name: f"{number:.4g}" for name, number in numbers.items()})
             if saves:
                 _save(folder, done, leaves, optimizer)
@@ -189,7 +192,11 @@ def _momentum_of(name: str) -> str:
 
 
 def _check_finite(
-    numbers: dict[str, float], leaves: dict[str, Tensor], iteration: int, folder: RunFolder
+    numbers: dict[str, float],
+    leaves: dict[str, Tensor],
+    iteration: int,
+    folder: RunFolder,
+    suspects: list[str],
 ) -> None:
     """What comes before every line of the log and every file, so that none keeps a NaN."""
     largest = {
@@ -199,8 +206,8 @@ def _check_finite(
     if all(math.isfinite(number) for number in largest.values()):
         return
     text = ", ".join(f"{name} {number:g}" for name, number in largest.items())
-    others = "".join(f", lr_{name}" for name in leaves if name != "images")
+    kept = f"; {folder.path} keeps the last checkpoint" if folder.has_checkpoint else ""
     raise FloatingPointError(
-        f"iteration {iteration}: {text}. The steps are too long: take a smaller lr_images{others} "
-        f"or cmi_weight, and another folder; {folder.path} keeps the last checkpoint"
+        f"iteration {iteration}: {text}. The steps are too long: take a smaller "
+        f"{' or '.join(suspects)}, and another folder{kept}"
     )

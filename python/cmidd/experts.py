@@ -198,12 +198,19 @@ def _train(
     seeds = [seed_of(options.seed, "experts", k) for k in group]
     stack = Stack.fresh(spec, dataset.shape, dataset.num_classes, seeds, device)
 
+    before: list[Tensor | None] = [None] * len(group)
+
     def keep(epoch: int) -> None:
-        flat = torch.cat([p.detach().flatten(1) for p in stack.parameters], dim=1)  # (K, P)
-        for k, row in zip(group, flat.cpu(), strict=True):
+        flat = torch.cat([p.detach().flatten(1) for p in stack.parameters], dim=1).cpu()  # (K, P)
+        for place, (k, row) in enumerate(zip(group, flat, strict=True)):
             if not row.isfinite().all():
                 raise FloatingPointError(
                     f"expert {k + 1}: its weights are NaN or Inf after epoch {epoch}; lower lr"
+                )
+            last, before[place] = before[place], row
+            if last is not None and not (row - last).square().sum() > 0:  # MTT divides by it
+                raise ValueError(
+                    f"lr: {options.lr} is too small: expert {k + 1} does not move in epoch {epoch}"
                 )
             if k in wanted:
                 growing.write(k, {"parameters": row}, part=epoch)

@@ -30,6 +30,8 @@ class Method(ABC):
 
     updates: int = 1
     """Of the images in one iteration."""
+    suspects: tuple[str, ...] = ()
+    """Options that can make the loss NaN, beside the rates of what is optimised."""
 
     @property
     def learned(self) -> dict[str, Learned]:

@@ -40,7 +40,8 @@ class MTTOptions:
 
     Args:
         experts: file of trajectories, made by cmidd experts
-        student_steps: steps of the student on synthetic images
+        student_steps: steps of the student on synthetic images; default as published for the
+            dataset and ipc, as that of the next three
         expert_epochs: epochs of the expert that these steps are to equal
         max_start_epoch: the student starts from an expert after fewer epochs than this
         batch_syn: synthetic images a step; default: all
@@ -67,6 +68,8 @@ class MTTOptions:
 
 class MTT(Method):
     """The step of MTT on one dataset."""
+
+    suspects = ("step_size",)
 
     def __init__(
         self,
@@ -97,11 +100,11 @@ class MTT(Method):
                 f"{options.experts}, got {last}"
             )
         rate = self.experts.record["lr"] if options.step_size is None else options.step_size
-        if not rate > 0:
+        if not 0 < rate < math.inf:
             raise ValueError(f"step_size: expected more than 0, got {rate}")
         for name in ("lr_step_size", "lr_labels"):
             value = getattr(options, name)
-            if value is None or not value >= 0:
+            if value is None or not 0 <= value < math.inf:
                 raise ValueError(f"{name}: expected at least 0, got {value}")
         self.lr_step_size = options.lr_step_size or 0.0
         self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
@@ -217,7 +220,11 @@ class MTT(Method):
         soft_labels = None
         if self.label_logits is not None:
             soft_labels = self.label_logits.detach().softmax(dim=1).float().cpu()
-        record = {**made.record, "learned_lr": self.step_size.item()}
+        record = {
+            **made.record,
+            "network": self.experts.record["network"],
+            "learned_lr": self.step_size.item(),
+        }
         return replace(made, record=record, soft_labels=soft_labels)
 
 

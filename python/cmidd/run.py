@@ -70,6 +70,11 @@ class RunFolder:
                 "the same ones, or name another folder"
             )
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on from."""
+        return self._checkpoint.exists()
+
     def load_checkpoint(self) -> tuple[dict[str, Tensor], int] | None:
         """Tensors and the number of finished iterations, or None where nothing was saved yet.
 

@@ -187,6 +187,13 @@ def test_networks_with_statistics_are_refused_before_anything_is_written(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_expert_that_does_not_move_stops_the_training(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"lr: 1e-30 is too small: expert 1 does not move in epoch 1"
+    ):
+        tiny_experts(tmp_path / "experts", DATASET, lr=1e-30)
+
+
 def test_an_unknown_augmentation_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="augmentation: no operation 'blur'"):
         tiny_experts(tmp_path / "experts", DATASET, augmentation="blur")

@@ -139,7 +139,7 @@ def test_what_is_learned_and_not_finite_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pull, "constrain", lambda self: self.scale.detach().fill_(torch.nan))
-    message = r"iteration 1: .*largest of scale nan.* smaller lr_images, lr_scale or cmi_weight"
+    message = r"iteration 1: .*largest of scale nan.* smaller lr_images or lr_scale, and another"
     with pytest.raises(FloatingPointError, match=message):
         run(tmp_path)
 
@@ -158,27 +158,33 @@ def test_cmi_is_of_the_rows_of_the_iteration_by_one_network(
             value: Tensor = regularizer(chosen, classes, step=step)
             return value
 
+        noted.centroids = regularizer.centroids  # type: ignore[attr-defined]
         self._regularizer = noted
         value = call(self, images, *rest, logged=logged)
         self._regularizer = regularizer
         return value
 
     monkeypatch.setattr(Regularization, "add", noting)
-    run(tmp_path, cmi)
+    run(tmp_path / "always", cmi)
     everything, some = [0, 0, 1, 1, 2, 2], [0, 0, 2]
     expected = [(i, some if i % 2 else everything) for i in range(6) for _ in range(UPDATES)]
     assert [(step, labels) for step, labels, _ in seen] == expected
     assert [count for *_, count in seen] == [len(labels) for _, labels in expected]
+    seen.clear()
+    run(tmp_path / "seldom", replace(cmi, cmi_every=4))
+    # In iterations without it, once for a line of the log, of the last that had it.
+    assert [step for step, *_ in seen] == [0, 0, 0, 0, 0, 4, 4, 4, 4]
 
 
 def test_an_estimate_counts_every_update_and_iteration(
-    method: list[Pull], monkeypatch: pytest.MonkeyPatch
+    method: list[Pull], cmi: CMIOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter([0.0, 100.0, 200.0, 203.0, 300.0, 307.0])
+    clock = iter([0.0, 100.0, 200.0, 300.0, 303.0, 304.0, 400.0, 407.0, 409.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    cost = estimate("dm", DATASET, OPTIONS, CMIOptions(), PullOptions(), CPU)
+    given = replace(cmi, cmi_every=2)
+    cost = estimate("dm", DATASET, OPTIONS, given, PullOptions(), CPU)
     assert method[0].steps == [(0, 0), (0, 0), (0, 1)]
-    assert cost.seconds == 3 + 2 * 7
+    assert cost.seconds == 3 + 2 * 7 + UPDATES * 1 / 2
     assert cost.iterations == 6
     assert cost.memory > 10e6
     assert 3 * 6 * 64 * 4 < cost.disk < 10e3

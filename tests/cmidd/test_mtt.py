@@ -359,3 +359,20 @@ def test_an_expert_that_did_not_move_is_named(
     monkeypatch.setattr(Experts, "parameters", lambda *_: still)
     with pytest.raises(ValueError, match=r"expected networks that move, .* has the same weights"):
         loop.step(images_of(), 0)
+
+
+def test_a_student_on_all_real_images_walks_in_the_experts_steps(tmp_path: Path) -> None:
+    dataset = random_dataset(REAL, 16)
+    count = len(dataset.train)
+    options = ExpertOptions(
+        NETWORK, experts=1, epochs=3, lr=0.05, batch_size=count, augmentation="none"
+    )
+    fill_experts(tmp_path / "experts", dataset, options, CPU, say=quiet)
+    given = options_of(
+        tmp_path / "experts", student_steps=2, expert_epochs=2, max_start_epoch=2,
+        augmentation="none",
+    )  # fmt: skip
+    loop = MTT(dataset, dataset.train.labels, given, SEED, CPU)
+    for iteration in range(4):
+        loss, _ = loop.step(dataset.to_input(dataset.train.images), iteration)
+        assert loss < 1e-8

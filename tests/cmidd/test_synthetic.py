@@ -301,9 +301,9 @@ DAMAGED: list[tuple[str, dict[str, Tensor | None], dict[str, Any]]] = [
     ("add up to 1, got .0.5, 0.5, 0.5. at row 0", {"soft_labels": HALVES}, {}),
     ("at row 0", {"soft_labels": torch.tensor([[1.5, -0.5, 0]]).expand(6, 3)}, {}),
     ("at row 0", {"soft_labels": torch.full((6, 3), float("nan"))}, {}),
-    ("all or none, got zca 0.1", {"whitening_mean": None}, {}),
-    ("all or none, got zca 0.1", {"whitening_matrix": None}, {}),
-    ("all or none, got zca 0.1", {"whitening_mean": None, "whitening_matrix": None}, {}),
+    ("all or none, got zca 1.6", {"whitening_mean": None}, {}),
+    ("all or none, got zca 1.6", {"whitening_matrix": None}, {}),
+    ("all or none, got zca 1.6", {"whitening_mean": None, "whitening_matrix": None}, {}),
     ("all or none, got zca None", {}, {"zca": None}),
     ("above 0, got 'much'", {}, {"zca": "much"}),
     ("above 0, got -0.1", {}, {"zca": -0.1}),
@@ -343,5 +343,5 @@ def test_probabilities_rounded_in_half_precision_are_taken(tmp_path: Path) -> No
 
 def test_a_whitening_of_another_eps_is_no_start(tmp_path: Path) -> None:
     whitened_set().save(tmp_path / "set")
-    with pytest.raises(ValueError, match=r"init: .*set: expected zca 0\.2 .* got 0\.1"):
+    with pytest.raises(ValueError, match=r"init: .*set: expected zca 0\.2 .* got 1\.6"):
         start(DATASET.whitened(0.2), 2, f"file:{tmp_path / 'set'}", 0)

@@ -203,6 +203,13 @@ class Dataset:
     def check_made_for(self, record: Mapping[str, Any], what: str) -> None:
         """Raise unless `what`, a file with this record, was made from images like these."""
         for name, expected in {"zca": None, **self.describe()}.items():
+            if name == "zca" and (record.get(name) is None) != (expected is None):
+                theirs = "without" if record.get(name) is None else "with"
+                ours = "with" if expected is not None else "without"
+                raise ValueError(
+                    f"{what}: expected images {ours} --zca as {self.name} has them, got one made "
+                    f"{theirs}"
+                )
             if record.get(name) != expected:
                 raise ValueError(
                     f"{what}: expected {name} {expected} as {self.name} has it, got "
