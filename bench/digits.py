@@ -256,7 +256,10 @@ def main() -> None:
     folder = given.folder / f"{seed_of(json.dumps(SETTINGS)):016x}"
     rows = run_all(cases, folder, given.jobs)
     name = f"{given.name}-sweep" if given.sweep and given.name == "digits" else given.name
-    record = Record("digits", machine(date=given.date), SETTINGS, rows)
+    options = {"methods": given.methods, "ipc": given.ipc, "seeds": given.seeds}
+    options |= {"sweep": given.sweep} if given.sweep else {}
+    arguments = " ".join(f"--{n} {' '.join(map(str, values))}" for n, values in options.items())
+    record = Record("digits", machine(date=given.date), {**SETTINGS, "arguments": arguments}, rows)
     print(report(record))
     print(record.write(name, given.out, given.json_only))
 

@@ -37,6 +37,8 @@ def section(path: Path) -> str:
     command = f"python -m bench.{record.kind} --name {path.stem}"
     if method != "dm":
         command += f" --method {method}"
+    if arguments := record.settings.get("arguments"):
+        command += f" {arguments}"
     if "gpu" in record.machine:
         command = "bench/gpu_suite.sh --part bench"
     parts = [f"## {path.stem}", f"`{command}`"]
