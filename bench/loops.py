@@ -14,8 +14,8 @@ and each setting of glibc's allocator, which holds for both loops:
 inputs and weights that a part takes: what a float32 part cannot be faster than.
 
 An outer iteration of DC is not raced but added up from the medians of its parts, as often as it is
-published to run them. Peak memory of MTT is what one iteration takes beyond what was resident, in a
-process of its own, in which glibc gives every large block back as soon as it is freed.
+published to run them. Peak memory of MTT is that of a process of its own, in which glibc gives every
+large block back as soon as it is freed, and what one iteration takes beyond what was resident.
 """
 
 from __future__ import annotations
@@ -171,8 +171,9 @@ def measure_peak(case: Case, loop: str, steps: int) -> list[Row]:
     """A row with the memory of an iteration of so many student steps."""
     with prepared(case) as setup:
         peak = mtt_parts.peak_bytes(setup, loop, steps)
-    row = {"ipc": case.ipc, "memory": case.memory, "part": "peak", "loop": loop}
-    return [{**row, "steps": steps, "peak_bytes": peak, "others": None}]
+    row = {"ipc": case.ipc, "memory": case.memory, "part": "peak", "loop": loop, "steps": steps}
+    process = None if peak is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return [{**row, "peak_bytes": peak, "process_bytes": process, "others": None}]
 
 
 @contextmanager
@@ -315,22 +316,27 @@ def summary(rows: list[Row], whole: str, goals: Mapping[tuple[str, str, int], fl
 
 
 def peaks_table(rows: list[Row]) -> str:
-    """Memory of every number of student steps."""
-    peaks = {(row["steps"], row["loop"]): row["peak_bytes"] for row in rows}
+    """Memory of every number of student steps: of an iteration, and of the whole process."""
+    found = {(row["steps"], row["loop"]): row for row in rows}
     lines = []
     for steps in dict.fromkeys(row["steps"] for row in rows):
-        found = [peaks[steps, loop] for loop in (PLAIN, OURS)]
-        lines.append([steps, *("may not fit" if b is None else bytes_text(b) for b in found)])
-    return table(["student steps", PLAIN, OURS], lines)
+        line = [steps]
+        for loop in (PLAIN, OURS):
+            peaks = [found[steps, loop][name] for name in ("peak_bytes", "process_bytes")]
+            line += ["may not fit" if peak is None else bytes_text(peak) for peak in peaks]
+        lines.append(line)
+    header = [f"{loop}{what}" for loop in (PLAIN, OURS) for what in ("", ", process")]
+    return table(["student steps", *header], lines)
 
 
 def peaks_summary(rows: list[Row]) -> str:
     """How our memory grows with the steps."""
-    ours = {row["steps"]: row["peak_bytes"] for row in rows if row["loop"] == OURS}
+    ours = {row["steps"]: row for row in rows if row["loop"] == OURS}
     least, most = min(ours), max(ours)
+    growth = [ours[most][name] / ours[least][name] for name in ("process_bytes", "peak_bytes")]
     return (
-        f"- {OURS}: {most} steps take {ours[most] / ours[least]:.2f} times the memory of {least} "
-        f"(goal {PEAK_GOAL:g} at most)"
+        f"- {OURS}: the process with {most} steps takes {growth[0]:.2f} times the memory of that "
+        f"with {least} (goal {PEAK_GOAL:g} at most), and beyond what it held before {growth[1]:.2f}"
     )
 
 
@@ -352,6 +358,8 @@ def parse() -> argparse.Namespace:
     add("--steps", type=int, default=Sizes.student_steps,
         help="of MTT's student, where time is measured (%(default)s)")  # fmt: skip
     add("--budget", type=float, default=20.0, help="seconds for each part (%(default)s)")
+    add("--rounds", type=int, default=5,
+        help="of a part at least, however long they take (%(default)s)")  # fmt: skip
     add("--device", default="cpu", help="where the loops run: cpu or cuda (%(default)s)")
     add("--threads", type=int, default=torch.get_num_threads(), help="of torch (%(default)s)")
     add("--quick", action="store_true", help="a look: tiny networks, ipc 2, nothing compiled")
@@ -367,7 +375,7 @@ def main() -> None:
     args = parse()
     torch.set_num_threads(args.threads)
     measured = METHODS[args.method]
-    sizes, rounds = Sizes(student_steps=args.steps), (5, 2000)
+    sizes, rounds = Sizes(student_steps=args.steps), (args.rounds, 2000)
     if args.quick:
         sizes, rounds, args.ipc, args.variants = QUICK, (2, 5), [2], ["exact", "bf16"]
     if torch.device(args.device).type == "cuda":
