@@ -14,8 +14,8 @@ and each setting of glibc's allocator, which holds for both loops:
 inputs and weights that a part takes: what a float32 part cannot be faster than.
 
 An outer iteration of DC is not raced but added up from the medians of its parts, as often as it is
-published to run them. Peak memory of MTT is that of a process of its own, in which glibc gives every
-large block back as soon as it is freed, and what one iteration takes beyond what was resident.
+published to run them. Peak memory of MTT is that of a process of its own, in which glibc gives
+every large block back as soon as it is freed, and what one iteration takes beyond what was there.
 """
 
 from __future__ import annotations
