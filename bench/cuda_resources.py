@@ -1,42 +1,38 @@
-"""Registers, stack, barriers and shared memory of every CUDA kernel, as ptxas reports them.
+"""Registers, stack, barriers and shared memory of every CUDA kernel in the built extension.
 
 python -m bench.cuda_resources
-python -m bench.cuda_resources --targets 90 --json out/cuda_resources.json
+python -m bench.cuda_resources --extension path/to/_native.so --json out/cuda_resources.json
 
-Needs nvcc but no GPU. Types of features, targets and flags are read from CMakeLists.txt, so that
-what is looked at is what is built. A spilled register shows as stack.
+Needs neither nvcc nor a GPU: NVIDIA's cuobjdump, which Triton brings along, reads the machine code
+that is in the extension, so that what is looked at is what was built. A spilled register shows as
+stack, that of a called function as stack of the kernel.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.records import table
 from bench.resources import conclude
-
-ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "csrc" / "cuda" / "kernels.cu"
+from cmikernels.native import native
 
 # The plan has 512 threads on a multiprocessor, in up to 16 blocks. They share its 65536 registers
 # and, from Hopper on, its barriers (24 of them on an RTX 50); shared memory is all dynamic.
 REGISTERS, BARRIERS = 65536 // 512, 1
+_KEPT_SHARED = 1024  # bytes of a block that the system keeps from Hopper on, which cuobjdump counts
 
-
-class Build(NamedTuple):
-    """What CMakeLists.txt says about the kernels."""
-
-    features: tuple[str, ...]
-    targets: tuple[int, ...]  # compute capabilities
-    flags: tuple[str, ...]
+# Types of features, by how the names of kernels have them.
+_FEATURES = {
+    "f": "Float32",
+    "d": "Float64",
+    "NS0_8Bfloat16E": "Bfloat16",
+    "NS0_7Float16E": "Float16",
+}
 
 
 class Variant(NamedTuple):
@@ -47,101 +43,88 @@ class Variant(NamedTuple):
     kernel: str
     registers: int  # a thread's
     stack_bytes: int  # a thread's, with those of the functions it calls
-    spill_bytes: int  # written and read, likewise
     barriers: int  # a block's
     shared_bytes: int  # a block's, before what a launch adds
 
 
-def read_build(cmake: str) -> Build:
-    """Types of features, targets and flags out of the CMake file's text."""
-    features = _only(r"set\(feature_types ([^)]*)\)", cmake).split()
-    architectures = _only(r"set\(CMAKE_CUDA_ARCHITECTURES ([^)]*)\)", cmake).split()
-    standard = _only(r"set\(CMAKE_CUDA_STANDARD (\d+)\)", cmake)
-    options = _only(r"\$<\$<COMPILE_LANGUAGE:CUDA>:([^>]*)>", cmake).split()
-    targets = tuple(int(each.partition("-")[0]) for each in architectures)
-    # -O3 -DNDEBUG is what CMake's build type Release stands for, of host code alone.
-    return Build(tuple(features), targets, (f"-std=c++{standard}", "-O3", "-DNDEBUG", *options))
+def built_for() -> str:
+    """The architectures, as CMake names them, of the installed extension; none without CUDA."""
+    info = getattr(native, "cuda_info", None)
+    return info()["architectures"] if info else ""
 
 
-def _only(pattern: str, text: str) -> str:
-    """Give the group of the pattern, which must be there once."""
-    found = re.findall(pattern, text)
-    if len(found) != 1:
-        raise RuntimeError(f"CMakeLists.txt: expected {pattern!r} once, got {len(found)} times")
-    return str(found[0])
+def variants_of(extension: Path) -> list[Variant]:
+    """All kernels in a file."""
+    usage = _cuobjdump("--dump-resource-usage", extension)
+    return list(read_report(usage, _cuobjdump("--dump-elf", extension)))
 
 
-def compile_one(nvcc: str, features: str, target: int, flags: Sequence[str]) -> list[Variant]:
-    """Compile the kernels of one type of features for one target."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            nvcc,
-            *flags,
-            "-Xptxas=-v",
-            f"-I{ROOT / 'csrc' / 'include'}",
-            f"-DCMIK_FEATURES={features}",
-            f"-gencode=arch=compute_{target},code=sm_{target}",
-            "-cubin",
-            f"-o={folder}/kernels.cubin",
-            str(SOURCE),
-        ]
-        finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    if finished.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{finished.stdout}{finished.stderr}")
-    return list(read_report(finished.stdout + finished.stderr, features))
+def _cuobjdump(option: str, extension: Path) -> str:
+    import triton
+
+    command = [triton.knobs.nvidia.cuobjdump.path, option, str(extension)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def read_report(report: str, features: str) -> Iterator[Variant]:
-    """Take apart what `ptxas -v` prints: each kernel, then the functions that it calls."""
-    _, *kernels = report.split("Compiling entry function '")
-    if not kernels:
-        raise RuntimeError(f"ptxas: expected a report on kernels, got {report!r}")
-    for text in kernels:
-        symbol, target = _numbers(r"^(\w+)' for 'sm_(\d+)", text)[0]
-        used = _numbers(r"Used (\d+) registers, used (\d+) barriers(?:, (\d+) bytes smem)?", text)
-        of_functions = _numbers(
-            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text
-        )
-        registers, barriers, shared = used[0]
-        yield Variant(
-            int(target),
-            features,
-            _kernel_name(symbol),
-            int(registers),
-            sum(int(stack) for stack, _, _ in of_functions),
-            sum(int(stores) + int(loads) for _, stores, loads in of_functions),
-            int(barriers),
-            int(shared or 0),
-        )
-
-
-def _numbers(pattern: str, text: str) -> list[tuple[str, ...]]:
-    """Give the groups of every place where the pattern is found, of which there must be one."""
-    found = re.findall(pattern, text)
+def read_report(usage: str, elf: str) -> Iterator[Variant]:
+    """Take apart what cuobjdump prints of resources, and of sections, for the barriers."""
+    barriers = _barriers(elf)
+    found = False
+    for target, text in _by_target(usage):
+        pattern = r"Function (_ZN4cmik3gpu\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
+        for symbol, *numbers in re.findall(pattern, text):
+            registers, stack, shared, local = map(int, numbers)
+            kernel, features = _kernel_name(symbol)
+            used = barriers.get((target, symbol), 0)
+            shared -= _KEPT_SHARED if target >= 90 else 0
+            yield Variant(target, features, kernel, registers, stack + local, used, shared)
+            found = True
     if not found:
-        raise RuntimeError(f"ptxas: expected {pattern!r}, got {text!r}")
+        raise RuntimeError(f"cuobjdump: expected resources of kernels, got {usage!r}")
+
+
+def _by_target(usage: str) -> Iterator[tuple[int, str]]:
+    """Each compute capability, and what is printed of the code for it."""
+    parts = re.split(r"^arch = sm_(\d+)$", usage, flags=re.MULTILINE)
+    return zip(map(int, parts[1::2]), parts[2::2], strict=True)
+
+
+def _barriers(elf: str) -> dict[tuple[int, str], int]:
+    """Those of each kernel that has any, out of its section: an attribute, two lines on its value.
+
+    ::
+
+        .nv.info._ZN4cmik3gpu12total_kernelIfEEvNS_4TaskE
+            Attribute:  EIATTR_NUM_BARRIERS
+            Format:     EIFMT_BVAL
+            Value:      0x1
+    """
+    found: dict[tuple[int, str], int] = {}
+    target, section = 0, ""
+    lines = iter(elf.splitlines())
+    for line in lines:
+        if line.startswith("arch = sm_"):
+            target = int(line.removeprefix("arch = sm_"))
+        elif line.startswith("."):
+            section = line.strip()
+        elif line.endswith("EIATTR_NUM_BARRIERS"):
+            next(lines)
+            symbol = section.removeprefix(".nv.info.")
+            found[target, symbol] = int(next(lines).split()[-1], 16)
     return found
 
 
-def _kernel_name(symbol: str) -> str:
-    """`class_kernel<2>` of `_ZN4cmik3gpu12class_kernelIfLNS_4FormE2EEEvNS_4TaskE`."""
-    length = re.match(r"_ZN4cmik3gpu(\d+)", symbol)
-    if length is None:
-        raise RuntimeError(f"ptxas: expected a kernel of cmik::gpu, got {symbol!r}")
-    end = length.end() + int(length[1])
-    constants = re.findall(r"L(?:b|NS_\d+[A-Za-z]+E)(\d+)E", symbol[end:])
-    return symbol[length.end() : end] + (f"<{', '.join(constants)}>" if constants else "")
-
-
-def compile_all(build: Build) -> list[Variant]:
-    """Compile every type of features for every target, as many at a time as there are cores."""
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        raise RuntimeError("nvcc is not on PATH")
-    jobs = [(f, target) for target in build.targets for f in build.features]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        compiled = pool.map(lambda job: compile_one(nvcc, job[0], job[1], build.flags), jobs)
-        return [variant for each in compiled for variant in each]
+def _kernel_name(symbol: str) -> tuple[str, str]:
+    """`class_kernel<2>` and Float32 of `_ZN4cmik3gpu12class_kernelIfLNS_4FormE2EEEvNS_4TaskE`."""
+    named = re.match(r"_ZN4cmik3gpu(\d+)", symbol)
+    assert named is not None
+    end = named.end() + int(named[1])
+    kernel, arguments = symbol[named.end() : end], symbol[end:]
+    features = re.match(rf"I({'|'.join(_FEATURES)})", arguments)
+    if features is None:
+        raise RuntimeError(f"cuobjdump: expected a kernel of a type of features, got {symbol!r}")
+    constants = re.findall(r"L(?:b|NS_\d+[A-Za-z]+E)(\d+)E", arguments)
+    return kernel + (f"<{', '.join(constants)}>" if constants else ""), _FEATURES[features[1]]
 
 
 def summary(variants: Iterable[Variant]) -> str:
@@ -157,22 +140,20 @@ def summary(variants: Iterable[Variant]) -> str:
         most = [
             max(member.barriers for member in members.values()),
             max(member.stack_bytes for member in members.values()),
-            max(member.spill_bytes for member in members.values()),
             max(member.shared_bytes for member in members.values()),
         ]
         rows.append([kernel, features, *map(str, registers + most)])
     names = [f"sm_{target}" for target in targets]
-    return table(["kernel", "features", *names, "barriers", "stack", "spills", "shared"], rows)
+    return table(["kernel", "features", *names, "barriers", "stack", "shared"], rows)
 
 
 def faults(variants: Iterable[Variant]) -> list[str]:
-    """Name what must not be: stack, spills, or more than a block may have."""
+    """Name what must not be: stack, spills among it, or more than a block may have."""
     return [
         str(variant)
         for variant in variants
         if variant.stack_bytes > 0
-        or variant.spill_bytes > 0
-        or variant.shared_bytes > 0
+        or variant.shared_bytes != 0
         or variant.registers > REGISTERS
         or variant.barriers > BARRIERS
     ]
@@ -180,20 +161,17 @@ def faults(variants: Iterable[Variant]) -> list[str]:
 
 def main() -> None:
     """Print the table; fail if a kernel spills or asks for too much."""
-    build = read_build((ROOT / "CMakeLists.txt").read_text())
     parser = argparse.ArgumentParser(
         prog="python -m bench.cuda_resources", description=__doc__.split("\n\n")[0]
     )
-    parser.add_argument(
-        "--targets",
-        type=int,
-        nargs="+",
-        default=build.targets,
-        help="compute capabilities (%(default)s)",
-    )
+    parser.add_argument("--extension", type=Path, help="a built one (default: the installed one)")
     parser.add_argument("--json", type=Path, help="write every variant there")
     arguments = parser.parse_args()
-    variants = compile_all(build._replace(targets=tuple(arguments.targets)))
+    if arguments.extension is None:
+        if not built_for():
+            parser.error("the installed extension has no CUDA kernels; see cmikernels' README")
+        arguments.extension = Path(native.__file__)
+    variants = variants_of(arguments.extension)
     conclude(variants, summary(variants), faults(variants), arguments.json)
 
 

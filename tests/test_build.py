@@ -79,6 +79,13 @@ def test_an_nvcc_too_old_for_the_architectures_is_not_used(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+def test_without_asking_every_supported_architecture_is_built(tmp_path: Path) -> None:
+    finished = configure(tmp_path, nvcc=NVCC)
+    assert finished.returncode == 0, finished.stderr
+    assert "GPU kernels for 80-real 89-real 90 100-real 120" in finished.stdout
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 def test_the_architectures_asked_for_are_built(tmp_path: Path) -> None:
     finished = configure(tmp_path, "-DCMAKE_CUDA_ARCHITECTURES=80;90-real", nvcc=NVCC)
     assert finished.returncode == 0, finished.stderr
