@@ -197,7 +197,7 @@ sanitize_part() {
 }
 
 bench_part() {
-  start bench bench/{harness,replay,measure,model,memory,launches,providers,shapes,kernels,accuracy,overhead,loops,loop_parts,{dm,dc,mtt}_parts,plain_{dm,dc,mtt},regularizer}.py
+  start bench bench/{harness,replay,measure,model,memory,launches,providers,shapes,kernels,accuracy,overhead,loops,loop_parts,loop_report,{dm,dc,mtt}_parts,plain_{dm,dc,mtt},regularizer}.py
   local common=(--json-only --out "$out" --device "$device") backend method
   local kernels=("$python" -m bench.kernels --name gpu-kernels --resume "$key" --budget "$budget" "${common[@]}")
   local theirs=(published compile)

@@ -21,11 +21,13 @@ from bench.records import (
     Record,
     Row,
     add_output_arguments,
+    add_resume_argument,
     busy_warning,
     bytes_text,
     geometric_mean,
     machine,
     machine_line,
+    saved_rows,
     seconds_text,
     spread_text,
     table,
@@ -170,34 +172,13 @@ def parse() -> argparse.Namespace:
     add("--device", default="cpu", help="where the features are: cpu or cuda (%(default)s)")
     add("--threads", type=int, help="of torch and cmikernels (default: torch's own choice)")
     add(
-        "--resume",
-        metavar="KEY",
-        help="save after every shape, and go on with what was saved on this machine with the same "
-        "key, such as a commit",
-    )
-    add(
         "--quick",
         action="store_true",
         help="half a minute's look: float32, the three smallest shapes, no memory",
     )
     add_output_arguments(parser, "kernels")
+    add_resume_argument(parser, "shape")
     return parser.parse_args()
-
-
-def saved_rows(args: argparse.Namespace, here: Row) -> list[Row]:
-    """Rows of an earlier run that was cut, if it ran on the same machine with the same key."""
-    path: Path = args.out / f"{args.name}.json"
-    if not args.resume or not path.exists():
-        return []
-    saved = Record.read(path)
-    same = [
-        {key: value for key, value in where.items() if key not in ("date", "system")}
-        for where in (saved.machine, here)
-    ]
-    if same[0] != same[1] or saved.settings.get("key") != args.resume:
-        print(f"{path} is of another machine or key; starting over")
-        return []
-    return saved.rows
 
 
 def main() -> None:

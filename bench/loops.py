@@ -39,17 +39,14 @@ from tqdm import tqdm
 from bench import dc_parts, dm_parts, mtt_parts
 from bench.harness import Contender, Timing, race
 from bench.loop_parts import CONVOLUTIONS, OURS, PLAIN, Loops, Result, Run, Setup, Sizes
+from bench.loop_report import OUTER, PEAK, WHOLE, report
 from bench.records import (
     Record,
     Row,
     add_output_arguments,
-    busy_warning,
-    bytes_text,
+    add_resume_argument,
     machine,
-    machine_line,
-    seconds_text,
-    spread_text,
-    table,
+    saved_rows,
 )
 from cmidd.dc import DCOptions, DSAOptions
 
@@ -73,29 +70,22 @@ class Measured:
 
     Args:
         loops: of a setup and the options of our loop's variants.
-        whole: the part that all others are in; a loop that has it gives its loss and gradient.
         outer: ipc to how often an outer iteration runs each part, where it is made of several.
         has_variants: whether our loop has any but the exact one.
         has_peaks: whether memory is measured.
     """
 
     loops: Callable[[Setup, Mapping[str, dict[str, Any]]], Loops]
-    whole: str
     outer: Callable[[int], dict[str, int]] | None = None
     has_variants: bool = False
     has_peaks: bool = False
 
 
-OUTER = "outer iteration"
 METHODS = {
-    "dm": Measured(dm_parts.loops, dm_parts.STEP, has_variants=True),
-    "dc": Measured(
-        lambda setup, _: dc_parts.loops(setup, DCOptions), dc_parts.UPDATE, dc_parts.per_iteration
-    ),
-    "dsa": Measured(
-        lambda setup, _: dc_parts.loops(setup, DSAOptions), dc_parts.UPDATE, dc_parts.per_iteration
-    ),
-    "mtt": Measured(lambda setup, _: mtt_parts.loops(setup), mtt_parts.ITERATION, has_peaks=True),
+    "dm": Measured(dm_parts.loops, has_variants=True),
+    "dc": Measured(lambda setup, _: dc_parts.loops(setup, DCOptions), dc_parts.per_iteration),
+    "dsa": Measured(lambda setup, _: dc_parts.loops(setup, DSAOptions), dc_parts.per_iteration),
+    "mtt": Measured(lambda setup, _: mtt_parts.loops(setup), has_peaks=True),
 }
 
 # No block by mmap, which would be unmapped when freed; the heap's end is never given back.
@@ -106,24 +96,6 @@ MEMORY = {
 
 # The allocator under which memory is measured, rather than time: no block stays when it is freed.
 RETURNED = {"returned": {"MALLOC_MMAP_THRESHOLD_": "65536"}}
-
-# What was set out to be reached on a CPU: times as fast as the plain loop, by allocator, variant
-# and ipc; and the peak of most student steps over that of one.
-GOALS: dict[str, dict[tuple[str, str, int], float]] = {
-    "dm": {
-        ("default", "ours", 1): 1.9,
-        ("default", "ours", 10): 1.4,
-        ("default", "ours", 50): 1.35,
-        ("kept", "ours, compiled", 1): 1.25,
-        ("kept", "ours, compiled", 10): 1.25,
-        ("default", "ours, bf16", 1): 2.2,
-        ("default", "ours, bf16", 10): 1.5,
-    },
-    "dc": {(memory, OURS, ipc): 1.3 for memory in MEMORY for ipc in (1, 10, 50)},
-    "dsa": {},
-    "mtt": {(memory, OURS, ipc): 0.67 for memory in MEMORY for ipc in (1, 10, 50)},
-}
-PEAK_GOAL = 1.2
 
 QUICK = Sizes(3, 4, 16, "convnet:depth=2,width=8", "resnet18:width=4", 2, (1, 2))
 
@@ -145,11 +117,11 @@ class Case:
 
 def measure(case: Case) -> list[Row]:
     """A row for each part and loop."""
-    measured = METHODS[case.method]
+    measured, whole = METHODS[case.method], WHOLE[case.method]
     rows: list[Row] = []
     with prepared(case) as setup:
         loops = measured.loops(setup, {name: VARIANTS[name] for name in case.variants})
-        errors = _errors(loops, measured.whole)
+        errors = _errors(loops, whole)
         for part in dict.fromkeys(part for parts in loops.values() for part in parts):
             runs = {name: parts[part] for name, parts in loops.items() if part in parts}
             contenders = {
@@ -159,7 +131,7 @@ def measure(case: Case) -> list[Row]:
             for name, run in runs.items():
                 row: Row = {"ipc": case.ipc, "memory": case.memory, "part": part, "loop": name}
                 row |= _figures(name, times)
-                if part == measured.whole:
+                if part == whole:
                     row |= errors.get(name, {})
                     if setup.device.type == "cpu":
                         row["page_faults"] = _page_faults(run)
@@ -171,7 +143,7 @@ def measure_peak(case: Case, loop: str, steps: int) -> list[Row]:
     """A row with the memory of an iteration of so many student steps."""
     with prepared(case) as setup:
         peak = mtt_parts.peak_bytes(setup, loop, steps)
-    row = {"ipc": case.ipc, "memory": case.memory, "part": "peak", "loop": loop, "steps": steps}
+    row = {"ipc": case.ipc, "memory": case.memory, "part": PEAK, "loop": loop, "steps": steps}
     process = None if peak is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return [{**row, "peak_bytes": peak, "process_bytes": process, "others": None}]
 
@@ -260,84 +232,10 @@ def apart(function: Callable[..., list[Row]], case: Case, *arguments: object) ->
         os.environ.update(inherited)
 
 
-def report(record: Record) -> str:
-    """Render the record as Markdown."""
-    parts = [f"`{machine_line(record.machine)}`", *busy_warning(record)]
-    method = record.settings.get("method", "dm")  # older records are of DM
-    goals = {} if "gpu" in record.machine else GOALS[method]
-    for memory, ipc in dict.fromkeys((row["memory"], row["ipc"]) for row in record.rows):
-        rows = [row for row in record.rows if (row["memory"], row["ipc"]) == (memory, ipc)]
-        if memory in RETURNED:
-            parts += [f"### ipc {ipc}, peak memory", peaks_table(rows), peaks_summary(rows)]
-            continue
-        parts += [f"### ipc {ipc}, memory: {memory}", times_table(rows)]
-        parts += ["\n".join(f"- {line}" for line in summary(rows, METHODS[method].whole, goals))]
-    return "\n\n".join(parts)
-
-
-def times_table(rows: list[Row]) -> str:
-    """Every part and loop of one ipc and allocator."""
-    header = "part|loop|median|20 .. 80 %|x plain|/ convolutions|page faults"
-    lines = [
-        (
-            row["part"],
-            row["loop"],
-            seconds_text(row["seconds"]),
-            spread_text(row) if "p20" in row else "-",
-            f"{row['speedup_over_plain']:.2f}" if "speedup_over_plain" in row else "-",
-            f"{row['over_convolutions']:.2f}" if "over_convolutions" in row else "-",
-            row.get("page_faults", "-"),
-        )
-        for row in rows
-    ]
-    return table(header.split("|"), lines)
-
-
-def summary(rows: list[Row], whole: str, goals: Mapping[tuple[str, str, int], float]) -> list[str]:
-    """Each of our loops against the plain one: time, its goal if there is one, and numbers."""
-    lines = []
-    for row in rows:
-        if row["part"] not in (whole, OUTER) or row["loop"] not in VARIANTS:
-            continue
-        if "speedup_over_plain" not in row:
-            continue
-        goal = goals.get((row["memory"], row["loop"], row["ipc"]))
-        part = "" if row["part"] == whole else f", {row['part']}"
-        lines.append(
-            f"{row['loop']}{part}: {row['speedup_over_plain']:.2f} times as fast as the plain loop"
-            + (f" (goal {goal:g})" if goal else "")
-        )
-        if "loss_error" in row:
-            lines[-1] += (
-                f"; its loss is off by {row['loss_error']:.1e}, "
-                f"the gradient by {row['gradient_error']:.1e}"
-            )
-    return lines
-
-
-def peaks_table(rows: list[Row]) -> str:
-    """Memory of every number of student steps: of an iteration, and of the whole process."""
-    found = {(row["steps"], row["loop"]): row for row in rows}
-    lines = []
-    for steps in dict.fromkeys(row["steps"] for row in rows):
-        line = [steps]
-        for loop in (PLAIN, OURS):
-            peaks = [found[steps, loop][name] for name in ("peak_bytes", "process_bytes")]
-            line += ["may not fit" if peak is None else bytes_text(peak) for peak in peaks]
-        lines.append(line)
-    header = [f"{loop}{what}" for loop in (PLAIN, OURS) for what in ("", ", process")]
-    return table(["student steps", *header], lines)
-
-
-def peaks_summary(rows: list[Row]) -> str:
-    """How our memory grows with the steps."""
-    ours = {row["steps"]: row for row in rows if row["loop"] == OURS}
-    least, most = min(ours), max(ours)
-    growth = [ours[most][name] / ours[least][name] for name in ("process_bytes", "peak_bytes")]
-    return (
-        f"- {OURS}: the process with {most} steps takes {growth[0]:.2f} times the memory of that "
-        f"with {least} (goal {PEAK_GOAL:g} at most), and beyond what it held before {growth[1]:.2f}"
-    )
+def _job_of(row: Row) -> tuple[Any, ...]:
+    """What tells the process that a row came from: ipc, allocator, of a peak its loop and steps."""
+    more = (row["loop"], row["steps"]) if row["part"] == PEAK else ()
+    return row["ipc"], row["memory"], *more
 
 
 def parse() -> argparse.Namespace:
@@ -364,6 +262,7 @@ def parse() -> argparse.Namespace:
     add("--threads", type=int, default=torch.get_num_threads(), help="of torch (%(default)s)")
     add("--quick", action="store_true", help="a look: tiny networks, ipc 2, nothing compiled")
     add_output_arguments(parser, "loops")
+    add_resume_argument(parser, "process")
     args = parser.parse_args()
     if args.name == parser.get_default("name") and args.method != "dm":
         args.name += f"-{args.method}"
@@ -385,7 +284,10 @@ def main() -> None:
     variants = tuple(ARGUMENTS[name] for name in args.variants)
     settings = {"method": args.method, "sizes": asdict(sizes)}
     settings |= {"budget": args.budget, "device": args.device}
+    if args.resume:
+        settings["key"] = args.resume
     record = Record("loops", machine(args.device, args.date), settings, [])
+    record.rows = saved_rows(args, record.machine)
 
     def case(memory: str, ipc: int) -> Case:
         return Case(args.method, sizes, ipc, memory, variants, args.device, args.threads,
@@ -398,9 +300,15 @@ def main() -> None:
         for setting in itertools.product(RETURNED, args.ipc):
             several = itertools.product(sizes.peaks, (PLAIN, OURS))
             jobs += [(measure_peak, case(*setting), loop, steps) for steps, loop in several]
+    saved = {_job_of(row) for row in record.rows}
     for job in (bar := tqdm(jobs, unit="process")):
-        bar.set_postfix_str(f"ipc {job[1].ipc}, memory {job[1].memory}")
-        record.rows += apart(*job)
+        function, case_of_job, *rest = job
+        bar.set_postfix_str(f"ipc {case_of_job.ipc}, memory {case_of_job.memory}")
+        if (case_of_job.ipc, case_of_job.memory, *rest) in saved:
+            continue
+        record.rows += apart(function, case_of_job, *rest)
+        if args.resume:
+            record.write(args.name, args.out, args.json_only)
     path = record.write(args.name, args.out, args.json_only)
     print(report(record))
     print("\nwritten:", path)

@@ -226,7 +226,7 @@ class PlainDM:
         """The random network of an iteration."""
         # Made without numbers: `initialize` gives them, and once is what the published loop pays.
         with torch.device("meta"):
-            network = self._made(convnet, self.options.network)
+            network = self._made(convnet, self.options.network or "convnet")
         network.to_empty(device="cpu")
         initialize(network, generator(self.seed, "network", iteration))
         return network.to(self.device, self.dtype).requires_grad_(False)

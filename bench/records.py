@@ -80,6 +80,32 @@ def add_output_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     )
 
 
+def add_resume_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add what long benchmarks take; `saved_rows` reads it."""
+    parser.add_argument(
+        "--resume",
+        metavar="KEY",
+        help=f"save after every {what}, and go on with what was saved on this machine with the "
+        "same key, such as a commit",
+    )
+
+
+def saved_rows(args: argparse.Namespace, here: Row) -> list[Row]:
+    """Rows of an earlier run that was cut, if it ran on the same machine with the same key."""
+    path: Path = args.out / f"{args.name}.json"
+    if not args.resume or not path.exists():
+        return []
+    saved = Record.read(path)
+    same = [
+        {key: value for key, value in where.items() if key not in ("date", "system")}
+        for where in (saved.machine, here)
+    ]
+    if same[0] != same[1] or saved.settings.get("key") != args.resume:
+        print(f"{path} is of another machine or key; starting over")
+        return []
+    return saved.rows
+
+
 def machine(device: torch.device | str = "cpu", date: str | None = None) -> Row:
     """Where the numbers were taken, and with which versions."""
     huge_pages = _first_line("/sys/kernel/mm/transparent_hugepage/enabled")

@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench import accuracy, digits, kernels, loops, overhead, plots, regularizer
+from bench import accuracy, digits, kernels, loop_report, overhead, plots, regularizer
 from bench.records import RESULTS, Record
 
 REPORTS = {
     "kernels": kernels.report,
     "accuracy": accuracy.report,
     "overhead": overhead.report,
-    "loops": loops.report,
+    "loops": loop_report.report,
     "regularizer": regularizer.report,
     "digits": digits.report,
 }

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from bench import counters, gpu_plots, gpu_report, kernels, launches, measure, model, sanitize
+from bench import (
+    counters,
+    gpu_plots,
+    gpu_report,
+    kernels,
+    launches,
+    measure,
+    model,
+    records,
+    sanitize,
+)
 from bench.harness import COPY, Timing
 from bench.providers import PROVIDERS, gpu_backends, make_losses
 from bench.records import Record, Row, machine
@@ -187,10 +197,10 @@ def test_a_cut_run_goes_on_only_on_the_same_machine_and_key(
     record.write("kernels", tmp_path, json_only=True)
     arguments = ["kernels", "--out", str(tmp_path), "--resume"]
     monkeypatch.setattr("sys.argv", [*arguments, "k"])
-    assert kernels.saved_rows(kernels.parse(), record.machine) == record.rows
-    assert kernels.saved_rows(kernels.parse(), {**record.machine, "gpu": "other"}) == []
+    assert records.saved_rows(kernels.parse(), record.machine) == record.rows
+    assert records.saved_rows(kernels.parse(), {**record.machine, "gpu": "other"}) == []
     monkeypatch.setattr("sys.argv", [*arguments, "other"])
-    assert kernels.saved_rows(kernels.parse(), record.machine) == []
+    assert records.saved_rows(kernels.parse(), record.machine) == []
 
 
 def test_a_backend_that_cannot_run_is_left_out_with_the_reason(

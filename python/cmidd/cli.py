@@ -40,7 +40,7 @@ from cmidd.options import (
     RunOptions,
     ScoreOptions,
 )
-from cmidd.presets import settle
+from cmidd.presets import settle, usual_network
 from cmidd.run import RunFolder, versions
 from cmidd.score import score
 from cmidd.synthetic import SyntheticSet, start
@@ -80,11 +80,8 @@ def run_method(
     if not (folder.finished or folder.has_checkpoint):
         print("a few updates are tried, to say what the run costs", flush=True)
         print(estimate(method, dataset, options, cmi, of_method, device))
-    made = distill(method, dataset, options, cmi, of_method, folder, device, command)
-    network = made.record.get("network") or of_method.network
-    evaluation = EvaluateOptions(
-        sets=(folder.result,), networks=(network,), out=folder.path / "evaluation.json"
-    )
+    distill(method, dataset, options, cmi, of_method, folder, device, command)
+    evaluation = EvaluateOptions(sets=(folder.result,), out=folder.path / "evaluation.json")
     if method == "dc":  # its protocol, as published
         evaluation = replace(evaluation, epochs=300, augmentation="none")
     print(f"the synthetic set: {folder.result}")
@@ -105,6 +102,9 @@ def run_evaluate(data: DataOptions, options: EvaluateOptions) -> None:
         recipes["all real images"] = replace(options.recipe(), epochs=options.all_real_epochs)
     if not sets:
         raise ValueError("sets: expected something to evaluate; give --sets, or --random_real 10")
+    usual = usual_network(dataset.shape.height)
+    made_for = [those.record.get("network") for those in sets.values()]
+    networks = options.networks or tuple(dict.fromkeys(filter(None, made_for))) or (usual,)
     results: list[dict[str, Any]] = []
     record = {
         "dataset": dataset.name,
@@ -119,7 +119,7 @@ def run_evaluate(data: DataOptions, options: EvaluateOptions) -> None:
             those.images,
             those.targets,
             judge,
-            options.networks,
+            networks,
             repeats=options.repeats,
             recipe=recipe,
             seed=options.seed,

@@ -31,6 +31,7 @@ class CMIOptions:
         cmi_weight: its weight; default the published one for method, dataset and ipc
         cmi_layer: features (the embedding), logits, or the name of a layer
         cmi_centroids: compare images with the mean of their own class, or with that of real data
+        cmi_on: all images, or batch, those of the student's first step (of mtt with batch_syn)
         cmi_networks: networks a step averages over
         cmi_every: apply it in every k-th iteration only (another algorithm than the published one)
         cmi_chunk: images that go through a network at once; memory grows with it, not with ipc
@@ -40,6 +41,7 @@ class CMIOptions:
     cmi_weight: float | None = None
     cmi_layer: str = "features"
     cmi_centroids: str = "own"
+    cmi_on: str = "all"
     cmi_networks: int = 1
     cmi_every: int = 1
     cmi_chunk: int = 50
@@ -57,8 +59,12 @@ class Regularization:
         options: CMIOptions,
         device: torch.device,
         say: Callable[[str], None],
+        batch: Tensor | None = None,
     ) -> None:
-        """Load the bank for images whose labels are `labels`, as many of each class."""
+        """Load the bank for images whose labels are `labels`, as many of each class.
+
+        `batch`: rows of the method's first batch, if it has such.
+        """
         self.weight, self._every = 0.0, options.cmi_every
         self._labels = labels.to(device)
         self._classes = ClassIndex(self._labels, dataset.num_classes)
@@ -72,6 +78,13 @@ class Regularization:
             return
         if options.cmi_centroids not in ("own", "real"):
             raise ValueError(f"cmi_centroids: expected own or real, got {options.cmi_centroids!r}")
+        if options.cmi_on not in ("all", "batch"):
+            raise ValueError(f"cmi_on: expected all or batch, got {options.cmi_on!r}")
+        if options.cmi_on == "batch" and batch is None:
+            raise ValueError(
+                "cmi_on: batch is for mtt with a batch_syn of less than all images; got all at once"
+            )
+        self._on_batch = options.cmi_on == "batch"
         if ipc == 1 and options.cmi_centroids == "own":
             say(
                 "CMI of one image per class is 0 whatever the image: left out; "
@@ -89,6 +102,15 @@ class Regularization:
             networks_per_step=options.cmi_networks,
             seed=seed,
         )
+        if self._on_batch and batch is not None and options.cmi_centroids == "own":
+            counts = torch.bincount(labels[batch.to(labels.device)])
+            alone = int((counts == 1).sum())
+            if 2 * alone > len(batch):
+                say(
+                    f"cmi_on batch: {alone} of the {len(batch)} images of the first batch are the "
+                    "only ones of their class in it, and their CMI is 0; take a larger batch_syn, "
+                    "cmi_on all or cmi_centroids real"
+                )
         if options.cmi_centroids == "real":
             say(f"class centroids of the real images, by {len(bank)} networks")
             batches = tqdm(dataset.batches(dataset.train, device), "real images", unit="batch")
@@ -111,14 +133,14 @@ class Regularization:
             images: leaf (N, ch, H, W).
             gradient: of the method, changed in place.
             iteration: whose networks are taken.
-            rows: of the images to take CMI of; None: all.
+            rows: of the iteration's batch; None: it has all images.
             logged: whether the value is looked at.
         """
         since = iteration % self._every  # iterations since the last with CMI
         if self._regularizer is None or (since and not logged):
             return torch.zeros((), device=images.device)
         chosen, classes = images, self._classes
-        if rows is not None:
+        if self._on_batch and rows is not None:
             rows = rows.to(images.device)
             chosen = images[rows]
             classes = ClassIndex(self._labels[rows], classes.num_classes)

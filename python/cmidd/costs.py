@@ -64,7 +64,7 @@ def estimate(
     # Centroids of real images take a pass over all of them, and no other time than one's own.
     tried = replace(cmi, cmi_centroids="own") if options.ipc > 1 and cmi.bank else cmi
     regularization = Regularization(
-        method_name, dataset, labels, options.seed, tried, device, lambda _: None
+        method_name, dataset, labels, options.seed, tried, device, lambda _: None, method.rows(0)
     )
     _timed(method, regularization, images, 0)
     seconds, of_cmi = _timed(method, regularization, images, 0)

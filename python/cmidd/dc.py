@@ -25,7 +25,7 @@ from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
 from cmidd.dm import GPU_CHUNK
 from cmidd.gradient_distance import GradientDistance
-from cmidd.method import Method
+from cmidd.method import Method, given_network
 from cmidd.networks import at_a_time, build_network, check_one_image, initialize
 from cmidd.seeds import generator, seed_of
 from cmidd.training import Recipe, Stack, train
@@ -37,7 +37,7 @@ class DCOptions:
 
     Args:
         network: architecture of the random networks; default: convnet, of depth 2 for images of
-            8 x 8
+            8 x 8 and deeper from 64 x 64 on
         batch_real: real images per class and update
         outer_steps: updates of the images in one iteration; default as published for the ipc
         inner_epochs: of the network on the images between updates; default as published for the ipc
@@ -134,7 +134,7 @@ class GradientMatching(Method):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """Prepare updates of images whose labels are `labels`, ascending."""
-        spec, self.updates, epochs = _checked(options)
+        self.spec, self.updates, epochs = _checked(options)
         channels, size, _ = dataset.shape
         self.dataset, self.options, self.seed = dataset, options, seed
         self.device, self.dtype = device, dtype
@@ -142,10 +142,10 @@ class GradientMatching(Method):
         self.recipe = Recipe(
             epochs, options.lr_net, 0.0, 0.0, options.batch_net, 1.0, options.augmentation
         )
-        network = build_network(spec, channels, size, dataset.num_classes)
-        check_one_image(network, spec)
+        network = build_network(self.spec, channels, size, dataset.num_classes)
+        check_one_image(network, self.spec)
         state = network.to(device, dtype).state_dict()
-        self.stack = Stack(spec, dataset.shape, dataset.num_classes, [state])
+        self.stack = Stack(self.spec, dataset.shape, dataset.num_classes, [state])
         self.distance = GradientDistance(options.metric, state)
         self.labels = labels.cpu()
         counts = torch.bincount(self.labels, minlength=dataset.num_classes)
@@ -226,8 +226,6 @@ class GradientMatching(Method):
 
 def _checked(options: DCOptions) -> tuple[str, int, int]:
     """Network, updates and epochs; what cannot be computed with is refused."""
-    if options.network is None:
-        raise ValueError("network: expected an architecture, got None")
     for name in ("batch_real", "outer_steps", "inner_epochs", "batch_net"):
         value = getattr(options, name)
         if type(value) is not int or value < 1:
@@ -236,4 +234,4 @@ def _checked(options: DCOptions) -> tuple[str, int, int]:
         raise ValueError(f"lr_net: expected at least 0, got {options.lr_net}")
     assert options.outer_steps is not None
     assert options.inner_epochs is not None
-    return options.network, options.outer_steps, options.inner_epochs
+    return given_network(options.network), options.outer_steps, options.inner_epochs

@@ -91,7 +91,9 @@ def distill(
     images, labels = start(dataset, options.ipc, options.init, options.seed)
     images = images.to(device).requires_grad_()
     method = METHODS[method_name][0](dataset, labels, method_options, options.seed, device)
-    regularization = Regularization(method_name, dataset, labels, options.seed, cmi, device, say)
+    regularization = Regularization(
+        method_name, dataset, labels, options.seed, cmi, device, say, method.rows(0)
+    )
     leaves = {"images": images, **{name: each.tensor for name, each in method.learned.items()}}
     rates = [options.lr_images, *(each.lr for each in method.learned.values())]
     optimizer = torch.optim.SGD(
@@ -144,6 +146,7 @@ def distill(
     about = {
         "ipc": options.ipc,
         "method": method_name,
+        "network": method.spec,
         "cmi_weight": regularization.weight,
         "seed": options.seed,
         "command": command,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
-from cmidd.method import Method
+from cmidd.method import Method, given_network
 from cmidd.networks import (
     Network,
     at_a_time,
@@ -42,14 +42,15 @@ class DMOptions:
     """What the method can be told.
 
     Args:
-        network: architecture of the random networks, such as convnet:depth=3,width=128
+        network: architecture of the random networks, such as convnet:depth=3,width=128; default:
+            convnet, deeper for images from 64 x 64 on
         batch_real: real images per class and iteration
         augmentation: DSA operations, or none; flip is left out where mirrored images change class
         real_dtype: of the real branch; bfloat16 is faster and moves the class means by 1e-3
         compile: compile the real branch: a minute before the first iteration, faster after it
     """
 
-    network: str = "convnet"
+    network: str | None = None
     batch_real: int = 256
     augmentation: str = "color_crop_cutout_flip_scale_rotate"
     real_dtype: str = "float32"
@@ -78,9 +79,10 @@ class DM(Method):
         self.chunk = at_a_time(device, size, GPU_CHUNK)
         self.chunks = whole_classes(self.counts, self.chunk)
         self.images = dataset.train.images.to(device)
-        network = build_network(options.network, channels, size, dataset.num_classes)
+        self.spec = given_network(options.network)
+        network = build_network(self.spec, channels, size, dataset.num_classes)
         self.network = self.placed(network, dtype)
-        check_one_image(self.network, options.network)
+        check_one_image(self.network, self.spec)
         if options.real_dtype not in ("float32", "bfloat16"):
             raise ValueError(
                 f"real_dtype: expected float32 or bfloat16, got {options.real_dtype!r}"
@@ -88,7 +90,7 @@ class DM(Method):
         self.real_dtype = dtype if options.real_dtype == "float32" else torch.bfloat16
         self.real_network = self.network
         if self.real_dtype != dtype:
-            network = build_network(options.network, channels, size, dataset.num_classes)
+            network = build_network(self.spec, channels, size, dataset.num_classes)
             self.real_network = self.placed(network, self.real_dtype)
         self.embed_real: Callable[[Tensor], Tensor] = self.real_network.embed
         if options.compile:

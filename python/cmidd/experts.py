@@ -86,6 +86,7 @@ class ExpertOptions:
 
     Args:
         network: architecture, without batch norm; default: convnet, of depth 2 for images of 8 x 8
+            and deeper from 64 x 64 on
         experts: how many; published: 100
         epochs: passes over the training images; their parameters are kept after each
         lr: learning rate of SGD

@@ -28,6 +28,8 @@ class Learned:
 class Method(ABC):
     """The base of all methods; what follows is what most of them need not change."""
 
+    spec: str
+    """The architecture that the images are made for."""
     updates: int = 1
     """Of the images in one iteration."""
     suspects: tuple[str, ...] = ()
@@ -49,7 +51,7 @@ class Method(ABC):
         """Bring what is learned back to where it may be, after the optimiser moved it."""
 
     def rows(self, iteration: int) -> Tensor | None:  # noqa: ARG002
-        """The images whose CMI an iteration takes, as row numbers on the CPU; None: all."""
+        """The batch of images that an iteration begins with, as row numbers; None: all at once."""
         return None
 
     def numbers(self) -> dict[str, Tensor]:
@@ -59,3 +61,10 @@ class Method(ABC):
     def finished(self, made: SyntheticSet) -> SyntheticSet:
         """The distilled set with what the method adds to it."""
         return made
+
+
+def given_network(network: str | None) -> str:
+    """The architecture of a method's options, which `presets.settle` has filled in."""
+    if network is None:
+        raise ValueError("network: expected an architecture, got None")
+    return network

@@ -48,9 +48,8 @@ class MTTOptions:
         step_size: first step size of the student; default: the experts' learning rate
         lr_step_size: learning rate of the step size; 0 keeps it
         soft_labels: learn labels too: the softmax of free numbers, so that they stay probabilities
-        lr_labels: learning rate of those numbers
+        lr_labels: learning rate of those numbers; default: 1
         augmentation: DSA operations, or none; flip is left out where mirrored images change class
-        cmi_on: images whose CMI is taken: all, or batch, those of the student's first step
     """
 
     experts: Path
@@ -61,9 +60,8 @@ class MTTOptions:
     step_size: float | None = None
     lr_step_size: float | None = None
     soft_labels: bool = False
-    lr_labels: float = 1.0
+    lr_labels: float | None = None
     augmentation: str = "color_crop_cutout_flip_scale_rotate"
-    cmi_on: str = "all"
 
 
 class MTT(Method):
@@ -89,8 +87,6 @@ class MTT(Method):
         self.batch_size = self.count
         if options.batch_syn is not None:
             self.batch_size = min(_at_least_one("batch_syn", options.batch_syn), self.count)
-        if options.cmi_on not in ("all", "batch"):
-            raise ValueError(f"cmi_on: expected all or batch, got {options.cmi_on!r}")
         self.experts = Experts.load(options.experts)  # networks with batch norm are none
         dataset.check_made_for(self.experts.record, f"experts: {options.experts}")
         last, trained = self.starts - 1 + self.epochs, self.experts.record["epochs"]
@@ -102,14 +98,16 @@ class MTT(Method):
         rate = self.experts.record["lr"] if options.step_size is None else options.step_size
         if not 0 < rate < math.inf:
             raise ValueError(f"step_size: expected more than 0, got {rate}")
-        for name in ("lr_step_size", "lr_labels"):
-            value = getattr(options, name)
-            if value is None or not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected at least 0, got {value}")
-        self.lr_step_size = options.lr_step_size or 0.0
+        self.lr_step_size = _from_0("lr_step_size", options.lr_step_size)
+        if options.lr_labels is not None and not options.soft_labels:
+            raise ValueError("lr_labels: expected soft_labels, which it is the learning rate of")
+        self.lr_labels = _from_0(
+            "lr_labels", 1.0 if options.lr_labels is None else options.lr_labels
+        )
         self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
         channels, size, _ = dataset.shape
-        network = build_network(self.experts.record["network"], channels, size, dataset.num_classes)
+        self.spec = self.experts.record["network"]
+        network = build_network(self.spec, channels, size, dataset.num_classes)
         self.network = freeze(network.to(device, dtype))  # only its structure is used
         self.chunk = at_a_time(device, size, GPU_CHUNK)
         self.labels = labels.to(device)
@@ -127,7 +125,7 @@ class MTT(Method):
         """The step size, and the numbers whose softmax are soft labels."""
         learned = {"step_size": Learned(self.step_size, self.lr_step_size)}
         if self.label_logits is not None:
-            learned["labels"] = Learned(self.label_logits, self.options.lr_labels)
+            learned["labels"] = Learned(self.label_logits, self.lr_labels)
         return learned
 
     def step(
@@ -206,10 +204,8 @@ class MTT(Method):
         self.step_size.copy_(torch.maximum(self.step_size, self.step_size_before / 2))
 
     def rows(self, iteration: int) -> Tensor | None:
-        """The images whose CMI an iteration takes."""
-        if self.options.cmi_on == "all" or self.batch_size == self.count:
-            return None
-        return self.batch_rows(iteration, 0)
+        """The batch of the student's first step."""
+        return None if self.batch_size == self.count else self.batch_rows(iteration, 0)
 
     def numbers(self) -> dict[str, Tensor]:
         """The step size."""
@@ -220,15 +216,17 @@ class MTT(Method):
         soft_labels = None
         if self.label_logits is not None:
             soft_labels = self.label_logits.detach().softmax(dim=1).float().cpu()
-        record = {
-            **made.record,
-            "network": self.experts.record["network"],
-            "learned_lr": self.step_size.item(),
-        }
+        record = {**made.record, "learned_lr": self.step_size.item()}
         return replace(made, record=record, soft_labels=soft_labels)
 
 
 def _at_least_one(name: str, value: int | None) -> int:
     if value is None or value < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
+    return value
+
+
+def _from_0(name: str, value: float | None) -> float:
+    if value is None or not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected at least 0, got {value}")
     return value

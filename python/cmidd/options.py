@@ -108,7 +108,8 @@ class EvaluateOptions:
         random_real: also random real images, as many per class as this
         all_real: also all real training images
         all_real_epochs: epochs on those; they hold many more steps
-        networks: architectures; several test how the set carries over
+        networks: architectures; several test how the set carries over; default: those that the
+            sets were made for
         repeats: networks of each architecture
         epochs: passes over a set
         lr: learning rate of SGD, a tenth from half of the epochs on; default: what the set
@@ -125,7 +126,7 @@ class EvaluateOptions:
     random_real: int | None = None
     all_real: bool = False
     all_real_epochs: int = 100
-    networks: tuple[str, ...] = ("convnet",)
+    networks: tuple[str, ...] | None = None
     repeats: int = 5
     epochs: int = 1000
     lr: float | None = None

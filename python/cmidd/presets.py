@@ -44,8 +44,8 @@ LOOPS: dict[str, dict[str, Any]] = {
 # Images per class -> updates of the images in an iteration, and epochs of the network between two.
 STEPS_OF_DC = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 
-# MTT: student steps, epochs of the expert they match, first epochs they may start from, lr_images,
-# lr_step_size, first step size, images in a batch.
+# MTT, as its authors list their settings: student steps, epochs of the expert they match, first
+# epochs they may start from, lr_images, lr_step_size, first step size, images in a batch.
 _NAMES_OF_MTT = (
     "student_steps", "expert_epochs", "max_start_epoch", "lr_images", "lr_step_size", "step_size",
     "batch_syn",
@@ -58,8 +58,8 @@ SETTINGS_OF_MTT: dict[tuple[str, int], tuple[Any, ...]] = {
     ("cifar100", 10): (20, 2, 20, 1000.0, 1e-5, None, None),
     ("cifar100", 50): (80, 2, 40, 1000.0, 1e-5, None, 125),
     ("tinyimagenet", 1): (10, 2, 10, 10000.0, 1e-4, None, None),
-    ("tinyimagenet", 10): (20, 2, 40, 10000.0, 1e-4, None, None),
-    ("tinyimagenet", 50): (20, 2, 40, 10000.0, 1e-4, None, None),
+    ("tinyimagenet", 10): (20, 2, 40, 10000.0, 1e-4, None, 200),
+    ("tinyimagenet", 50): (20, 2, 40, 10000.0, 1e-4, None, 300),
     # Ours.
     ("digits", 1): (10, 1, 8, 10.0, 1e-5, None, None),
     ("digits", 10): (5, 1, 8, 100.0, 1e-5, None, None),
@@ -110,13 +110,22 @@ def bank_network(dataset: str, size: int) -> str:
     return "resnet18" if size > 8 else "resnet18:norm=group"
 
 
-def gradient_network(size: int) -> str:
-    """The architecture whose gradients and training are matched: as published, ConvNet-3.
+def usual_network(size: int) -> str:
+    """The architecture that images of size x size are made for: as published, a ConvNet.
 
-    Its third instance norm sees 2 x 2 pixels of images of 8 x 8: derivatives of its gradients are a
-    hundred times those of the first two, and drown them.
+    Of depth 3 up to 32 x 32 and one more for every doubling, so that the last maps are 4 x 4.
     """
-    return "convnet" if size > 8 else "convnet:depth=2"
+    depth = max(3, size.bit_length() - 3)
+    return "convnet" if depth == 3 else f"convnet:depth={depth}"
+
+
+def gradient_network(size: int) -> str:
+    """The architecture whose gradients and training are matched: the usual one.
+
+    But its third instance norm sees 2 x 2 pixels of images of 8 x 8: derivatives of its gradients
+    are a hundred times those of the first two, and drown them.
+    """
+    return usual_network(size) if size > 8 else "convnet:depth=2"
 
 
 def settle(
@@ -142,13 +151,15 @@ def settle(
 
 def _known(method: str, dataset: Dataset, ipc: int) -> tuple[dict[str, Any], str]:
     """What depends on the images, and where it comes from."""
+    size = dataset.shape.height
     if method == "dm":
-        return {"lr_images": 10.0 if ipc >= 100 else 1.0}, "as published"
+        settings = {"lr_images": 10.0 if ipc >= 100 else 1.0, "network": usual_network(size)}
+        return settings, "as published"
     if method in ("dc", "dsa"):
         outer, inner = STEPS_OF_DC.get(ipc) or steps_of_dc(ipc)
-        network = gradient_network(dataset.shape.height)
+        network = gradient_network(size)
         steps = {"outer_steps": outer, "inner_epochs": inner, "network": network}
-        published = ipc in STEPS_OF_DC and network == "convnet"
+        published = ipc in STEPS_OF_DC and network == usual_network(size)
         origin = "as published" if published else "as near to what is published as it goes"
         return {"lr_images": 0.1, **steps}, origin
     near = 1 if ipc < 5 else 10 if ipc < 30 else 50

@@ -5,10 +5,11 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench import dc_parts, dm_parts, loops, mtt_parts
+from bench import dc_parts, dm_parts, loop_report, loops, mtt_parts
 from bench.records import RESULTS, Record, Row
 from bench.render import section
 
@@ -26,7 +27,7 @@ def quick_run(
         monkeypatch.setattr(sys, "argv", ["bench.loops", *given, *arguments])
         loops.main()
         said = capsys.readouterr().out
-        assert loops.report(Record.read(tmp_path / f"{name}.json")) in said
+        assert loop_report.report(Record.read(tmp_path / f"{name}.json")) in said
         return json.loads((tmp_path / f"{name}.json").read_text())["rows"], said
 
     return run
@@ -78,7 +79,33 @@ def test_both_loops_of_mtt_are_measured(quick_run: Run) -> None:
     assert_measured([row for row in rows if row["part"] != "peak"], "iteration", "expert")
     peaks = {(row["loop"], row["steps"]) for row in rows if row["part"] == "peak"}
     assert peaks == set(itertools.product(("plain", "ours"), loops.QUICK.peaks))
-    assert "times the memory of 1 (goal 1.2 at most)" in said
+    assert "times the memory of that with 1 (goal 1.2 at most)" in said
+
+
+def test_a_cut_run_goes_on_with_the_processes_that_are_left(
+    quick_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[Any, ...]] = []
+    most = [3]
+
+    def pretend(function: Any, case: loops.Case, *arguments: Any) -> list[Row]:
+        if len(done) == most[0]:
+            raise KeyboardInterrupt
+        done.append((function.__name__, *arguments))
+        rows: list[Row] = function(case, *arguments)
+        return rows
+
+    monkeypatch.setattr(loops, "apart", pretend)
+    cut = ("loops-mtt", "--method", "mtt", "--resume", "a commit")
+    with pytest.raises(KeyboardInterrupt):
+        quick_run(*cut)
+    assert len(done) == most[0]
+    most[0] = 100
+    rows, _ = quick_run(*cut)
+    jobs = [("measure",), *[("measure_peak", loop, steps)
+            for steps in loops.QUICK.peaks for loop in ("plain", "ours")]]  # fmt: skip
+    assert done == jobs
+    assert len([row for row in rows if row["part"] == "peak"]) == 4
 
 
 @pytest.mark.usefixtures("in_this_process")

@@ -51,6 +51,7 @@ def test_whitened_images_and_soft_labels_from_experts_to_the_report(
     assert all(line["cmi"] > 0 for line in log)
     main(["evaluate", "--sets=[runs/mtt/result.safetensors]", "--epochs=2", "--repeats=1"])
     said = capsys.readouterr().out
+    assert "convnet:width=4,depth=1: " in said  # the network that the set was made for
     assert f"learning rate {made.learned_lr:g} (as the set learned it), soft labels, ZCA" in said
     (result,) = json.loads(Path("runs/evaluation.json").read_text())["results"]
     assert result["evaluations"][0]["recipe"]["lr"] == pytest.approx(made.learned_lr)
@@ -91,7 +92,8 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(
         (["--dataset=arrays:other.npz"], "experts: runs/experts.safetensors: expected dataset"),
         (["--ipc=1000"], "ipc: class 0 of digits has"),
         (["--step_size=-0.1"], "step_size: expected more than 0, got -0.1"),
-        (["--cmi_on=some"], "cmi_on: expected all or batch, got 'some'"),
+        (["--cmi_on=batch"], "bank: expected the file of a bank, as other options of CMI are"),
+        (["--lr_labels=0.1"], "lr_labels: expected soft_labels"),
     ],
 )
 def test_settings_of_mtt_that_cannot_be_are_refused_before_anything_is_written(

@@ -36,6 +36,7 @@ class Pull(Method):
     """Pulls images to a multiple of the iteration's number, and a scale to the update's."""
 
     updates = UPDATES
+    spec = "mlp"
 
     def __init__(self, *_: Any) -> None:
         self.scale = torch.ones(1, requires_grad=True)
@@ -56,7 +57,7 @@ class Pull(Method):
             self.scale.clamp_(max=1.3)
 
     def rows(self, iteration: int) -> Tensor | None:
-        return torch.tensor([0, 1, 5]) if iteration % 2 else None
+        return torch.tensor([0, 1, 5] if iteration % 2 else [2, 3])
 
     def numbers(self) -> dict[str, Tensor]:
         return {"scale": self.scale.detach()}
@@ -144,7 +145,7 @@ def test_what_is_learned_and_not_finite_stops_the_run(
         run(tmp_path)
 
 
-def test_cmi_is_of_the_rows_of_the_iteration_by_one_network(
+def test_cmi_is_of_all_images_or_of_the_iterations_batch_by_one_network(
     tmp_path: Path, cmi: CMIOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, Sequence[int], int]] = []
@@ -165,15 +166,54 @@ def test_cmi_is_of_the_rows_of_the_iteration_by_one_network(
         return value
 
     monkeypatch.setattr(Regularization, "add", noting)
-    run(tmp_path / "always", cmi)
-    everything, some = [0, 0, 1, 1, 2, 2], [0, 0, 2]
-    expected = [(i, some if i % 2 else everything) for i in range(6) for _ in range(UPDATES)]
-    assert [(step, labels) for step, labels, _ in seen] == expected
-    assert [count for *_, count in seen] == [len(labels) for _, labels in expected]
-    seen.clear()
+    everything, odd, even = [0, 0, 1, 1, 2, 2], [0, 0, 2], [1, 1]
+    for cmi_on in ("all", "batch"):
+        run(tmp_path / cmi_on, replace(cmi, cmi_on=cmi_on))
+        expected = [
+            (i, everything if cmi_on == "all" else odd if i % 2 else even)
+            for i in range(6)
+            for _ in range(UPDATES)
+        ]
+        assert [(step, labels) for step, labels, _ in seen] == expected
+        assert [count for *_, count in seen] == [len(labels) for _, labels in expected]
+        seen.clear()
     run(tmp_path / "seldom", replace(cmi, cmi_every=4))
     # In iterations without it, once for a line of the log, of the last that had it.
     assert [step for step, *_ in seen] == [0, 0, 0, 0, 0, 4, 4, 4, 4]
+
+
+def test_cmi_of_a_batch_needs_a_method_that_has_such(
+    tmp_path: Path, cmi: CMIOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pull, "rows", lambda *_: None)
+    with pytest.raises(ValueError, match="cmi_on: batch is for mtt with a batch_syn of less"):
+        run(tmp_path, replace(cmi, cmi_on="batch"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "centroids", "told"),
+    [([0, 2, 4], "own", "3 of the 3"), ([0, 1, 2, 4], "own", ""), ([0, 2, 4], "real", "")],
+)
+def test_a_batch_in_which_images_are_alone_is_told(
+    rows: list[int],
+    centroids: str,
+    told: str,
+    tmp_path: Path,
+    cmi: CMIOptions,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Pull, "rows", lambda *_: torch.tensor(rows))
+    said: list[str] = []
+    given = replace(cmi, cmi_on="batch", cmi_centroids=centroids)
+    folder = RunFolder(tmp_path, CONFIG, resume=False)
+    distill("dm", DATASET, OPTIONS, given, PullOptions(), folder, CPU, say=said.append)
+    found = [text for text in said if text.startswith("cmi_on batch: ")]
+    assert len(found) == bool(told)
+    assert not told or f"{told} images of the first batch are the only ones" in found[0]
+
+
+def test_a_set_remembers_the_network_that_it_was_made_for(tmp_path: Path) -> None:
+    assert run(tmp_path).record["network"] == "mlp"
 
 
 def test_an_estimate_counts_every_update_and_iteration(

@@ -219,9 +219,8 @@ def test_a_batch_as_large_as_the_set_has_it_in_order(experts: Path) -> None:
     assert loop.rows(0) is None
 
 
-def test_cmi_is_of_all_images_or_of_the_first_batch(experts: Path) -> None:
-    assert ours(experts, batch_syn=4).rows(1) is None
-    loop = ours(experts, batch_syn=4, cmi_on="batch")
+def test_an_iteration_begins_with_the_batch_of_the_first_step(experts: Path) -> None:
+    loop = ours(experts, batch_syn=4)
     rows = loop.rows(1)
     assert rows is not None
     assert torch.equal(rows, loop.batch_rows(1, 0))
@@ -321,8 +320,8 @@ def test_the_result_has_soft_labels_that_can_be_saved(experts: Path, tmp_path: P
         ({"step_size": float("nan")}, "step_size: expected more than 0, got nan"),
         ({"lr_step_size": None}, "lr_step_size: expected at least 0, got None"),
         ({"lr_step_size": -1.0}, "lr_step_size: expected at least 0, got -1"),
-        ({"lr_labels": -1.0}, "lr_labels: expected at least 0, got -1"),
-        ({"cmi_on": "some"}, "cmi_on: expected all or batch, got 'some'"),
+        ({"soft_labels": True, "lr_labels": -1.0}, "lr_labels: expected at least 0, got -1"),
+        ({"lr_labels": 1.0}, "lr_labels: expected soft_labels, which it is the learning rate of"),
         ({"augmentation": "blur"}, "augmentation: no operation 'blur'"),
         ({"expert_epochs": 2}, "max_start_epoch - 1 .* at most 3, the epochs in .*, got 4"),
         ({"max_start_epoch": 4}, "max_start_epoch - 1 .* at most 3, the epochs in .*, got 4"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cmidd.dc import DCOptions, DSAOptions
 from cmidd.distill import METHODS, DistillOptions
@@ -18,6 +19,7 @@ from cmidd.presets import (
     cmi_weight,
     gradient_network,
     settle,
+    usual_network,
 )
 from tests.cmidd.tiny import tiny_dataset
 
@@ -142,10 +144,32 @@ def test_only_what_is_none_is_filled_in() -> None:
     _, options, _ = settle("mtt", CIFAR10, DistillOptions(), replace(MADE["mtt"], batch_syn=3))
     assert options.batch_syn == 3
     assert settled("mtt", "cifar100", 50)["batch_syn"] == 125
+    assert settled("mtt", "tinyimagenet", 10)["batch_syn"] == 200
     assert settled("mtt", "cifar10", 10)["batch_syn"] is None
 
 
-@pytest.mark.parametrize(("size", "network"), [(8, "convnet:depth=2"), (28, "convnet")])
+@pytest.mark.parametrize(
+    ("size", "network"),
+    [(8, "convnet"), (28, "convnet"), (32, "convnet"), (64, "convnet:depth=4"),
+     (128, "convnet:depth=5"), (256, "convnet:depth=6")],
+)  # fmt: skip
+def test_larger_images_have_deeper_networks(size: int, network: str) -> None:
+    assert usual_network(size) == network
+    build_network(network, 3, size, 10)
+
+
+@pytest.mark.parametrize("method", ["dm", "dc", "dsa"])
+def test_every_method_fills_in_the_depth(method: str) -> None:
+    images = replace(CIFAR10.train, images=torch.zeros(18, 1, 64, 64, dtype=torch.uint8))
+    large = replace(CIFAR10, train=images, test=images)
+    _, options, told = settle(method, large, DistillOptions(), MADE[method])
+    assert options.network == "convnet:depth=4"
+    assert told.endswith("(as published)")
+
+
+@pytest.mark.parametrize(
+    ("size", "network"), [(8, "convnet:depth=2"), (28, "convnet"), (64, "convnet:depth=4")]
+)
 def test_gradients_are_matched_where_norms_see_enough_pixels(size: int, network: str) -> None:
     assert gradient_network(size) == network
 
