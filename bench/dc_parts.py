@@ -12,8 +12,10 @@ An iteration is one "network", and `per_iteration` says how many of the others.
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import partial
+
 import torch
-from torch import Tensor
 
 from bench.loop_parts import (
     CONVOLUTIONS,
@@ -73,14 +75,12 @@ def _ours(setup: Setup, loop: GradientMatching) -> dict[str, Run]:
         return setup.update(*loop.match(images, iteration, 0), setup.cmi, iteration)
 
     def match(_: int) -> object:
-        gradients: list[Tensor] = []
+        found = []
         for classes, target in zip(chunks, targets, strict=True):
             rows = slice(classes.start * setup.ipc, classes.stop * setup.ipc)
-            leaf = images[rows].requires_grad_()
-            synthetic = loop.gradients(leaf, loop.labels[rows])
-            derivative = loop.distance(synthetic.detach(), target)[1]
-            gradients += torch.autograd.grad(synthetic, leaf, derivative)
-        return gradients
+            distance = partial(loop.distance, real=target)
+            found.append(loop.gradients.match(images[rows], loop.labels[rows], distance))
+        return found
 
     parts: dict[str, Run] = {
         UPDATE: update,
@@ -127,7 +127,8 @@ def _plain(setup: Setup, loop: PlainDC) -> dict[str, Run]:
 
 def _convolutions(setup: Setup, loop: GradientMatching) -> dict[str, Run]:
     """Of our loop, on tensors already there, where weights alone are differentiated by."""
-    network, images = loop.stack.network, setup.images.detach()
+    images = setup.images.detach()
+    network = deepcopy(loop.stack.network).to(images.device)  # of the stack it is structure alone
     count, gradients = setup.sizes.batch_real, loop.gradients
     of_class = batches(count, gradients.part if isinstance(gradients, InTurn) else count)
     of_epoch = batches(len(images), loop.options.batch_net)

@@ -13,22 +13,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, vjp, vmap
 
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
-from cmidd.dm import GPU_CHUNK
 from cmidd.gradient_distance import GradientDistance
 from cmidd.method import Method, given_network
 from cmidd.networks import at_a_time, build_network, check_one_image, initialize
 from cmidd.seeds import generator, seed_of
 from cmidd.training import Recipe, Stack, train
+
+# Images of 32 x 32 at once on a GPU, by what the usual ConvNet keeps of each: about 3 MB for a
+# gradient, 12 MB for one that is differentiated again.
+GPU_CHUNK, GPU_CHUNK_TWICE = 2560, 512
+
+_LossOfClass = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class DCOptions:
         lr_net: step size of that training
         batch_net: images a step of it
         augmentation: DSA operations, or none; flip is left out where mirrored images change class
+        compile: compile the network for real images and for its training: a minute or two before
+            the first iteration, faster after it
     """
 
     network: str | None = None
@@ -55,6 +63,7 @@ class DCOptions:
     lr_net: float = 0.01
     batch_net: int = 256
     augmentation: str = "none"
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,10 +73,15 @@ class DSAOptions(DCOptions):  # noqa: D101
     augmentation: str = "color_crop_cutout_flip_scale_rotate"
 
 
+Distance = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Of synthetic gradients (C, P): the loss and its derivative (C, P)."""
+
+
 class InTurn:
     """Gradients of one class, in parts of few images: plain convolutions, maps that stay in caches.
 
-    For a CPU: there one batch of a class's real images takes much longer than its parts.
+    For a CPU, where one batch of a class's real images takes much longer than its parts, and for
+    classes of which a GPU has no room. Memory follows `part`, not the images of a class.
     """
 
     classes = 1
@@ -79,13 +93,39 @@ class InTurn:
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """`(1, P)`, as `Mapped` gives it, of images and labels of one class."""
         total: tuple[Tensor, ...] = ()
-        for first in range(0, len(images), self.part):
-            x, y = images[first : first + self.part], labels[first : first + self.part]
-            loss = F.cross_entropy(self.stack(x[None])[0], y.to(x.device), reduction="sum")
-            loss = loss / len(images)
-            gradients = torch.autograd.grad(loss, self.weights, create_graph=x.requires_grad)
+        for x, y in self._parts(images, labels):
+            gradients = self._share(x, y, len(images))
             total = torch._foreach_add(total, gradients) if total else gradients
-        return torch.cat([gradient.flatten(1) for gradient in total], dim=1)
+        return _joined(total)
+
+    def match(self, images: Tensor, labels: Tensor, distance: Distance) -> tuple[Tensor, Tensor]:
+        """The loss of synthetic images and its derivative by them.
+
+        A class of several parts goes through the network once more: its gradient has to be there
+        as a whole before a part can be differentiated.
+        """
+        parts = self._parts(images, labels)
+        if len(parts) > 1:
+            loss, derivative = distance(self(images, labels))
+        of_images = []
+        for x, y in parts:
+            x = x.detach().requires_grad_()
+            gradients = _joined(self._share(x, y, len(images)))
+            if len(parts) == 1:
+                loss, derivative = distance(gradients.detach())
+            of_images += torch.autograd.grad(gradients, x, derivative)
+        return loss, torch.cat(of_images)
+
+    def _parts(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        labels = labels.to(images.device)
+        pairs = zip(torch.split(images, self.part), torch.split(labels, self.part), strict=True)
+        return list(pairs)
+
+    def _share(self, images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, ...]:
+        """Of the mean over `count` images, with a graph where these require gradients."""
+        logits = self.stack(images[None])[0]
+        loss = F.cross_entropy(logits, labels, reduction="sum") / count
+        return torch.autograd.grad(loss, self.weights, create_graph=images.requires_grad)
 
 
 class Mapped:
@@ -98,11 +138,36 @@ class Mapped:
         self.network, self.names, self.classes = stack.network, names, classes
         self.state = {name: tensor.detach()[0] for name, tensor in stack.state.items()}
 
+    @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """`(C, P)` of images and labels (on the CPU) of C classes, class by class.
+        """`(C, P)` of images and labels (on the CPU) of C classes, class by class."""
 
-        With a graph where images require gradients.
-        """
+        def gradient(of_class: _LossOfClass, *data: Tensor) -> dict[str, Tensor]:
+            # grad would keep a second-order graph; nobody differentiates these again.
+            loss, pull_back = vjp(lambda weights: of_class(weights, *data), self._weights())
+            found: dict[str, Tensor] = pull_back(torch.ones_like(loss), create_graph=False)[0]
+            return found
+
+        return self._mapped(gradient, images, labels)
+
+    def match(self, images: Tensor, labels: Tensor, distance: Distance) -> tuple[Tensor, Tensor]:
+        """The losses of the classes' synthetic images and their derivative by the images."""
+
+        def gradient(of_class: _LossOfClass, *data: Tensor) -> dict[str, Tensor]:
+            found: dict[str, Tensor] = grad(of_class)(self._weights(), *data)
+            return found
+
+        x = images.detach().requires_grad_()
+        synthetic = self._mapped(gradient, x, labels)
+        loss, derivative = distance(synthetic.detach())
+        return loss, torch.autograd.grad(synthetic, x, derivative)[0]
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: self.state[name] for name in self.names}
+
+    def _mapped(
+        self, gradient: Callable[..., dict[str, Tensor]], images: Tensor, labels: Tensor
+    ) -> Tensor:
         device = images.device
         classes, counts = torch.unique_consecutive(labels, return_counts=True)
         place, counts = torch.arange(int(counts.max())), counts[:, None]
@@ -113,10 +178,14 @@ class Mapped:
             logits = functional_call(self.network, {**self.state, **weights}, (x,))
             return F.cross_entropy(logits, y.expand(len(x)), reduction="none") @ share
 
-        weights = {name: self.state[name] for name in self.names}
-        of_all = vmap(grad(loss), (None, 0, 0, 0))
-        gradients = of_all(weights, images[rows.to(device)], classes.to(device), share)
+        of_all = vmap(partial(gradient, loss))
+        gradients = of_all(images[rows.to(device)], classes.to(device), share)
         return torch.cat([gradients[name].flatten(1) for name in self.names], dim=1)
+
+
+def _joined(gradients: Sequence[Tensor]) -> Tensor:
+    """`(1, P)` of the gradients `(1, ...)` of parameters."""
+    return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
 
 
 class GradientMatching(Method):
@@ -146,18 +215,23 @@ class GradientMatching(Method):
         check_one_image(network, self.spec)
         state = network.to(device, dtype).state_dict()
         self.stack = Stack(self.spec, dataset.shape, dataset.num_classes, [state])
+        if options.compile:
+            self.stack.compile()
         self.distance = GradientDistance(options.metric, state)
         self.labels = labels.cpu()
         counts = torch.bincount(self.labels, minlength=dataset.num_classes)
         self.offsets = [0, *counts.cumsum(0).tolist()]
         self.images = dataset.train.images.to(device)
-        names, largest = self.distance.names, max(int(counts.max()), options.batch_real)
+        names = self.distance.names
+        part = at_a_time(device, size, GPU_CHUNK_TWICE)
+        together = min(
+            at_a_time(device, size, GPU_CHUNK) // options.batch_real, part // int(counts.max())
+        )
         self.gradients: InTurn | Mapped
-        most = at_a_time(device, size, GPU_CHUNK)
-        if device.type == "cpu":
-            self.gradients = InTurn(self.stack, names, most)
+        if device.type == "cpu" or not together:
+            self.gradients = InTurn(self.stack, names, part)
         else:
-            self.gradients = Mapped(self.stack, names, max(1, most // largest))
+            self.gradients = Mapped(self.stack, names, together)
         self.due: tuple[int, int] | None = None  # iteration and update that may follow
 
     def step(self, images: Tensor, iteration: int, update: int = 0) -> tuple[Tensor, Tensor]:
@@ -209,10 +283,11 @@ class GradientMatching(Method):
             real = self.gradients(augment(x, self.strategy, drawn, labels), labels)
             rows = slice(self.offsets[first], self.offsets[last])
             x, labels = images[rows].requires_grad_(), self.labels[rows]
-            synthetic = self.gradients(augment(x, self.strategy, drawn, labels), labels)
-            loss, derivative = self.distance(synthetic.detach(), real)
+            seen = augment(x, self.strategy, drawn, labels)
+            distance = partial(self.distance, real=real)
+            loss, of_seen = self.gradients.match(seen.detach(), labels, distance)
             losses.append(loss)
-            gradients += torch.autograd.grad(synthetic, x, derivative)
+            gradients += torch.autograd.grad(seen, x, of_seen)
         return torch.stack(losses).sum(), torch.cat(gradients)
 
     def real_rows(self, iteration: int, update: int) -> list[Tensor]:

@@ -60,6 +60,7 @@ class Stack:
         trained = dict(self.network.named_parameters())
         self.parameters = [self.state[name].requires_grad_() for name in trained]
         self.size = len(states)
+        self._compiled: Callable[[dict[str, Tensor], Tensor], Tensor] | None = None
         self.sees_batches = len(trained) < len(self.state)
         if self.size > 1 and self.sees_batches:
             raise ValueError(
@@ -84,12 +85,19 @@ class Stack:
             states.append({k: v.detach().to(device) for k, v in network.state_dict().items()})
         return cls(spec, shape, num_classes, states)
 
+    def compile(self) -> None:
+        """Compile the network, if it is one alone, for all but what is differentiated twice.
+
+        Inductor fuses norms, activations and pooling, forward and backward.
+        """
+        self._compiled = torch.compile(self._one)
+
     def __call__(self, images: Tensor) -> Tensor:
         """Logits `(K, N, C)` of images `(K, N, channels, height, width)`, a batch for each."""
         if self.size == 1:
-            return self._one({name: tensor[0] for name, tensor in self.state.items()}, images[0])[
-                None
-            ]
+            twice = images.requires_grad  # which is asked for where gradients are differentiated
+            one = self._one if self._compiled is None or twice else self._compiled
+            return one({name: tensor[0] for name, tensor in self.state.items()}, images[0])[None]
         logits: Tensor = vmap(self._one)(self.state, images)
         return logits
 
