@@ -63,29 +63,36 @@ def _cuobjdump(option: str, extension: Path) -> str:
     import triton
 
     command = [triton.knobs.nvidia.cuobjdump.path, option, str(extension)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    finished = subprocess.run(command, check=False, capture_output=True, text=True)
+    if finished.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: {finished.stderr}")
+    return finished.stdout
 
 
 def read_report(usage: str, elf: str) -> Iterator[Variant]:
     """Take apart what cuobjdump prints of resources, and of sections, for the barriers."""
-    barriers = _barriers(elf)
-    found = False
-    for target, text in _by_target(usage):
-        pattern = r"Function (_ZN4cmik3gpu\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
-        for symbol, *numbers in re.findall(pattern, text):
-            registers, stack, shared, local = map(int, numbers)
-            kernel, features = _kernel_name(symbol)
-            used = barriers.get((target, symbol), 0)
-            shared -= _KEPT_SHARED if target >= 90 else 0
-            yield Variant(target, features, kernel, registers, stack + local, used, shared)
-            found = True
+    pattern = r"Function (_ZN4cmik3gpu\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
+    found = [
+        (target, *kernel)
+        for target, text in _by_target(usage)
+        for kernel in re.findall(pattern, text)
+    ]
     if not found:
         raise RuntimeError(f"cuobjdump: expected resources of kernels, got {usage!r}")
+    barriers = _barriers(elf)
+    if not barriers:  # most kernels have one; other versions of ptxas may note it elsewhere
+        raise RuntimeError("cuobjdump: expected the attribute EIATTR_NUM_BARRIERS, got none")
+    for target, symbol, *numbers in found:
+        registers, stack, shared, local = map(int, numbers)
+        kernel, features = _kernel_name(symbol)
+        shared -= _KEPT_SHARED if target >= 90 else 0
+        used = barriers.get((target, symbol), 0)
+        yield Variant(target, features, kernel, registers, stack + local, used, shared)
 
 
 def _by_target(usage: str) -> Iterator[tuple[int, str]]:
     """Each compute capability, and what is printed of the code for it."""
-    parts = re.split(r"^arch = sm_(\d+)$", usage, flags=re.MULTILINE)
+    parts = re.split(r"^arch = sm_(\d+)\w*$", usage, flags=re.MULTILINE)
     return zip(map(int, parts[1::2]), parts[2::2], strict=True)
 
 
@@ -103,8 +110,8 @@ def _barriers(elf: str) -> dict[tuple[int, str], int]:
     target, section = 0, ""
     lines = iter(elf.splitlines())
     for line in lines:
-        if line.startswith("arch = sm_"):
-            target = int(line.removeprefix("arch = sm_"))
+        if named := re.match(r"arch = sm_(\d+)", line):
+            target = int(named[1])
         elif line.startswith("."):
             section = line.strip()
         elif line.endswith("EIATTR_NUM_BARRIERS"):

@@ -12,14 +12,16 @@ An iteration is one "network", and `per_iteration` says how many of the others.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
 from bench.loop_parts import (
     CONVOLUTIONS,
-    OURS,
     PLAIN,
     SEED,
     Loops,
@@ -43,17 +45,22 @@ def per_iteration(ipc: int) -> dict[str, int]:
     return {NETWORK: 1, UPDATE: outer, EPOCH: (outer - 1) * inner}
 
 
-def loops(setup: Setup, kind: type[DCOptions]) -> Loops:
-    """All that is measured, of DC or DSA by their kind of options."""
+def loops(setup: Setup, kind: type[DCOptions], variants: Mapping[str, dict[str, Any]]) -> Loops:
+    """All that is measured, of DC or DSA by their kind of options, and variants of our loop."""
     sizes = setup.sizes
     # The network stays what it is with steps of length 0, which take as long as others.
     options = kind(sizes.network, sizes.batch_real, outer_steps=1, inner_epochs=1, lr_net=0.0)
     given = (setup.dataset, setup.labels, options, SEED, setup.device)
-    ours = GradientMatching(*given)
+    ours = {
+        name: GradientMatching(
+            setup.dataset, setup.labels, replace(options, **changes), SEED, setup.device
+        )
+        for name, changes in variants.items()
+    }
     return {
         PLAIN: _plain(setup, PlainDC(*given)),
-        OURS: _ours(setup, ours),
-        CONVOLUTIONS: _convolutions(setup, ours),
+        **{name: _ours(setup, loop) for name, loop in ours.items()},
+        CONVOLUTIONS: _convolutions(setup, GradientMatching(*given)),
     }
 
 

@@ -56,7 +56,7 @@ NETWORKS = 2  # trained on every set
 EXPERTS = ExpertOptions(experts=10, epochs=15, lr=0.05)
 LOOPS: dict[str, dict[str, Any]] = {
     "dm": {"iterations": 300},
-    "dc": {"updates": 60},
+    "dc": {"updates": 60, "init": "real"},  # as the others
     "dsa": {"updates": 60},
     "mtt": {"iterations": 80},
 }
@@ -71,6 +71,7 @@ SETTINGS = {
     "loops": LOOPS,
     "options": OPTIONS,
     "mtt": {ipc: presets.SETTINGS_OF_MTT["digits", ipc] for ipc in (1, 10, 50)},
+    "gradient network": presets.gradient_network(8),
     "experts": asdict(EXPERTS),
     "networks": NETWORKS,
     "bank": asdict(BANK),

@@ -156,7 +156,7 @@ tests_of() {
 tests_part() {
   start tests tests
   local backend file these
-  local of_ci=" tests/test_cuda_resources.py tests/test_triton_resources.py " # they only compile
+  local of_ci=" tests/test_cuda_resources.py tests/test_triton_resources.py " # need no GPU
   for backend in "${backends[@]}"; do
     these=$(tests_of "$backend")
     if [[ $dry_run ]]; then
@@ -197,7 +197,7 @@ sanitize_part() {
 }
 
 bench_part() {
-  start bench bench/{harness,replay,measure,model,memory,launches,providers,shapes,kernels,accuracy,overhead,loops,loop_parts,loop_report,{dm,dc,mtt}_parts,plain_{dm,dc,mtt},regularizer}.py
+  start bench bench/{harness,records,replay,measure,model,memory,launches,providers,shapes,kernels,accuracy,overhead,loops,loop_parts,loop_report,{dm,dc,mtt}_parts,plain_{dm,dc,mtt},regularizer}.py
   local common=(--json-only --out "$out" --device "$device") backend method
   local kernels=("$python" -m bench.kernels --name gpu-kernels --resume "$key" --budget "$budget" "${common[@]}")
   local theirs=(published compile)
@@ -221,8 +221,9 @@ bench_part() {
     step "bench/overhead-$backend" env CMIKERNELS_BACKEND="$backend" "$python" -m bench.overhead \
       --name "gpu-overhead-$backend" "${common[@]}" --calls-only ${dry_run:+--quick --budget 0.1}
   done
-  for method in dm dc mtt; do
-    step "bench/loops-$method" "$python" -m bench.loops --method "$method" \
+  for method in dm dc dsa mtt; do
+    [[ $dry_run && $method == dsa ]] && continue # goes the same ways as dc
+    step "bench/loops-$method" "$python" -m bench.loops --method "$method" --resume "$key" \
       --name "gpu-loops-$method" "${common[@]}" ${dry_run:+--quick}
   done
   step bench/regularizer "$python" -m bench.regularizer --name gpu-regularizer "${common[@]}" \

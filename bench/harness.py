@@ -30,7 +30,6 @@ FLOORS = (COPY, FRESH_COPY, EXP, FRESH_EXP)
 # GPU over several L2 caches, for which tiny inputs need many buffers.
 _ROTATED_BYTES, _MOST_INPUTS = 16 << 20, 8
 _ROTATED_L2_CACHES, _MOST_GPU_INPUTS = 3, 2048
-_LONG = 1.0  # seconds of a call that is warmed up by a single one
 
 
 def _nothing() -> None:
@@ -78,9 +77,7 @@ def race(
     clock = _gpu_clock if torch.device(device).type == "cuda" else _cpu_clock
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for contender in contenders.values():  # warm up: caches, allocator, threads
-        began = time.perf_counter()
-        contender.run(contender.prepare())
-        if time.perf_counter() - began < _LONG:
+        for _ in range(2):
             contender.run(contender.prepare())
     collecting = gc.isenabled()
     gc.disable()

@@ -199,7 +199,7 @@ def main() -> None:
     if args.resume:
         settings["key"] = args.resume
     record = Record("kernels", machine(args.device, args.date), settings, [])
-    record.rows = saved_rows(args, record.machine)
+    record.rows = saved_rows(args, record.machine, settings)
     saved = {(row["shape"], row["dtype"], row["mode"]) for row in record.rows}
     progress = tqdm(cells, unit="shape", dynamic_ncols=True)
     for group, shape, dtype, modes in progress:

@@ -14,8 +14,8 @@ and each setting of glibc's allocator, which holds for both loops:
 inputs and weights that a part takes: what a float32 part cannot be faster than.
 
 An outer iteration of DC is not raced but added up from the medians of its parts, as often as it is
-published to run them. Peak memory of MTT is that of a process of its own, in which glibc gives
-every large block back as soon as it is freed, and what one iteration takes beyond what was there.
+published to run them. Peak memory of MTT is that of an iteration in a process of its own, in which
+glibc gives every large block back as soon as it is freed, and what of it was not there before.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import Any, cast
 import torch
 from tqdm import tqdm
 
-from bench import dc_parts, dm_parts, mtt_parts
+from bench import dc_parts, dm_parts, memory, mtt_parts
 from bench.harness import Contender, Timing, race
 from bench.loop_parts import CONVOLUTIONS, OURS, PLAIN, Loops, Result, Run, Setup, Sizes
 from bench.loop_report import OUTER, PEAK, WHOLE, report
@@ -49,6 +49,7 @@ from bench.records import (
     saved_rows,
 )
 from cmidd.dc import DCOptions, DSAOptions
+from cmidd.options import usable_device
 
 VARIANTS: dict[str, dict[str, Any]] = {  # of our loop, by the options of DM that make them
     OURS: {},
@@ -71,20 +72,28 @@ class Measured:
     Args:
         loops: of a setup and the options of our loop's variants.
         outer: ipc to how often an outer iteration runs each part, where it is made of several.
-        has_variants: whether our loop has any but the exact one.
+        variants: of our loop, by the arguments that name them.
         has_peaks: whether memory is measured.
     """
 
     loops: Callable[[Setup, Mapping[str, dict[str, Any]]], Loops]
     outer: Callable[[int], dict[str, int]] | None = None
-    has_variants: bool = False
+    variants: tuple[str, ...] = ("exact",)
     has_peaks: bool = False
 
 
 METHODS = {
-    "dm": Measured(dm_parts.loops, has_variants=True),
-    "dc": Measured(lambda setup, _: dc_parts.loops(setup, DCOptions), dc_parts.per_iteration),
-    "dsa": Measured(lambda setup, _: dc_parts.loops(setup, DSAOptions), dc_parts.per_iteration),
+    "dm": Measured(dm_parts.loops, variants=tuple(ARGUMENTS)),
+    "dc": Measured(
+        lambda setup, variants: dc_parts.loops(setup, DCOptions, variants),
+        dc_parts.per_iteration,
+        ("exact", "compile"),
+    ),
+    "dsa": Measured(
+        lambda setup, variants: dc_parts.loops(setup, DSAOptions, variants),
+        dc_parts.per_iteration,
+        ("exact", "compile"),
+    ),
     "mtt": Measured(lambda setup, _: mtt_parts.loops(setup), has_peaks=True),
 }
 
@@ -144,8 +153,8 @@ def measure_peak(case: Case, loop: str, steps: int) -> list[Row]:
     with prepared(case) as setup:
         peak = mtt_parts.peak_bytes(setup, loop, steps)
     row = {"ipc": case.ipc, "memory": case.memory, "part": PEAK, "loop": loop, "steps": steps}
-    process = None if peak is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return [{**row, "peak_bytes": peak, "process_bytes": process, "others": None}]
+    whole = None if peak is None else memory.peak_so_far(setup.device)
+    return [{**row, "peak_bytes": peak, "whole_bytes": whole, "others": None}]
 
 
 @contextmanager
@@ -153,7 +162,7 @@ def prepared(case: Case) -> Iterator[Setup]:
     """What a case works on, with a folder while it does."""
     torch.set_num_threads(case.threads)
     with tempfile.TemporaryDirectory() as folder:
-        yield Setup(case.sizes, case.ipc, torch.device(case.device), Path(folder))
+        yield Setup(case.sizes, case.ipc, usable_device(case.device), Path(folder))
 
 
 def _errors(loops: Loops, whole: str) -> dict[str, Row]:
@@ -252,7 +261,7 @@ def parse() -> argparse.Namespace:
     add("--memory", choices=MEMORY, default=list(MEMORY), **several,
         help="glibc's allocator, of default and kept (%(default)s); a GPU has its own")  # fmt: skip
     add("--variants", choices=ARGUMENTS, default=list(ARGUMENTS), **several,
-        help="of our loop of DM, of exact, bf16 and compile (%(default)s)")  # fmt: skip
+        help="of our loop: exact, compile but for MTT, bf16 of DM (%(default)s)")  # fmt: skip
     add("--steps", type=int, default=Sizes.student_steps,
         help="of MTT's student, where time is measured (%(default)s)")  # fmt: skip
     add("--budget", type=float, default=20.0, help="seconds for each part (%(default)s)")
@@ -279,15 +288,14 @@ def main() -> None:
         sizes, rounds, args.ipc, args.variants = QUICK, (2, 5), [2], ["exact", "bf16"]
     if torch.device(args.device).type == "cuda":
         args.memory = ["default"]
-    if not measured.has_variants:
-        args.variants = ["exact"]
-    variants = tuple(ARGUMENTS[name] for name in args.variants)
+    variants = tuple(ARGUMENTS[name] for name in args.variants if name in measured.variants)
     settings = {"method": args.method, "sizes": asdict(sizes)}
     settings |= {"budget": args.budget, "device": args.device}
+    settings |= {"rounds": rounds[0], "variants": variants}
     if args.resume:
         settings["key"] = args.resume
     record = Record("loops", machine(args.device, args.date), settings, [])
-    record.rows = saved_rows(args, record.machine)
+    record.rows = saved_rows(args, record.machine, settings)
 
     def case(memory: str, ipc: int) -> Case:
         return Case(args.method, sizes, ipc, memory, variants, args.device, args.threads,

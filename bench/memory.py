@@ -80,6 +80,18 @@ def extra_bytes(first: Callable[[], object], call: Callable[[], object]) -> int:
     return max(0, _status("VmHWM") - resident)
 
 
+def peak_so_far(device: torch.device) -> int:
+    """The most of its memory so far: what tensors took of a GPU, or this process of the system's.
+
+    Linux's ru_maxrss would start at the parent's.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return _status("VmHWM")
+
+
 def _can_reset_peak() -> bool:
     try:
         Path("/proc/self/clear_refs").write_text("5")

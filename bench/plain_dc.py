@@ -21,6 +21,7 @@ from bench.plain_dm import PlainNetwork, augmented, convnet
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
 from cmidd.dc import DCOptions
+from cmidd.method import given_network
 from cmidd.networks import NetworkSpec, initialize
 from cmidd.seeds import generator, seed_of
 
@@ -76,7 +77,7 @@ class PlainDC:
     def new_network(self, iteration: int) -> PlainNetwork:
         """The random network of an iteration."""
         channels, size, _ = self.dataset.shape
-        spec = NetworkSpec.parse(self.options.network or "convnet")
+        spec = NetworkSpec.parse(given_network(self.options.network))
         options: dict[str, Any] = dict(spec.options)
         network = convnet(channels, size, self.dataset.num_classes, **options)
         initialize(network, generator(self.seed, "network", iteration))

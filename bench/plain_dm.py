@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from cmidd.augment import Draw, Strategy, draw
 from cmidd.datasets import Dataset
 from cmidd.dm import DMOptions
+from cmidd.method import given_network
 from cmidd.networks import NetworkSpec, initialize
 from cmidd.seeds import generator
 
@@ -226,7 +227,7 @@ class PlainDM:
         """The random network of an iteration."""
         # Made without numbers: `initialize` gives them, and once is what the published loop pays.
         with torch.device("meta"):
-            network = self._made(convnet, self.options.network or "convnet")
+            network = self._made(convnet, given_network(self.options.network))
         network.to_empty(device="cpu")
         initialize(network, generator(self.seed, "network", iteration))
         return network.to(self.device, self.dtype).requires_grad_(False)

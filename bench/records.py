@@ -86,12 +86,12 @@ def add_resume_argument(parser: argparse.ArgumentParser, what: str) -> None:
         "--resume",
         metavar="KEY",
         help=f"save after every {what}, and go on with what was saved on this machine with the "
-        "same key, such as a commit",
+        "same settings and the same key, such as a commit",
     )
 
 
-def saved_rows(args: argparse.Namespace, here: Row) -> list[Row]:
-    """Rows of an earlier run that was cut, if it ran on the same machine with the same key."""
+def saved_rows(args: argparse.Namespace, here: Row, settings: Row) -> list[Row]:
+    """Rows of an earlier run that was cut, if it ran here with the same settings, key included."""
     path: Path = args.out / f"{args.name}.json"
     if not args.resume or not path.exists():
         return []
@@ -100,8 +100,9 @@ def saved_rows(args: argparse.Namespace, here: Row) -> list[Row]:
         {key: value for key, value in where.items() if key not in ("date", "system")}
         for where in (saved.machine, here)
     ]
-    if same[0] != same[1] or saved.settings.get("key") != args.resume:
-        print(f"{path} is of another machine or key; starting over")
+    # As JSON has it: tuples are lists there.
+    if same[0] != same[1] or saved.settings != json.loads(json.dumps(settings)):
+        print(f"{path} is of another machine, key or other settings; starting over")
         return []
     return saved.rows
 

@@ -11,17 +11,15 @@ twice, the first time without a graph.
 from __future__ import annotations
 
 import argparse
-import resource
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bench.harness import Contender, race
+from bench.memory import peak_so_far
 from bench.records import (
     Record,
     Row,
@@ -70,14 +68,12 @@ def peak_bytes(
     network: str, images: Images, chunk_size: int | None, device: str
 ) -> tuple[int, int] | None:
     """Peak and what of it was there after the imports, of this process; None: does not fit."""
-    imported = _most_resident()
+    imported = peak_so_far(torch.device(device))
     try:
         prepare(network, images, chunk_size, device)(None)
     except torch.OutOfMemoryError:
         return None
-    if device == "cpu":
-        return _most_resident(), imported
-    return torch.cuda.max_memory_allocated(), 0
+    return peak_so_far(torch.device(device)), imported
 
 
 def measure_memory(network: str, sizes: Sequence[Images], device: str) -> list[Row]:
@@ -175,14 +171,6 @@ def _text(images: Images) -> str:
 
 def _name(chunk_size: int | None) -> str:
     return "unchunked" if chunk_size is None else "chunked"
-
-
-def _most_resident() -> int:
-    """Bytes that were resident at most so far; Linux's ru_maxrss would start at the parent's."""
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> None:

@@ -73,7 +73,12 @@ def test_a_report_is_taken_apart_by_target_and_kernel() -> None:
 
 def test_a_file_without_kernels_is_no_report() -> None:
     with pytest.raises(RuntimeError, match="expected resources of kernels"):
-        list(read_report("", ""))
+        list(read_report("", ELF))
+
+
+def test_barriers_that_are_noted_elsewhere_are_not_taken_for_none() -> None:
+    with pytest.raises(RuntimeError, match="expected the attribute EIATTR_NUM_BARRIERS"):
+        list(read_report(USAGE, ELF.replace("EIATTR_NUM_BARRIERS", "EIATTR_MAXREG_COUNT")))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,12 @@ def test_no_kernel_spills_or_asks_for_too_much() -> None:
     pytest.importorskip("triton")  # which brings cuobjdump along
     variants = variants_of(Path(native.__file__))
     print(summary(variants))  # where the test fails or pytest runs with -s
-    targets = {int(name.partition("-")[0]) for name in built_for().split()}
+    names = [name.partition("-") for name in built_for().split()]
+    targets = {each.target for each in variants}
+    if all(name.isdigit() for name, *_ in names):  # and not such as native
+        assert targets == {int(name) for name, _, kind in names if kind != "virtual"}
     found = {(each.target, each.features, each.kernel.partition("<")[0]) for each in variants}
     assert found == {(t, f, k) for t in targets for f in FEATURES for k in KERNELS}
     assert faults(variants) == []
+    meeting = {each.barriers for each in variants if each.kernel.startswith("class_kernel")}
+    assert meeting == {1}

@@ -191,16 +191,17 @@ def test_a_gpu_record_is_shown(record: Record, tmp_path: Path) -> None:
     assert all(path.stat().st_size > 0 for path in pictures)
 
 
-def test_a_cut_run_goes_on_only_on_the_same_machine_and_key(
+def test_a_cut_run_goes_on_only_on_the_same_machine_with_the_same_settings(
     record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    record.settings["sizes"] = (1, 2)  # a list in the file
     record.write("kernels", tmp_path, json_only=True)
-    arguments = ["kernels", "--out", str(tmp_path), "--resume"]
-    monkeypatch.setattr("sys.argv", [*arguments, "k"])
-    assert records.saved_rows(kernels.parse(), record.machine) == record.rows
-    assert records.saved_rows(kernels.parse(), {**record.machine, "gpu": "other"}) == []
-    monkeypatch.setattr("sys.argv", [*arguments, "other"])
-    assert records.saved_rows(kernels.parse(), record.machine) == []
+    monkeypatch.setattr("sys.argv", ["kernels", "--out", str(tmp_path), "--resume", "k"])
+    asked, here, settings = kernels.parse(), record.machine, record.settings
+    assert records.saved_rows(asked, here, settings) == record.rows
+    assert records.saved_rows(asked, {**here, "gpu": "other"}, settings) == []
+    assert records.saved_rows(asked, here, {**settings, "key": "other"}) == []
+    assert records.saved_rows(asked, here, {**settings, "sizes": (1, 3)}) == []
 
 
 def test_a_backend_that_cannot_run_is_left_out_with_the_reason(

@@ -51,6 +51,8 @@ class Bank(Sequence[Network]):
             del state["accuracy"]
             bank = cls(state, record, device)
             bank[0]  # made here, so that a state of other networks is an error of this file
+        except torch.OutOfMemoryError:  # of a GPU
+            raise
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise FileError(f"{path}: expected networks as its record says ({error!r})") from None
         if not trained.all():

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -39,6 +39,7 @@ from cmidd.options import (
     ReportOptions,
     RunOptions,
     ScoreOptions,
+    usable_device,
 )
 from cmidd.presets import settle, usual_network
 from cmidd.run import RunFolder, versions
@@ -82,8 +83,6 @@ def run_method(
         print(estimate(method, dataset, options, cmi, of_method, device))
     distill(method, dataset, options, cmi, of_method, folder, device, command)
     evaluation = EvaluateOptions(sets=(folder.result,), out=folder.path / "evaluation.json")
-    if method == "dc":  # its protocol, as published
-        evaluation = replace(evaluation, epochs=300, augmentation="none")
     print(f"the synthetic set: {folder.result}")
     print("try it:", command_line("evaluate", (data, evaluation)))
 
@@ -94,17 +93,16 @@ def run_evaluate(data: DataOptions, options: EvaluateOptions) -> None:
         raise FileExistsError(f"out: {options.out} exists already; name another file")
     dataset, device = data.load(), data.torch_device()
     sets = _sets(dataset, options.sets, options.random_real, options.seed)
-    recipes = dict.fromkeys(sets, options.recipe())
+    recipes = {
+        name: options.recipe(made.record.get("evaluation", {})) for name, made in sets.items()
+    }
     if options.all_real:
-        train = dataset.train
-        of_all = SyntheticSet.of(dataset, dataset.to_input(train.images), train.labels)
-        sets["all real images"] = of_all
-        recipes["all real images"] = replace(options.recipe(), epochs=options.all_real_epochs)
+        train, name = dataset.train, "all real images"
+        sets[name] = SyntheticSet.of(dataset, dataset.to_input(train.images), train.labels)
+        recipes[name] = replace(options.recipe({}), epochs=options.all_real_epochs)
     if not sets:
         raise ValueError("sets: expected something to evaluate; give --sets, or --random_real 10")
-    usual = usual_network(dataset.shape.height)
-    made_for = [those.record.get("network") for those in sets.values()]
-    networks = options.networks or tuple(dict.fromkeys(filter(None, made_for))) or (usual,)
+    networks = _networks(dataset, sets, options.networks)
     results: list[dict[str, Any]] = []
     record = {
         "dataset": dataset.name,
@@ -119,7 +117,7 @@ def run_evaluate(data: DataOptions, options: EvaluateOptions) -> None:
             those.images,
             those.targets,
             judge,
-            networks,
+            networks[name],
             repeats=options.repeats,
             recipe=recipe,
             seed=options.seed,
@@ -130,6 +128,19 @@ def run_evaluate(data: DataOptions, options: EvaluateOptions) -> None:
         results.append({"set": name, "images": len(those.labels), "evaluations": evaluations})
         write_text(options.out, json.dumps(record, indent=1) + "\n")
     print(f"the results: {options.out}")
+
+
+def _networks(
+    dataset: Dataset, sets: Mapping[str, SyntheticSet], given: tuple[str, ...] | None
+) -> dict[str, tuple[str, ...]]:
+    """The architectures to train on each set: the given ones, or the one that it was made for.
+
+    Sets of real images, and of tools that do not say, take those of all others.
+    """
+    own = {name: those.record.get("network") for name, those in sets.items()}
+    every = tuple(dict.fromkeys(spec for spec in own.values() if spec is not None))
+    others = every or (usual_network(dataset.shape.height),)
+    return {name: given or ((spec,) if spec else others) for name, spec in own.items()}
 
 
 def run_score(data: DataOptions, options: ScoreOptions) -> None:
@@ -185,7 +196,7 @@ def run_report(options: ReportOptions) -> None:
         options.out,
         evaluations=options.evaluations,
         bank=options.bank,
-        device=torch.device(options.device),
+        device=usable_device(options.device),
     )
     print(f"the report: {options.out}")
 
@@ -348,6 +359,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("CMIDD_TRACEBACK"):
             raise
         sys.exit(f"cmidd: {error}")
+    except torch.OutOfMemoryError as error:
+        sys.exit(
+            f"cmidd: {str(error).partition('. ')[0]}; take smaller chunks, batches or networks"
+        )
     except KeyboardInterrupt:
         resumes = given.command in ("pretrain", "experts", "distill")
         sys.exit("cmidd: interrupted" + ("; it goes on with --resume" if resumes else ""))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,13 +60,15 @@ class Regularization:
         options: CMIOptions,
         device: torch.device,
         say: Callable[[str], None],
-        batch: Tensor | None = None,
+        batch: Tensor | None,
     ) -> None:
         """Load the bank for images whose labels are `labels`, as many of each class.
 
         `batch`: rows of the method's first batch, if it has such.
         """
         self.weight, self._every = 0.0, options.cmi_every
+        self.made_with: dict[str, Any] = {}
+        self._on_batch = options.cmi_on == "batch"
         self._labels = labels.to(device)
         self._classes = ClassIndex(self._labels, dataset.num_classes)
         self._regularizer: CMIRegularizer | None = None
@@ -84,7 +87,6 @@ class Regularization:
             raise ValueError(
                 "cmi_on: batch is for mtt with a batch_syn of less than all images; got all at once"
             )
-        self._on_batch = options.cmi_on == "batch"
         if ipc == 1 and options.cmi_centroids == "own":
             say(
                 "CMI of one image per class is 0 whatever the image: left out; "
@@ -94,6 +96,7 @@ class Regularization:
         self.weight = _weight(method, dataset, ipc, options, say)
         bank = Bank.load(options.bank, device)
         dataset.check_made_for(bank.record, f"bank: {options.bank}")
+        self.made_with["bank"] = bank.record
         self._regularizer = CMIRegularizer(
             bank,
             self.weight,

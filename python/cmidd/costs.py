@@ -56,6 +56,7 @@ def estimate(
     options, method_options, _ = settle(method_name, dataset, options, method_options)
     assert options.iterations is not None
     assert options.report_every is not None
+    assert options.init is not None
     images, labels = start(dataset, options.ipc, options.init, options.seed)
     images = images.to(device).requires_grad_()
     if device.type == "cuda":

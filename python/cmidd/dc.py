@@ -107,7 +107,7 @@ class InTurn:
         parts = self._parts(images, labels)
         if len(parts) > 1:
             loss, derivative = distance(self(images, labels))
-        of_images = []
+        of_images: list[Tensor] = []
         for x, y in parts:
             x = x.detach().requires_grad_()
             gradients = _joined(self._share(x, y, len(images)))
@@ -144,7 +144,7 @@ class Mapped:
 
         def gradient(of_class: _LossOfClass, *data: Tensor) -> dict[str, Tensor]:
             # grad would keep a second-order graph; nobody differentiates these again.
-            loss, pull_back = vjp(lambda weights: of_class(weights, *data), self._weights())
+            loss, pull_back, *_ = vjp(lambda weights: of_class(weights, *data), self._weights())
             found: dict[str, Tensor] = pull_back(torch.ones_like(loss), create_graph=False)[0]
             return found
 

@@ -24,7 +24,7 @@ from cmidd.dm import DM, DMOptions
 from cmidd.files import FileError
 from cmidd.method import Method
 from cmidd.mtt import MTT, MTTOptions
-from cmidd.presets import settle
+from cmidd.presets import evaluation_of, settle
 from cmidd.run import RunFolder, versions
 from cmidd.synthetic import SyntheticSet, start
 
@@ -42,19 +42,20 @@ class DistillOptions:
 
     Args:
         ipc: images per class
-        init: first images: real, noise, mix (of two real ones) or file:PATH (those of a set)
+        init: first images: real, noise, mix (of two real ones) or file:PATH (those of a set or of a
+            checkpoint); default as published, noise of DC, else real
         iterations: of the method; default as published, 20000 of DM, 1000 of DC and DSA, 5000 of
             MTT
         lr_images: step size on the images; default as published for the method, dataset and ipc
         momentum: of the steps on the images and on what is learned beside them
         seed: of everything that is drawn
         report_every: iterations from one line of the log to the next; default 10, of DC and DSA 1
-        checkpoint_every: iterations from one checkpoint to the next; default 500 of DM, 10 of DC
-            and DSA, 50 of MTT
+        checkpoint_every: iterations from one checkpoint to the next; default 500 of DM, 1 of DC and
+            DSA, 10 of MTT
     """
 
     ipc: int = 10
-    init: str = "real"
+    init: str | None = None
     iterations: int | None = None
     lr_images: float | None = None
     momentum: float = 0.5
@@ -88,6 +89,7 @@ def distill(
     assert options.iterations is not None
     assert options.report_every is not None
     assert options.checkpoint_every is not None
+    assert options.init is not None
     images, labels = start(dataset, options.ipc, options.init, options.seed)
     images = images.to(device).requires_grad_()
     method = METHODS[method_name][0](dataset, labels, method_options, options.seed, device)
@@ -100,7 +102,8 @@ def distill(
         [{"params": [leaf], "lr": lr} for leaf, lr in zip(leaves.values(), rates, strict=True)],
         momentum=options.momentum,
     )
-    first = _restore(folder, leaves, optimizer)
+    made_with = {**method.made_with, **regularization.made_with}
+    first = _restore(folder, leaves, optimizer, made_with)
     with (
         folder.logging(first),
         tqdm(
@@ -142,11 +145,15 @@ def distill(
                 folder.log(iteration, {**numbers, "weighted_cmi": weighted})
                 bar.set_postfix({name: f"{number:.4g}" for name, number in numbers.items()})
             if saves:
-                _save(folder, done, leaves, optimizer)
+                _save(
+                    folder, done, leaves, optimizer, {**dataset.describe(), "made_with": made_with}
+                )
     about = {
         "ipc": options.ipc,
         "method": method_name,
         "network": method.spec,
+        "evaluation": evaluation_of(method_name, dataset.name),
+        "made_with": made_with,
         "cmi_weight": regularization.weight,
         "seed": options.seed,
         "command": command,
@@ -158,9 +165,14 @@ def distill(
     return result
 
 
-def _restore(folder: RunFolder, leaves: dict[str, Tensor], optimizer: torch.optim.SGD) -> int:
+def _restore(
+    folder: RunFolder,
+    leaves: dict[str, Tensor],
+    optimizer: torch.optim.SGD,
+    made_with: dict[str, Any],
+) -> int:
     """Put a checkpoint back; the iteration to go on with."""
-    checkpoint = folder.load_checkpoint()
+    checkpoint = folder.load_checkpoint(made_with)
     if checkpoint is None:
         return 0
     tensors, iteration = checkpoint
@@ -179,14 +191,18 @@ def _restore(folder: RunFolder, leaves: dict[str, Tensor], optimizer: torch.opti
 
 
 def _save(
-    folder: RunFolder, done: int, leaves: dict[str, Tensor], optimizer: torch.optim.SGD
+    folder: RunFolder,
+    done: int,
+    leaves: dict[str, Tensor],
+    optimizer: torch.optim.SGD,
+    about: dict[str, Any],
 ) -> None:
     tensors = dict(leaves)
     for name, leaf in leaves.items():
         momentum = optimizer.state[leaf].get("momentum_buffer")
         if momentum is not None:
             tensors[_momentum_of(name)] = momentum
-    folder.save_checkpoint(done, tensors)
+    folder.save_checkpoint(done, tensors, about)
 
 
 def _momentum_of(name: str) -> str:
@@ -209,8 +225,8 @@ def _check_finite(
     if all(math.isfinite(number) for number in largest.values()):
         return
     text = ", ".join(f"{name} {number:g}" for name, number in largest.items())
-    kept = f"; {folder.path} keeps the last checkpoint" if folder.has_checkpoint else ""
+    kept = f"; --init=file:{folder.checkpoint} starts from the last good images"
     raise FloatingPointError(
         f"iteration {iteration}: {text}. The steps are too long: take a smaller "
-        f"{' or '.join(suspects)}, and another folder{kept}"
+        f"{' or '.join(suspects)}, and another folder{kept if folder.has_checkpoint else ''}"
     )

@@ -76,7 +76,10 @@ def protocol_of(
         rate, origin = made.learned_lr, "as the set learned it"
     labels = "hard" if made.soft_labels is None else "soft"
     zca = "none" if made.whitening is None else f"the set's own, eps {made.whitening.eps:g}"
-    about = f"learning rate {rate:g} ({origin}), {labels} labels, ZCA: {zca}"
+    about = (
+        f"{recipe.epochs} epochs, augmentation {recipe.augmentation}, learning rate {rate:g} "
+        f"({origin}), {labels} labels, ZCA: {zca}"
+    )
     return Protocol(made.whiten(dataset), replace(recipe, lr=float(rate)), about)
 
 

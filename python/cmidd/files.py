@@ -43,6 +43,15 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118
 
 
+def kind_of(path: Path) -> str | None:
+    """What a file says that it is; None where it is none of ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str(json.loads(file.metadata()["cmidd"])["kind"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
 @contextmanager
 def opened(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The open safetensors file and its record, checked."""

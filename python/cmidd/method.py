@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -34,6 +35,11 @@ class Method(ABC):
     """Of the images in one iteration."""
     suspects: tuple[str, ...] = ()
     """Options that can make the loss NaN, beside the rates of what is optimised."""
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """Records of files that it reads; a run goes on with the same ones alone."""
+        return {}
 
     @property
     def learned(self) -> dict[str, Learned]:
@@ -66,5 +72,5 @@ class Method(ABC):
 def given_network(network: str | None) -> str:
     """The architecture of a method's options, which `presets.settle` has filled in."""
     if network is None:
-        raise ValueError("network: expected an architecture, got None")
+        raise ValueError("network: expected an architecture, got None; presets.settle fills it in")
     return network

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -119,6 +120,11 @@ class MTT(Method):
             surest = math.log(SURE / (1 - SURE) * (dataset.num_classes - 1))
             of_class = F.one_hot(self.labels, dataset.num_classes).to(dtype)
             self.label_logits = (of_class * surest).requires_grad_()
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """The experts' record."""
+        return {"experts": self.experts.record}
 
     @property
     def learned(self) -> dict[str, Learned]:

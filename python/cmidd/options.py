@@ -5,13 +5,15 @@ The fields are flags and keys of a YAML file, their lines in the docstrings the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cmidd.datasets import Dataset, load_dataset
-from cmidd.evaluate import DSA
+from cmidd.evaluate import PUBLISHED
 from cmidd.training import Recipe
 
 
@@ -47,15 +49,21 @@ class DataOptions:
 
     def torch_device(self) -> torch.device:
         """The device, checked."""
-        name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        # What torch computes in float32 by default is TF32 in convolutions on newer GPUs, and the
-        # gradient of CMI lives on differences that its 10 bits round away.
-        torch.backends.cudnn.allow_tf32 = False
-        try:
-            return torch.empty(1, device=name).device
-        except (AssertionError, RuntimeError) as error:  # what torch raises where there is none
-            why = str(error).partition("\n")[0]
-            raise ValueError(f"device: {name} cannot be used here: {why}") from None
+        return usable_device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def usable_device(name: str) -> torch.device:
+    """A device that is there; what is computed on it from now on is float32 where it says so.
+
+    What torch computes by default is TF32 in convolutions on newer GPUs, and the gradient of CMI
+    lives on differences that its 10 bits round away.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        return torch.empty(1, device=name).device
+    except (AssertionError, RuntimeError) as error:  # what torch raises where there is none
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"device: {name} cannot be used here: {why}") from None
 
 
 @dataclass(frozen=True)
@@ -108,15 +116,16 @@ class EvaluateOptions:
         random_real: also random real images, as many per class as this
         all_real: also all real training images
         all_real_epochs: epochs on those; they hold many more steps
-        networks: architectures; several test how the set carries over; default: those that the
-            sets were made for
+        networks: architectures; several test how the set carries over; default: for each set the
+            one that it was made for, for real images all of those
         repeats: networks of each architecture
-        epochs: passes over a set
+        epochs: passes over a set; default: as the set's method was published, 300 of DC, else 1000
         lr: learning rate of SGD, a tenth from half of the epochs on; default: what the set
             learned with its images, or 0.01
         weight_decay: of SGD with momentum 0.9
         batch_size: images a step
-        augmentation: DSA operations, or none
+        augmentation: DSA operations, or none; default: as the set's method was published, none of
+            DC, else all of them
         seed: of the networks
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU
         out: new JSON file of the results, for cmidd report
@@ -128,20 +137,28 @@ class EvaluateOptions:
     all_real_epochs: int = 100
     networks: tuple[str, ...] | None = None
     repeats: int = 5
-    epochs: int = 1000
+    epochs: int | None = None
     lr: float | None = None
     weight_decay: float = 5e-4
     batch_size: int = 256
-    augmentation: str = DSA
+    augmentation: str | None = None
     seed: int = 0
     together: int | None = None
     out: Path = Path("runs/evaluation.json")
 
-    def recipe(self) -> Recipe:
-        """How each network is trained, where the set did not learn its own rate."""
-        lr = 0.01 if self.lr is None else self.lr
-        return Recipe(
-            self.epochs, lr, 0.9, self.weight_decay, self.batch_size, 0.5, self.augmentation
+    def recipe(self, of_set: Mapping[str, Any]) -> Recipe:
+        """How each network is trained, where the set did not learn its own rate.
+
+        `of_set`: its method's epochs and augmentation, for what was not given.
+        """
+        known = {"epochs": PUBLISHED.epochs, "augmentation": PUBLISHED.augmentation, **of_set}
+        return replace(
+            PUBLISHED,
+            epochs=known["epochs"] if self.epochs is None else self.epochs,
+            lr=PUBLISHED.lr if self.lr is None else self.lr,
+            weight_decay=self.weight_decay,
+            batch_size=self.batch_size,
+            augmentation=known["augmentation"] if self.augmentation is None else self.augmentation,
         )
 
 

@@ -38,7 +38,7 @@ class RunFolder:
         self.path = path
         self.result = path / "result.safetensors"
         self._log_path = path / "log.jsonl"
-        self._checkpoint = path / "checkpoint.safetensors"
+        self.checkpoint = path / "checkpoint.safetensors"
         self._config = path / "config.yaml"
         self.config = dict(config)
         if self._config.exists():
@@ -73,21 +73,31 @@ class RunFolder:
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is something to go on from."""
-        return self._checkpoint.exists()
+        return self.checkpoint.exists()
 
-    def load_checkpoint(self) -> tuple[dict[str, Tensor], int] | None:
+    def load_checkpoint(
+        self, made_with: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Tensor], int] | None:
         """Tensors and the number of finished iterations, or None where nothing was saved yet.
+
+        `made_with`: records of the files that the run reads, which are to be what they were.
 
         From here on the folder is this run's: its configuration is written, its log cut back.
         """
         write_text(self._config, yaml.safe_dump(self.config, sort_keys=False))
-        if not self._checkpoint.exists():
+        if not self.checkpoint.exists():
             self._cut_log(0)
             return None
-        tensors, record = read_tensors(self._checkpoint, KIND)
+        tensors, record = read_tensors(self.checkpoint, KIND)
         length, iteration = record.get("log_bytes"), record.get("iteration")
         if not isinstance(length, int) or not isinstance(iteration, int):
-            raise FileError(f"{self._checkpoint}: expected log_bytes and iteration, got {record}")
+            raise FileError(f"{self.checkpoint}: expected log_bytes and iteration, got {record}")
+        for name, expected in (made_with or {}).items():
+            if record.get("made_with", {}).get(name) != expected:
+                raise ValueError(
+                    f"resume: {self.path} was begun with another {name} than the one that is there "
+                    "now; put that back, or name another folder"
+                )
         self._cut_log(length)
         return tensors, iteration
 
@@ -100,12 +110,14 @@ class RunFolder:
                 )
             log.truncate(length)
 
-    def save_checkpoint(self, iteration: int, tensors: Mapping[str, Tensor]) -> None:
-        """Save what `load_checkpoint` gives back."""
+    def save_checkpoint(
+        self, iteration: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None
+    ) -> None:
+        """Save what `load_checkpoint` gives back; `about` stands in the file's record."""
         self._log.flush()
         os.fsync(self._log.fileno())
-        record = {"iteration": iteration, "log_bytes": self._log.tell()}
-        write_tensors(self._checkpoint, KIND, tensors, record)
+        record = {**(about or {}), "iteration": iteration, "log_bytes": self._log.tell()}
+        write_tensors(self.checkpoint, KIND, tensors, record)
 
     @contextlib.contextmanager
     def logging(self, first_iteration: int) -> Iterator[None]:

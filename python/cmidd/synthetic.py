@@ -2,10 +2,11 @@
 
 Format, one safetensors file: `images` (N, channels, height, width) float32 as networks take them,
 (pixel - mean) / std with pixels in [0, 1]; `labels` (N,) int64; and a JSON record with all that
-using them takes: dataset, class names, mean, std, images per class, how they were made. There may
-be `soft_labels` (N, C) float32; `learned_lr` in the record, the step size that networks take; and,
-with the eps `zca` in the record, `whitening_mean` (D,) and `whitening_matrix` (D, D) float32 of
-images that are whitened.
+using them takes: dataset, class names, mean, std, images per class, how they were made, `network`,
+the architecture that they are made for, `evaluation`, the epochs and augmentation of networks that
+train on them. There may be `soft_labels` (N, C) float32; `learned_lr` in the record, the step size
+that networks take; and, with the eps `zca` in the record, `whitening_mean` (D,) and
+`whitening_matrix` (D, D) float32 of images that are whitened.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from torch import Tensor
 from cmidd.datasets import Dataset
 from cmidd.datasets.images import check_labels, to_pixels
 from cmidd.datasets.whitening import Whitening
-from cmidd.files import FileError, read_tensors, write_tensors
+from cmidd.files import FileError, kind_of, read_tensors, write_tensors
+from cmidd.run import KIND as CHECKPOINT
 from cmidd.seeds import generator
 
 KIND = "synthetic set"
@@ -119,6 +121,7 @@ class SyntheticSet:
             if soft_labels is not None:
                 _check_probabilities(soft_labels, (len(labels), record["num_classes"]))
             _check_learned(record.get("learned_lr"))
+            _check_use(record)
             made = cls(images, labels, record, soft_labels, _whitening(tensors, record))
             made.pixels()
         except (RuntimeError, TypeError, ValueError) as error:
@@ -195,6 +198,16 @@ def _check_learned(rate: object) -> None:
         raise ValueError(f"expected a learned_lr above 0, got {rate!r}")
 
 
+def _check_use(record: Mapping[str, Any]) -> None:
+    """What says how to train networks on the set, if anything does."""
+    network, evaluation = record.get("network"), record.get("evaluation", {})
+    if network is not None and not isinstance(network, str):
+        raise ValueError(f"expected the name of a network, got {network!r}")
+    kinds = {name: type(value) for name, value in evaluation.items()}
+    if not kinds.items() <= {"epochs": int, "augmentation": str}.items():
+        raise ValueError(f"expected an evaluation's epochs and augmentation, got {evaluation!r}")
+
+
 def _check_new(folder: Path) -> None:
     """Sets are not mixed with what is there."""
     if folder.exists() and any(folder.iterdir()):
@@ -209,7 +222,7 @@ def start(dataset: Dataset, ipc: int, init: str, seed: int) -> tuple[Tensor, Ten
         ipc: images per class.
         init: "noise" (normal numbers), "real" (real images of the class, each once), "mix" (two
             real images of the class mixed, in a share drawn for each) or "file:PATH" (a synthetic
-            set made from `dataset`, with as many images).
+            set made from `dataset`, with as many images, or the checkpoint of a run).
         seed: of the draws.
     """
     labels = torch.arange(dataset.num_classes).repeat_interleave(ipc)
@@ -245,6 +258,13 @@ def _real(dataset: Dataset, ipc: int, seed: int, purpose: str) -> Tensor:
 
 
 def _from_file(path: Path, dataset: Dataset, labels: Tensor) -> Tensor:
+    if kind_of(path) == CHECKPOINT:
+        tensors, record = read_tensors(path, CHECKPOINT)
+        dataset.check_made_for(record, f"init: {path}")
+        found = tensors["images"]
+        if len(found) != len(labels):
+            raise ValueError(f"init: {path}: expected {len(labels)} images, got {len(found)}")
+        return found
     loaded = SyntheticSet.load(path)
     dataset.check_made_for(loaded.record, f"init: {path}")
     if not torch.equal(loaded.labels, labels):

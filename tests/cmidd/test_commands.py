@@ -55,7 +55,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*DM, "--config", "unknown.yaml"], "has a key that is no option of this command"),
     ([*DC, "--metric", "nosuch"], "metric: expected one of rows, mse, cosine, got 'nosuch'"),
     ([*DC, "--network", "convnet:norm=batch"], "network: expected one whose features depend on"),
-    ([*DC, "--ipc", "100000"], "ipc: class 0 of digits has"),
+    ([*DC, "--init=real", "--ipc", "100000"], "ipc: class 0 of digits has"),
     ([*DC, "--inner_epochs", "0"], "inner_epochs: expected at least 1, got 0"),
     (["distill", "mtt"], "experts"),
     (["distill", "mtt", "--experts", "none"], "none: expected a file with a set of experts"),

@@ -79,7 +79,7 @@ def test_both_loops_of_mtt_are_measured(quick_run: Run) -> None:
     assert_measured([row for row in rows if row["part"] != "peak"], "iteration", "expert")
     peaks = {(row["loop"], row["steps"]) for row in rows if row["part"] == "peak"}
     assert peaks == set(itertools.product(("plain", "ours"), loops.QUICK.peaks))
-    assert "times the memory of that with 1 (goal 1.2 at most)" in said
+    assert "times the memory of 1 in all (goal 1.2 at most)" in said
 
 
 def test_a_cut_run_goes_on_with_the_processes_that_are_left(
