@@ -203,8 +203,10 @@ def _check_use(record: Mapping[str, Any]) -> None:
     network, evaluation = record.get("network"), record.get("evaluation", {})
     if network is not None and not isinstance(network, str):
         raise ValueError(f"expected the name of a network, got {network!r}")
-    kinds = {name: type(value) for name, value in evaluation.items()}
-    if not kinds.items() <= {"epochs": int, "augmentation": str}.items():
+    known = {"epochs": int, "augmentation": str}
+    if not isinstance(evaluation, dict) or any(
+        type(value) is not known.get(name) for name, value in evaluation.items()
+    ):
         raise ValueError(f"expected an evaluation's epochs and augmentation, got {evaluation!r}")
 
 

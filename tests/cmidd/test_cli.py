@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cmidd.bank import BankOptions
 from cmidd.cli import command_line, main
 from cmidd.cmi import CMIOptions
-from cmidd.dc import DSAOptions
+from cmidd.dc import DCOptions, DSAOptions
 from cmidd.distill import DistillOptions
 from cmidd.dm import DMOptions
 from cmidd.experts import ExpertOptions
@@ -26,6 +26,7 @@ from cmidd.options import (
     DataOptions,
     EvaluateOptions,
     ExpertRunOptions,
+    ExportOptions,
     PretrainRunOptions,
     ReportOptions,
     RunOptions,
@@ -37,13 +38,20 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "pretrain": (DataOptions, PretrainRunOptions, BankOptions),
     "experts": (DataOptions, ExpertRunOptions, ExpertOptions),
     "distill dm": (DataOptions, RunOptions, DistillOptions, CMIOptions, DMOptions),
+    "distill dc": (DataOptions, RunOptions, DistillOptions, CMIOptions, DCOptions),
     "distill dsa": (DataOptions, RunOptions, DistillOptions, CMIOptions, DSAOptions),
     "distill mtt": (DataOptions, RunOptions, DistillOptions, CMIOptions, MTTOptions),
     "evaluate": (DataOptions, EvaluateOptions),
     "score": (DataOptions, ScoreOptions),
+    "export": (ExportOptions,),
     "report": (ReportOptions,),
 }
-REQUIRED = {"distill mtt": ["--experts=e"], "score": ["--bank=b"], "report": ["--runs=[r]"]}
+REQUIRED = {
+    "distill mtt": ["--experts=e"],
+    "score": ["--bank=b"],
+    "export": ["--set=s"],
+    "report": ["--runs=[r]"],
+}
 # Other text may be YAML, which a flag's value is first taken for: `null`, `1:`, `{}`.
 TEXT = st.from_regex(r"[a-e][a-z0-9 _:=,./'\"é-]{0,10}[a-z0-9]", fullmatch=True)
 VALUES: dict[Any, st.SearchStrategy[Any]] = {

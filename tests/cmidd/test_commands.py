@@ -5,6 +5,7 @@ import runpy
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,39 @@ def test_pretrain_distil_evaluate_and_score(
     assert table[0] == SET
     assert [line.split()[0] for line in table[1:12]] == ["all", *"0123456789"]
     assert table[12] == "random real images, 2 per class"
+
+
+def networks_and_epochs() -> dict[str, tuple[list[str], int]]:
+    results = json.loads(Path("runs/evaluation.json").read_text())["results"]
+    Path("runs/evaluation.json").unlink()
+    return {
+        result["set"]: (
+            [evaluation["network"] for evaluation in result["evaluations"]],
+            result["evaluations"][0]["recipe"]["epochs"],
+        )
+        for result in results
+    }
+
+
+def test_each_set_is_evaluated_as_it_was_made_for_and_real_images_as_all(elsewhere: Path) -> None:
+    main(["distill", "dm", "--ipc=1", "--iterations=1", f"--network={TINY}"])
+    main(["distill", "dc", "--ipc=1", "--iterations=1", "--network=mlp", "--batch_real=4"])
+    dm, dc = (Path(f"runs/{method}/result.safetensors") for method in ("dm", "dc"))
+    made_dm, made_dc = SyntheticSet.load(dm), SyntheticSet.load(dc)
+    assert made_dc.record["evaluation"] == {"epochs": 300, "augmentation": "none"}
+    record = {**made_dc.record, "evaluation": {"epochs": 2, "augmentation": "none"}}
+    replace(made_dc, record=record).save(dc)
+    record = {**made_dm.record, "evaluation": {"epochs": 3}}
+    replace(made_dm, record=record).save(dm)
+    words = ["evaluate", f"--sets=[{dm},{dc}]", "--repeats=1"]
+    main(words)
+    assert networks_and_epochs() == {str(dm): ([TINY], 3), str(dc): (["mlp"], 2)}
+    main([*words, "--random_real=1", "--epochs=1"])
+    assert networks_and_epochs()["random real images, 1 per class"] == ([TINY, "mlp"], 1)
+    main([*words, "--networks=[lenet]", "--epochs=1"])
+    assert networks_and_epochs() == {str(dm): (["lenet"], 1), str(dc): (["lenet"], 1)}
+    main(["evaluate", "--random_real=1", "--epochs=1", "--repeats=1"])
+    assert list(networks_and_epochs().values()) == [(["convnet"], 1)]
 
 
 def test_a_run_is_repeated_by_the_command_in_its_result(elsewhere: Path) -> None:

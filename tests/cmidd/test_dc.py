@@ -9,6 +9,7 @@ import docstring_parser
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from bench.loop_parts import random_dataset
 from bench.plain_dc import PlainDC
@@ -151,6 +152,45 @@ def test_the_size_of_chunks_changes_nothing_but_rounding(way: str, chunks: tuple
     ]
     for got in results[1:]:
         assert_equal(got, results[0])
+
+
+def test_no_part_is_larger_than_asked_for_however_many_images_a_class_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = ours(10, chunk=3, batch_real=8)
+    seen: list[int] = []
+    forward = loop.stack.network.forward
+    monkeypatch.setattr(
+        loop.stack.network, "forward", lambda x: (seen.append(len(x)), forward(x))[1]
+    )
+    loop.draw_network(0)
+    loop.match(images_of(10), 0, 0)
+    assert max(seen) == 3
+    assert sum(seen) == 3 * 8 + 2 * len(images_of(10))  # once for the gradient, once for the images
+
+
+def test_gradients_that_nobody_differentiates_again_keep_no_graph_for_it() -> None:
+    loop = ours(way="mapped")
+    images, labels = images_of(2), labels_of(2)
+    with profile(activities=[ProfilerActivity.CPU]) as once:
+        loop.gradients(images, labels)
+    with profile(activities=[ProfilerActivity.CPU]) as twice:
+        loop.gradients.match(images, labels, lambda g: (g.sum(), torch.ones_like(g)))
+    backward = "aten::native_group_norm_backward"  # which second derivatives cannot go through
+    used, used_twice = ({event.key for event in p.key_averages()} for p in (once, twice))
+    assert backward in used
+    assert backward not in used_twice
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same_updates() -> None:
+    images = images_of(10, torch.float32)
+    exact, compiled = (
+        updates(ours(10, torch.float32, chunk=16, compile=way), images) for way in (False, True)
+    )
+    for (loss, gradient), (expected_loss, expected_gradient) in zip(compiled, exact, strict=True):
+        assert relative_error(loss, expected_loss) < 1e-5
+        assert relative_error(gradient, expected_gradient) < 1e-2
 
 
 @pytest.mark.parametrize("metric", METRICS)

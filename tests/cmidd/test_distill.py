@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from cmidd.bank import Bank
 from cmidd.cmi import CMIOptions
 from cmidd.dm import DM
+from cmidd.files import read_tensors
 from cmidd.run import read_log, versions
 from cmidd.synthetic import SyntheticSet, start
 from cmikernels import CMIRegularizer
@@ -129,6 +131,37 @@ def test_a_run_can_start_from_the_result_of_another(tmp_path: Path) -> None:
     assert torch.equal(
         tiny_run(tmp_path / "b", replace(OPTIONS, init=init, iterations=0)).images, before.images
     )
+
+
+def test_a_run_can_start_from_the_checkpoint_of_another(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "a", replace(OPTIONS, iterations=4))
+    checkpoint = tmp_path / "a" / "checkpoint.safetensors"
+    images = read_tensors(checkpoint, "checkpoint")[0]["images"]
+    start = replace(OPTIONS, init=f"file:{checkpoint}", iterations=0)
+    assert torch.equal(tiny_run(tmp_path / "b", start).images, images)
+    with pytest.raises(ValueError, match="expected 9 images, got 6"):
+        tiny_run(tmp_path / "c", replace(start, ipc=3))
+    other = tiny_dataset("other")
+    with pytest.raises(ValueError, match="expected dataset other"):
+        tiny_run(tmp_path / "d", start, dataset=other)
+
+
+def test_a_run_does_not_go_on_with_another_bank(
+    tmp_path: Path, bank_file: Path, cmi: CMIOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SyntheticSet, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_run(tmp_path / "run", cmi=cmi)
+    tiny_bank(tmp_path / "other", tiny_dataset(), seed=1)
+    other = replace(cmi, bank=tmp_path / "other")
+    with pytest.raises(ValueError, match="was begun with another bank than the one that is there"):
+        tiny_run(tmp_path / "run", cmi=other, resume=True)
+    result = tiny_run(tmp_path / "run", cmi=cmi, resume=True)
+    assert result.record["made_with"]["bank"]["seed"] == 0
 
 
 def test_cmi_lowers_the_cmi_of_the_result(tmp_path: Path, bank_file: Path, cmi: CMIOptions) -> None:

@@ -13,6 +13,7 @@ from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
 from cmidd.evaluate import DSA, PUBLISHED, evaluate, protocol_of
 from cmidd.networks import build_network, initialize
+from cmidd.options import EvaluateOptions
 from cmidd.seeds import generator, seed_of
 from cmidd.synthetic import SyntheticSet, start
 from cmidd.training import Recipe, Stack, train
@@ -56,6 +57,15 @@ def test_the_learning_rate_is_the_users_or_the_sets_or_the_protocols(
     found = protocol_of(a_set(**record), DATASET, PUBLISHED, given)
     assert found.recipe == replace(PUBLISHED, lr=rate)
     assert f"learning rate {rate:g} ({origin})" in found.about
+
+
+def test_epochs_and_augmentation_are_the_users_or_the_sets_or_the_protocols() -> None:
+    of_dc = {"epochs": 300, "augmentation": "none"}
+    assert EvaluateOptions().recipe({}) == PUBLISHED
+    assert EvaluateOptions().recipe(of_dc) == replace(PUBLISHED, **of_dc)
+    given = EvaluateOptions(epochs=7, augmentation="crop", weight_decay=0.0, batch_size=3)
+    expected = replace(PUBLISHED, epochs=7, augmentation="crop", weight_decay=0.0, batch_size=3)
+    assert given.recipe(of_dc) == expected
 
 
 def test_the_test_images_are_whitened_as_the_set_is_and_by_its_own_whitening() -> None:

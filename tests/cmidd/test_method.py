@@ -18,7 +18,16 @@ from cmidd.distill import DistillOptions, distill
 from cmidd.method import Learned, Method
 from cmidd.run import RunFolder, read_log
 from cmidd.synthetic import SyntheticSet, start
-from tests.cmidd.tiny import CONFIG, CPU, quiet, tiny_dataset
+from tests.cmidd.tiny import (
+    CONFIG,
+    CPU,
+    DSA_OPTIONS,
+    mtt_options,
+    quiet,
+    tiny_dataset,
+    tiny_experts,
+    tiny_run,
+)
 
 DATASET = tiny_dataset()
 OPTIONS = DistillOptions(
@@ -230,10 +239,21 @@ def test_an_estimate_counts_every_update_and_iteration(
     assert 3 * 6 * 64 * 4 < cost.disk < 10e3
 
 
-def test_an_estimate_leaves_the_run_as_it_would_have_been(tmp_path: Path) -> None:
-    expected = run(tmp_path / "a").images
-    estimate("dm", DATASET, OPTIONS, CMIOptions(), PullOptions(), CPU)
-    assert torch.equal(run(tmp_path / "b").images, expected)
+@pytest.mark.parametrize("name", ["dsa", "mtt"])
+def test_an_estimate_leaves_the_run_as_it_would_have_been(
+    name: str, tmp_path: Path, cmi: CMIOptions
+) -> None:
+    options: Any = DSA_OPTIONS
+    if name == "mtt":
+        tiny_experts(tmp_path / "experts", DATASET)
+        options = mtt_options(tmp_path / "experts")
+    given = replace(OPTIONS, iterations=2)
+    state = torch.get_rng_state()
+    expected = tiny_run(tmp_path / "a", given, cmi, method=(name, options))
+    assert estimate(name, DATASET, given, cmi, options, CPU).iterations == 2
+    assert torch.equal(torch.get_rng_state(), state)
+    again = tiny_run(tmp_path / "b", given, cmi, method=(name, options))
+    assert torch.equal(again.images, expected.images)
 
 
 def test_costs_are_for_people() -> None:

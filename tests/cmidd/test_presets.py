@@ -10,6 +10,7 @@ import torch
 from cmidd.dc import DCOptions, DSAOptions
 from cmidd.distill import METHODS, DistillOptions
 from cmidd.dm import DMOptions
+from cmidd.evaluate import DSA
 from cmidd.mtt import MTTOptions
 from cmidd.networks import build_network
 from cmidd.presets import (
@@ -17,6 +18,7 @@ from cmidd.presets import (
     PUBLISHED_WEIGHTS,
     bank_network,
     cmi_weight,
+    evaluation_of,
     gradient_network,
     settle,
     usual_network,
@@ -138,6 +140,42 @@ def test_what_is_given_stays_and_what_is_not_is_told(method: str) -> None:
     assert "_every" not in told  # of which nothing is published
     assert loop.checkpoint_every
     assert settle(method, CIFAR10, loop, settle(method, CIFAR10, given, MADE[method])[1])[2] == ""
+
+
+@pytest.mark.parametrize(
+    ("dataset", "ipc", "published"),
+    [
+        ("cifar10", 1, (50, 2, 2, 100.0, 1e-7, None, None)),
+        ("cifar10", 10, (30, 2, 20, 100.0, 1e-5, 1e-3, None)),
+        ("cifar10", 50, (30, 2, 40, 1000.0, 1e-5, 1e-3, None)),
+        ("cifar100", 1, (20, 3, 20, 1000.0, 1e-5, None, None)),
+        ("cifar100", 10, (20, 2, 20, 1000.0, 1e-5, None, None)),
+        ("cifar100", 50, (80, 2, 40, 1000.0, 1e-5, None, 125)),
+        ("tinyimagenet", 1, (10, 2, 10, 1e4, 1e-4, None, None)),
+        ("tinyimagenet", 10, (20, 2, 40, 1e4, 1e-4, None, 200)),
+        ("tinyimagenet", 50, (20, 2, 40, 1e4, 1e-4, None, 300)),
+    ],
+)
+def test_published_settings_of_mtt(dataset: str, ipc: int, published: tuple[Any, ...]) -> None:
+    names = ("student_steps", "expert_epochs", "max_start_epoch", "lr_images", "lr_step_size",
+             "step_size", "batch_syn")  # fmt: skip
+    found = settled("mtt", dataset, ipc)
+    assert tuple(found[name] for name in names) == published
+
+
+@pytest.mark.parametrize(
+    ("method", "init"), [("dm", "real"), ("dc", "noise"), ("dsa", "real"), ("mtt", "real")]
+)
+def test_methods_start_from_what_they_were_published_with(method: str, init: str) -> None:
+    assert settled(method, "cifar10", 10)["init"] == init
+
+
+def test_sets_of_dc_are_judged_without_augmentation_but_on_mnist() -> None:
+    assert evaluation_of("dc", "cifar10") == {"epochs": 300, "augmentation": "none"}
+    on_mnist = {"epochs": 1000, "augmentation": "crop_scale_rotate"}
+    assert evaluation_of("dc", "mnist") == on_mnist
+    for method in ("dm", "dsa", "mtt"):
+        assert evaluation_of(method, "mnist") == {"epochs": 1000, "augmentation": DSA}
 
 
 def test_only_what_is_none_is_filled_in() -> None:

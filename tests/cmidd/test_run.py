@@ -106,6 +106,16 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
 
 
+def test_a_run_goes_on_with_the_files_that_it_was_begun_with(tmp_path: Path) -> None:
+    folder = begun(tmp_path)
+    with folder.logging(0):
+        folder.save_checkpoint(2, TENSORS, {"made_with": {"bank": {"seed": 0}}})
+    again = RunFolder(tmp_path, CONFIG, resume=True)
+    assert again.load_checkpoint({"bank": {"seed": 0}}) is not None
+    with pytest.raises(ValueError, match=f"resume: {tmp_path} was begun with another bank"):
+        again.load_checkpoint({"bank": {"seed": 1}})
+
+
 def test_without_a_checkpoint_the_log_starts_again(tmp_path: Path) -> None:
     folder = begun(tmp_path)
     with folder.logging(0):

@@ -192,7 +192,11 @@ def test_an_export_is_not_mixed_with_what_is_there(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("wrong", [{"class_names": ["a"]}, {"mean": "x"}, {"std": [1.0] * 7}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"class_names": ["a"]}, {"mean": "x"}, {"std": [1.0] * 7}, {"network": ["convnet"]},
+     {"evaluation": []}, {"evaluation": {"epochs": "3"}}, {"evaluation": {"lr": 1.0}}],
+)  # fmt: skip
 def test_a_record_that_does_not_fit_its_images_is_an_error(
     tmp_path: Path, wrong: dict[str, Any]
 ) -> None:
