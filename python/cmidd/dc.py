@@ -51,8 +51,8 @@ class DCOptions:
         lr_net: step size of that training
         batch_net: images a step of it
         augmentation: DSA operations, or none; flip is left out where mirrored images change class
-        compile: compile the network for its training and, on a CPU, for real images: a minute before
-            the first iteration, faster after it
+        compile: compile the network for its training and, on a CPU, for real images: a minute
+            before the first iteration, faster after it
     """
 
     network: str | None = None

@@ -90,16 +90,19 @@ class Stack:
 
         Inductor fuses norms, activations and pooling, forward and backward.
         """
-        self._compiled = torch.compile(self._one)
+        self._compiled = torch.compile(self._alone)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits `(K, N, C)` of images `(K, N, channels, height, width)`, a batch for each."""
         if self.size == 1:
             twice = images.requires_grad  # which is asked for where gradients are differentiated
-            one = self._one if self._compiled is None or twice else self._compiled
-            return one({name: tensor[0] for name, tensor in self.state.items()}, images[0])[None]
+            alone = self._alone if self._compiled is None or twice else self._compiled
+            return alone(self.state, images[0])[None]
         logits: Tensor = vmap(self._one)(self.state, images)
         return logits
+
+    def _alone(self, state: dict[str, Tensor], images: Tensor) -> Tensor:
+        return self._one({name: tensor[0] for name, tensor in state.items()}, images)
 
     def _one(self, state: dict[str, Tensor], images: Tensor) -> Tensor:
         logits: Tensor = functional_call(self.network, state, (images,))

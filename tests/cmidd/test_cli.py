@@ -129,6 +129,7 @@ def test_without_flags_the_options_are_their_defaults(command: str) -> None:
     required: dict[type, Any] = {
         MTTOptions: {"experts": Path("e")},
         ScoreOptions: {"bank": Path("b")},
+        ExportOptions: {"set": Path("s")},
         ReportOptions: {"runs": (Path("r"),)},
     }
     expected = [group(**required.get(group, {})) for group in COMMANDS[command]]
@@ -175,7 +176,7 @@ def test_a_yaml_file_sets_the_same_options(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_printed_configuration_sets_the_same_options(command: str, elsewhere: Path) -> None:
     arguments = [*command.split(), *REQUIRED.get(command, [])]
-    if command != "report":
+    if DataOptions in COMMANDS[command]:
         arguments += ["--dataset=folder:a b"]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as stopped:

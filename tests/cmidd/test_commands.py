@@ -118,7 +118,7 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None
         main(["evaluate"])
 
 
-TINY = "convnet:width=4,depth=1"
+TINY, OTHER = "convnet:width=4,depth=1", "convnet:width=4,depth=2"
 SET = "runs/dm/result.safetensors"
 DISTILL = [
     *["distill", "dm", "--ipc=2", "--iterations=6", "--report_every=2", "--network", TINY],
@@ -196,8 +196,8 @@ def test_each_set_is_evaluated_as_it_was_made_for_and_real_images_as_all(elsewhe
     assert networks_and_epochs() == {str(dm): ([TINY], 3), str(dc): (["mlp"], 2)}
     main([*words, "--random_real=1", "--epochs=1"])
     assert networks_and_epochs()["random real images, 1 per class"] == ([TINY, "mlp"], 1)
-    main([*words, "--networks=[lenet]", "--epochs=1"])
-    assert networks_and_epochs() == {str(dm): (["lenet"], 1), str(dc): (["lenet"], 1)}
+    main([*words, f"--networks=['{OTHER}']", "--epochs=1"])
+    assert networks_and_epochs() == {str(dm): ([OTHER], 1), str(dc): ([OTHER], 1)}
     main(["evaluate", "--random_real=1", "--epochs=1", "--repeats=1"])
     assert list(networks_and_epochs().values()) == [(["convnet"], 1)]
 

@@ -60,7 +60,7 @@ def test_the_learning_rate_is_the_users_or_the_sets_or_the_protocols(
 
 
 def test_epochs_and_augmentation_are_the_users_or_the_sets_or_the_protocols() -> None:
-    of_dc = {"epochs": 300, "augmentation": "none"}
+    of_dc: dict[str, Any] = {"epochs": 300, "augmentation": "none"}
     assert EvaluateOptions().recipe({}) == PUBLISHED
     assert EvaluateOptions().recipe(of_dc) == replace(PUBLISHED, **of_dc)
     given = EvaluateOptions(epochs=7, augmentation="crop", weight_decay=0.0, batch_size=3)
