@@ -265,7 +265,6 @@ class GradientMatching(Method):
             [seed_of(self.seed, "inner", iteration, update)],
             self.recipe,
             mirror=self.dataset.mirror,
-            on_epoch=lambda _epoch, _loss: None,
         )
 
     def match(self, images: Tensor, iteration: int, update: int) -> tuple[Tensor, Tensor]:

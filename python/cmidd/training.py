@@ -141,7 +141,7 @@ def train(
     recipe: Recipe,
     *,
     mirror: bool = True,
-    on_epoch: Callable[[int, float], None],
+    on_epoch: Callable[[int, float], None] | None = None,
 ) -> None:
     """Train every network of the stack, in place.
 
@@ -154,7 +154,8 @@ def train(
         seeds: of each network.
         recipe: the hyper-parameters.
         mirror: whether images may be flipped; else "flip" is left out of the augmentation.
-        on_epoch: called with the number of finished epochs and the mean loss of the last.
+        on_epoch: called with the number of finished epochs and the mean loss of the last, for which
+            a GPU has to wait.
     """
     stack.network.train()
     strategy = Strategy.parse(recipe.augmentation, mirror=mirror)
@@ -181,7 +182,8 @@ def train(
                 (loss / rows.shape[1]).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
             optimizer.step()
-        on_epoch(epoch + 1, total.item() / (len(images) * stack.size))
+        if on_epoch is not None:
+            on_epoch(epoch + 1, total.item() / (len(images) * stack.size))
 
 
 def _augmented(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from pathlib import Path
 
@@ -54,6 +55,20 @@ def test_distilled_sets_come_before_real_images(tmp_path: Path) -> None:
     names = ["all real images", "random real images, 2 per class", "b", "a"]
     table = table_of(tmp_path, {name: {"convnet": (0.5,)} for name in names})
     assert re.findall(r'<th scope="row">(.*?)</th>', table) == ["b", "a", names[1], names[0]]
+
+
+def test_recipes_that_differ_say_whose_they_are(tmp_path: Path) -> None:
+    results: Results = {name: {"convnet": (0.5,), "mlp": (0.4,)} for name in "abc"}
+    assert re.findall("Recipe.*?: ", table_of(tmp_path, results)) == ["Recipe: "]
+    path = make_evaluation(tmp_path / "differ.json", "digits", results)
+    record = json.loads(path.read_text())
+    for evaluation in record["results"][1]["evaluations"]:
+        evaluation["recipe"]["lr"] = 0.3
+    path.write_text(json.dumps(record))
+    table = accuracy_table([read_evaluation(path)])
+    assert re.findall("(Recipe.*?): .*?lr ([0-9.]+)", table) == [
+        ("Recipe of a, c", "0.01"), ("Recipe of b", "0.3"),
+    ]  # fmt: skip
 
 
 def test_the_best_distilled_set_of_a_column_is_marked(tmp_path: Path) -> None:

@@ -108,7 +108,10 @@ def accuracy_table(evaluations: Sequence[Evaluation]) -> Html:
         ]
         for row in rows
     ]
-    recipes = dict.fromkeys(cell.recipe for row in rows for cell in row.cells.values())
+    recipes: dict[str, dict[str, None]] = {}  # and the rows that each is of
+    for row in rows:
+        for cell in row.cells.values():
+            recipes.setdefault(cell.recipe, {})[row.name] = None
     marked = " Marked: the best distilled set of a column." if best else ""
     return join(
         [
@@ -117,7 +120,14 @@ def accuracy_table(evaluations: Sequence[Evaluation]) -> Html:
                 f"trained on the set from fresh weights.{marked}"
             ),
             table(["trained on", "images", *networks], lines),
-            *(paragraph("Recipe: ", recipe, class_="faint") for recipe in recipes),
+            *(
+                paragraph(
+                    f"Recipe of {', '.join(names)}: " if len(recipes) > 1 else "Recipe: ",
+                    recipe,
+                    class_="faint",
+                )
+                for recipe, names in recipes.items()
+            ),
         ]
     )
 
