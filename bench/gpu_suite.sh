@@ -197,7 +197,8 @@ sanitize_part() {
 }
 
 bench_part() {
-  start bench bench/{harness,records,replay,measure,model,memory,launches,providers,shapes,kernels,accuracy,overhead,loops,loop_parts,loop_report,{dm,dc,mtt}_parts,plain_{dm,dc,mtt},regularizer}.py
+  start bench python/cmidd bench/{harness,records,replay,measure,model,memory,launches,providers,shapes,kernels,accuracy,overhead,loops,loop_parts,loop_report,{dm,dc,mtt}_parts,plain_{dm,dc,mtt},regularizer}.py
+  key+=-$budget # rows of another one would start over
   local common=(--json-only --out "$out" --device "$device") backend method
   local kernels=("$python" -m bench.kernels --name gpu-kernels --resume "$key" --budget "$budget" "${common[@]}")
   local theirs=(published compile)

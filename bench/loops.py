@@ -294,6 +294,7 @@ def main() -> None:
     settings |= {"rounds": rounds[0], "variants": variants}
     if args.resume:
         settings["key"] = args.resume
+    settings["arguments"] = f"--ipc {' '.join(map(str, args.ipc))} --rounds {rounds[0]}"
     record = Record("loops", machine(args.device, args.date), settings, [])
     record.rows = saved_rows(args, record.machine, settings)
 

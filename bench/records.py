@@ -100,8 +100,10 @@ def saved_rows(args: argparse.Namespace, here: Row, settings: Row) -> list[Row]:
         {key: value for key, value in where.items() if key not in ("date", "system")}
         for where in (saved.machine, here)
     ]
-    # As JSON has it: tuples are lists there.
-    if same[0] != same[1] or saved.settings != json.loads(json.dumps(settings)):
+    wanted = json.loads(json.dumps(settings))  # as the file has it: tuples are lists there
+    for each in (saved.settings, wanted):
+        each.pop("arguments", None)  # what is measured, rather than how
+    if same[0] != same[1] or saved.settings != wanted:
         print(f"{path} is of another machine, key or other settings; starting over")
         return []
     return saved.rows

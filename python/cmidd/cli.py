@@ -21,6 +21,7 @@ import torch
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
 
 import cmikernels
+from cmidd.augment import Strategy
 from cmidd.bank import Bank, BankOptions, fill
 from cmidd.cmi import CMIOptions
 from cmidd.costs import estimate
@@ -29,7 +30,7 @@ from cmidd.distill import METHODS, DistillOptions, distill
 from cmidd.evaluate import evaluate, protocol_of
 from cmidd.experts import ExpertOptions, fill_experts
 from cmidd.files import FileError, write_text
-from cmidd.networks import describe_networks
+from cmidd.networks import build_network, describe_networks
 from cmidd.options import (
     DataOptions,
     EvaluateOptions,
@@ -103,6 +104,11 @@ def run_evaluate(data: DataOptions, options: EvaluateOptions) -> None:
     if not sets:
         raise ValueError("sets: expected something to evaluate; give --sets, or --random_real 10")
     networks = _networks(dataset, sets, options.networks)
+    channels, size, _ = dataset.shape
+    for name in sets:  # so that a mistake in the last is not found after hours with the first
+        Strategy.parse(recipes[name].augmentation, mirror=dataset.mirror)
+        for spec in networks[name]:
+            build_network(spec, channels, size, dataset.num_classes)
     results: list[dict[str, Any]] = []
     record = {
         "dataset": dataset.name,
@@ -360,6 +366,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         sys.exit(f"cmidd: {error}")
     except torch.OutOfMemoryError as error:
+        if os.environ.get("CMIDD_TRACEBACK"):
+            raise
         sys.exit(
             f"cmidd: {str(error).partition('. ')[0]}; take smaller chunks, batches or networks"
         )

@@ -215,8 +215,6 @@ class GradientMatching(Method):
         check_one_image(network, self.spec)
         state = network.to(device, dtype).state_dict()
         self.stack = Stack(self.spec, dataset.shape, dataset.num_classes, [state])
-        if options.compile:
-            self.stack.compile()
         self.distance = GradientDistance(options.metric, state)
         self.labels = labels.cpu()
         counts = torch.bincount(self.labels, minlength=dataset.num_classes)
@@ -232,6 +230,9 @@ class GradientMatching(Method):
             self.gradients = InTurn(self.stack, names, part)
         else:
             self.gradients = Mapped(self.stack, names, together)
+        if options.compile:  # for the parts of a CPU; a GPU trains on whole batches
+            whole = min(len(labels), options.batch_net)
+            self.stack.compile(part if device.type == "cpu" else whole)
         self.due: tuple[int, int] | None = None  # iteration and update that may follow
 
     def step(self, images: Tensor, iteration: int, update: int = 0) -> tuple[Tensor, Tensor]:

@@ -61,6 +61,7 @@ class Stack:
         self.parameters = [self.state[name].requires_grad_() for name in trained]
         self.size = len(states)
         self._compiled: Callable[[dict[str, Tensor], Tensor], Tensor] | None = None
+        self._compiled_for = 0
         self.sees_batches = len(trained) < len(self.state)
         if self.size > 1 and self.sees_batches:
             raise ValueError(
@@ -85,18 +86,22 @@ class Stack:
             states.append({k: v.detach().to(device) for k, v in network.state_dict().items()})
         return cls(spec, shape, num_classes, states)
 
-    def compile(self) -> None:
-        """Compile the network, if it is one alone, for all but what is differentiated twice.
+    def compile(self, images: int) -> None:
+        """Compile the network, if it is one alone, for so many images at once.
 
-        Inductor fuses norms, activations and pooling, forward and backward.
+        Inductor fuses norms, activations and pooling, forward and backward, but cannot be
+        differentiated twice. Other numbers of images are left alone: code for any would round
+        differently, and which code serves would depend on what came before.
         """
-        self._compiled = torch.compile(self._alone)
+        self._compiled, self._compiled_for = torch.compile(self._alone, dynamic=False), images
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits `(K, N, C)` of images `(K, N, channels, height, width)`, a batch for each."""
         if self.size == 1:
+            alone: Callable[[dict[str, Tensor], Tensor], Tensor] = self._alone
             twice = images.requires_grad  # which is asked for where gradients are differentiated
-            alone = self._alone if self._compiled is None or twice else self._compiled
+            if self._compiled and images.shape[1] == self._compiled_for and not twice:
+                alone = self._compiled
             return alone(self.state, images[0])[None]
         logits: Tensor = vmap(self._one)(self.state, images)
         return logits

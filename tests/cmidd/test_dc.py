@@ -9,12 +9,14 @@ import docstring_parser
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
 from bench.loop_parts import random_dataset
 from bench.plain_dc import PlainDC
 from cmidd.dc import DCOptions, DSAOptions, GradientMatching, InTurn, Mapped
 from cmidd.gradient_distance import METRICS
+from cmidd.networks import at_a_time
 from cmidd.seeds import generator
 from tests.compare import relative_error
 
@@ -187,14 +189,31 @@ def test_gradients_that_nobody_differentiates_again_keep_no_graph_for_it() -> No
 
 
 @pytest.mark.slow
-def test_a_compiled_network_gives_the_same_updates() -> None:
+def test_a_compiled_network_gives_the_same_updates_whatever_came_before() -> None:
     images = images_of(10, torch.float32)
-    exact, compiled = (
-        updates(ours(10, torch.float32, chunk=16, compile=way), images) for way in (False, True)
-    )
-    for (loss, gradient), (expected_loss, expected_gradient) in zip(compiled, exact, strict=True):
+
+    def loop() -> GradientMatching:
+        return ours(10, torch.float32, chunk=8, real=(32, 20, 16), batch_real=20)
+
+    expected = updates(loop(), images)
+    compiled = loop()
+    compiled.stack.compile(8)  # and parts of 4 and 2, and batches of 20 and 10, are left alone
+    counters.clear()
+    first = updates(compiled, images)
+    assert counters["frames"]["ok"] == 1
+    for (loss, gradient), (expected_loss, expected_gradient) in zip(first, expected, strict=True):
         assert relative_error(loss, expected_loss) < 1e-5
         assert relative_error(gradient, expected_gradient) < 1e-2
+    again = updates(compiled, images)
+    for got, expected_bits in zip(again, first, strict=True):
+        assert all(map(torch.equal, got, expected_bits))
+    assert counters["frames"]["ok"] == 1
+
+
+def test_what_is_compiled_are_whole_parts() -> None:
+    loop = ours(compile=True)
+    assert loop.stack._compiled_for == at_a_time(CPU, PIXELS, 0) == 256
+    assert ours().stack._compiled is None
 
 
 @pytest.mark.parametrize("metric", METRICS)

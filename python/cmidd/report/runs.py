@@ -1,6 +1,6 @@
 """What a report takes from the folder of a run, finished or not.
 
-A checkpoint has the images alone; what they are images of then comes from the dataset.
+Of a checkpoint the images alone are taken; what they are images of then comes from the dataset.
 """
 
 from __future__ import annotations
