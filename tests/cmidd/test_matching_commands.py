@@ -114,15 +114,17 @@ def test_settings_of_mtt_that_cannot_be_are_refused_before_anything_is_written(
 def test_a_learned_step_that_leaves_the_numbers_stops_the_run_and_keeps_what_was_saved(
     experts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main([*MTT, "--iterations=1", "--out=short"])
     changes = ["--iterations=50", "--lr_step_size=1e30", "--checkpoint_every=1"]
     text = error_of([*MTT, *changes], capsys)
     assert re.search(
         r"iteration \d+: loss .*step_size .*smaller lr_images or lr_step_size or step_size", text
     )
-    if Path("runs/mtt/checkpoint.safetensors").exists():
-        tensors, _ = read_tensors(Path("runs/mtt/checkpoint.safetensors"), CHECKPOINT)
-        assert all(tensor.isfinite().all() for tensor in tensors.values())
+    kept = "runs/mtt/checkpoint.safetensors"
+    assert f"--init=file:{kept} starts from the last good images" in text
+    tensors, _ = read_tensors(Path(kept), CHECKPOINT)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert not Path("runs/mtt/result.safetensors").exists()
     log = read_log(Path("runs/mtt/log.jsonl"))
     assert all(torch.tensor(list(line.values())).isfinite().all() for line in log)
+    main([*MTT, f"--init=file:{kept}", "--out=again"])
+    assert SyntheticSet.load(Path("again/result.safetensors")).images.isfinite().all()
