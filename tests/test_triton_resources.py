@@ -14,7 +14,6 @@ pytest.importorskip("triton")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_no_variant_spills_or_asks_for_too_much(tmp_path: Path) -> None:
     written = tmp_path / "resources.json"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
