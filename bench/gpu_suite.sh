@@ -225,7 +225,7 @@ bench_part() {
   for method in dm dc dsa mtt; do
     [[ $dry_run && $method == dsa ]] && continue # goes the same ways as dc
     step "bench/loops-$method" "$python" -m bench.loops --method "$method" --resume "$key" \
-      --name "gpu-loops-$method" "${common[@]}" ${dry_run:+--quick}
+      --name "gpu-loops-$method" "${common[@]}" ${dry_run:+--quick --memory default}
   done
   step bench/regularizer "$python" -m bench.regularizer --name gpu-regularizer "${common[@]}" \
     ${dry_run:+--quick}
