@@ -2,7 +2,7 @@
 
 One hypothesis example is one input. `HYPOTHESIS_PROFILE=thorough` makes 100,000 for each backend
 (1000 for an interpreted one), on a CPU in about five minutes; the summary at the end of the run
-says how many there were.
+says how many there were. A test is all inputs of a backend, so add `-o faulthandler_timeout=3600`.
 """
 
 from __future__ import annotations

@@ -232,4 +232,4 @@ def activations(images_per_class: int, chunk_size: int) -> int:
 def test_memory_does_not_grow_with_the_images() -> None:
     few = activations(10, 50)
     assert activations(10, 0) > 1.5 * few, "the measurement missed the activations"
-    assert activations(200, 50) <= 1.2 * few
+    assert activations(500, 50) <= 1.2 * few
