@@ -32,7 +32,7 @@ from bench.loop_parts import (
     convolutions,
 )
 from bench.plain_dc import PlainDC, distance
-from cmidd.dc import DCOptions, GradientMatching, InTurn
+from cmidd.methods.dc import DCOptions, GradientMatching, InTurn
 from cmidd.presets import STEPS_OF_DC, steps_of_dc
 
 UPDATE, NETWORK, REAL = "update", "network", "real gradients"

@@ -32,18 +32,18 @@ from tqdm import tqdm
 
 from bench.records import Record, add_output_arguments, machine
 from cmidd import presets
-from cmidd.bank import BankOptions, fill
-from cmidd.cmi import CMIOptions
 from cmidd.datasets import load_dataset
-from cmidd.dc import DCOptions, DSAOptions
 from cmidd.distill import DistillOptions, distill
-from cmidd.dm import DMOptions
 from cmidd.evaluate import DSA, evaluate
-from cmidd.experts import ExpertOptions, fill_experts
-from cmidd.files import write_text
-from cmidd.mtt import MTTOptions
-from cmidd.run import RunFolder
+from cmidd.methods.dc import DCOptions, DSAOptions
+from cmidd.methods.dm import DMOptions
+from cmidd.methods.mtt import MTTOptions
+from cmidd.pretrained.bank import BankOptions, fill
+from cmidd.pretrained.experts import ExpertOptions, fill_experts
+from cmidd.regularization import CMIOptions
 from cmidd.seeds import seed_of
+from cmidd.storage.run_folder import RunFolder
+from cmidd.storage.tensor_file import write_text
 from cmidd.synthetic import start
 from cmidd.training import Recipe
 

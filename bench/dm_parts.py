@@ -31,7 +31,7 @@ from bench.loop_parts import (
 )
 from bench.plain_dm import augmented
 from cmidd.augment import augment, draw
-from cmidd.dm import DM, DMOptions, whole_classes
+from cmidd.methods.dm import DM, DMOptions, whole_classes
 from cmidd.networks import Network
 from cmidd.seeds import generator
 

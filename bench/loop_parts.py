@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.plain_dm import PlainCMI, PlainDM
-from cmidd.cmi import CMIOptions
 from cmidd.datasets import Dataset, ImageSet
-from cmidd.dm import DMOptions
+from cmidd.methods.dm import DMOptions
 from cmidd.networks import Network, build_network, freeze, initialize
+from cmidd.regularization import CMIOptions
 from cmidd.seeds import generator
 from cmikernels import ClassIndex, CMIRegularizer
 

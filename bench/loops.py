@@ -48,8 +48,8 @@ from bench.records import (
     machine,
     saved_rows,
 )
-from cmidd.dc import DCOptions, DSAOptions
-from cmidd.options import usable_device
+from cmidd.cli.options import usable_device
+from cmidd.methods.dc import DCOptions, DSAOptions
 
 VARIANTS: dict[str, dict[str, Any]] = {  # of our loop, by the options of DM that make them
     OURS: {},

@@ -19,12 +19,12 @@ from bench import memory
 from bench.harness import Contender
 from bench.loop_parts import OURS, PLAIN, SEED, Loops, Result, Run, Setup
 from bench.plain_mtt import PlainMTT
-from cmidd.adjoint import Descent
-from cmidd.experts import KIND
-from cmidd.files import write_tensors
-from cmidd.mtt import MTT, MTTOptions
+from cmidd.methods.adjoint import Descent
+from cmidd.methods.mtt import MTT, MTTOptions
 from cmidd.networks import build_network, initialize
+from cmidd.pretrained.experts import KIND
 from cmidd.seeds import generator
+from cmidd.storage.tensor_file import write_tensors
 
 ITERATION, EXPERT, FORWARD = "iteration", "expert", "forward steps"
 

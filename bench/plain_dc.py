@@ -5,7 +5,7 @@
 Class by class and layer by layer: the whole batch of real images goes through the network, autograd
 gives the gradients, those of synthetic images with a graph, distances add up, and one backward pass
 ends the update. Between updates a plain optimiser trains the network. What is drawn is what
-`cmidd.dc` draws, so that in float64 both give the same up to rounding.
+`cmidd.methods.dc` draws, so that in float64 both give the same up to rounding.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 from bench.plain_dm import PlainNetwork, augmented, convnet
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
-from cmidd.dc import DCOptions
-from cmidd.method import given_network
+from cmidd.methods.base import given_network
+from cmidd.methods.dc import DCOptions
 from cmidd.networks import NetworkSpec, initialize
 from cmidd.seeds import generator, seed_of
 
@@ -46,7 +46,7 @@ def row_distance(synthetic: Tensor, real: Tensor) -> Tensor:
 
 
 class PlainDC:
-    """The updates on one dataset; arguments as of `cmidd.dc.GradientMatching`."""
+    """The updates on one dataset; arguments as of `cmidd.methods.dc.GradientMatching`."""
 
     def __init__(
         self,

@@ -7,7 +7,8 @@ Everything is made where it is needed and nothing is kept: phi is a new module i
 class at a time goes through it, the network of CMI is made anew and its weights are read from their
 own file, all synthetic images go through that one in one batch, and one backward pass ends the
 step. What is drawn (first weights, rows of real images, augmentation, number of the network) is
-what `cmidd.dm` and `CMIRegularizer` draw, so that in float64 both give the same up to rounding.
+what `cmidd.methods.dm` and `CMIRegularizer` draw, so that in float64 both give the same up to
+rounding.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from torch import Tensor, nn
 
 from cmidd.augment import Draw, Strategy, draw
 from cmidd.datasets import Dataset
-from cmidd.dm import DMOptions
-from cmidd.method import given_network
+from cmidd.methods.base import given_network
+from cmidd.methods.dm import DMOptions
 from cmidd.networks import NetworkSpec, initialize
 from cmidd.seeds import generator
 
@@ -185,7 +186,7 @@ class PlainCMI:
 
 
 class PlainDM:
-    """The step on one dataset; arguments as of `cmidd.dm.DM`, and the regulariser."""
+    """The step on one dataset; arguments as of `cmidd.methods.dm.DM`, and the regulariser."""
 
     def __init__(
         self,

@@ -2,8 +2,8 @@
 
     theta_{i+1} = theta_i - a grad CE(theta_i; batch i),    differentiated through all N at once
 
-What is drawn (expert, epoch, batches, augmentation) is what `cmidd.mtt` draws, so that in float64
-both give the same up to rounding; memory here grows with N.
+What is drawn (expert, epoch, batches, augmentation) is what `cmidd.methods.mtt` draws, so that in
+float64 both give the same up to rounding; memory here grows with N.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.func import functional_call
 
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
-from cmidd.experts import Experts
-from cmidd.mtt import SURE, MTTOptions
+from cmidd.methods.mtt import SURE, MTTOptions
 from cmidd.networks import build_network
+from cmidd.pretrained.experts import Experts
 from cmidd.seeds import generator
 
 
@@ -35,7 +35,7 @@ class PlainStep:
 
 
 class PlainMTT:
-    """The step on one dataset; arguments as of `cmidd.mtt.MTT`."""
+    """The step on one dataset; arguments as of `cmidd.methods.mtt.MTT`."""
 
     def __init__(
         self,

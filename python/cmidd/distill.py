@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cmidd.cmi import CMIOptions, Regularization
 from cmidd.datasets import Dataset
-from cmidd.dc import DCOptions, DSAOptions, GradientMatching
-from cmidd.dm import DM, DMOptions
-from cmidd.files import FileError
-from cmidd.method import Method
-from cmidd.mtt import MTT, MTTOptions
+from cmidd.methods.base import Method
+from cmidd.methods.dc import DCOptions, DSAOptions, GradientMatching
+from cmidd.methods.dm import DM, DMOptions
+from cmidd.methods.mtt import MTT, MTTOptions
 from cmidd.presets import evaluation_of, settle
-from cmidd.run import RunFolder, versions
+from cmidd.regularization import CMIOptions, Regularization
+from cmidd.storage.run_folder import RunFolder, versions
+from cmidd.storage.tensor_file import FileError
 from cmidd.synthetic import SyntheticSet, start
 
 METHODS: dict[str, tuple[Callable[..., Method], type]] = {

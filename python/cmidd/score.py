@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cmidd.bank import Bank
+from cmidd.pretrained.bank import Bank
 from cmikernels import ClassIndex, fused_cmi
 from cmikernels.embedding import embed
 

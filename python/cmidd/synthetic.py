@@ -24,9 +24,9 @@ from torch import Tensor
 from cmidd.datasets import Dataset
 from cmidd.datasets.images import check_labels, to_pixels
 from cmidd.datasets.whitening import Whitening
-from cmidd.files import FileError, kind_of, read_tensors, write_tensors
-from cmidd.run import KIND as CHECKPOINT
 from cmidd.seeds import generator
+from cmidd.storage.run_folder import KIND as CHECKPOINT
+from cmidd.storage.tensor_file import FileError, kind_of, read_tensors, write_tensors
 
 KIND = "synthetic set"
 RECORD = ("class_names", "dataset", "mean", "num_classes", "shape", "std")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmidd.cmi import CMIOptions
+from cmidd.regularization import CMIOptions
 from tests.cmidd.tiny import tiny_bank, tiny_dataset
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cmidd.bank import KIND as BANK
 from cmidd.datasets import Dataset, load_dataset
 from cmidd.evaluate import PUBLISHED, Accuracy
-from cmidd.files import write_tensors
 from cmidd.networks import build_network, initialize
+from cmidd.pretrained.bank import KIND as BANK
 from cmidd.report import write_report
-from cmidd.run import RunFolder
 from cmidd.seeds import generator
+from cmidd.storage.run_folder import RunFolder
+from cmidd.storage.tensor_file import write_tensors
 from cmidd.synthetic import SyntheticSet
 
 CLASSES, SHAPE = 3, (1, 8, 8)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.profiler import ProfilerActivity, profile
 
-from cmidd.adjoint import Descent
+from cmidd.methods.adjoint import Descent
 from cmidd.networks import build_network, initialize
 from cmidd.seeds import generator
 from tests.compare import relative_error

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cmidd import bank as bank_module
-from cmidd.bank import Bank, fill
 from cmidd.datasets import Dataset
-from cmidd.files import FileError, read_tensors, write_tensors
-from cmidd.growing import GrowingFile, partial_path
 from cmidd.networks import build_network
+from cmidd.pretrained import bank as bank_module
+from cmidd.pretrained.bank import Bank, fill
 from cmidd.seeds import seed_of
+from cmidd.storage.growing_file import GrowingFile, partial_path
+from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
 from cmidd.training import fresh_and_trained
 from tests.cmidd.tiny import (
     CPU,

@@ -14,15 +14,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmidd.bank import BankOptions
 from cmidd.cli import command_line, main
-from cmidd.cmi import CMIOptions
-from cmidd.dc import DCOptions, DSAOptions
-from cmidd.distill import DistillOptions
-from cmidd.dm import DMOptions
-from cmidd.experts import ExpertOptions
-from cmidd.mtt import MTTOptions
-from cmidd.options import (
+from cmidd.cli.options import (
     DataOptions,
     EvaluateOptions,
     ExpertRunOptions,
@@ -32,6 +25,13 @@ from cmidd.options import (
     RunOptions,
     ScoreOptions,
 )
+from cmidd.distill import DistillOptions
+from cmidd.methods.dc import DCOptions, DSAOptions
+from cmidd.methods.dm import DMOptions
+from cmidd.methods.mtt import MTTOptions
+from cmidd.pretrained.bank import BankOptions
+from cmidd.pretrained.experts import ExpertOptions
+from cmidd.regularization import CMIOptions
 from tests.cmidd.parsed import made
 
 COMMANDS: dict[str, tuple[type, ...]] = {

@@ -14,8 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.loop_parts import random_dataset
 from bench.plain_dc import PlainDC
-from cmidd.dc import DCOptions, DSAOptions, GradientMatching, InTurn, Mapped
-from cmidd.gradient_distance import METRICS
+from cmidd.methods.dc import DCOptions, DSAOptions, GradientMatching, InTurn, Mapped
+from cmidd.methods.gradient_distance import METRICS
 from cmidd.networks import at_a_time
 from cmidd.seeds import generator
 from tests.compare import relative_error

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmidd.bank import Bank
-from cmidd.cmi import CMIOptions
-from cmidd.dm import DM
-from cmidd.files import read_tensors
-from cmidd.run import read_log, versions
+from cmidd.methods.dm import DM
+from cmidd.pretrained.bank import Bank
+from cmidd.regularization import CMIOptions
+from cmidd.storage.run_folder import read_log, versions
+from cmidd.storage.tensor_file import read_tensors
 from cmidd.synthetic import SyntheticSet, start
 from cmikernels import CMIRegularizer
 from tests.cmidd.tiny import (

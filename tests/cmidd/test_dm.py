@@ -15,8 +15,9 @@ from torch import Tensor
 from bench import plain_dm
 from bench.loop_parts import random_dataset, save_each, untrained_bank
 from bench.plain_dm import PlainCMI, PlainDM
-from cmidd import augment, dm
-from cmidd.dm import DM, DMOptions
+from cmidd import augment
+from cmidd.methods import dm
+from cmidd.methods.dm import DM, DMOptions
 from cmidd.networks import freeze
 from cmidd.seeds import generator
 from cmikernels import CMIRegularizer

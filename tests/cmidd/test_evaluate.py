@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmidd.augment import Strategy, augment, draw
+from cmidd.cli.options import EvaluateOptions
 from cmidd.datasets import Dataset
 from cmidd.evaluate import DSA, PUBLISHED, evaluate, protocol_of
 from cmidd.networks import build_network, initialize
-from cmidd.options import EvaluateOptions
 from cmidd.seeds import generator, seed_of
 from cmidd.synthetic import SyntheticSet, start
 from cmidd.training import Recipe, Stack, train

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cmidd import experts as experts_module
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
 from cmidd.evaluate import DSA
-from cmidd.experts import ExpertOptions, Experts, fill_experts
-from cmidd.files import FileError, in_words, read_tensors, write_tensors
-from cmidd.growing import GrowingFile, partial_path
 from cmidd.networks import build_network, initialize
+from cmidd.pretrained import experts as experts_module
+from cmidd.pretrained.experts import ExpertOptions, Experts, fill_experts
 from cmidd.seeds import generator, seed_of
+from cmidd.storage.growing_file import GrowingFile, partial_path
+from cmidd.storage.tensor_file import FileError, in_words, read_tensors, write_tensors
 from cmidd.training import Recipe, train
 from tests.cmidd.tiny import (
     CPU,

@@ -15,8 +15,15 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from cmidd import synthetic
-from cmidd.bank import Bank
-from cmidd.files import FORMAT, FileError, metadata, read_tensors, write_tensors, write_text
+from cmidd.pretrained.bank import Bank
+from cmidd.storage.tensor_file import (
+    FORMAT,
+    FileError,
+    metadata,
+    read_tensors,
+    write_tensors,
+    write_text,
+)
 from cmidd.synthetic import SyntheticSet
 
 KIND = "thing"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench.plain_dc import distance
-from cmidd.gradient_distance import METRICS, GradientDistance
+from cmidd.methods.gradient_distance import METRICS, GradientDistance
 from cmidd.seeds import generator
 from tests.compare import relative_error
 

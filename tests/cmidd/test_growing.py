@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cmidd.files import in_words, opened, read_tensors
-from cmidd.growing import GrowingFile, check_complete, partial_path
+from cmidd.storage.growing_file import GrowingFile, check_complete, partial_path
+from cmidd.storage.tensor_file import in_words, opened, read_tensors
 
 KIND = "sack of things"
 ITEMS = {

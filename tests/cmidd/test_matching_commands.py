@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from cmidd.cli import main
-from cmidd.files import read_tensors
-from cmidd.run import KIND as CHECKPOINT
-from cmidd.run import read_log
+from cmidd.storage.run_folder import KIND as CHECKPOINT
+from cmidd.storage.run_folder import read_log
+from cmidd.storage.tensor_file import read_tensors
 from cmidd.synthetic import SyntheticSet
 from tests.cmidd.test_commands import error_of
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from cmidd import distill as loop
-from cmidd.cmi import CMIOptions, Regularization
-from cmidd.costs import Cost, duration, estimate
+from cmidd.cli.costs import Cost, duration, estimate
 from cmidd.distill import DistillOptions, distill
-from cmidd.method import Learned, Method
-from cmidd.run import RunFolder, read_log
+from cmidd.methods.base import Learned, Method
+from cmidd.regularization import CMIOptions, Regularization
+from cmidd.storage.run_folder import RunFolder, read_log
 from cmidd.synthetic import SyntheticSet, start
 from tests.cmidd.tiny import (
     CONFIG,

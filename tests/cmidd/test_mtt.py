@@ -11,11 +11,11 @@ from torch import Tensor
 
 from bench.loop_parts import random_dataset
 from bench.plain_mtt import PlainMTT, PlainStep
-from cmidd import mtt
-from cmidd.experts import KIND, ExpertOptions, Experts, fill_experts
-from cmidd.files import write_tensors
-from cmidd.mtt import MTT, MTTOptions
+from cmidd.methods import mtt
+from cmidd.methods.mtt import MTT, MTTOptions
+from cmidd.pretrained.experts import KIND, ExpertOptions, Experts, fill_experts
 from cmidd.seeds import generator
+from cmidd.storage.tensor_file import write_tensors
 from cmidd.synthetic import SyntheticSet
 from tests.cmidd.tiny import CPU, quiet
 from tests.compare import relative_error

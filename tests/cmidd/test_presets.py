@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from cmidd.dc import DCOptions, DSAOptions
 from cmidd.distill import METHODS, DistillOptions
-from cmidd.dm import DMOptions
 from cmidd.evaluate import DSA
-from cmidd.mtt import MTTOptions
+from cmidd.methods.dc import DCOptions, DSAOptions
+from cmidd.methods.dm import DMOptions
+from cmidd.methods.mtt import MTTOptions
 from cmidd.networks import build_network
 from cmidd.presets import (
     OUR_WEIGHTS,

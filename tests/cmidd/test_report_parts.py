@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from cmidd.datasets import Dataset, load_dataset
-from cmidd.files import FileError, write_tensors
 from cmidd.report.accuracy import accuracy_table, read_evaluation
 from cmidd.report.pictures import CLASS_COLORS, line_style, running_mean, strip
-from cmidd.run import KIND as CHECKPOINT
 from cmidd.seeds import generator
+from cmidd.storage.run_folder import KIND as CHECKPOINT
+from cmidd.storage.tensor_file import FileError, write_tensors
 from tests.cmidd.report_files import (
     Results,
     make_bank,

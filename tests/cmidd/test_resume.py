@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmidd.cmi import CMIOptions
-from cmidd.dm import DM
-from cmidd.files import FileError, read_tensors, write_tensors
-from cmidd.run import KIND as CHECKPOINT
-from cmidd.run import RunFolder
+from cmidd.methods.dm import DM
+from cmidd.regularization import CMIOptions
+from cmidd.storage.run_folder import KIND as CHECKPOINT
+from cmidd.storage.run_folder import RunFolder
+from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
 from tests.cmidd.tiny import (
     CONFIG,
     DM_OPTIONS,

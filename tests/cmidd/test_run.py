@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
-from cmidd import run
-from cmidd.files import FileError, write_tensors
-from cmidd.run import RunFolder, read_log, versions
+from cmidd.storage import run_folder as run
+from cmidd.storage.run_folder import RunFolder, read_log, versions
+from cmidd.storage.tensor_file import FileError, write_tensors
 
 CONFIG = {"method": "dm", "ipc": 10, "lr_images": None, "weight": 1e-5, "bank": "a/b", "on": True}
 TENSORS = {"images": torch.arange(6.0).view(2, 3), "momentum": torch.full((2, 3), 1e-30)}

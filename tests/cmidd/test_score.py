@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from cmidd import score as score_module
-from cmidd.bank import Bank
+from cmidd.pretrained.bank import Bank
 from cmidd.score import Score, score
 from tests.cmidd.tiny import tiny_bank, tiny_dataset
 

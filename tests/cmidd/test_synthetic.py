@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cmidd import synthetic
-from cmidd.files import FileError, write_tensors
+from cmidd.storage.tensor_file import FileError, write_tensors
 from cmidd.synthetic import SyntheticSet, start
 from tests.cmidd.tiny import CLASSES, PER_CLASS, tiny_dataset
 

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cmidd.bank import Bank
 from cmidd.datasets import Dataset, ImageSet, load_dataset, whitening
 from cmidd.datasets.whitening import EPS, Whitening
-from cmidd.files import write_tensors
+from cmidd.pretrained.bank import Bank
 from cmidd.report.features import feature_parts
 from cmidd.report.runs import read_runs
-from cmidd.run import KIND as CHECKPOINT
 from cmidd.seeds import generator
+from cmidd.storage.run_folder import KIND as CHECKPOINT
+from cmidd.storage.tensor_file import write_tensors
 from cmidd.synthetic import SyntheticSet, start
 from tests.cmidd.report_files import make_dataset, make_run
 from tests.cmidd.tiny import CPU, tiny_bank, tiny_dataset

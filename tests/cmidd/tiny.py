@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from cmidd.bank import Bank, BankOptions, fill
-from cmidd.cmi import CMIOptions
 from cmidd.datasets import Dataset, ImageSet
-from cmidd.dc import DSAOptions
 from cmidd.distill import DistillOptions, distill
-from cmidd.dm import DMOptions
-from cmidd.experts import ExpertOptions, Experts, fill_experts
-from cmidd.mtt import MTTOptions
-from cmidd.run import RunFolder
+from cmidd.methods.dc import DSAOptions
+from cmidd.methods.dm import DMOptions
+from cmidd.methods.mtt import MTTOptions
+from cmidd.pretrained.bank import Bank, BankOptions, fill
+from cmidd.pretrained.experts import ExpertOptions, Experts, fill_experts
+from cmidd.regularization import CMIOptions
 from cmidd.seeds import generator
+from cmidd.storage.run_folder import RunFolder
 from cmidd.synthetic import SyntheticSet
 
 CPU = torch.device("cpu")

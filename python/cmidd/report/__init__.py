@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from cmidd.files import write_text
 from cmidd.report.accuracy import Evaluation, accuracy_table, read_evaluation
 from cmidd.report.features import feature_parts
 from cmidd.report.page import (
@@ -29,6 +28,7 @@ from cmidd.report.page import (
 )
 from cmidd.report.pictures import MOST_CLASSES, Curve, curves, line_key, strip
 from cmidd.report.runs import Run, read_runs
+from cmidd.storage.tensor_file import write_text
 
 __all__ = ["write_report"]
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cmidd.files import FileError
 from cmidd.report.page import Html, element, join, paragraph, table
+from cmidd.storage.tensor_file import FileError
 
 _REAL = ("random real images", "all real images")  # how sets begin that were not distilled
 

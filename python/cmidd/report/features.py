@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from sklearn.manifold import TSNE
 
-from cmidd.bank import Bank
 from cmidd.datasets import Dataset
 from cmidd.networks import Network
+from cmidd.pretrained.bank import Bank
 from cmidd.report.page import Html, columns, element, heading, join, paragraph, table
 from cmidd.report.pictures import MOST_CLASSES, ClassPoints, Points, class_key, scatter
 from cmidd.report.runs import Run

@@ -14,9 +14,9 @@ import torch
 import yaml
 
 from cmidd.datasets import Dataset, load_dataset
-from cmidd.files import FileError, read_tensors
-from cmidd.run import KIND as CHECKPOINT
-from cmidd.run import read_log
+from cmidd.storage.run_folder import KIND as CHECKPOINT
+from cmidd.storage.run_folder import read_log
+from cmidd.storage.tensor_file import FileError, read_tensors
 from cmidd.synthetic import SyntheticSet
 
 # What the records of sets from the same images share.

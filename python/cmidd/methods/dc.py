@@ -24,8 +24,8 @@ from torch.func import functional_call, grad, vjp, vmap
 
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
-from cmidd.gradient_distance import GradientDistance
-from cmidd.method import Method, given_network
+from cmidd.methods.base import Method, given_network
+from cmidd.methods.gradient_distance import GradientDistance
 from cmidd.networks import at_a_time, build_network, check_one_image, initialize
 from cmidd.seeds import generator, seed_of
 from cmidd.training import Recipe, Stack, train

@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cmidd import presets
-from cmidd.bank import Bank
 from cmidd.datasets import Dataset
+from cmidd.pretrained.bank import Bank
 from cmikernels import ClassIndex, CMIRegularizer
 
 

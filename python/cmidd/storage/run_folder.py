@@ -25,7 +25,7 @@ import yaml
 from torch import Tensor
 
 import cmikernels
-from cmidd.files import FileError, read_tensors, write_tensors, write_text
+from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors, write_text
 
 KIND = "checkpoint"
 

@@ -22,16 +22,8 @@ from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Name
 
 import cmikernels
 from cmidd.augment import Strategy
-from cmidd.bank import Bank, BankOptions, fill
-from cmidd.cmi import CMIOptions
-from cmidd.costs import estimate
-from cmidd.datasets import DATASETS, Dataset
-from cmidd.distill import METHODS, DistillOptions, distill
-from cmidd.evaluate import evaluate, protocol_of
-from cmidd.experts import ExpertOptions, fill_experts
-from cmidd.files import FileError, write_text
-from cmidd.networks import build_network, describe_networks
-from cmidd.options import (
+from cmidd.cli.costs import estimate
+from cmidd.cli.options import (
     DataOptions,
     EvaluateOptions,
     ExpertRunOptions,
@@ -42,9 +34,17 @@ from cmidd.options import (
     ScoreOptions,
     usable_device,
 )
+from cmidd.datasets import DATASETS, Dataset
+from cmidd.distill import METHODS, DistillOptions, distill
+from cmidd.evaluate import evaluate, protocol_of
+from cmidd.networks import build_network, describe_networks
 from cmidd.presets import settle, usual_network
-from cmidd.run import RunFolder, versions
+from cmidd.pretrained.bank import Bank, BankOptions, fill
+from cmidd.pretrained.experts import ExpertOptions, fill_experts
+from cmidd.regularization import CMIOptions
 from cmidd.score import score
+from cmidd.storage.run_folder import RunFolder, versions
+from cmidd.storage.tensor_file import FileError, write_text
 from cmidd.synthetic import SyntheticSet, start
 
 

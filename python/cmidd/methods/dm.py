@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
-from cmidd.method import Method, given_network
+from cmidd.methods.base import Method, given_network
 from cmidd.networks import (
     Network,
     at_a_time,

@@ -21,11 +21,11 @@ from tqdm import tqdm
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
 from cmidd.evaluate import DSA
-from cmidd.files import FileError, in_words, opened
-from cmidd.growing import GrowingFile, check_complete
 from cmidd.networks import build_network
 from cmidd.presets import gradient_network
 from cmidd.seeds import seed_of
+from cmidd.storage.growing_file import GrowingFile, check_complete
+from cmidd.storage.tensor_file import FileError, in_words, opened
 from cmidd.training import Recipe, Stack, at_once, train
 
 KIND = "set of experts"

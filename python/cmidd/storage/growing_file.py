@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cmidd.files import in_words, metadata
+from cmidd.storage.tensor_file import in_words, metadata
 
 MARKS = "trained"
 _CODES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}

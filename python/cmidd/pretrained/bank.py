@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from cmidd import presets
 from cmidd.datasets import Dataset
-from cmidd.files import FileError, opened
-from cmidd.growing import GrowingFile, check_complete
 from cmidd.networks import Network, build_network, freeze
 from cmidd.seeds import seed_of
+from cmidd.storage.growing_file import GrowingFile, check_complete
+from cmidd.storage.tensor_file import FileError, opened
 from cmidd.training import Recipe, at_once, fresh_and_trained, network_of
 
 KIND = "bank of networks"

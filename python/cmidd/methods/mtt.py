@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from cmidd.adjoint import Descent
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
-from cmidd.experts import Experts
-from cmidd.method import Learned, Method
+from cmidd.methods.adjoint import Descent
+from cmidd.methods.base import Learned, Method
 from cmidd.networks import at_a_time, build_network, freeze
+from cmidd.pretrained.experts import Experts
 from cmidd.seeds import generator
 from cmidd.synthetic import SyntheticSet
 

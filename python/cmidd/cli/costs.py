@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmidd.cmi import CMIOptions, Regularization
 from cmidd.datasets import Dataset
 from cmidd.distill import METHODS, DistillOptions
-from cmidd.files import in_words
-from cmidd.method import Method
+from cmidd.methods.base import Method
 from cmidd.presets import settle
+from cmidd.regularization import CMIOptions, Regularization
+from cmidd.storage.tensor_file import in_words
 from cmidd.synthetic import start
 
 _LINE = 300  # bytes of a line of both logs
