@@ -32,8 +32,7 @@ from bench.loop_parts import (
     convolutions,
 )
 from bench.plain_dc import PlainDC, distance
-from cmidd.methods.dc import DCOptions, GradientMatching, InTurn
-from cmidd.presets import STEPS_OF_DC, steps_of_dc
+from cmidd.methods.dc import DCOptions, GradientMatching, InTurn, steps
 
 UPDATE, NETWORK, REAL = "update", "network", "real gradients"
 SYNTHETIC, REGULARISER, EPOCH = "synthetic gradients", "regulariser", "inner training"
@@ -41,7 +40,7 @@ SYNTHETIC, REGULARISER, EPOCH = "synthetic gradients", "regulariser", "inner tra
 
 def per_iteration(ipc: int) -> dict[str, int]:
     """How often the published iteration does each part."""
-    outer, inner = STEPS_OF_DC.get(ipc) or steps_of_dc(ipc)
+    outer, inner = steps(ipc)
     return {NETWORK: 1, UPDATE: outer, EPOCH: (outer - 1) * inner}
 
 

@@ -7,7 +7,7 @@ over seeds.
 
     python -m bench.digits                                        # the README's table: DM
     python -m bench.digits --methods dc dsa mtt --ipc 1 10        # and its other methods
-    python -m bench.digits --sweep 0 0.1 1 10 100 --seeds 100 101 # the weights in presets.py
+    python -m bench.digits --sweep 0 0.1 1 10 100 --seeds 100 101 # weights of CMI
 
 A sweep judges by the real *training* images, so that the table's test images stay unseen. Runs go
 into a folder that a second start picks up where the first was cut.
@@ -31,13 +31,13 @@ import torch
 from tqdm import tqdm
 
 from bench.records import Record, add_output_arguments, machine
-from cmidd import presets
+from cmidd.augment import DSA
 from cmidd.datasets import load_dataset
 from cmidd.distill import DistillOptions, distill
-from cmidd.evaluate import DSA, evaluate
-from cmidd.methods.dc import DCOptions, DSAOptions
-from cmidd.methods.dm import DMOptions
-from cmidd.methods.mtt import MTTOptions
+from cmidd.evaluate import evaluate
+from cmidd.methods import METHODS, cmi_weight, mtt
+from cmidd.methods.dc import steps
+from cmidd.networks.usual import gradient_network
 from cmidd.pretrained.bank import BankOptions, fill
 from cmidd.pretrained.experts import ExpertOptions, fill_experts
 from cmidd.regularization import CMIOptions
@@ -66,12 +66,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dsa": {"batch_real": 64, "inner_epochs": 5},
     "mtt": {},
 }
-KINDS: dict[str, Any] = {"dm": DMOptions, "dc": DCOptions, "dsa": DSAOptions, "mtt": MTTOptions}
+KINDS = {name: METHODS[name].options for name in LOOPS}
 SETTINGS = {
     "loops": LOOPS,
     "options": OPTIONS,
-    "mtt": {ipc: presets.SETTINGS_OF_MTT["digits", ipc] for ipc in (1, 10, 50)},
-    "gradient network": presets.gradient_network(8),
+    "mtt": {ipc: asdict(mtt.SETTINGS["digits", ipc]) for ipc in (1, 10, 50)},
+    "gradient network": gradient_network(8),
     "experts": asdict(EXPERTS),
     "networks": NETWORKS,
     "bank": asdict(BANK),
@@ -103,7 +103,7 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     if case.method in KINDS:
         loop, of_method = dict(LOOPS[case.method]), dict(OPTIONS[case.method])
         if "updates" in loop:
-            loop["iterations"] = loop.pop("updates") // presets.STEPS_OF_DC[case.ipc][0]
+            loop["iterations"] = loop.pop("updates") // steps(case.ipc)[0]
         options = DistillOptions(case.ipc, seed=case.seed, **loop)
         if case.method == "mtt":
             of_method["experts"] = folder / "experts.safetensors"
@@ -146,7 +146,7 @@ def table_cases(methods: Sequence[str], ipcs: Sequence[int], seeds: Sequence[int
         for seed in seeds:
             for method in methods:
                 if method in KINDS and ipc > 1:  # with one image per class CMI is 0
-                    weight = presets.cmi_weight(method, "digits", ipc).value
+                    weight = cmi_weight(method, "digits", ipc).value
                     cases.append(Case(method, ipc, weight, seed, "test"))
                 if method != "all":
                     cases.append(Case(method, ipc, 0.0, seed, "test"))

@@ -43,6 +43,7 @@ class Amounts:
 
 
 PUBLISHED = Amounts()
+DSA = "color_crop_cutout_flip_scale_rotate"  # as published, all operations
 
 
 class _Operation(NamedTuple):

@@ -3,7 +3,7 @@
     images <- images - lr * momentum average of d (loss of the method + weight x CMI) / d images
 
 and likewise, each with its own lr, what a method learns beside the images. A method is a `Method`
-(`method.py`) and one line of the table below.
+(`methods/base.py`) and a line of the table in `methods/__init__.py`.
 """
 
 from __future__ import annotations
@@ -18,22 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cmidd.datasets import Dataset
-from cmidd.methods.base import Method
-from cmidd.methods.dc import DCOptions, DSAOptions, GradientMatching
-from cmidd.methods.dm import DM, DMOptions
-from cmidd.methods.mtt import MTT, MTTOptions
-from cmidd.presets import evaluation_of, settle
+from cmidd.methods import evaluation_of, method_entry, settle
 from cmidd.regularization import CMIOptions, Regularization
 from cmidd.storage.run_folder import RunFolder, versions
 from cmidd.storage.tensor_file import FileError
 from cmidd.synthetic import SyntheticSet, start
-
-METHODS: dict[str, tuple[Callable[..., Method], type]] = {
-    "dm": (DM, DMOptions),
-    "dc": (GradientMatching, DCOptions),
-    "dsa": (GradientMatching, DSAOptions),
-    "mtt": (MTT, MTTOptions),
-}
 
 
 @dataclass(frozen=True)
@@ -43,15 +32,13 @@ class DistillOptions:
     Args:
         ipc: images per class
         init: first images: real, noise, mix (of two real ones) or file:PATH (those of a set or of a
-            checkpoint); default as published, noise of DC, else real
-        iterations: of the method; default as published, 20000 of DM, 1000 of DC and DSA, 5000 of
-            MTT
-        lr_images: step size on the images; default as published for the method, dataset and ipc
+            checkpoint); default: as published for the method, which --dry_run prints
+        iterations: of the method; default: as published for it
+        lr_images: step size on the images; default: as published for the method, dataset and ipc
         momentum: of the steps on the images and on what is learned beside them
         seed: of everything that is drawn
-        report_every: iterations from one line of the log to the next; default 10, of DC and DSA 1
-        checkpoint_every: iterations from one checkpoint to the next; default 500 of DM, 1 of DC and
-            DSA, 10 of MTT
+        report_every: iterations from one line of the log to the next; default: as suits the method
+        checkpoint_every: iterations from one checkpoint to the next; default: as suits the method
     """
 
     ipc: int = 10
@@ -85,6 +72,7 @@ def distill(
     if folder.finished:
         say(f"{folder.path} is finished already")
         return SyntheticSet.load(folder.result)
+    entry = method_entry(method_name)
     options, method_options, _ = settle(method_name, dataset, options, method_options)
     assert options.iterations is not None
     assert options.report_every is not None
@@ -92,7 +80,7 @@ def distill(
     assert options.init is not None
     images, labels = start(dataset, options.ipc, options.init, options.seed)
     images = images.to(device).requires_grad_()
-    method = METHODS[method_name][0](dataset, labels, method_options, options.seed, device)
+    method = entry.make(dataset, labels, method_options, options.seed, device)
     regularization = Regularization(
         method_name, dataset, labels, options.seed, cmi, device, say, method.rows(0)
     )
@@ -152,7 +140,7 @@ def distill(
         "ipc": options.ipc,
         "method": method_name,
         "network": method.spec,
-        "evaluation": evaluation_of(method_name, dataset.name),
+        "evaluation": evaluation_of(method_name, dataset, options.ipc),
         "made_with": made_with,
         "cmi_weight": regularization.weight,
         "seed": options.seed,

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cmidd.augment import DSA
 from cmidd.datasets import Dataset
 from cmidd.networks import build_network
 from cmidd.seeds import seed_of
 from cmidd.synthetic import SyntheticSet
 from cmidd.training import Recipe, at_once, fresh_and_trained
 
-DSA = "color_crop_cutout_flip_scale_rotate"
 PUBLISHED = Recipe(epochs=1000, augmentation=DSA)
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cmidd import presets
 from cmidd.datasets import Dataset
+from cmidd.methods import cmi_weight
 from cmidd.pretrained.bank import Bank
 from cmikernels import ClassIndex, CMIRegularizer
 
@@ -32,7 +32,7 @@ class CMIOptions:
         cmi_weight: its weight; default the published one for method, dataset and ipc
         cmi_layer: features (the embedding), logits, or the name of a layer
         cmi_centroids: compare images with the mean of their own class, or with that of real data
-        cmi_on: all images, or batch, those of the student's first step (of mtt with batch_syn)
+        cmi_on: all images, or batch, the first one that a method which draws batches takes
         cmi_networks: networks a step averages over
         cmi_every: apply it in every k-th iteration only (another algorithm than the published one)
         cmi_chunk: images that go through a network at once; memory grows with it, not with ipc
@@ -85,7 +85,8 @@ class Regularization:
             raise ValueError(f"cmi_on: expected all or batch, got {options.cmi_on!r}")
         if options.cmi_on == "batch" and batch is None:
             raise ValueError(
-                "cmi_on: batch is for mtt with a batch_syn of less than all images; got all at once"
+                "cmi_on: batch is for methods that draw batches of the images, fewer than all (as "
+                "batch_syn says); got all at once"
             )
         if ipc == 1 and options.cmi_centroids == "own":
             say(
@@ -163,7 +164,7 @@ def _weight(
     """The weight that was given, or the one that is known."""
     if options.cmi_weight is not None:
         return options.cmi_weight
-    chosen = presets.cmi_weight(method, dataset.name, ipc)
+    chosen = cmi_weight(method, dataset.name, ipc)
     usual = options.cmi_layer == "features" and options.cmi_centroids == "own"
     note = "" if usual else ", for embeddings and the images' own means; try others"
     say(f"weight of CMI: {chosen.value:g} ({chosen.origin}{note})")

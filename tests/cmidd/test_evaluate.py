@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmidd.augment import Strategy, augment, draw
+from cmidd.augment import DSA, Strategy, augment, draw
 from cmidd.cli.options import EvaluateOptions
 from cmidd.datasets import Dataset
-from cmidd.evaluate import DSA, PUBLISHED, evaluate, protocol_of
+from cmidd.evaluate import PUBLISHED, evaluate, protocol_of
 from cmidd.networks import build_network, initialize
 from cmidd.seeds import generator, seed_of
 from cmidd.synthetic import SyntheticSet, start

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cmidd.augment import Strategy, augment, draw
+from cmidd.augment import DSA, Strategy, augment, draw
 from cmidd.datasets import Dataset
-from cmidd.evaluate import DSA
 from cmidd.networks import build_network, initialize
 from cmidd.pretrained import experts as experts_module
 from cmidd.pretrained.experts import ExpertOptions, Experts, fill_experts

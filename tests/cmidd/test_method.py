@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmidd import distill as loop
 from cmidd.cli.costs import Cost, duration, estimate
 from cmidd.distill import DistillOptions, distill
+from cmidd.methods import METHODS, MethodEntry, Published
 from cmidd.methods.base import Learned, Method
 from cmidd.regularization import CMIOptions, Regularization
 from cmidd.storage.run_folder import RunFolder, read_log
@@ -84,14 +84,15 @@ def method(monkeypatch: pytest.MonkeyPatch) -> list[Pull]:
         made.append(Pull(*arguments))
         return made[-1]
 
-    monkeypatch.setitem(loop.METHODS, "dm", (make, PullOptions))
+    entry = MethodEntry(make, PullOptions, lambda *_: Published(loop={"init": "real"}))
+    monkeypatch.setitem(METHODS, "pull", entry)
     return made
 
 
 def run(path: Path, cmi: CMIOptions | None = None, *, resume: bool = False) -> SyntheticSet:
     folder = RunFolder(path, CONFIG, resume=resume)
     given = cmi or CMIOptions()
-    return distill("dm", DATASET, OPTIONS, given, PullOptions(), folder, CPU, say=quiet)
+    return distill("pull", DATASET, OPTIONS, given, PullOptions(), folder, CPU, say=quiet)
 
 
 def by_hand() -> tuple[Tensor, list[float], list[float]]:
@@ -195,7 +196,7 @@ def test_cmi_of_a_batch_needs_a_method_that_has_such(
     tmp_path: Path, cmi: CMIOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pull, "rows", lambda *_: None)
-    with pytest.raises(ValueError, match="cmi_on: batch is for mtt with a batch_syn of less"):
+    with pytest.raises(ValueError, match="cmi_on: batch is for methods that draw batches"):
         run(tmp_path, replace(cmi, cmi_on="batch"))
 
 
@@ -215,7 +216,7 @@ def test_a_batch_in_which_images_are_alone_is_told(
     said: list[str] = []
     given = replace(cmi, cmi_on="batch", cmi_centroids=centroids)
     folder = RunFolder(tmp_path, CONFIG, resume=False)
-    distill("dm", DATASET, OPTIONS, given, PullOptions(), folder, CPU, say=said.append)
+    distill("pull", DATASET, OPTIONS, given, PullOptions(), folder, CPU, say=said.append)
     found = [text for text in said if text.startswith("cmi_on batch: ")]
     assert len(found) == bool(told)
     assert not told or f"{told} images of the first batch are the only ones" in found[0]
@@ -231,7 +232,7 @@ def test_an_estimate_counts_every_update_and_iteration(
     clock = iter([0.0, 100.0, 200.0, 300.0, 303.0, 304.0, 400.0, 407.0, 409.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     given = replace(cmi, cmi_every=2)
-    cost = estimate("dm", DATASET, OPTIONS, given, PullOptions(), CPU)
+    cost = estimate("pull", DATASET, OPTIONS, given, PullOptions(), CPU)
     assert method[0].steps == [(0, 0), (0, 0), (0, 1)]
     assert cost.seconds == 3 + 2 * 7 + UPDATES * 1 / 2
     assert cost.iterations == 6

@@ -35,10 +35,11 @@ from cmidd.cli.options import (
     usable_device,
 )
 from cmidd.datasets import DATASETS, Dataset
-from cmidd.distill import METHODS, DistillOptions, distill
+from cmidd.distill import DistillOptions, distill
 from cmidd.evaluate import evaluate, protocol_of
+from cmidd.methods import METHODS, settle
 from cmidd.networks import build_network, describe_networks
-from cmidd.presets import settle, usual_network
+from cmidd.networks.usual import usual_network
 from cmidd.pretrained.bank import Bank, BankOptions, fill
 from cmidd.pretrained.experts import ExpertOptions, fill_experts
 from cmidd.regularization import CMIOptions
@@ -289,8 +290,8 @@ def build_parser() -> ArgumentParser:
     for name, (function, options, text) in _COMMANDS.items():
         commands.add_subcommand(name, _with_options(options, function.__doc__), help=text)
     methods = distill.add_subcommands(dest="method")
-    for name, (method, _) in METHODS.items():
-        about = sys.modules[method.__module__].__doc__ or ""
+    for name, entry in METHODS.items():
+        about = sys.modules[entry.make.__module__].__doc__ or ""
         parser_of_method = _with_options(_of_distill(name), about)
         # A key of the run's config.yaml, which can be given back by --config.
         parser_of_method.add_argument("--method", choices=[name], default=name, help=SUPPRESS)
@@ -299,7 +300,7 @@ def build_parser() -> ArgumentParser:
 
 
 def _of_distill(method: str) -> tuple[type, ...]:
-    return DataOptions, RunOptions, DistillOptions, CMIOptions, METHODS[method][1]
+    return DataOptions, RunOptions, DistillOptions, CMIOptions, METHODS[method].options
 
 
 def _with_options(groups: Sequence[type], description: str | None) -> ArgumentParser:

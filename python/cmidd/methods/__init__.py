@@ -1,1 +1,115 @@
-"""The methods, a file each."""
+"""The methods by name, and what is known of each where the user says nothing.
+
+A method is a file here and a line in `METHODS`; `register` adds one that stands elsewhere. Its file
+holds the loop's mathematics, its options, its published settings and its weights of CMI.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cmidd.evaluate import PUBLISHED
+from cmidd.methods import dc, dm, mtt
+from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published
+
+if TYPE_CHECKING:
+    from cmidd.datasets import Dataset
+
+__all__ = [
+    "METHODS",
+    "CMIWeights",
+    "Method",
+    "MethodEntry",
+    "Published",
+    "Weight",
+    "cmi_weight",
+    "evaluation_of",
+    "method_entry",
+    "register",
+    "settle",
+]
+
+METHODS: dict[str, MethodEntry] = {"dm": dm.DM_ENTRY, "dc": dc.DC_ENTRY, "dsa": dc.DSA_ENTRY,
+                                   "mtt": mtt.MTT_ENTRY}  # fmt: skip
+
+_Loop = TypeVar("_Loop")
+_Options = TypeVar("_Options")
+
+
+def register(name: str, entry: MethodEntry) -> None:
+    """Add a method, which `distill` and the commands then know by its name."""
+    if name in METHODS:
+        raise ValueError(f"name: a method {name} exists already; expected another name")
+    METHODS[name] = entry
+
+
+def method_entry(name: str) -> MethodEntry:
+    """The method of a name."""
+    if name not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
+    return METHODS[name]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight of CMI and where it comes from, in words for the user."""
+
+    value: float
+    origin: str
+
+
+def cmi_weight(method: str, dataset: str, ipc: int) -> Weight:
+    """The weight to use where the user gives none.
+
+    Weights were published as comments in code, for 10 and 50 images per class; another number of
+    images takes those of the nearer one. A weight multiplies a mean over images, while the losses
+    of methods are sums over classes (and layers), so it does not carry over to datasets with another
+    number of classes.
+    """
+    weights = method_entry(method).cmi_weights
+    position = 0 if ipc < 30 else 1
+    near = (10, 50)[position]
+    for table, whose in (
+        (weights.published, "published"),
+        (weights.ours, "ours, none is published"),
+    ):
+        if dataset in table:
+            note = "" if ipc == near else f" for {near} images per class, the nearest"
+            return Weight(table[dataset][position], f"{whose}{note}")
+    known = sorted({**weights.published, **weights.ours})
+    only = f" (only for {', '.join(known)})" if known else ""
+    raise ValueError(
+        f"cmi_weight: none is known for {method} on {dataset}{only}; give one. It multiplies a "
+        "mean over images: start where weight x CMI is a tenth of the loss"
+    )
+
+
+def evaluation_of(method: str, dataset: Dataset, ipc: int) -> dict[str, Any]:
+    """Epochs and augmentation of networks that are trained on a set, as published."""
+    usual = {"epochs": PUBLISHED.epochs, "augmentation": PUBLISHED.augmentation}
+    return {**usual, **method_entry(method).published(dataset, ipc).evaluation}
+
+
+def settle(
+    method: str, dataset: Dataset, loop: _Loop, options: _Options
+) -> tuple[_Loop, _Options, str]:
+    """Options with what is known in the place of None, and a line for the user that says what.
+
+    `loop` holds the options of the loop around the method, among them `ipc`.
+    """
+    published = method_entry(method).published(dataset, loop.ipc)  # type: ignore[attr-defined]
+    filled_in: dict[str, Any] = {}
+
+    def settled(given: Any, known: dict[str, Any]) -> Any:
+        names = [
+            f.name for f in fields(given) if f.name in known and getattr(given, f.name) is None
+        ]
+        filled_in.update({name: known[name] for name in names if known[name] is not None})
+        return replace(given, **{name: known[name] for name in names})
+
+    loop = settled(loop, dict(published.loop))
+    options = settled(options, dict(published.options))
+    words = {name: value for name, value in filled_in.items() if not name.endswith("_every")}
+    text = ", ".join(f"{name} {value}" for name, value in words.items())
+    return loop, options, text and f"{text} ({published.origin})"

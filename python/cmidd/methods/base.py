@@ -10,12 +10,16 @@ momentum and the iteration's number are everything that a checkpoint needs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from cmidd.synthetic import SyntheticSet
+
+if TYPE_CHECKING:
+    from cmidd.datasets import Dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +73,46 @@ class Method(ABC):
         return made
 
 
+@dataclass(frozen=True)
+class Published:
+    """What is known of a method on a dataset with some number of images per class.
+
+    Each mapping goes by the names of options and serves those that the user left at None.
+    """
+
+    loop: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the loop around the method: iterations, init, lr_images, how often it writes."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the method itself."""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """Epochs and augmentation of networks that are trained on a set, where they are not DSA's."""
+    origin: str = "as published"
+    """Where these come from, in words for the user."""
+
+
+@dataclass(frozen=True)
+class CMIWeights:
+    """Weights of CMI by dataset, for 10 and for 50 images per class."""
+
+    published: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    ours: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A method as the table of methods holds it."""
+
+    make: Callable[..., Method]
+    """Of dataset, labels, options, seed and device."""
+    options: type
+    """A frozen dataclass whose docstring is the help of the method's flags."""
+    published: Callable[[Dataset, int], Published]
+    """Of dataset and images per class."""
+    cmi_weights: CMIWeights = field(default_factory=CMIWeights)
+
+
 def given_network(network: str | None) -> str:
-    """The architecture of a method's options, which `presets.settle` has filled in."""
+    """The architecture of a method's options, which `settle` has filled in."""
     if network is None:
-        raise ValueError("network: expected an architecture, got None; presets.settle fills it in")
+        raise ValueError("network: expected an architecture, got None; methods.settle fills it in")
     return network

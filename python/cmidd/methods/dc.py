@@ -16,17 +16,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, vjp, vmap
 
-from cmidd.augment import Strategy, augment, draw
+from cmidd.augment import DSA, Strategy, augment, draw
 from cmidd.datasets import Dataset
-from cmidd.methods.base import Method, given_network
+from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published, given_network
 from cmidd.methods.gradient_distance import GradientDistance
 from cmidd.networks import at_a_time, build_network, check_one_image, initialize
+from cmidd.networks.usual import gradient_network
 from cmidd.seeds import generator, seed_of
 from cmidd.training import Recipe, Stack, train
 
@@ -70,7 +72,7 @@ class DCOptions:
 class DSAOptions(DCOptions):  # noqa: D101
     __doc__ = DCOptions.__doc__
 
-    augmentation: str = "color_crop_cutout_flip_scale_rotate"
+    augmentation: str = DSA
 
 
 Distance = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -310,3 +312,68 @@ def _checked(options: DCOptions) -> tuple[str, int, int]:
     assert options.outer_steps is not None
     assert options.inner_epochs is not None
     return given_network(options.network), options.outer_steps, options.inner_epochs
+
+
+# Images per class -> updates of the images in an iteration, and epochs of the network between two.
+STEPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+
+
+def steps(ipc: int) -> tuple[int, int]:
+    """Updates in an iteration and epochs between two, as published or, for other `ipc`, ours.
+
+    Ours are as many updates as images, 50 at most, and about 500 epochs in all, 50 at most between
+    two; the published program refuses these numbers of images.
+    """
+    if ipc in STEPS:
+        return STEPS[ipc]
+    outer = min(ipc, 50)
+    return outer, min(50, max(10, round(500 / outer)))
+
+
+def _published(dataset: Dataset, ipc: int, init: str, evaluation: dict[str, Any]) -> Published:
+    outer, inner = steps(ipc)
+    network = gradient_network(dataset.shape.height)
+    is_published = ipc in STEPS and network == "convnet"
+    return Published(
+        loop={
+            "iterations": 1000,
+            "init": init,
+            "lr_images": 0.1,
+            "report_every": 1,
+            "checkpoint_every": 1,
+        },
+        options={"outer_steps": outer, "inner_epochs": inner, "network": network},
+        evaluation=evaluation,
+        origin="as published" if is_published else "as near to what is published as it goes",
+    )
+
+
+def published_dc(dataset: Dataset, ipc: int) -> Published:
+    """Settings of DC; its sets are judged without augmentation but on MNIST."""
+    evaluation: dict[str, Any] = {"epochs": 300, "augmentation": "none"}
+    if dataset.name == "mnist":
+        evaluation = {"epochs": 1000, "augmentation": "crop_scale_rotate"}
+    return _published(dataset, ipc, "noise", evaluation)
+
+
+def published_dsa(dataset: Dataset, ipc: int) -> Published:
+    """Settings of DSA."""
+    return _published(dataset, ipc, "real", {})
+
+
+DC_ENTRY = MethodEntry(
+    GradientMatching,
+    DCOptions,
+    published_dc,
+    CMIWeights(published={"cifar10": (50000, 10000)}, ours={"digits": (10, 10)}),  # DSA's
+)
+# None of three weights for digits was better than another.
+DSA_ENTRY = MethodEntry(
+    GradientMatching,
+    DSAOptions,
+    published_dsa,
+    CMIWeights(
+        published={"svhn": (80000, 10000), "cifar10": (50000, 10000), "cifar100": (80000, 20000)},
+        ours={"digits": (10, 10)},
+    ),
+)

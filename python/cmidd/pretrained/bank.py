@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cmidd import presets
 from cmidd.datasets import Dataset
 from cmidd.networks import Network, build_network, freeze
+from cmidd.networks.usual import bank_network
 from cmidd.seeds import seed_of
 from cmidd.storage.growing_file import GrowingFile, check_complete
 from cmidd.storage.tensor_file import FileError, opened
@@ -126,7 +126,7 @@ def fill(
 ) -> Bank:
     """Train the networks that are not there yet, and give back the complete bank."""
     channels, size, _ = dataset.shape
-    spec = options.network or presets.bank_network(dataset.name, size)
+    spec = options.network or bank_network(dataset.name, size)
     settings = {name: value for name, value in asdict(options).items() if name != "together"}
     record = {**dataset.describe(), **settings, "network": spec}
     state = build_network(spec, channels, size, dataset.num_classes).state_dict()

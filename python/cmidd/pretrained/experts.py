@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cmidd.augment import Strategy
+from cmidd.augment import DSA, Strategy
 from cmidd.datasets import Dataset
-from cmidd.evaluate import DSA
 from cmidd.networks import build_network
-from cmidd.presets import gradient_network
+from cmidd.networks.usual import gradient_network
 from cmidd.seeds import seed_of
 from cmidd.storage.growing_file import GrowingFile, check_complete
 from cmidd.storage.tensor_file import FileError, in_words, opened

@@ -7,22 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from cmidd.distill import METHODS, DistillOptions
-from cmidd.evaluate import DSA
+from cmidd.augment import DSA
+from cmidd.distill import DistillOptions
+from cmidd.methods import METHODS, cmi_weight, evaluation_of, settle
 from cmidd.methods.dc import DCOptions, DSAOptions
 from cmidd.methods.dm import DMOptions
 from cmidd.methods.mtt import MTTOptions
 from cmidd.networks import build_network
-from cmidd.presets import (
-    OUR_WEIGHTS,
-    PUBLISHED_WEIGHTS,
-    bank_network,
-    cmi_weight,
-    evaluation_of,
-    gradient_network,
-    settle,
-    usual_network,
-)
+from cmidd.networks.usual import bank_network, gradient_network, usual_network
 from tests.cmidd.tiny import tiny_dataset
 
 MADE: dict[str, Any] = {
@@ -60,8 +52,8 @@ def test_another_number_of_images_takes_the_nearest_weight_and_says_so(ipc: int,
 
 def test_a_weight_of_ours_is_not_called_published() -> None:
     assert cmi_weight("dm", "digits", 10).origin == "ours, none is published"
-    for method, ours in OUR_WEIGHTS.items():
-        assert not ours.keys() & PUBLISHED_WEIGHTS[method].keys()
+    for entry in METHODS.values():
+        assert not entry.cmi_weights.ours.keys() & entry.cmi_weights.published.keys()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +79,7 @@ def test_the_network_of_a_bank_suits_the_images(dataset: str, size: int, network
 
 def test_every_method_has_options_to_test() -> None:
     assert {name: type(options) for name, options in MADE.items()} == {
-        name: kind for name, (_, kind) in METHODS.items()
+        name: entry.options for name, entry in METHODS.items()
     }
 
 
@@ -171,11 +163,12 @@ def test_methods_start_from_what_they_were_published_with(method: str, init: str
 
 
 def test_sets_of_dc_are_judged_without_augmentation_but_on_mnist() -> None:
-    assert evaluation_of("dc", "cifar10") == {"epochs": 300, "augmentation": "none"}
+    mnist = tiny_dataset("mnist")
+    assert evaluation_of("dc", CIFAR10, 10) == {"epochs": 300, "augmentation": "none"}
     on_mnist = {"epochs": 1000, "augmentation": "crop_scale_rotate"}
-    assert evaluation_of("dc", "mnist") == on_mnist
+    assert evaluation_of("dc", mnist, 10) == on_mnist
     for method in ("dm", "dsa", "mtt"):
-        assert evaluation_of(method, "mnist") == {"epochs": 1000, "augmentation": DSA}
+        assert evaluation_of(method, mnist, 10) == {"epochs": 1000, "augmentation": DSA}
 
 
 def test_only_what_is_none_is_filled_in() -> None:
