@@ -64,8 +64,8 @@ def cmi_weight(method: str, dataset: str, ipc: int) -> Weight:
 
     Weights were published as comments in code, for 10 and 50 images per class; another number of
     images takes those of the nearer one. A weight multiplies a mean over images, while the losses
-    of methods are sums over classes (and layers), so it does not carry over to datasets with another
-    number of classes.
+    of methods are sums over classes (and layers), so it does not carry over to datasets with
+    another number of classes.
     """
     weights = method_entry(method).cmi_weights
     position = 0 if ipc < 30 else 1
