@@ -7,7 +7,6 @@ loss = task_loss + fused_cmi(features, labels, weight=2000.0)
 
 from importlib.metadata import PackageNotFoundError, version
 
-import cmikernels.compiled  # noqa: F401  registers the op that torch.compile needs
 from cmikernels.backends import BackendStatus, available_backends
 from cmikernels.class_index import ClassIndex
 from cmikernels.cmi import CMILoss, class_centroids, cmi_value_and_grad, fused_cmi

@@ -13,25 +13,26 @@ compiler. `bench/overhead.py` measures both.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from cmikernels import compiled
 from cmikernels.backends import Backend, choose_backend
 from cmikernels.backends import reference as reference_backend
-from cmikernels.class_index import ClassIndex, check_labels, check_num_classes
+from cmikernels.class_index import ClassIndex, check_num_classes
 from cmikernels.native import has_memory
 from cmikernels.problem import (
-    FEATURE_DTYPES,
-    REDUCTIONS,
     Problem,
     arithmetic_dtype,
     as_rows,
+    check_memory,
+    check_options,
+    checked_call,
 )
-from cmikernels.reference import reference_cmi
+from cmikernels.reference import differentiable_gradient, reference_cmi
 
 
 def fused_cmi(
@@ -73,14 +74,14 @@ def fused_cmi(
         >>> loss = task_loss + fused_cmi(features, labels, weight=2000.0)
     """
     if torch.compiler.is_compiling() or not has_memory(features):
-        from cmikernels import compiled
-
-        problem, labels = _check(
+        problem, labels = checked_call(
             features, classes, num_classes, centroids, temperature, weight, reduction, lazy=True
         )
         value = compiled.cmi(features, labels, problem, backend)
         return _shape_value(value, features, problem)
-    problem, _ = _check(features, classes, num_classes, centroids, temperature, weight, reduction)
+    problem, _ = checked_call(
+        features, classes, num_classes, centroids, temperature, weight, reduction
+    )
     chosen = choose_backend(backend, features.device.type)
     if _has_tangent(features):
         value = reference_cmi(as_rows(features), problem).to(arithmetic_dtype(features.dtype))
@@ -106,8 +107,10 @@ def cmi_value_and_grad(
 
     Takes what `fused_cmi` takes. The gradient has the features' shape and dtype.
     """
-    problem, _ = _check(features, classes, num_classes, centroids, temperature, weight, reduction)
-    _check_memory(features)
+    problem, _ = checked_call(
+        features, classes, num_classes, centroids, temperature, weight, reduction
+    )
+    check_memory(features)
     chosen = choose_backend(backend, features.device.type)
     features = features.detach()
     value, gradient = chosen.forward(features, problem, True)
@@ -129,8 +132,8 @@ def class_centroids(
     Takes features and classes as `fused_cmi` does. A class without rows gets zeros. Differentiable:
     where a gradient is needed the plain formula computes it.
     """
-    problem, _ = _check(features, classes, num_classes, None, temperature, 1.0, "mean")
-    _check_memory(features)
+    problem, _ = checked_call(features, classes, num_classes, None, temperature, 1.0, "mean")
+    check_memory(features)
     chosen = choose_backend(backend, features.device.type)
     if features.requires_grad and torch.is_grad_enabled():
         chosen = reference_backend
@@ -153,7 +156,7 @@ class CMILoss(nn.Module):
         super().__init__()
         if num_classes is not None:
             check_num_classes(num_classes)
-        _check_options(temperature, weight, reduction)
+        check_options(temperature, weight, reduction)
         self.num_classes = num_classes
         self.temperature = temperature
         self.weight = weight
@@ -221,16 +224,6 @@ class _FusedCMI(torch.autograd.Function):
         return gradient, None, None
 
 
-def differentiable_gradient(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
-    """d<grad_value, value>/d features with a graph of its own, through the plain formula."""
-    with torch.enable_grad():
-        value = reference_cmi(as_rows(features), problem)
-        (gradient,) = torch.autograd.grad(
-            value, features, grad_value.to(value.dtype), create_graph=True
-        )
-    return gradient
-
-
 def _shape_value(value: Tensor, features: Tensor, problem: Problem) -> Tensor:
     if features.dim() == 2 or value.dim() == 0:
         return value
@@ -238,162 +231,8 @@ def _shape_value(value: Tensor, features: Tensor, problem: Problem) -> Tensor:
     return value.view(leading)
 
 
-def _check_options(temperature: float, weight: float, reduction: str) -> None:
-    for name, number in (("temperature", temperature), ("weight", weight)):
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
-            raise TypeError(f"{name}: expected a number, got {type(number).__name__}")
-    # Beyond these bounds 1 / tau or the scaled gradient leaves float32.
-    if not 1e-30 <= temperature <= 1e30:
-        raise ValueError(f"temperature: expected a number in [1e-30, 1e30], got {temperature}")
-    if not -1e30 <= weight <= 1e30:
-        raise ValueError(f"weight: expected a finite number in [-1e30, 1e30], got {weight}")
-    if abs(weight) / temperature > 1e30:
-        raise ValueError(
-            f"weight: expected at most 1e30 times temperature {temperature}, got {weight}"
-        )
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-
-
-def _check(
-    features: Tensor,
-    classes: Tensor | ClassIndex | None,
-    num_classes: int | None,
-    centroids: Tensor | None,
-    temperature: float,
-    weight: float,
-    reduction: str,
-    lazy: bool = False,
-) -> tuple[Problem, Tensor | None]:
-    """The call as a `Problem`, or the error that says what is wrong with it.
-
-    With `lazy` (a compiler is tracing) a labels tensor is handed back unread, for the registered op
-    to index at run time; num_classes is then 0 where nothing tells it.
-    """
-    _check_dense("features", features)
-    if features.dtype not in FEATURE_DTYPES:
-        raise TypeError(
-            "features: expected float32, bfloat16, float16 or float64, "
-            f"got {str(features.dtype).removeprefix('torch.')}"
-        )
-    _check_options(temperature, weight, reduction)
-    if num_classes is not None:
-        check_num_classes(num_classes)
-    shape = features.shape
-    labels: Tensor | None = None
-    index: ClassIndex | None = None
-    if classes is None:
-        if features.dim() < 3:
-            raise ValueError(
-                "features: expected (..., C, n, M) where classes is not given, "
-                f"got shape {tuple(shape)}; pass classes= for (N, M)"
-            )
-        if num_classes is not None and num_classes != shape[-3]:
-            raise ValueError(
-                f"num_classes: features of shape {tuple(shape)} hold {shape[-3]} classes, "
-                f"got {num_classes}"
-            )
-        class_shape = shape[:-2]
-        num_rows, num_classes = math.prod(shape[:-1]), math.prod(class_shape)
-    else:
-        if features.dim() != 2:
-            raise ValueError(
-                f"features: expected (N, M) where classes is given, got shape {tuple(shape)}"
-            )
-        if num_classes is None and isinstance(classes, Tensor) and centroids is not None:
-            num_classes = _rows_of_centroids(centroids)
-        if isinstance(classes, ClassIndex):
-            index, indexed_rows, device = classes, classes.num_rows, classes.device
-            if num_classes is not None and num_classes != index.num_classes:
-                raise ValueError(
-                    f"num_classes: classes is a ClassIndex of {index.num_classes} classes, "
-                    f"got {num_classes}"
-                )
-            num_classes = index.num_classes
-        else:
-            check_labels(classes)
-            indexed_rows, device = classes.shape[0], classes.device
-        num_rows = shape[0]
-        if indexed_rows != num_rows:
-            raise ValueError(
-                f"classes: expected one label for each of the {num_rows} rows of features, "
-                f"got {indexed_rows}"
-            )
-        if device != features.device:
-            raise ValueError(
-                f"classes: expected on the features' device {features.device}, got {device}"
-            )
-        if isinstance(classes, Tensor):
-            if lazy:
-                labels = classes
-                if num_classes is None and reduction == "class":
-                    raise ValueError(
-                        "num_classes: expected a number under torch.compile with labels and "
-                        "reduction 'class', got None"
-                    )
-            else:
-                index = ClassIndex(classes, num_classes)
-                num_classes = index.num_classes
-        class_shape = torch.Size((num_classes or 0,))
-    if shape[-1] == 0:
-        raise ValueError(f"features: expected at least one channel, got shape {tuple(shape)}")
-    if centroids is not None:
-        centroids = _check_centroids(centroids, features, class_shape)
-    problem = Problem(index, num_rows, num_classes or 0, centroids, temperature, weight, reduction)
-    return problem, labels
-
-
 def _has_tangent(features: Tensor) -> bool:
     """Whether forward-mode differentiation goes through: rare, and left to the plain formula."""
     if forward_ad._current_level < 0:
         return False
     return forward_ad.unpack_dual(features).tangent is not None  # type: ignore[no-untyped-call]
-
-
-def _check_memory(features: Tensor) -> None:
-    if not has_memory(features):
-        raise TypeError(
-            "features: expected a plain tensor with memory of its own, "
-            f"got a {type(features).__name__} (or a trace of one)"
-        )
-
-
-def _check_dense(name: str, tensor: object) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-    if tensor.layout != torch.strided:
-        layout = str(tensor.layout).removeprefix("torch.")
-        raise TypeError(f"{name}: expected a dense tensor, got one of layout {layout}")
-
-
-def _rows_of_centroids(centroids: Tensor) -> int:
-    """Number of classes that centroids are for, where nothing else tells it."""
-    _check_dense("centroids", centroids)
-    if centroids.dim() != 2 or centroids.shape[0] == 0:
-        raise ValueError(
-            "centroids: expected shape (C, M) with at least one class, "
-            f"got {tuple(centroids.shape)}"
-        )
-    return centroids.shape[0]
-
-
-def _check_centroids(centroids: Tensor, features: Tensor, class_shape: torch.Size) -> Tensor:
-    """Centroids as `(C, M)` contiguous in the arithmetic dtype."""
-    _check_dense("centroids", centroids)
-    if centroids.dtype not in FEATURE_DTYPES:
-        raise TypeError(f"centroids: expected a floating-point tensor, got {centroids.dtype}")
-    if centroids.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            "centroids: they are taken as constants and get no gradient, but this tensor requires "
-            "one; pass centroids.detach()"
-        )
-    if centroids.device != features.device:
-        raise ValueError(
-            f"centroids: expected on the features' device {features.device}, got {centroids.device}"
-        )
-    channels = features.shape[-1]
-    full = (*class_shape, channels)
-    if tuple(centroids.shape) not in (full, full[-2:]):
-        raise ValueError(f"centroids: expected shape {full}, got {tuple(centroids.shape)}")
-    centroids = centroids.detach().to(arithmetic_dtype(features.dtype))
-    return centroids.expand(full).reshape(-1, channels).contiguous().resolve_neg()

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cmikernels.backends import choose_backend
 from cmikernels.class_index import ClassIndex
-from cmikernels.cmi import differentiable_gradient
 from cmikernels.problem import Problem, arithmetic_dtype
+from cmikernels.reference import differentiable_gradient
 
 
 def cmi(features: Tensor, labels: Tensor | None, problem: Problem, backend: str | None) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cmikernels.problem import Problem
+from cmikernels.problem import Problem, as_rows
 
 # Stands for log 0: far below any log-probability of finite features, and its square is finite.
 _LOG_ZERO = {torch.float64: -1e100, torch.float32: -1e18}
@@ -116,3 +116,13 @@ def reference_cmi(features: Tensor, problem: Problem) -> Tensor:
     """The reduced, weighted value in float64, differentiable any number of times."""
     with torch.autocast(features.device.type, enabled=False):
         return reduce_rows(row_divergences(features, problem), problem)
+
+
+def differentiable_gradient(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
+    """d<grad_value, value>/d features with a graph of its own, through the plain formula."""
+    with torch.enable_grad():
+        value = reference_cmi(as_rows(features), problem)
+        (gradient,) = torch.autograd.grad(
+            value, features, grad_value.to(value.dtype), create_graph=True
+        )
+    return gradient
