@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from cmikernels import compiled
-from cmikernels.backends import Backend, choose_backend
-from cmikernels.backends import reference as reference_backend
+from cmikernels.backends import Backend, choose_backend, plain
 from cmikernels.class_index import ClassIndex, check_num_classes
 from cmikernels.native import has_memory
 from cmikernels.problem import (
@@ -136,7 +135,7 @@ def class_centroids(
     check_memory(features)
     chosen = choose_backend(backend, features.device.type)
     if features.requires_grad and torch.is_grad_enabled():
-        chosen = reference_backend
+        chosen = plain
     result = chosen.centroids(features, problem)
     return result.view(*features.shape[:-2], features.shape[-1]) if classes is None else result
 

@@ -25,38 +25,6 @@ def as_rows(features: Tensor) -> Tensor:
     return features if features.dim() == 2 else features.reshape(-1, features.shape[-1])
 
 
-def in_memory(features: Tensor) -> tuple[Tensor, int, int]:
-    """Features as a kernel reads them, and their row and channel strides in elements."""
-    if features.is_neg():  # a lazily negated view, whose memory holds the other sign
-        features = features.resolve_neg()
-    if features.is_contiguous():
-        return features, features.shape[-1], 1
-    features = as_rows(features)
-    row_stride, channel_stride = features.stride()
-    return features, row_stride, channel_stride
-
-
-# Outputs for a kernel to fill. Their device is said, because a default device may be set.
-
-
-def empty_value(features: Tensor, problem: Problem) -> Tensor:
-    """The reduced value, flat, in the arithmetic dtype."""
-    sizes = {"none": (problem.num_rows,), "class": (problem.num_classes,)}
-    size = sizes.get(problem.reduction, ())
-    return torch.empty(size, dtype=arithmetic_dtype(features.dtype), device=features.device)
-
-
-def empty_gradient(features: Tensor) -> Tensor:
-    """Of the features' shape and dtype, contiguous."""
-    return torch.empty(features.shape, dtype=features.dtype, device=features.device)
-
-
-def empty_centroids(features: Tensor, problem: Problem) -> Tensor:
-    """`(C, M)` in the arithmetic dtype."""
-    size = (problem.num_classes, features.shape[-1])
-    return torch.empty(size, dtype=arithmetic_dtype(features.dtype), device=features.device)
-
-
 @dataclass(slots=True)
 class Problem:
     """Everything about a call but the features, checked.

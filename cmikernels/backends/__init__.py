@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from cmikernels.backends import cpu, cuda, reference, triton
+from cmikernels.backends import cpu, cuda, plain, triton
 from cmikernels.problem import Problem
 
 
@@ -48,9 +48,7 @@ class Backend(Protocol):
 
 
 # Triton's kernels before those of CUDA C++ until a GPU has shown which are the faster.
-_BACKENDS: dict[str, Backend] = {
-    backend.NAME: backend for backend in (cpu, triton, cuda, reference)
-}
+_BACKENDS: dict[str, Backend] = {backend.NAME: backend for backend in (cpu, triton, cuda, plain)}
 
 ENVIRONMENT_VARIABLE = "CMIKERNELS_BACKEND"
 
@@ -80,7 +78,7 @@ def choose_backend(name: str | None, device_type: str) -> Backend:
     if name is None:
         for backend in _BACKENDS.values():
             # The plain formula serves any device, an interpreter only who asks for it.
-            meant = backend is reference or device_type == backend.DEVICE_TYPE
+            meant = backend is plain or device_type == backend.DEVICE_TYPE
             if meant and backend.obstacle(device_type) is None:
                 return backend
     if name not in _BACKENDS:

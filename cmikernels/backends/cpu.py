@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cmikernels.native import DTYPE_CODES, IMPORT_ERROR, REDUCTION_CODES, address, native
-from cmikernels.problem import (
-    Problem,
+from cmikernels.backends.operations import (
     empty_centroids,
     empty_gradient,
     empty_value,
     in_memory,
 )
+from cmikernels.native import DTYPE_CODES, IMPORT_ERROR, REDUCTION_CODES, address, native
+from cmikernels.problem import Problem
 
 NAME = "cpu"
 DEVICE_TYPE = "cpu"

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmikernels.backends.operations import Operations
+from cmikernels.backends.operations import Operations, in_memory
 from cmikernels.native import DTYPE_CODES, IMPORT_ERROR, REDUCTION_CODES, address, native
-from cmikernels.problem import Problem, in_memory
+from cmikernels.problem import Problem
 
 NAME = "cuda"
 DEVICE_TYPE = "cuda"

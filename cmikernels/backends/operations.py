@@ -1,4 +1,8 @@
-"""What a GPU backend offers, made of the one thing it does: fill the outputs that are given."""
+"""What backends are made of: features as kernels read them, outputs for kernels to fill.
+
+`Operations` is what a GPU backend offers, made of the one thing it does: fill the outputs that are
+given.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,39 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cmikernels.problem import Problem, empty_centroids, empty_gradient, empty_value
+from cmikernels.problem import Problem, arithmetic_dtype, as_rows
+
+
+def in_memory(features: Tensor) -> tuple[Tensor, int, int]:
+    """Features as a kernel reads them, and their row and channel strides in elements."""
+    if features.is_neg():  # a lazily negated view, whose memory holds the other sign
+        features = features.resolve_neg()
+    if features.is_contiguous():
+        return features, features.shape[-1], 1
+    features = as_rows(features)
+    row_stride, channel_stride = features.stride()
+    return features, row_stride, channel_stride
+
+
+# Outputs for a kernel to fill. Their device is said, because a default device may be set.
+
+
+def empty_value(features: Tensor, problem: Problem) -> Tensor:
+    """The reduced value, flat, in the arithmetic dtype."""
+    sizes = {"none": (problem.num_rows,), "class": (problem.num_classes,)}
+    size = sizes.get(problem.reduction, ())
+    return torch.empty(size, dtype=arithmetic_dtype(features.dtype), device=features.device)
+
+
+def empty_gradient(features: Tensor) -> Tensor:
+    """Of the features' shape and dtype, contiguous."""
+    return torch.empty(features.shape, dtype=features.dtype, device=features.device)
+
+
+def empty_centroids(features: Tensor, problem: Problem) -> Tensor:
+    """`(C, M)` in the arithmetic dtype."""
+    size = (problem.num_classes, features.shape[-1])
+    return torch.empty(size, dtype=arithmetic_dtype(features.dtype), device=features.device)
 
 
 class Run(Protocol):

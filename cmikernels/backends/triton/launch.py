@@ -9,12 +9,13 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from cmikernels.backends.operations import in_memory
 from cmikernels.backends.triton.plan import Chip, ceil_div, make_plan
 from cmikernels.backends.triton.rows import class_rows, slot_sums
 from cmikernels.backends.triton.slots import class_means, sum_values, weight_means
 from cmikernels.backends.triton.tiles import class_tiles
 from cmikernels.backends.triton.wide import row_statistics, slot_column_sums, wide_rows
-from cmikernels.problem import Problem, arithmetic_dtype, in_memory
+from cmikernels.problem import Problem, arithmetic_dtype
 
 _ARITHMETIC = {torch.float32: tl.float32, torch.float64: tl.float64}
 _MEANS_TILE = (16, 128)  # slots and columns summed at once
