@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,11 @@ def test_it_runs_by_the_command_with_its_own_settings(
     assert result.record["method"] == "shrink"
     assert result.record["evaluation"]["epochs"] == 7
     assert result.images.abs().max() < 10
+
+
+def test_its_file_may_lack_a_docstring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "__doc__", None)
+    assert command(tmp_path).record["method"] == "shrink"
 
 
 def test_it_runs_from_python(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The commands: `cmidd pretrain | experts | distill dm|dc|dsa|mtt | evaluate | score | report`.
+"""The commands: `cmidd pretrain | experts | distill METHOD | evaluate | score | report`.
 
 Every command is a few dataclasses of options (`options.py`, and beside the methods). Their fields
 are the flags and the keys of a YAML file (`--config`), their docstrings the help.
@@ -291,7 +291,7 @@ def build_parser() -> ArgumentParser:
         commands.add_subcommand(name, _with_options(options, function.__doc__), help=text)
     methods = distill.add_subcommands(dest="method")
     for name, entry in METHODS.items():
-        about = sys.modules[entry.make.__module__].__doc__ or ""
+        about = sys.modules[entry.make.__module__].__doc__ or name
         parser_of_method = _with_options(_of_distill(name), about)
         # A key of the run's config.yaml, which can be given back by --config.
         parser_of_method.add_argument("--method", choices=[name], default=name, help=SUPPRESS)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cmidd.datasets import Dataset
 from cmidd.distill import DistillOptions
-from cmidd.methods import METHODS, settle
+from cmidd.methods import method_entry, settle
 from cmidd.methods.base import Method
 from cmidd.regularization import CMIOptions, Regularization
 from cmidd.storage.tensor_file import in_words
@@ -61,7 +61,8 @@ def estimate(
     images = images.to(device).requires_grad_()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    method = METHODS[method_name].make(dataset, labels, method_options, options.seed, device)
+    entry = method_entry(method_name)
+    method = entry.make(dataset, labels, method_options, options.seed, device)
     # Centroids of real images take a pass over all of them, and no other time than one's own.
     tried = replace(cmi, cmi_centroids="own") if options.ipc > 1 and cmi.bank else cmi
     regularization = Regularization(

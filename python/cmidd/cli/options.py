@@ -119,14 +119,12 @@ class EvaluateOptions:
         networks: architectures; several test how the set carries over; default: for each set the
             one that it was made for, for real images all of those
         repeats: networks of each architecture
-        epochs: passes over a set; default: as the set's method was published, 300 of DC but on
-            MNIST, else 1000
+        epochs: passes over a set; default: as the set's method was published, else 1000
         lr: learning rate of SGD, a tenth from half of the epochs on; default: what the set
             learned with its images, or 0.01
         weight_decay: of SGD with momentum 0.9
         batch_size: images a step
-        augmentation: DSA operations, or none; default: as the set's method was published, none of
-            DC but on MNIST, else all of them
+        augmentation: DSA operations, or none; default: as the set's method was published, else all
         seed: of the networks
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU
         out: new JSON file of the results, for cmidd report

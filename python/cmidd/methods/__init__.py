@@ -6,8 +6,9 @@ holds the loop's mathematics, its options, its published settings and its weight
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from cmidd.evaluate import PUBLISHED
 from cmidd.methods import dc, dm, mtt
@@ -30,10 +31,20 @@ __all__ = [
     "settle",
 ]
 
-METHODS: dict[str, MethodEntry] = {"dm": dm.DM_ENTRY, "dc": dc.DC_ENTRY, "dsa": dc.DSA_ENTRY,
-                                   "mtt": mtt.MTT_ENTRY}  # fmt: skip
+METHODS: dict[str, MethodEntry] = {
+    "dm": dm.DM_ENTRY,
+    "dc": dc.DC_ENTRY,
+    "dsa": dc.DSA_ENTRY,
+    "mtt": mtt.MTT_ENTRY,
+}
 
-_Loop = TypeVar("_Loop")
+
+class _LoopOptions(Protocol):
+    @property
+    def ipc(self) -> int: ...
+
+
+_Loop = TypeVar("_Loop", bound=_LoopOptions)
 _Options = TypeVar("_Options")
 
 
@@ -94,22 +105,19 @@ def evaluation_of(method: str, dataset: Dataset, ipc: int) -> dict[str, Any]:
 def settle(
     method: str, dataset: Dataset, loop: _Loop, options: _Options
 ) -> tuple[_Loop, _Options, str]:
-    """Options with what is known in the place of None, and a line for the user that says what.
-
-    `loop` holds the options of the loop around the method, among them `ipc`.
-    """
-    published = method_entry(method).published(dataset, loop.ipc)  # type: ignore[attr-defined]
+    """Options with what is known in the place of None, and a line for the user that says what."""
+    published = method_entry(method).published(dataset, loop.ipc)
     filled_in: dict[str, Any] = {}
 
-    def settled(given: Any, known: dict[str, Any]) -> Any:
+    def settled(given: Any, known: Mapping[str, Any]) -> Any:
         names = [
             f.name for f in fields(given) if f.name in known and getattr(given, f.name) is None
         ]
         filled_in.update({name: known[name] for name in names if known[name] is not None})
         return replace(given, **{name: known[name] for name in names})
 
-    loop = settled(loop, dict(published.loop))
-    options = settled(options, dict(published.options))
+    loop = settled(loop, published.loop)
+    options = settled(options, published.options)
     words = {name: value for name, value in filled_in.items() if not name.endswith("_every")}
     text = ", ".join(f"{name} {value}" for name, value in words.items())
     return loop, options, text and f"{text} ({published.origin})"
