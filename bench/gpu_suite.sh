@@ -156,15 +156,15 @@ tests_of() {
 tests_part() {
   start tests tests
   local backend file these
-  local of_ci=" tests/test_cuda_resources.py tests/test_triton_resources.py " # need no GPU
+  local of_ci=" tests/gpu/test_cuda_resources.py tests/gpu/test_triton_resources.py " # need no GPU
   for backend in "${backends[@]}"; do
     these=$(tests_of "$backend")
     if [[ $dry_run ]]; then
       step "tests/$backend" "$python" -m pytest -q -k "$these and equals and not float64" \
-        tests/test_value_and_gradient.py
+        tests/cmikernels/contract/test_value_and_gradient.py
     else
-      local alone=(tests/test_gpu.py tests/test_large.py) together=()
-      for file in tests/test_*.py; do
+      local alone=(tests/gpu/test_gpu.py tests/cmikernels/contract/test_large.py) together=()
+      for file in tests/cmikernels/*/test_*.py tests/gpu/test_*.py; do
         [[ " ${alone[*]} $of_ci" == *" $file "* ]] || together+=("$file")
       done
       if "$python" -c 'import xdist' 2>/dev/null; then # most of the time goes into compiling kernels
@@ -178,7 +178,7 @@ tests_part() {
     fi
   done
   if [[ $dry_run ]]; then
-    step tests/collected "$python" -m pytest -q --collect-only tests/test_gpu.py
+    step tests/collected "$python" -m pytest -q --collect-only tests/gpu/test_gpu.py
   fi
 }
 

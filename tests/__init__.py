@@ -1,1 +1,1 @@
-"""The contract of cmikernels, one behaviour a test, over every backend that can run here."""
+"""The tests, in the rooms of the code; `support` has what they share."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.tables import BACKENDS, DEVICE_OF, INTERPRETED
+from tests.support.tables import BACKENDS, DEVICE_OF, INTERPRETED
 
 _ANY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("default", _ANY, max_examples=100, derandomize=True)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Build the native core with AddressSanitizer and UndefinedBehaviorSanitizer and run the kernel tests
-# on it, once for each instruction set, and those of the GPU kernels on an emulated GPU. Usage: tests/sanitize.sh path/to/python
+# on it, once for each instruction set, and those of the GPU kernels on an emulated GPU.
+# Usage: tests/sanitize.sh path/to/python
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(realpath -s "$1")
@@ -22,8 +23,8 @@ $("$compiler" -print-file-name=libubsan.so) $("$compiler" -print-file-name=libst
 export ASAN_OPTIONS=detect_leaks=0 CMIKERNELS_REQUIRE_NATIVE=1
 for isa in avx512 avx2 baseline; do
   CMIKERNELS_CPU_ISA=$isa "$target/venv/bin/python" "$(dirname "$python")/pytest" -q \
-    -m "not slow" -k "not reference and not triton and not cuda" -p no:cacheprovider tests/test_value_and_gradient.py \
-    tests/test_numerics.py tests/test_strides.py tests/test_class_index.py
+    -m "not slow" -k "not reference and not triton and not cuda" -p no:cacheprovider \
+    tests/cmikernels/contract/test_{value_and_gradient,numerics,strides,class_index}.py
 done
 "$target/venv/bin/python" "$(dirname "$python")/pytest" -q -p no:cacheprovider \
-  -k "unequal_classes or weight_for_each_row or given" tests/test_cuda_kernels.py
+  -k "unequal_classes or weight_for_each_row or given" tests/cmikernels/backends/test_cuda_kernels.py

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cmidd.regularization import CMIOptions
-from tests.cmidd.tiny import tiny_bank, tiny_dataset
+from tests.support.tiny import tiny_bank, tiny_dataset
 
 
 @pytest.fixture(autouse=True, scope="module")

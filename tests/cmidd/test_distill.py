@@ -16,7 +16,7 @@ from cmidd.storage.run_folder import read_log, versions
 from cmidd.storage.tensor_file import read_tensors
 from cmidd.synthetic import SyntheticSet, start
 from cmikernels import CMIRegularizer
-from tests.cmidd.tiny import (
+from tests.support.tiny import (
     CLASSES,
     CONFIG,
     CPU,

@@ -17,7 +17,7 @@ from cmidd.networks import build_network, initialize
 from cmidd.seeds import generator, seed_of
 from cmidd.synthetic import SyntheticSet, start
 from cmidd.training import Recipe, Stack, train
-from tests.cmidd.tiny import CPU, NETWORK, quiet, silent, tiny_dataset
+from tests.support.tiny import CPU, NETWORK, quiet, silent, tiny_dataset
 
 DATASET = tiny_dataset()
 RECIPE = Recipe(epochs=4, lr=0.01, batch_size=4)

@@ -15,7 +15,7 @@ from cmidd.regularization import CMIOptions
 from cmidd.storage.run_folder import KIND as CHECKPOINT
 from cmidd.storage.run_folder import RunFolder
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
-from tests.cmidd.tiny import (
+from tests.support.tiny import (
     CONFIG,
     DM_OPTIONS,
     DSA_OPTIONS,

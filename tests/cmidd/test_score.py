@@ -7,7 +7,7 @@ from torch import Tensor
 from cmidd import score as score_module
 from cmidd.pretrained.bank import Bank
 from cmidd.score import Score, score
-from tests.cmidd.tiny import tiny_bank, tiny_dataset
+from tests.support.tiny import tiny_bank, tiny_dataset
 
 DATASET = tiny_dataset()
 # Neither sorted nor equally many of each class.

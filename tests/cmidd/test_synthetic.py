@@ -14,7 +14,7 @@ from torch import Tensor
 from cmidd import synthetic
 from cmidd.storage.tensor_file import FileError, write_tensors
 from cmidd.synthetic import SyntheticSet, start
-from tests.cmidd.tiny import CLASSES, PER_CLASS, tiny_dataset
+from tests.support.tiny import CLASSES, PER_CLASS, tiny_dataset
 
 DATASET = tiny_dataset()
 WHITENED = DATASET.whitened()

@@ -15,7 +15,7 @@ from cmidd.evaluate import PUBLISHED, evaluate
 from cmidd.networks import Network, build_network, initialize
 from cmidd.seeds import generator, seed_of
 from cmidd.training import Recipe, Stack, at_once, fresh_and_trained, network_of, train
-from tests.cmidd.tiny import CPU, NETWORK, quiet, silent, tiny_dataset
+from tests.support.tiny import CPU, NETWORK, quiet, silent, tiny_dataset
 
 DATASET = tiny_dataset()
 IMAGES, LABELS = DATASET.to_input(DATASET.train.images), DATASET.train.labels

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_type_hints
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmidd.cli import command_line, main
+from cmidd.cli.options import (
+    DataOptions,
+    EvaluateOptions,
+    ExpertRunOptions,
+    ExportOptions,
+    PretrainRunOptions,
+    ReportOptions,
+    RunOptions,
+    ScoreOptions,
+)
+from cmidd.distill import DistillOptions
+from cmidd.methods.dc import DCOptions, DSAOptions
+from cmidd.methods.dm import DMOptions
+from cmidd.methods.mtt import MTTOptions
+from cmidd.pretrained.bank import BankOptions
+from cmidd.pretrained.experts import ExpertOptions
+from cmidd.regularization import CMIOptions
+from tests.support.parsed import made
+
+COMMANDS: dict[str, tuple[type, ...]] = {
+    "pretrain": (DataOptions, PretrainRunOptions, BankOptions),
+    "experts": (DataOptions, ExpertRunOptions, ExpertOptions),
+    "distill dm": (DataOptions, RunOptions, DistillOptions, CMIOptions, DMOptions),
+    "distill dc": (DataOptions, RunOptions, DistillOptions, CMIOptions, DCOptions),
+    "distill dsa": (DataOptions, RunOptions, DistillOptions, CMIOptions, DSAOptions),
+    "distill mtt": (DataOptions, RunOptions, DistillOptions, CMIOptions, MTTOptions),
+    "evaluate": (DataOptions, EvaluateOptions),
+    "score": (DataOptions, ScoreOptions),
+    "export": (ExportOptions,),
+    "report": (ReportOptions,),
+}
+REQUIRED = {
+    "distill mtt": ["--experts=e"],
+    "score": ["--bank=b"],
+    "export": ["--set=s"],
+    "report": ["--runs=[r]"],
+}
+# Other text may be YAML, which a flag's value is first taken for: `null`, `1:`, `{}`.
+TEXT = st.from_regex(r"[a-e][a-z0-9 _:=,./'\"é-]{0,10}[a-z0-9]", fullmatch=True)
+VALUES: dict[Any, st.SearchStrategy[Any]] = {
+    bool: st.booleans(),
+    int: st.integers(1, 10**9),
+    float: st.floats(1e-9, 1e12),
+    str: TEXT,
+    Path: TEXT.map(Path),
+    tuple[str, ...]: st.lists(TEXT, max_size=3).map(tuple),
+    tuple[Path, ...]: st.lists(TEXT.map(Path), max_size=3).map(tuple),
+}
+
+
+def values_of(kind: Any) -> st.SearchStrategy[Any]:
+    if isinstance(kind, UnionType):
+        return st.one_of(st.none(), *[VALUES[k] for k in kind.__args__ if k is not type(None)])
+    return VALUES[kind]
+
+
+@cache
+def options_of(command: str) -> st.SearchStrategy[list[Any]]:
+    """Any options of a command, `resume` apart, which a repeated run does not have."""
+    groups = []
+    for group in COMMANDS[command]:
+        kinds = {k: v for k, v in get_type_hints(group).items() if k != "resume"}
+        groups.append(st.builds(group, **{name: values_of(kind) for name, kind in kinds.items()}))
+    return st.tuples(*groups).map(list)
+
+
+def defaults_of(command: str) -> list[Any]:
+    return made([*command.split(), *REQUIRED.get(command, [])])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command.split(), "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for group in COMMANDS[command]:
+        for field in fields(group):
+            assert f"--{field.name}" in text
+
+
+def test_help_names_commands_datasets_and_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for word in (
+        "pretrain",
+        "experts",
+        "distill",
+        "evaluate",
+        "score",
+        "report",
+        "cifar10",
+        "resnet18",
+    ):
+        assert word in text
+
+
+def test_the_commands_of_the_help_are_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out.replace("\\\n", " ")
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("  cmidd ")]
+    assert len(commands) == 4
+    for words in commands:
+        assert made(words[1:])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_without_flags_the_options_are_their_defaults(command: str) -> None:
+    required: dict[type, Any] = {
+        MTTOptions: {"experts": Path("e")},
+        ScoreOptions: {"bank": Path("b")},
+        ExportOptions: {"set": Path("s")},
+        ReportOptions: {"runs": (Path("r"),)},
+    }
+    expected = [group(**required.get(group, {})) for group in COMMANDS[command]]
+    assert defaults_of(command) == expected
+
+
+def test_flags_set_options() -> None:
+    found = made(["distill", "dm", "--ipc", "3", "--bank", "b", "--resume", "--lr_images", "1e-3"])
+    expected = defaults_of("distill dm")
+    expected[1] = replace(expected[1], resume=True)
+    expected[2] = replace(expected[2], ipc=3, lr_images=1e-3)
+    expected[3] = replace(expected[3], bank=Path("b"))
+    assert found == expected
+
+
+@pytest.mark.parametrize("command", ["distill dm", "distill mtt", "evaluate"])
+@given(data=st.data())
+def test_a_command_line_parses_back_to_the_same_options(command: str, data: st.DataObject) -> None:
+    parts = data.draw(options_of(command))
+    words = shlex.split(command_line(command, parts))
+    assert words[0] == "cmidd"
+    assert made(words[1:]) == parts
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@settings(max_examples=30)
+@given(data=st.data())
+def test_a_yaml_file_sets_the_same_options(
+    command: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    parts = data.draw(options_of(command))
+    path = tmp_path_factory.getbasetemp() / "options.yaml"
+    values = {field.name: getattr(part, field.name) for part in parts for field in fields(part)}
+    plain = {
+        name: [str(v) for v in value]
+        if isinstance(value, tuple)
+        else (str(value) if isinstance(value, Path) else value)
+        for name, value in values.items()
+    }
+    path.write_text(yaml.safe_dump(plain))
+    assert made([*command.split(), f"--config={path}"]) == parts
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_printed_configuration_sets_the_same_options(command: str, elsewhere: Path) -> None:
+    arguments = [*command.split(), *REQUIRED.get(command, [])]
+    if DataOptions in COMMANDS[command]:
+        arguments += ["--dataset=folder:a b"]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--print_config"])
+    assert stopped.value.code == 0
+    Path("printed.yaml").write_text(printed.getvalue())
+    assert made([*command.split(), "--config=printed.yaml"]) == made(arguments)
+
+
+def test_flags_after_a_yaml_file_win(elsewhere: Path) -> None:
+    Path("options.yaml").write_text("ipc: 5\nseed: 7\n")
+    found = made(["distill", "dm", "--config=options.yaml", "--ipc=6"])[2]
+    assert (found.ipc, found.seed) == (6, 7)

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import json
+import runpy
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from cmidd import cli
+from cmidd.__main__ import run
+from cmidd.cli import main
+from cmidd.synthetic import SyntheticSet
+from tests.support.parsed import made
+
+
+def error_of(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command that fails says."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    code = stopped.value.code
+    assert code not in (0, None)
+    return (f"{code}\n" if isinstance(code, str) else "") + capsys.readouterr().err
+
+
+DM, DC = ["distill", "dm"], ["distill", "dc"]
+MISTAKES: list[tuple[list[str], str]] = [
+    ([], "distill"),
+    (["nosuch"], "invalid choice: 'nosuch'"),
+    (["distill"], "method"),
+    ([*DM, "--nosuch", "3"], "unrecognized arguments: --nosuch"),
+    ([*DM, "--ipc", "many"], "ipc"),
+    ([*DM, "--ipc", "1.5"], "ipc"),
+    ([*DM, "--lr_images", "fast"], "lr_images"),
+    ([*DM, "--ipc", "0"], "ipc: expected at least 1, got 0"),
+    ([*DM, "--report_every", "0"], "report_every: expected at least 1, got 0"),
+    ([*DM, "--checkpoint_every", "-1"], "checkpoint_every: expected at least 1, got -1"),
+    ([*DM, "--lr_images", "-1.0"], "lr_images: expected more than 0, got -1.0"),
+    ([*DM, "--bank", "none", "--cmi_weight", "1"], "none: expected a file with a bank"),
+    ([*DM, "--dataset", "nosuch"], "got 'nosuch'"),
+    ([*DM, "--dataset", "cifar10"], "cifar10 was not found; looked for data/"),
+    ([*DM, "--init", "zeros"], "init: expected noise, real, mix or file:PATH"),
+    ([*DM, "--init", "file:none"], "none: expected a file with a synthetic set"),
+    ([*DM, "--network", "nosuch"], "network 'nosuch'"),
+    ([*DM, "--augmentation", "blur"], "augmentation: no operation 'blur'"),
+    ([*DM, "--device", "nosuch"], "device: nosuch cannot be used here"),
+    ([*DM, "--config", "none.yaml"], "none.yaml"),
+    ([*DM, "--config", "broken.yaml"], "parsing config"),
+    ([*DM, "--config", "unknown.yaml"], "has a key that is no option of this command"),
+    ([*DC, "--metric", "nosuch"], "metric: expected one of rows, mse, cosine, got 'nosuch'"),
+    ([*DC, "--network", "convnet:norm=batch"], "network: expected one whose features depend on"),
+    ([*DC, "--init=real", "--ipc", "100000"], "ipc: class 0 of digits has"),
+    ([*DC, "--inner_epochs", "0"], "inner_epochs: expected at least 1, got 0"),
+    (["distill", "mtt"], "experts"),
+    (["distill", "mtt", "--experts", "none"], "none: expected a file with a set of experts"),
+    (["experts", "--experts", "0"], "experts: expected at least 1, got 0"),
+    (["experts", "--lr", "0"], "lr: expected more than 0, got 0.0"),
+    (["experts", "--network", "convnet:norm=batch"], "network: expected one whose state is"),
+    (["pretrain", "--config", "unknown.yaml"], "does not accept option 'nosuch'"),
+    (["evaluate"], "sets: expected something to evaluate"),
+    (["evaluate", "--sets", "[none]"], "none: expected a file with a synthetic set"),
+    (["evaluate", "--sets", "none"], "sets"),
+    (["evaluate", "--random_real", "100000"], "ipc: class 0 of digits has"),
+    (["evaluate", "--random_real=2", "--repeats=0"], "repeats: expected at least 1, got 0"),
+    (["score"], "bank"),
+    (["score", "--bank", "none", "--random_real", "1"], "none: expected a file with a bank"),
+    (["pretrain", "--networks", "0"], "networks: expected at least 1, got 0"),
+    (["pretrain", "--network", "nosuch"], "network 'nosuch'"),
+    (["report"], "runs"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES]
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    Path("broken.yaml").write_text("ipc: [1")
+    Path("unknown.yaml").write_text("nosuch: 1\n")
+    text = error_of(arguments, capsys)
+    assert message in text
+    assert text.startswith("cmidd: ")
+    assert text.count("\n") == 1
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["broken.yaml", "unknown.yaml"]
+
+
+def test_a_device_that_is_not_there_is_one_line(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = error_of([*DM, "--device", "cuda:77"], capsys)
+    assert text.startswith("cmidd: device: cuda:77 cannot be used here: ")
+    assert text.count("\n") == 1
+
+
+def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMIDD_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="sets: expected something"):
+        main(["evaluate"])
+
+
+def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*parts: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_method", interrupt)
+    with pytest.raises(SystemExit, match=r"cmidd: interrupted; it goes on with --resume"):
+        main(DM)
+    monkeypatch.setattr(cli, "_made", interrupt)
+    with pytest.raises(SystemExit, match=r"cmidd: interrupted$"):
+        main(["evaluate"])
+
+
+TINY, OTHER = "convnet:width=4,depth=1", "convnet:width=4,depth=2"
+SET = "runs/dm/result.safetensors"
+DISTILL = [
+    *["distill", "dm", "--ipc=2", "--iterations=6", "--report_every=2", "--network", TINY],
+    *["--batch_real=4", "--bank=runs/bank.safetensors"],
+]
+EVALUATE = [
+    *["evaluate", "--sets", f"[{SET}]", "--random_real=2", "--all_real", "--all_real_epochs=1"],
+    *["--epochs=3", "--repeats=2", "--networks", f'["{TINY}", "mlp"]'],
+]
+
+
+def test_pretrain_distil_evaluate_and_score(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["pretrain", "--network", TINY, "--networks=2", "--epochs=1"])
+    assert load_file("runs/bank.safetensors")["trained"].tolist() == [1, 1]
+    main(DISTILL)
+    said = capsys.readouterr().out
+    assert "network 2 of 2: " in said
+    hint = said.rpartition("try it: cmidd ")[2]
+    assert made([*shlex.split(hint), "--repeats=2"])[1].sets == (Path(SET),)
+    config = yaml.safe_load(Path("runs/dm/config.yaml").read_text())
+    assert (config["method"], config["ipc"], config["bank"]) == ("dm", 2, "runs/bank.safetensors")
+    log = [json.loads(line) for line in Path("runs/dm/log.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in log] == [1, 3, 5]
+    assert all(line["loss"] > 0 and line["cmi"] > 0 for line in log)
+
+    main(EVALUATE)
+    record = json.loads(Path("runs/evaluation.json").read_text())
+    assert made(shlex.split(record["command"])[1:]) == made(EVALUATE)
+    assert record["dataset"] == "digits"
+    assert set(record["versions"]) == {"cmikernels", "torch", "python"}
+    names = {SET: 20, "random real images, 2 per class": 20, "all real images": 1438}
+    assert {result["set"]: result["images"] for result in record["results"]} == names
+    for result in record["results"]:
+        assert [evaluation["network"] for evaluation in result["evaluations"]] == [TINY, "mlp"]
+        for evaluation in result["evaluations"]:
+            assert len(evaluation["accuracies"]) == 2
+            assert 0 <= evaluation["mean"] <= 1
+            epochs = 1 if result["set"] == "all real images" else 3
+            assert evaluation["recipe"]["epochs"] == epochs
+
+    capsys.readouterr()
+    main(["score", f"--sets=[{SET}]", "--random_real=2", "--bank=runs/bank.safetensors"])
+    table = capsys.readouterr().out.splitlines()
+    assert table[0] == SET
+    assert [line.split()[0] for line in table[1:12]] == ["all", *"0123456789"]
+    assert table[12] == "random real images, 2 per class"
+
+
+def networks_and_epochs() -> dict[str, tuple[list[str], int]]:
+    results = json.loads(Path("runs/evaluation.json").read_text())["results"]
+    Path("runs/evaluation.json").unlink()
+    return {
+        result["set"]: (
+            [evaluation["network"] for evaluation in result["evaluations"]],
+            result["evaluations"][0]["recipe"]["epochs"],
+        )
+        for result in results
+    }
+
+
+def test_each_set_is_evaluated_as_it_was_made_for_and_real_images_as_all(elsewhere: Path) -> None:
+    main(["distill", "dm", "--ipc=1", "--iterations=1", f"--network={TINY}"])
+    main(["distill", "dc", "--ipc=1", "--iterations=1", "--network=mlp", "--batch_real=4"])
+    dm, dc = (Path(f"runs/{method}/result.safetensors") for method in ("dm", "dc"))
+    made_dm, made_dc = SyntheticSet.load(dm), SyntheticSet.load(dc)
+    assert made_dc.record["evaluation"] == {"epochs": 300, "augmentation": "none"}
+    record = {**made_dc.record, "evaluation": {"epochs": 2, "augmentation": "none"}}
+    replace(made_dc, record=record).save(dc)
+    record = {**made_dm.record, "evaluation": {"epochs": 3}}
+    replace(made_dm, record=record).save(dm)
+    words = ["evaluate", f"--sets=[{dm},{dc}]", "--repeats=1"]
+    main(words)
+    assert networks_and_epochs() == {str(dm): ([TINY], 3), str(dc): (["mlp"], 2)}
+    main([*words, "--random_real=1", "--epochs=1"])
+    assert networks_and_epochs()["random real images, 1 per class"] == ([TINY, "mlp"], 1)
+    main([*words, f"--networks=['{OTHER}']", "--epochs=1"])
+    assert networks_and_epochs() == {str(dm): ([OTHER], 1), str(dc): ([OTHER], 1)}
+    main(["evaluate", "--random_real=1", "--epochs=1", "--repeats=1"])
+    assert list(networks_and_epochs().values()) == [(["convnet"], 1)]
+
+
+def test_a_run_is_repeated_by_the_command_in_its_result(elsewhere: Path) -> None:
+    main(["pretrain", "--network", TINY, "--networks=2", "--epochs=1"])
+    main(DISTILL)
+    first = Path(SET).read_bytes()
+    record = SyntheticSet.load(Path(SET)).record
+    Path("runs/dm").rename("runs/before")
+    main(shlex.split(record["command"])[1:])
+    assert Path(SET).read_bytes() == first
+
+
+def test_a_run_that_was_moved_goes_on(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*DISTILL[:-1]])
+    Path("runs/dm").rename("moved")
+    main([*DISTILL[:-1], "--out=moved", "--resume"])
+    assert "moved is finished already" in capsys.readouterr().out
+
+
+def test_python_dash_m_is_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cmidd", "--version"])
+    monkeypatch.delitem(sys.modules, "cmidd.__main__", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("cmidd", run_name="__main__")
+    assert stopped.value.code == 0
+
+
+def test_a_run_is_repeated_by_its_config(elsewhere: Path) -> None:
+    main(DISTILL[:-1])
+    main(["distill", "dm", "--config", "runs/dm/config.yaml", "--out", "again"])
+    first, second = (
+        SyntheticSet.load(Path(folder) / "result.safetensors") for folder in ("runs/dm", "again")
+    )
+    assert torch.equal(first.images, second.images)
+
+
+def test_a_config_of_another_method_is_refused(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("other.yaml").write_text("method: mtt\nipc: 3\n")
+    assert "method" in error_of([*DM, "--config", "other.yaml"], capsys)
+
+
+def test_a_set_is_exported(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(DISTILL[:-1])
+    main(["export", "--set", SET, "--png", "pictures", "--pt", "pair"])
+    assert len(list(Path("pictures").glob("*/*.png"))) == 20
+    images = torch.load("pair/images_best.pt", weights_only=True)
+    assert torch.equal(images, SyntheticSet.load(Path(SET)).images)
+    assert "png, pt: expected a folder" in error_of(["export", "--set", SET], capsys)
+
+
+def test_without_its_packages_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "cmidd.cli")
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    with pytest.raises(SystemExit, match=r'jsonargparse .* pip install "cmikernels\[cmidd\]"'):
+        run()
+
+
+def test_results_are_kept_set_by_set(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cmidd.evaluate import evaluate
+
+    calls: list[int] = []
+
+    def second_fails(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise ValueError("no more")
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(cli, "evaluate", second_fails)
+    words = ["evaluate", "--random_real=1", "--all_real", "--epochs=1", "--repeats=1"]
+    error_of([*words, "--networks", "[mlp]"], capsys)
+    record = json.loads(Path("runs/evaluation.json").read_text())
+    assert [result["set"] for result in record["results"]] == ["random real images, 1 per class"]

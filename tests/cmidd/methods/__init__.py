@@ -1,0 +1,1 @@
+"""Tests of the methods, one by one and as a table."""

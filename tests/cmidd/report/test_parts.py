@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cmidd.datasets import Dataset, load_dataset
+from cmidd.report.accuracy import accuracy_table, read_evaluation
+from cmidd.report.pictures import CLASS_COLORS, line_style, running_mean, strip
+from cmidd.seeds import generator
+from cmidd.storage.run_folder import KIND as CHECKPOINT
+from cmidd.storage.tensor_file import FileError, write_tensors
+from tests.support.report_files import (
+    Results,
+    make_bank,
+    make_dataset,
+    make_evaluation,
+    make_run,
+    report,
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "run", dataset)
+
+
+def table_of(folder: Path, *files: Results) -> str:
+    """The accuracy table of evaluations, one a file."""
+    paths = [folder / f"{number}.json" for number in range(len(files))]
+    for path, results in zip(paths, files, strict=True):
+        make_evaluation(path, "digits", results)
+    return accuracy_table([read_evaluation(path) for path in paths])
+
+
+def test_accuracies_are_per_cent_with_spread_and_number(tmp_path: Path) -> None:
+    table = table_of(tmp_path, {"a": {"convnet": (0.5, 0.52), "mlp": (0.4,)}})
+    assert "<td>51.0 ± 1.0 <small>n = 2</small></td>" in table
+    assert "<td>40.0 <small>n = 1</small></td>" in table  # one network has no spread
+
+
+def test_distilled_sets_come_before_real_images(tmp_path: Path) -> None:
+    names = ["all real images", "random real images, 2 per class", "b", "a"]
+    table = table_of(tmp_path, {name: {"convnet": (0.5,)} for name in names})
+    assert re.findall(r'<th scope="row">(.*?)</th>', table) == ["b", "a", names[1], names[0]]
+
+
+def test_recipes_that_differ_say_whose_they_are(tmp_path: Path) -> None:
+    results: Results = {name: {"convnet": (0.5,), "mlp": (0.4,)} for name in "abc"}
+    assert re.findall("Recipe.*?: ", table_of(tmp_path, results)) == ["Recipe: "]
+    path = make_evaluation(tmp_path / "differ.json", "digits", results)
+    record = json.loads(path.read_text())
+    for evaluation in record["results"][1]["evaluations"]:
+        evaluation["recipe"]["lr"] = 0.3
+    path.write_text(json.dumps(record))
+    table = accuracy_table([read_evaluation(path)])
+    assert re.findall("(Recipe.*?): .*?lr ([0-9.]+)", table) == [
+        ("Recipe of a, c", "0.01"), ("Recipe of b", "0.3"),
+    ]  # fmt: skip
+
+
+def test_the_best_distilled_set_of_a_column_is_marked(tmp_path: Path) -> None:
+    results: Results = {
+        "a": {"convnet": (0.5,), "mlp": (0.4,)},
+        "b": {"convnet": (0.6,), "mlp": (0.3,)},
+        "all real images": {"convnet": (0.9,), "mlp": (0.9,)},
+    }
+    best = re.findall(r'<td class="best">([\d.]+) <small>n = 1, best', table_of(tmp_path, results))
+    assert best == ["40.0", "60.0"]
+
+
+def test_a_single_distilled_set_is_not_called_the_best(tmp_path: Path) -> None:
+    table = table_of(tmp_path, {"a": {"mlp": (0.5,)}, "all real images": {"mlp": (0.9,)}})
+    assert "best" not in table
+
+
+def test_a_set_in_two_files_has_one_row(tmp_path: Path) -> None:
+    table = table_of(
+        tmp_path, {"a": {"convnet": (0.5,)}}, {"a": {"convnet": (0.5,), "mlp": (0.4,)}}
+    )
+    assert re.findall(r"<td>([\d.]+) <small>", table) == ["50.0", "40.0"]
+    assert table.count('<th scope="row">a</th>') == 1
+
+
+def test_files_that_disagree_about_a_set_have_a_row_each(tmp_path: Path) -> None:
+    table = table_of(tmp_path, {"a": {"mlp": (0.3,)}}, {"a": {"mlp": (0.4,)}})
+    assert table.count('<th scope="row">a</th>') == 2
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_pixel_of_the_grid_is_a_square_of_its_colour(channels: int) -> None:
+    pixels = torch.rand(2, channels, 8, 8, generator=generator("strip"))
+    found = re.search(r"base64,([^\"]+)", strip(pixels, 3, "two images"))
+    assert found is not None
+    array = np.asarray(Image.open(io.BytesIO(base64.b64decode(found[1]))))  # (H, W, RGBA)
+    side = array.shape[0]
+    step = (array.shape[1] - side) // 2  # from one of three places to the next
+    expected = (pixels * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    for number in range(2):
+        image = array[:, number * step : number * step + side, :3]
+        squares = image.reshape(8, side // 8, 8, side // 8, 3)
+        assert (squares == expected[number][:, None, :, None]).all()
+    assert (array[:, 2 * step :, 3] == 0).all()  # the third place is empty
+
+
+def test_runs_beyond_the_colours_differ_in_dashes() -> None:
+    styles = [line_style(number) for number in range(18)]
+    assert len(set(styles)) == len(styles)
+
+
+def test_class_colours_are_all_different() -> None:
+    assert len(set(CLASS_COLORS)) == len(CLASS_COLORS)
+
+
+def test_the_running_mean_keeps_constants_and_length_and_smooths() -> None:
+    assert running_mean([2.0] * 100) == pytest.approx([2.0] * 100)
+    assert running_mean([1.0, 5.0]) == pytest.approx([1.0, 5.0])
+    jagged = running_mean([0.0, 1.0] * 300)
+    assert len(jagged) == 600
+    assert np.ptp(jagged) < 0.2
+
+
+def test_no_runs_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="runs: expected at least one"):
+        report(tmp_path)
+
+
+def test_a_folder_that_is_no_run_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"runs: .*nothing is not the folder of a run"):
+        report(tmp_path, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("content", ["[1, 2", "7", "method: dm", "\x00"])
+def test_a_broken_configuration_is_an_error_that_names_it(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(FileError, match=r"config\.yaml: expected the configuration of a run"):
+        report(tmp_path, tmp_path)
+
+
+def test_a_run_before_its_first_checkpoint_is_an_error(dataset: Dataset, tmp_path: Path) -> None:
+    young = make_run(tmp_path / "young", dataset, finished=False)
+    (young / "checkpoint.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"young has no result\.safetensors and no check"):
+        report(tmp_path, young)
+
+
+def test_a_checkpoint_of_other_images_is_an_error_that_names_it(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    other = make_run(tmp_path / "run", dataset, finished=False, class_names=["a", "b"])
+    with pytest.raises(FileError, match=r"checkpoint\.safetensors: expected images \(1, 8, 8\)"):
+        report(tmp_path, other)
+
+
+def test_a_checkpoint_without_its_iteration_is_an_error(dataset: Dataset, tmp_path: Path) -> None:
+    broken = make_run(tmp_path / "run", dataset, finished=False)
+    write_tensors(broken / "checkpoint.safetensors", CHECKPOINT, {"images": torch.zeros(1)}, {})
+    with pytest.raises(FileError, match=r"checkpoint\.safetensors: expected its iteration"):
+        report(tmp_path, broken)
+
+
+def test_a_log_without_its_numbers_is_an_error(dataset: Dataset, tmp_path: Path) -> None:
+    broken = make_run(tmp_path / "run", dataset)
+    (broken / "log.jsonl").write_text('{"iteration": 1, "loss": 2.0}\n')
+    with pytest.raises(FileError, match=r"log\.jsonl: expected iteration, loss, cmi in each line"):
+        report(tmp_path, broken)
+
+
+def test_a_result_without_images_is_an_error(dataset: Dataset, tmp_path: Path) -> None:
+    empty = make_run(tmp_path / "run", dataset, ipc=0)
+    with pytest.raises(FileError, match=r"result\.safetensors: expected images, got none"):
+        report(tmp_path, empty)
+
+
+def test_runs_of_two_datasets_are_an_error(dataset: Dataset, run: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", dataset, record={"dataset": "elsewhere"})
+    with pytest.raises(ValueError, match=r"runs: expected dataset arrays:.* got elsewhere in"):
+        report(tmp_path, run, other)
+
+
+def test_a_bank_of_another_dataset_is_an_error_that_names_it(run: Path, tmp_path: Path) -> None:
+    bank = make_bank(tmp_path / "other.bank", load_dataset("digits"))
+    with pytest.raises(ValueError, match=r"other\.bank: expected dataset arrays"):
+        report(tmp_path, run, bank=bank)
+
+
+def test_a_missing_evaluation_is_an_error_that_names_it(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"evaluations: .*none\.json is not there"):
+        report(tmp_path, run, evaluations=[tmp_path / "none.json"])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"results": [{"set": "a"}]}', "\x00"])
+def test_a_broken_evaluation_is_an_error_that_names_it(
+    content: str, run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "e.json").write_text(content)
+    with pytest.raises(FileError, match=r"e\.json: expected the JSON that cmidd evaluate writes"):
+        report(tmp_path, run, evaluations=[tmp_path / "e.json"])
+
+
+def test_an_evaluation_on_another_dataset_is_an_error(run: Path, tmp_path: Path) -> None:
+    evaluation = make_evaluation(tmp_path / "e.json", "svhn", {"a": {"mlp": (0.5,)}})
+    with pytest.raises(ValueError, match=r"evaluations: expected arrays:.*, got svhn in"):
+        report(tmp_path, run, evaluations=[evaluation])

@@ -1,0 +1,1 @@
+"""What is particular to one backend, and how they are built and chosen."""

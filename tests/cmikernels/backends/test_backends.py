@@ -1,0 +1,136 @@
+"""Which backends there are, which one serves a call, and how to ask for another."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cmikernels import (
+    BackendStatus,
+    available_backends,
+    class_centroids,
+    cmi_value_and_grad,
+    fused_cmi,
+)
+from cmikernels.backends import choose_backend
+from tests.support.tables import BACKENDS, DEVICE_OF
+
+FEATURES = torch.randn(2, 3, 4)
+
+
+def test_every_backend_says_whether_it_can_run_and_how_or_why_not() -> None:
+    for name, status in available_backends().items():
+        assert isinstance(name, str)
+        assert isinstance(status, BackendStatus)
+        assert isinstance(status.available, bool)
+        assert status.detail
+
+
+def test_the_suite_knows_every_backend() -> None:
+    assert set(available_backends()) == set(DEVICE_OF)
+
+
+def test_the_reference_can_always_run() -> None:
+    assert available_backends()["reference"].available
+
+
+@pytest.mark.skipif(
+    os.environ.get("CMIKERNELS_REQUIRE_NATIVE") != "1",
+    reason="CMIKERNELS_REQUIRE_NATIVE=1 (as CI sets it) is not set",
+)
+def test_the_native_cpu_kernel_is_built() -> None:
+    status = available_backends()["cpu"]
+    assert status.available, status.detail
+
+
+def test_the_fastest_that_can_run_serves_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CMIKERNELS_BACKEND", raising=False)
+    fastest = next(name for name in BACKENDS if DEVICE_OF[name] == "cpu")
+    assert fastest == choose_backend(None, "cpu").NAME
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("CMIKERNELS_BACKEND", name)
+    assert name == choose_backend(None, DEVICE_OF[name]).NAME
+    features = FEATURES.to(DEVICE_OF[name])
+    assert torch.equal(fused_cmi(features), fused_cmi(features, backend=name))
+
+
+def test_the_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMIKERNELS_BACKEND", "magma")
+    assert fused_cmi(FEATURES, backend="reference").isfinite()
+
+
+@pytest.mark.parametrize("name", ["magma", "CPU"])
+def test_an_unknown_name_in_the_environment_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("CMIKERNELS_BACKEND", name)
+    with pytest.raises(ValueError, match=f"expected one of cpu, .*reference.*, got '{name}'"):
+        fused_cmi(FEATURES)
+
+
+def test_an_empty_environment_variable_is_as_good_as_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CMIKERNELS_BACKEND", "")
+    assert fused_cmi(FEATURES).isfinite()
+
+
+# An installation whose compiled core is missing.
+WITHOUT_NATIVE = """
+import sys
+sys.modules["cmikernels._native"] = None  # importing it raises ImportError
+import torch
+from cmikernels import ClassIndex, available_backends, fused_cmi
+
+status = available_backends()["cpu"]
+assert not status.available
+assert "not built" in status.detail and "_native" in status.detail, status.detail
+features, labels = torch.randn(6, 4), torch.tensor([2, 0, 2, 1, 0, 2])
+assert torch.equal(fused_cmi(features, labels), fused_cmi(features, labels, backend="reference"))
+try:
+    fused_cmi(features, labels, backend="cpu")
+except ValueError as error:
+    assert str(error).startswith("backend: 'cpu' cannot run"), error
+    assert "not built" in str(error), error
+else:
+    raise AssertionError("backend='cpu' ran without its kernels")
+index = ClassIndex(labels, 5)
+assert index.order.tolist() == [1, 4, 3, 0, 2, 5]
+assert index.offsets.tolist() == [0, 2, 3, 6, 6, 6]
+assert ClassIndex(labels.sort().values).order is None
+for bad in (labels - 1, labels + 3):
+    try:
+        ClassIndex(bad, 5)
+    except ValueError as error:
+        assert "classes: labels must lie in [0, num_classes) = [0, 5)" in str(error), error
+    else:
+        raise AssertionError("labels out of range were taken")
+"""
+
+
+def test_without_the_native_kernel_the_library_says_so_and_the_reference_serves() -> None:
+    unset = ("CMIKERNELS_BACKEND", "TRITON_INTERPRET")  # the latter lets Triton serve the CPU
+    environment = {k: v for k, v in os.environ.items() if k not in unset}
+    finished = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NATIVE],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environment,
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_every_public_function_takes_a_backend(backend: str) -> None:
+    features = FEATURES.to(DEVICE_OF[backend]).requires_grad_()
+    value, _ = cmi_value_and_grad(features, backend=backend)
+    assert torch.equal(value, fused_cmi(features, backend=backend))
+    assert class_centroids(features.detach(), backend=backend).shape == (2, 4)

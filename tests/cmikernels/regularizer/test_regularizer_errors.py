@@ -1,0 +1,144 @@
+"""CMIRegularizer: what cannot be meant is refused with what came and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cmikernels import ClassIndex, CMIRegularizer
+from tests.support.small_network import CHANNELS, RAGGED, make_images, make_network
+from tests.support.tables import make_probabilities
+
+
+def _call(network: nn.Module, classes: Tensor | ClassIndex = RAGGED, **options: Any) -> None:
+    """What a user would write; every bad value of an argument has to be caught in it."""
+    CMIRegularizer(network, **options)(make_images(33), classes)
+
+
+def _centroids(network: nn.Module) -> None:
+    CMIRegularizer(network).real_centroids([(make_images(1).detach(), torch.tensor([0]))], 1)
+
+
+def _unused() -> nn.Sequential:
+    network = make_network()
+    network[4].add_module("unused", nn.Identity())
+    return network.eval()
+
+
+def _partly_training() -> nn.Sequential:
+    network = make_network()
+    network[1].train()
+    return network
+
+
+NETWORK = make_network()
+PROBABILITIES = make_probabilities((4, CHANNELS))
+BAD: dict[str, tuple[Callable[[], None], type[Exception], str]] = {
+    "training mode": (
+        lambda: _call(make_network().train()),
+        ValueError,
+        r"networks\[0\]: expected a frozen network.*eval\(\)\.requires_grad_\(False\)",
+    ),
+    "a part in training mode": (
+        lambda: _call(_partly_training()),
+        ValueError,
+        r"networks\[0\]: expected a frozen network",
+    ),
+    "unfrozen parameters": (
+        lambda: _call(make_network().requires_grad_()),
+        ValueError,
+        r"networks\[0\]: expected a frozen network",
+    ),
+    "a network that trains, for real centroids": (
+        lambda: _centroids(make_network().train()),
+        ValueError,
+        r"networks\[0\]: expected a frozen network",
+    ),
+    "no networks": (
+        lambda: _call(nn.ModuleList()),
+        ValueError,
+        "networks: expected at least one, got none",
+    ),
+    "too few labels": (
+        lambda: _call(NETWORK, RAGGED[:5]),
+        ValueError,
+        "classes: expected one label for each of the 33 images, got 5",
+    ),
+    "chunk size 0": (
+        lambda: _call(NETWORK, chunk_size=0),
+        ValueError,
+        "chunk_size: expected at least 1, got 0",
+    ),
+    "chunk size True": (
+        lambda: _call(NETWORK, chunk_size=True),
+        TypeError,
+        "chunk_size: expected an int, got bool",
+    ),
+    "every 0": (lambda: _call(NETWORK, every=0), ValueError, "every: expected at least 1, got 0"),
+    "no networks a step": (
+        lambda: _call(NETWORK, networks_per_step=0),
+        ValueError,
+        "networks_per_step: expected at least 1, got 0",
+    ),
+    "too many networks a step": (
+        lambda: _call(NETWORK, networks_per_step=2),
+        ValueError,
+        "networks_per_step: expected at most the 1 networks given, got 2",
+    ),
+    "centroids of one dimension": (
+        lambda: _call(NETWORK, centroids=PROBABILITIES[0]),
+        ValueError,
+        r"centroids: expected \(C, M\), or \(networks, C, M\) of 1 networks, got shape \(5,\)",
+    ),
+    "centroids of other networks": (
+        lambda: _call(NETWORK, centroids=PROBABILITIES.expand(2, 4, CHANNELS)),
+        ValueError,
+        r"centroids: expected .* of 1 networks, got shape \(2, 4, 5\)",
+    ),
+    "centroids of other channels": (
+        lambda: _call(NETWORK, centroids=make_probabilities((5, 9)), chunk_size=50),
+        ValueError,
+        r"centroids: expected shape \(5, 5\), got \(5, 9\)",
+    ),
+    "centroids of fewer classes than the index": (
+        lambda: _call(NETWORK, ClassIndex(RAGGED), centroids=PROBABILITIES),
+        ValueError,
+        "classes: expected the 4 classes that centroids are for, got a ClassIndex of 5",
+    ),
+    "a label beyond the centroids": (
+        lambda: _call(NETWORK, RAGGED, centroids=PROBABILITIES),
+        ValueError,
+        r"classes: labels must lie in \[0, num_classes\) = \[0, 4\), got 4",
+    ),
+    "unknown backend": (
+        lambda: _call(NETWORK, backend="abacus"),
+        ValueError,
+        "backend: expected .*, got 'abacus'",
+    ),
+    "unknown layer": (
+        lambda: _call(NETWORK, layer="block3"),
+        ValueError,
+        r"layer: expected .* of Sequential \(conv, norm, flatten, .*, head, \.\.\.\), got 'block3'",
+    ),
+    "a layer that is not reached": (
+        lambda: _call(_unused(), layer="hidden.unused"),
+        ValueError,
+        "layer: 'hidden.unused' was not reached when the network ran",
+    ),
+    "no linear layer": (
+        lambda: _call(NETWORK[:2].eval()),
+        ValueError,
+        "layer: Sequential has no nn.Linear whose input .*name a submodule, or 'logits'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_cannot_be_meant_is_an_error(what: str) -> None:
+    call, error, message = BAD[what]
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,1 @@
+"""What a GPU alone can show, and the tools that check kernels there."""

@@ -1,0 +1,1 @@
+"""Data, oracles and comparisons that tests share."""
