@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 from tqdm import tqdm
 
 from cmidd.datasets import Dataset
@@ -111,11 +112,13 @@ def distill(
             for update in range(method.updates):
                 loss, gradient = method.step(images, iteration, update)
                 logged = reports and update == method.updates - 1
-                value = regularization.add(images, gradient, iteration, rows, logged=logged)
+                with record_function("cmi"):
+                    value = regularization.add(images, gradient, iteration, rows, logged=logged)
                 losses.append(loss)
                 images.grad = gradient
-                optimizer.step()
-                method.constrain()
+                with record_function("images_step"):
+                    optimizer.step()
+                    method.constrain()
                 bar.update()
             if not (reports or saves):
                 continue

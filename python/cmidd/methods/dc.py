@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, vjp, vmap
+from torch.profiler import record_function
 
 from cmidd.augment import DSA, Strategy, augment, draw
 from cmidd.datasets import Dataset
@@ -247,9 +248,11 @@ class GradientMatching(Method):
             )
         self.due = iteration, update + 1
         if update == 0:
-            self.draw_network(iteration)
+            with record_function("dc.network"):
+                self.draw_network(iteration)
         else:
-            self.train_network(images.detach(), iteration, update - 1)
+            with record_function("dc.inner_training"):
+                self.train_network(images.detach(), iteration, update - 1)
         return self.match(images.detach(), iteration, update)
 
     @torch.no_grad()
@@ -279,17 +282,19 @@ class GradientMatching(Method):
         gradients: list[Tensor] = []
         for classes in torch.split(torch.arange(self.dataset.num_classes), self.gradients.classes):
             first, last = int(classes[0]), int(classes[-1]) + 1
-            chosen = torch.cat(real_rows[first:last])
-            x = self.dataset.to_input(self.images[chosen.to(self.device)], self.dtype)
-            labels = self.dataset.train.labels[chosen]
-            real = self.gradients(augment(x, self.strategy, drawn, labels), labels)
-            rows = slice(self.offsets[first], self.offsets[last])
-            x, labels = images[rows].requires_grad_(), self.labels[rows]
-            seen = augment(x, self.strategy, drawn, labels)
-            distance = partial(self.distance, real=real)
-            loss, of_seen = self.gradients.match(seen.detach(), labels, distance)
-            losses.append(loss)
-            gradients += torch.autograd.grad(seen, x, of_seen)
+            with record_function("dc.real_gradients"):
+                chosen = torch.cat(real_rows[first:last])
+                x = self.dataset.to_input(self.images[chosen.to(self.device)], self.dtype)
+                labels = self.dataset.train.labels[chosen]
+                real = self.gradients(augment(x, self.strategy, drawn, labels), labels)
+            with record_function("dc.synthetic_gradients"):
+                rows = slice(self.offsets[first], self.offsets[last])
+                x, labels = images[rows].requires_grad_(), self.labels[rows]
+                seen = augment(x, self.strategy, drawn, labels)
+                distance = partial(self.distance, real=real)
+                loss, of_seen = self.gradients.match(seen.detach(), labels, distance)
+                losses.append(loss)
+                gradients += torch.autograd.grad(seen, x, of_seen)
         return torch.stack(losses).sum(), torch.cat(gradients)
 
     def real_rows(self, iteration: int, update: int) -> list[Tensor]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from cmidd.augment import DSA, Strategy, augment, draw
 from cmidd.datasets import Dataset
@@ -104,14 +105,21 @@ class DM(Method):
         update: int = 0,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
         """Loss and its gradient with respect to the synthetic images, `(N, ch, H, W)`."""
-        self.draw_network(iteration)
-        drawn = draw(
-            self.strategy, self.dataset.num_classes, generator(self.seed, "dsa", iteration)
-        )
-        real, labels = self.real_batch(iteration)
-        real = augment(real, self.strategy, drawn, labels)
-        targets = self.real_means(real, torch.bincount(labels, minlength=len(self.counts)).tolist())
-        return self.match(images, targets, lambda x, rows: augment(x, self.strategy, drawn, rows))
+        with record_function("dm.network"):
+            self.draw_network(iteration)
+        with record_function("dm.real_images"):
+            drawn = draw(
+                self.strategy, self.dataset.num_classes, generator(self.seed, "dsa", iteration)
+            )
+            real, labels = self.real_batch(iteration)
+            real = augment(real, self.strategy, drawn, labels)
+        with record_function("dm.real_branch"):
+            counts = torch.bincount(labels, minlength=len(self.counts)).tolist()
+            targets = self.real_means(real, counts)
+        with record_function("dm.synthetic_branch"):
+            return self.match(
+                images, targets, lambda x, rows: augment(x, self.strategy, drawn, rows)
+            )
 
     def placed(self, network: Network, dtype: torch.dtype) -> Network:
         """The network frozen, on the device, in the layout that is fast there."""

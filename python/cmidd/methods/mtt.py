@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
+from torch.profiler import record_function
 
 from cmidd.augment import DSA, Strategy, augment, draw
 from cmidd.datasets import Dataset
@@ -144,7 +145,8 @@ class MTT(Method):
         for each in self.learned.values():
             each.tensor.grad = None
         self.step_size_before = self.step_size.detach().clone()
-        start, target = self.window(iteration)
+        with record_function("mtt.experts"):
+            start, target = self.window(iteration)
         leaf = images.detach().requires_grad_()
         descent = Descent(
             self.student_loss,
@@ -153,9 +155,11 @@ class MTT(Method):
             self.step_size_before,
             self.chunk,
         )
-        path = descent.path(start)
+        with record_function("mtt.student"):
+            path = descent.path(start)
         gap, scale = path[-1] - target, (start - target).square().sum()
-        self.step_size.grad = descent.pull_back(path, 2 / scale * gap)
+        with record_function("mtt.adjoint"):
+            self.step_size.grad = descent.pull_back(path, 2 / scale * gap)
         assert leaf.grad is not None
         return gap.square().sum() / scale, leaf.grad
 
