@@ -32,7 +32,7 @@ from bench.loop_parts import (
     convolutions,
 )
 from bench.plain_dc import PlainDC, distance
-from cmidd.methods.dc import DCOptions, GradientMatching, InTurn, steps
+from cmidd.methods.dc import DCOptions, GradientMatching, GradientsClassByClass, steps
 
 UPDATE, NETWORK, REAL = "update", "network", "real gradients"
 SYNTHETIC, REGULARISER, EPOCH = "synthetic gradients", "regulariser", "inner training"
@@ -136,7 +136,9 @@ def _convolutions(setup: Setup, loop: GradientMatching) -> dict[str, Run]:
     images = setup.images.detach()
     network = deepcopy(loop.stack.network).to(images.device)  # of the stack it is structure alone
     count, gradients = setup.sizes.batch_real, loop.gradients
-    of_class = batches(count, gradients.part if isinstance(gradients, InTurn) else count)
+    of_class = batches(
+        count, gradients.part if isinstance(gradients, GradientsClassByClass) else count
+    )
     of_epoch = batches(len(images), loop.options.batch_net)
     return {
         REAL: convolutions(network, images, of_class * setup.sizes.classes, "weights"),

@@ -33,18 +33,18 @@ from tqdm import tqdm
 from bench.records import Record, add_output_arguments, machine
 from cmidd.augment import DSA
 from cmidd.datasets import load_dataset
-from cmidd.distill import DistillOptions, distill
 from cmidd.evaluate import evaluate
+from cmidd.first_images import first_images
 from cmidd.methods import METHODS, cmi_weight, mtt
 from cmidd.methods.dc import steps
 from cmidd.networks.usual import gradient_network
 from cmidd.pretrained.bank import BankOptions, fill
-from cmidd.pretrained.experts import ExpertOptions, fill_experts
+from cmidd.pretrained.experts import ExpertOptions, train_experts
 from cmidd.regularization import CMIOptions
+from cmidd.run import DistillOptions, distill
 from cmidd.seeds import seed_of
 from cmidd.storage.run_folder import RunFolder
 from cmidd.storage.tensor_file import write_text
-from cmidd.synthetic import start
 from cmidd.training import Recipe
 
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
         images, labels = made.images, made.labels
         recipe = replace(recipe, lr=made.record.get("learned_lr", recipe.lr))
     elif case.method == "random":
-        images, labels = start(dataset, case.ipc, "real", case.seed)
+        images, labels = first_images(dataset, case.ipc, "real", case.seed)
     else:
         images, labels = dataset.to_input(dataset.train.images), dataset.train.labels
     if case.judge == "train":
@@ -172,7 +172,7 @@ def run_all(cases: Sequence[Case], folder: Path, jobs: int) -> list[dict[str, An
     """Each case in a process of its own with one thread, `jobs` at a time."""
     fill_bank(folder)
     if any(case.method == "mtt" for case in cases):
-        fill_experts(
+        train_experts(
             folder / "experts.safetensors", load_dataset("digits"), EXPERTS, CPU, resume=True
         )
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(cases), unit="case") as bar:

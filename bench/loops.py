@@ -48,7 +48,7 @@ from bench.records import (
     machine,
     saved_rows,
 )
-from cmidd.cli.options import usable_device
+from cmidd.device import usable_device
 from cmidd.methods.dc import DCOptions, DSAOptions
 
 VARIANTS: dict[str, dict[str, Any]] = {  # of our loop, by the options of DM that make them

@@ -20,7 +20,7 @@ from torch import Tensor
 from bench.plain_dm import PlainNetwork, augmented, convnet
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
-from cmidd.methods.base import given_network
+from cmidd.methods.class_draws import draw_for_classes
 from cmidd.methods.dc import DCOptions
 from cmidd.networks import NetworkSpec, initialize
 from cmidd.seeds import generator, seed_of
@@ -77,7 +77,7 @@ class PlainDC:
     def new_network(self, iteration: int) -> PlainNetwork:
         """The random network of an iteration."""
         channels, size, _ = self.dataset.shape
-        spec = NetworkSpec.parse(given_network(self.options.network))
+        spec = NetworkSpec.parse(self.options.network)
         options: dict[str, Any] = dict(spec.options)
         network = convnet(channels, size, self.dataset.num_classes, **options)
         initialize(network, generator(self.seed, "network", iteration))
@@ -86,10 +86,8 @@ class PlainDC:
     def match(self, images: Tensor, iteration: int, update: int) -> tuple[Tensor, Tensor]:
         """Loss and gradient with the network as it is."""
         images = images.detach().requires_grad_()
-        drawn = draw(
-            self.strategy,
-            self.dataset.num_classes,
-            generator(self.seed, "dsa", iteration, update),
+        drawn = draw_for_classes(
+            self.strategy, self.dataset.num_classes, self.seed, "dsa", iteration, update
         )
         loss = torch.zeros((), dtype=self.dtype, device=self.device)
         for c, real in enumerate(self.real_batches(iteration, update)):
@@ -111,9 +109,9 @@ class PlainDC:
 
     def real_batches(self, iteration: int, update: int) -> list[Tensor]:
         """Normalised real images of each class."""
-        draws = generator(self.seed, "real", iteration, update)
         batches = []
-        for first, last in itertools.pairwise(self.dataset.train.offsets.tolist()):
+        for c, (first, last) in enumerate(itertools.pairwise(self.dataset.train.offsets.tolist())):
+            draws = generator(self.seed, "real", iteration, update, c)
             rows = first + torch.randperm(last - first, generator=draws)[: self.options.batch_real]
             batches.append(self.real[rows.to(self.device)])
         return batches

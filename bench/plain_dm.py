@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmidd.augment import Draw, Strategy, draw
+from cmidd.augment import Draw, Strategy
 from cmidd.datasets import Dataset
-from cmidd.methods.base import given_network
+from cmidd.methods.class_draws import draw_for_classes
 from cmidd.methods.dm import DMOptions
 from cmidd.networks import NetworkSpec, initialize
 from cmidd.seeds import generator
@@ -228,7 +228,7 @@ class PlainDM:
         """The random network of an iteration."""
         # Made without numbers: `initialize` gives them, and once is what the published loop pays.
         with torch.device("meta"):
-            network = self._made(convnet, given_network(self.options.network))
+            network = self._made(convnet, self.options.network)
         network.to_empty(device="cpu")
         initialize(network, generator(self.seed, "network", iteration))
         return network.to(self.device, self.dtype).requires_grad_(False)
@@ -249,13 +249,15 @@ class PlainDM:
 
     def draw(self, iteration: int) -> Draw:
         """The augmentation of an iteration, a group a class."""
-        return draw(self.strategy, self.dataset.num_classes, generator(self.seed, "dsa", iteration))
+        return draw_for_classes(
+            self.strategy, self.dataset.num_classes, self.seed, "dsa", iteration
+        )
 
     def real_batches(self, iteration: int) -> list[Tensor]:
         """Normalised real images of each class."""
-        draws = generator(self.seed, "real", iteration)
         batches = []
-        for first, last in itertools.pairwise(self.dataset.train.offsets.tolist()):
+        for c, (first, last) in enumerate(itertools.pairwise(self.dataset.train.offsets.tolist())):
+            draws = generator(self.seed, "real", iteration, c)
             rows = first + torch.randperm(last - first, generator=draws)[: self.options.batch_real]
             batches.append(self.real[rows.to(self.device)])
         return batches

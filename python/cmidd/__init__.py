@@ -1,10 +1,80 @@
-"""A dataset distiller around the CMI regulariser: `cmidd pretrain | distill | evaluate | score`.
+"""A dataset distiller around the CMI regulariser, as commands (`cmidd`) and from Python.
 
-The rooms, in the order of a run: `datasets` hold real images, `networks` see them, `pretrained`
-keeps networks trained on them, `augment` changes images, `synthetic` is the distilled set and its
-file, `methods` has a file for each method, `distill` is the loop around them, `regularization` its
-CMI, `storage` its files, `evaluate` trains fresh networks on the result, `report` draws it. `cli`
-has the commands.
+    import cmidd
+
+    data = cmidd.load_dataset("digits")
+    run = cmidd.prepare("dm", data, cmidd.DistillOptions(ipc=10, iterations=500))
+    result = cmidd.distill(run, run.folder("runs/dm"))
+    cmidd.evaluate_set(result, data)
+
+The names in `__all__` are stable. The rooms behind them, in the order of a run: `datasets` hold
+real images, `networks` see them, `pretrained` keeps networks trained on them, `augment` changes
+images, `first_images` starts from some, `synthetic` is the distilled set and its file, `methods`
+has a file for each method, `run` is the loop around them, `regularization` its CMI, `storage`
+its files, `evaluate` trains fresh networks on the result, `report` draws it. `cli` has the
+commands.
 """
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cmidd.datasets import load_dataset
+    from cmidd.evaluate import evaluate_set, train_on
+    from cmidd.methods import METHODS, Method, MethodEntry, Published, register
+    from cmidd.pretrained.bank import Bank, BankOptions, train_bank
+    from cmidd.pretrained.experts import ExpertOptions, train_experts
+    from cmidd.regularization import CMIOptions
+    from cmidd.run import DistillOptions, distill, prepare
+    from cmidd.synthetic import SyntheticSet
+
+# What is imported when it is asked for, so that `cmidd` can say what is not installed.
+_HOME = {
+    "load_dataset": "datasets",
+    "DistillOptions": "run",
+    "distill": "run",
+    "prepare": "run",
+    "evaluate_set": "evaluate",
+    "train_on": "evaluate",
+    "METHODS": "methods",
+    "Method": "methods",
+    "MethodEntry": "methods",
+    "Published": "methods",
+    "register": "methods",
+    "Bank": "pretrained.bank",
+    "BankOptions": "pretrained.bank",
+    "train_bank": "pretrained.bank",
+    "ExpertOptions": "pretrained.experts",
+    "train_experts": "pretrained.experts",
+    "CMIOptions": "regularization",
+    "SyntheticSet": "synthetic",
+}
+
+__all__ = [
+    "METHODS",
+    "Bank",
+    "BankOptions",
+    "CMIOptions",
+    "DistillOptions",
+    "ExpertOptions",
+    "Method",
+    "MethodEntry",
+    "Published",
+    "SyntheticSet",
+    "distill",
+    "evaluate_set",
+    "load_dataset",
+    "prepare",
+    "register",
+    "train_bank",
+    "train_experts",
+    "train_on",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'cmidd' has no attribute {name!r}")
+    return getattr(import_module(f"cmidd.{_HOME[name]}"), name)

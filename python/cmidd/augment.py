@@ -42,7 +42,7 @@ class Amounts:
     rotate: float = 15.0  # degrees
 
 
-PUBLISHED = Amounts()
+PUBLISHED_AMOUNTS = Amounts()
 DSA = "color_crop_cutout_flip_scale_rotate"  # as published, all operations
 
 
@@ -223,7 +223,7 @@ def augment(
     drawn: Draw,
     groups: Tensor | None = None,
     *,
-    amounts: Amounts = PUBLISHED,
+    amounts: Amounts = PUBLISHED_AMOUNTS,
 ) -> Tensor:
     """Change `images` (N, ch, H, W) by `drawn = draw(strategy, ...)`, differentiably.
 

@@ -9,7 +9,7 @@ keep the optimiser's momentum where the learning rate drops.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,12 +19,14 @@ from tqdm import tqdm
 
 from cmidd.augment import DSA
 from cmidd.datasets import Dataset
-from cmidd.networks import build_network
+from cmidd.device import usable_device
+from cmidd.networks import Network, build_network
+from cmidd.networks.usual import usual_network
 from cmidd.seeds import seed_of
 from cmidd.synthetic import SyntheticSet
-from cmidd.training import Recipe, at_once, fresh_and_trained
+from cmidd.training import Recipe, fresh_and_trained, network_of, networks_together
 
-PUBLISHED = Recipe(epochs=1000, augmentation=DSA)
+PUBLISHED_RECIPE = Recipe(epochs=1000, augmentation=DSA)
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,24 @@ class Protocol(NamedTuple):
     about: str  # in a line, what was the set's own
 
 
-def protocol_of(
-    made: SyntheticSet, dataset: Dataset, recipe: Recipe, lr: float | None = None
-) -> Protocol:
-    """What to evaluate a set with, `evaluate(made.images, made.targets, ...)`.
+def recipe_of(record: Mapping[str, Any], **given: Any) -> Recipe:
+    """How networks are trained on a set: as given, as its record says, as is usual.
 
     Args:
-        made: the set; its whitening makes the test images what its networks have learnt to see.
+        record: of the set.
+        given: fields of the recipe; None stands for one that is not given.
+    """
+    usual = replace(PUBLISHED_RECIPE, **record.get("evaluation", {}))
+    return replace(usual, **{name: value for name, value in given.items() if value is not None})
+
+
+def evaluation_protocol(
+    synthetic_set: SyntheticSet, dataset: Dataset, recipe: Recipe, lr: float | None = None
+) -> Protocol:
+    """What to evaluate a set with.
+
+    Args:
+        synthetic_set: its whitening makes the test images what its networks have learnt to see.
         dataset: whose test images judge.
         recipe: how networks are trained; its learning rate is for sets that learned none.
         lr: the learning rate that the user gave, which goes before the one that the set learned.
@@ -72,15 +85,99 @@ def protocol_of(
     rate, origin = recipe.lr, "of the protocol"
     if lr is not None:
         rate, origin = lr, "as given"
-    elif made.learned_lr is not None:
-        rate, origin = made.learned_lr, "as the set learned it"
-    labels = "hard" if made.soft_labels is None else "soft"
-    zca = "none" if made.whitening is None else f"the set's own, eps {made.whitening.eps:g}"
+    elif synthetic_set.learned_lr is not None:
+        rate, origin = synthetic_set.learned_lr, "as the set learned it"
+    labels = "hard" if synthetic_set.soft_labels is None else "soft"
+    whitening = synthetic_set.whitening
+    zca = "none" if whitening is None else f"the set's own, eps {whitening.eps:g}"
     about = (
         f"{recipe.epochs} epochs, augmentation {recipe.augmentation}, learning rate {rate:g} "
         f"({origin}), {labels} labels, ZCA: {zca}"
     )
-    return Protocol(made.whiten(dataset), replace(recipe, lr=float(rate)), about)
+    return Protocol(synthetic_set.whiten(dataset), replace(recipe, lr=float(rate)), about)
+
+
+def evaluate_set(
+    synthetic_set: SyntheticSet,
+    dataset: Dataset,
+    networks: Sequence[str] | None = None,
+    *,
+    repeats: int = 5,
+    recipe: Recipe | None = None,
+    lr: float | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    together: int | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Accuracy]:
+    """Train fresh networks on a set and test them on the real test images.
+
+    Args:
+        synthetic_set: as it was distilled; networks see it through its view.
+        dataset: whose test images judge.
+        networks: architectures; default: the one that the set was made for.
+        repeats: networks of each.
+        recipe: default: as the set's method was published.
+        lr: learning rate; default: what the set learned with its images, or the recipe's.
+        seed: of first weights, order and augmentation.
+        device: default: a GPU where there is one.
+        together: networks trained at once; default: 1 on a CPU, 5 on a GPU.
+        say: told the protocol and each architecture's result.
+    """
+    seen = synthetic_set.seen()
+    judge, recipe, about = evaluation_protocol(seen, dataset, recipe or recipe_of(seen.record), lr)
+    say(about)
+    return evaluate(
+        seen.images,
+        seen.targets,
+        judge,
+        networks or (seen.record.get("network") or usual_network(dataset.shape.height),),
+        repeats=repeats,
+        recipe=recipe,
+        seed=seed,
+        device=device if isinstance(device, torch.device) else usable_device(device),
+        together=together,
+        say=say,
+    )
+
+
+def train_on(
+    synthetic_set: SyntheticSet,
+    network: str | None = None,
+    *,
+    recipe: Recipe | None = None,
+    lr: float | None = None,
+    mirror: bool = True,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> Network:
+    """A fresh network that has learnt from a set, as evaluation trains the first of its networks.
+
+    Args:
+        synthetic_set: as it was distilled.
+        network: architecture; default: the one that the set was made for.
+        recipe: default: as the set's method was published.
+        lr: learning rate; default: what the set learned with its images, or the recipe's.
+        mirror: whether an image seen in a mirror keeps its class.
+        seed: of first weights, order and augmentation.
+        device: default: a GPU where there is one.
+    """
+    seen = synthetic_set.seen()
+    recipe = recipe or recipe_of(seen.record)
+    rate = lr if lr is not None else seen.learned_lr if seen.learned_lr is not None else recipe.lr
+    place = device if isinstance(device, torch.device) else usable_device(device)
+    spec = network or seen.record.get("network") or usual_network(seen.images.shape[-1])
+    stack = fresh_and_trained(
+        spec,
+        seen.images.to(place),
+        seen.targets.to(place),
+        seen.record["num_classes"],
+        [seed_of(seed, "evaluation", 0)],
+        replace(recipe, lr=rate),
+        mirror=mirror,
+    )
+    shape = seen.images.shape[1:]
+    return network_of(spec, shape, seen.record["num_classes"], stack.states()[0]).eval()
 
 
 def evaluate(
@@ -90,7 +187,7 @@ def evaluate(
     networks: Sequence[str],
     *,
     repeats: int = 5,
-    recipe: Recipe = PUBLISHED,
+    recipe: Recipe = PUBLISHED_RECIPE,
     seed: int = 0,
     device: torch.device,
     together: int | None = None,
@@ -116,7 +213,7 @@ def evaluate(
     results = []
     for spec in networks:
         seeds = [seed_of(seed, "evaluation", k) for k in range(repeats)]
-        size = at_once(spec, device, together)
+        size = networks_together(spec, device, together)
         accuracies: list[float] = []
         with tqdm(
             total=repeats * recipe.epochs, desc=f"training {spec}", unit="epoch", leave=False

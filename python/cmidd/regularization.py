@@ -1,9 +1,10 @@
-"""The regulariser of a run: its options, its weight, and what it adds to every step.
+"""The regulariser of a run: its options, and what it adds to every step.
 
     gradient <- gradient + d (weight x CMI) / d images
 
-CMI is that of the synthetic images in the feature space of trained networks, drawn from the bank
-anew in every iteration and shared by the iteration's updates, as published.
+CMI is that of the synthetic images, as networks see them, in the feature space of trained networks.
+These are drawn from the bank anew in every iteration and shared by the iteration's updates, as
+published, or drawn for every update where the method says so.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cmidd.datasets import Dataset
-from cmidd.methods import cmi_weight
+from cmidd.methods.base import Method
+from cmidd.option_fields import Options, option
 from cmidd.pretrained.bank import Bank
 from cmikernels import ClassIndex, CMIRegularizer
 
 
 @dataclass(frozen=True)
-class CMIOptions:
+class CMIOptions(Options):
     """The regulariser.
 
     Args:
@@ -41,63 +43,73 @@ class CMIOptions:
     bank: Path | None = None
     cmi_weight: float | None = None
     cmi_layer: str = "features"
-    cmi_centroids: str = "own"
-    cmi_on: str = "all"
-    cmi_networks: int = 1
-    cmi_every: int = 1
-    cmi_chunk: int = 50
+    cmi_centroids: str = option("own", choices=("own", "real"))
+    cmi_on: str = option("all", choices=("all", "batch"))
+    cmi_networks: int = option(1, least=1)
+    cmi_every: int = option(1, least=1)
+    cmi_chunk: int = option(50, least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bank is None and any(
+            getattr(self, name) != field.default
+            for name, field in self.__dataclass_fields__.items()
+        ):
+            raise ValueError("bank: expected the file of a bank, as other options of CMI are given")
 
 
-class Regularization:
-    """What CMI adds to the steps of one run; nothing where it is not asked for or would be 0."""
+class CMITerm:
+    """What CMI adds to the steps of one run; nothing without a bank or where it would be 0."""
 
     def __init__(
         self,
-        method: str,
-        dataset: Dataset,
-        labels: Tensor,
-        seed: int,
         options: CMIOptions,
-        device: torch.device,
+        dataset: Dataset,
+        images: Tensor,
+        labels: Tensor,
+        method: Method,
+        seed: int,
+        *,
+        weight: Callable[[], float],
         say: Callable[[str], None],
-        batch: Tensor | None,
     ) -> None:
-        """Load the bank for images whose labels are `labels`, as many of each class.
+        """Load the bank.
 
-        `batch`: rows of the method's first batch, if it has such.
+        Args:
+            options: of CMI.
+            dataset: the real images, which the bank has to be made for.
+            images: the stored images, on the device where the networks are to run.
+            labels: of the stored images.
+            method: whose view, first batch and draws of the bank it takes.
+            seed: of the draws.
+            weight: asked for the weight where the options have none and CMI is not 0.
+            say: told what the user may not expect.
         """
-        self.weight, self._every = 0.0, options.cmi_every
-        self.made_with: dict[str, Any] = {}
-        self._on_batch = options.cmi_on == "batch"
-        self._labels = labels.to(device)
-        self._classes = ClassIndex(self._labels, dataset.num_classes)
+        self.weight = 0.0
+        self.input_records: dict[str, Any] = {}
+        self._options, self._dataset, self._method = options, dataset, method
+        self._labels = labels.to(images.device)
         self._regularizer: CMIRegularizer | None = None
-        ipc = len(labels) // dataset.num_classes
         if options.bank is None:
-            if options != CMIOptions():
-                raise ValueError(
-                    "bank: expected the file of a bank, as other options of CMI are given"
-                )
             return
-        if options.cmi_centroids not in ("own", "real"):
-            raise ValueError(f"cmi_centroids: expected own or real, got {options.cmi_centroids!r}")
-        if options.cmi_on not in ("all", "batch"):
-            raise ValueError(f"cmi_on: expected all or batch, got {options.cmi_on!r}")
+        batch = method.first_batch(0)
         if options.cmi_on == "batch" and batch is None:
             raise ValueError(
                 "cmi_on: batch is for methods that draw batches of the images, fewer than all (as "
                 "batch_syn says); got all at once"
             )
-        if ipc == 1 and options.cmi_centroids == "own":
+        with torch.no_grad():
+            self._all = self._seen(images, self._labels)[1]
+        if self._all.largest <= 1 and options.cmi_centroids == "own":
             say(
                 "CMI of one image per class is 0 whatever the image: left out; "
                 "with cmi_centroids real it is not"
             )
             return
-        self.weight = _weight(method, dataset, ipc, options, say)
-        bank = Bank.load(options.bank, device)
+        self.weight = weight() if options.cmi_weight is None else options.cmi_weight
+        bank = Bank.load(options.bank, images.device)
         dataset.check_made_for(bank.record, f"bank: {options.bank}")
-        self.made_with["bank"] = bank.record
+        self.input_records["bank"] = bank.record
         self._regularizer = CMIRegularizer(
             bank,
             self.weight,
@@ -106,66 +118,82 @@ class Regularization:
             networks_per_step=options.cmi_networks,
             seed=seed,
         )
-        if self._on_batch and batch is not None and options.cmi_centroids == "own":
-            counts = torch.bincount(labels[batch.to(labels.device)])
-            alone = int((counts == 1).sum())
-            if 2 * alone > len(batch):
-                say(
-                    f"cmi_on batch: {alone} of the {len(batch)} images of the first batch are the "
-                    "only ones of their class in it, and their CMI is 0; take a larger batch_syn, "
-                    "cmi_on all or cmi_centroids real"
-                )
-        if options.cmi_centroids == "real":
-            say(f"class centroids of the real images, by {len(bank)} networks")
-            batches = tqdm(dataset.batches(dataset.train, device), "real images", unit="batch")
-            self._regularizer.centroids = self._regularizer.real_centroids(
-                batches, dataset.num_classes
+        if options.cmi_on == "batch" and batch is not None and options.cmi_centroids == "own":
+            self._say_who_is_alone(images, batch, say)
+
+    def _say_who_is_alone(self, images: Tensor, batch: Tensor, say: Callable[[str], None]) -> None:
+        rows = batch.to(images.device)
+        counts = self._seen(images.detach()[rows], self._labels[rows])[1].counts()
+        alone, seen = int((counts == 1).sum()), int(counts.sum())
+        if 2 * alone > seen:
+            say(
+                f"cmi_on batch: {alone} of the {seen} images of the first batch are the "
+                "only ones of their class in it, and their CMI is 0; take a larger batch_syn, "
+                "cmi_on all or cmi_centroids real"
             )
 
+    def _seen(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ClassIndex]:
+        """What networks see of stored images, and its classes."""
+        if self._method.view is not None:
+            images, labels = self._method.view(images, labels)
+        return images, ClassIndex(labels, self._dataset.num_classes)
+
+    @property
+    def needs_real_means(self) -> bool:
+        """Whether the means of real images are asked for and not measured yet."""
+        return (
+            self._regularizer is not None
+            and self._options.cmi_centroids == "real"
+            and self._regularizer.centroids is None
+        )
+
+    @property
+    def is_zero_so_far(self) -> bool:
+        """Whether it is 0 until the means of real images are there."""
+        return self.needs_real_means and self._all.largest <= 1
+
+    def measure_real_means(self, say: Callable[[str], None]) -> None:
+        """Take one pass over the real images, if their class means are asked for."""
+        if self._regularizer is None or not self.needs_real_means:
+            return
+        say(f"class centroids of the real images, by {len(self._regularizer.networks)} networks")
+        dataset = self._dataset
+        batches = tqdm(
+            dataset.batches(dataset.train, self._labels.device), "real images", unit="batch"
+        )
+        self._regularizer.centroids = self._regularizer.real_centroids(batches, dataset.num_classes)
+
     def add(
-        self,
-        images: Tensor,
-        gradient: Tensor,
-        iteration: int,
-        rows: Tensor | None,
-        *,
-        logged: bool,
+        self, images: Tensor, gradient: Tensor, iteration: int, update: int = 0, *, logged: bool
     ) -> Tensor:
         """Add to the gradient; the weighted value, of the last iteration with CMI if `logged`.
 
         Args:
             images: leaf (N, ch, H, W).
             gradient: of the method, changed in place.
-            iteration: whose networks are taken.
-            rows: of the iteration's batch; None: it has all images.
+            iteration: of the run.
+            update: of the iteration, which may have networks of its own.
             logged: whether the value is looked at.
         """
-        since = iteration % self._every  # iterations since the last with CMI
+        since = iteration % self._options.cmi_every  # iterations since the last with CMI
         if self._regularizer is None or (since and not logged):
             return torch.zeros((), device=images.device)
-        chosen, classes = images, self._classes
-        if self._on_batch and rows is not None:
-            rows = rows.to(images.device)
-            chosen = images[rows]
-            classes = ClassIndex(self._labels[rows], classes.num_classes)
-            if self._regularizer.centroids is None and classes.largest <= 1:
-                return torch.zeros((), device=images.device)
-        if since:  # for the log: without it the curve is 0 here
-            return self._regularizer(chosen.detach(), classes, step=iteration - since)
-        value = self._regularizer(chosen, classes, step=iteration)
+        rows = self._method.first_batch(iteration) if self._options.cmi_on == "batch" else None
+        with torch.set_grad_enabled(not since):
+            if rows is not None:
+                rows = rows.to(images.device)
+                seen, classes = self._seen(images[rows], self._labels[rows])
+                if self._regularizer.centroids is None and classes.largest <= 1:
+                    return torch.zeros((), device=images.device)
+            elif self._method.view is not None:
+                seen, classes = self._method.view(images, self._labels)[0], self._all
+            else:
+                seen, classes = images, self._all
+            step = iteration - since
+            if self._method.bank_draw == "update":
+                step = step * self._method.updates + update
+            # Without the last value, the curve would be 0 where there is no CMI.
+            value = self._regularizer(seen.detach() if since else seen, classes, step=step)
         if value.requires_grad:
             gradient += torch.autograd.grad(value, images)[0]
         return value.detach()
-
-
-def _weight(
-    method: str, dataset: Dataset, ipc: int, options: CMIOptions, say: Callable[[str], None]
-) -> float:
-    """The weight that was given, or the one that is known."""
-    if options.cmi_weight is not None:
-        return options.cmi_weight
-    chosen = cmi_weight(method, dataset.name, ipc)
-    usual = options.cmi_layer == "features" and options.cmi_centroids == "own"
-    note = "" if usual else ", for embeddings and the images' own means; try others"
-    say(f"weight of CMI: {chosen.value:g} ({chosen.origin}{note})")
-    return chosen.value

@@ -12,6 +12,9 @@ import hashlib
 
 import torch
 
+STREAMS = 2
+"""Counts the changes of what streams are called: a run goes on with those it began with alone."""
+
 
 def seed_of(*words: int | str) -> int:
     """A number that is as good as random in `words`, the same on every machine.

@@ -1,18 +1,18 @@
-"""The distilled set: how it starts, what its file holds, and what it is exported to.
+"""The distilled set and its file.
 
 Format, one safetensors file: `images` (N, channels, height, width) float32 as networks take them,
 (pixel - mean) / std with pixels in [0, 1]; `labels` (N,) int64; and a JSON record with all that
 using them takes: dataset, class names, mean, std, images per class, how they were made, `network`,
 the architecture that they are made for, `evaluation`, the epochs and augmentation of networks that
 train on them. There may be `soft_labels` (N, C) float32; `learned_lr` in the record, the step size
-that networks take; and, with the eps `zca` in the record, `whitening_mean` (D,) and
-`whitening_matrix` (D, D) float32 of images that are whitened.
+that networks take; `view` in the record, which makes of the stored images those that networks see;
+and, with the eps `zca` in the record, `whitening_mean` (D,) and `whitening_matrix` (D, D) float32
+of images that are whitened.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,16 +22,15 @@ import torch
 from torch import Tensor
 
 from cmidd.datasets import Dataset
-from cmidd.datasets.images import check_labels, to_pixels
+from cmidd.datasets.images import labels_as_int64, to_pixels
 from cmidd.datasets.whitening import Whitening
-from cmidd.seeds import generator
-from cmidd.storage.run_folder import KIND as CHECKPOINT
-from cmidd.storage.tensor_file import FileError, kind_of, read_tensors, write_tensors
+from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
+from cmidd.view import View
 
 KIND = "synthetic set"
 RECORD = ("class_names", "dataset", "mean", "num_classes", "shape", "std")
 """What the record has at least."""
-_OFF = 1e-3  # of the sum of probabilities: more than rounding in half precision
+_SUM_TOLERANCE = 1e-3  # of probabilities: more than rounding in half precision
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,18 @@ class SyntheticSet:
         """The step size that was learned with the images."""
         return self.record.get("learned_lr")
 
+    def seen(self) -> SyntheticSet:
+        """The set as networks see it: its images decoded by the view, where it has one."""
+        view = View.of_record(self.record)
+        if view is None:
+            return self
+        images, labels = view(self.images, self.labels)
+        soft_labels = self.soft_labels
+        if soft_labels is not None:
+            soft_labels = view(self.images, soft_labels)[1]
+        record = {name: value for name, value in self.record.items() if name != "view"}
+        return SyntheticSet(images, labels, record, soft_labels, self.whitening)
+
     def whiten(self, dataset: Dataset) -> Dataset:
         """`dataset` as networks that train on this set see it: whitened as the set is, or not."""
         return replace(dataset, whitening=self.whitening)
@@ -111,7 +122,7 @@ class SyntheticSet:
         if not images.isfinite().all():
             raise FileError(f"{path}: expected finite images, got NaN or Inf among them")
         try:
-            check_labels(labels, record["num_classes"])
+            labels_as_int64(labels, record["num_classes"])
             of_each = {"mean": images.shape[1], "std": images.shape[1]}
             of_each["class_names"] = record["num_classes"]
             for name, count in of_each.items():
@@ -129,36 +140,9 @@ class SyntheticSet:
         return made
 
     def pixels(self) -> Tensor:
-        """The images as `(N, channels, height, width)` in [0, 1]."""
-        return to_pixels(self.images, self.record["mean"], self.record["std"], self.whitening)
-
-    def export_png(self, folder: Path) -> None:
-        """A folder for each class with its images, which most tools can read."""
-        _check_new(folder)
-        from PIL import Image
-
-        names = self.record["class_names"]
-        count: dict[int, int] = {}
-        for pixels, label in zip(self.pixels(), self.labels.tolist(), strict=True):
-            number = count[label] = count.get(label, -1) + 1
-            # The number keeps classes in order, and apart and in the folder whatever their names.
-            name = re.sub(r"[^\w.-]", "_", names[label])[:50]
-            place = folder / f"{label:03d}_{name}"
-            place.mkdir(parents=True, exist_ok=True)
-            array = (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-            Image.fromarray(array.squeeze(-1) if array.shape[2] == 1 else array).save(
-                place / f"{number:04d}.png"
-            )
-
-    def export_pt(self, folder: Path) -> None:
-        """`images_best.pt` and `labels_best.pt`, the pair that the field's scripts load.
-
-        Images are as networks take them, whitened if the set is, and labels soft if there are such.
-        """
-        _check_new(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(self.images, folder / "images_best.pt")
-        torch.save(self.targets, folder / "labels_best.pt")
+        """The images that networks see, as `(N, channels, height, width)` in [0, 1]."""
+        images = self.seen().images
+        return to_pixels(images, self.record["mean"], self.record["std"], self.whitening)
 
 
 def _whitening(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Whitening | None:
@@ -183,7 +167,8 @@ def _check_probabilities(soft_labels: Tensor, shape: tuple[int, int]) -> None:
             f"expected float32 soft_labels of {shape}, got {soft_labels.dtype} of "
             f"{tuple(soft_labels.shape)}"
         )
-    wrong = ~((soft_labels >= 0).all(1) & ((soft_labels.sum(1) - 1).abs() < _OFF))  # NaN too
+    adds_up = (soft_labels.sum(1) - 1).abs() < _SUM_TOLERANCE  # a NaN does not
+    wrong = ~((soft_labels >= 0).all(1) & adds_up)
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise ValueError(
@@ -208,70 +193,3 @@ def _check_use(record: Mapping[str, Any]) -> None:
         type(value) is not known.get(name) for name, value in evaluation.items()
     ):
         raise ValueError(f"expected an evaluation's epochs and augmentation, got {evaluation!r}")
-
-
-def _check_new(folder: Path) -> None:
-    """Sets are not mixed with what is there."""
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder}: expected a new or an empty folder to export to")
-
-
-def start(dataset: Dataset, ipc: int, init: str, seed: int) -> tuple[Tensor, Tensor]:
-    """First images, normalised and class by class, and their labels.
-
-    Args:
-        dataset: where real images come from.
-        ipc: images per class.
-        init: "noise" (normal numbers), "real" (real images of the class, each once), "mix" (two
-            real images of the class mixed, in a share drawn for each) or "file:PATH" (a synthetic
-            set made from `dataset`, with as many images, or the checkpoint of a run).
-        seed: of the draws.
-    """
-    labels = torch.arange(dataset.num_classes).repeat_interleave(ipc)
-    if init == "noise":
-        noise = torch.randn(len(labels), *dataset.shape, generator=generator(seed, "start noise"))
-        return noise, labels
-    if init.startswith("file:"):
-        return _from_file(Path(init.removeprefix("file:")), dataset, labels), labels
-    if init not in ("real", "mix"):
-        raise ValueError(f"init: expected noise, real, mix or file:PATH, got {init!r}")
-    first = _real(dataset, ipc, seed, "start")
-    if init == "mix":
-        second = _real(dataset, ipc, seed, "start mix")
-        share = torch.rand(len(labels), 1, 1, 1, generator=generator(seed, "start share"))
-        return share * first + (1 - share) * second, labels
-    return first, labels
-
-
-def _real(dataset: Dataset, ipc: int, seed: int, purpose: str) -> Tensor:
-    """`ipc` different real images of each class."""
-    rows = []
-    for c in range(dataset.num_classes):
-        first, last = dataset.train.offsets[c : c + 2].tolist()
-        if last - first < ipc:
-            raise ValueError(
-                f"ipc: class {dataset.class_names[c]} of {dataset.name} has {last - first} real "
-                f"images, fewer than {ipc}; take fewer or start from noise"
-            )
-        rows.append(
-            first + torch.randperm(last - first, generator=generator(seed, purpose, c))[:ipc]
-        )
-    return dataset.to_input(dataset.train.images[torch.cat(rows)])
-
-
-def _from_file(path: Path, dataset: Dataset, labels: Tensor) -> Tensor:
-    if kind_of(path) == CHECKPOINT:
-        tensors, record = read_tensors(path, CHECKPOINT)
-        dataset.check_made_for(record, f"init: {path}")
-        found = tensors["images"]
-        if len(found) != len(labels):
-            raise ValueError(f"init: {path}: expected {len(labels)} images, got {len(found)}")
-        return found
-    loaded = SyntheticSet.load(path)
-    dataset.check_made_for(loaded.record, f"init: {path}")
-    if not torch.equal(loaded.labels, labels):
-        raise ValueError(
-            f"init: {path}: expected {len(labels)} images, class by class and equally many of "
-            f"each, got {len(loaded.labels)} with other labels"
-        )
-    return loaded.images

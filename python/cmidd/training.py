@@ -8,13 +8,15 @@ own gradient. SGD works element by element and needs no change:
 
 Everything drawn (first weights, order of images, augmentation) is drawn for each network from its
 own seed, so a network is the same whether it is trained alone or in a stack, up to rounding.
+`draw_epochs` draws it, `train` takes what was drawn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from cmidd.augment import Draw, Strategy, augment, draw
-from cmidd.networks import Network, at_a_time, build_network, initialize
+from cmidd.networks import Network, build_network, images_per_chunk, initialize
 from cmidd.seeds import generator
 
 
@@ -120,11 +122,11 @@ class Stack:
             for k in range(self.size)
         ]
 
-    def at_a_time(self, images: Tensor) -> int:
+    def images_per_chunk(self, images: Tensor) -> int:
         """How many images (N, channels, height, width) to put through all networks together."""
         if images.device.type != "cpu" or self.size > 1 or self.sees_batches:
             return len(images)
-        return at_a_time(images.device, images.shape[-1], len(images))
+        return images_per_chunk(images.device, images.shape[-1], len(images))
 
     @torch.no_grad()
     def accuracy(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
@@ -138,14 +140,55 @@ class Stack:
         return (right.double() / count).tolist()
 
 
+class EpochDraws(NamedTuple):
+    """What is drawn for an epoch of K networks, on the CPU."""
+
+    order: Tensor  # (K, N) int64: each network's order of the images
+    augmentation: list[Draw]  # for each step, with a group for each image of each network
+
+
+def draw_epochs(
+    seeds: Sequence[int], count: int, recipe: Recipe, strategy: Strategy
+) -> Iterator[EpochDraws]:
+    """Epoch by epoch what is drawn to train networks of such seeds on `count` images."""
+    for epoch in range(recipe.epochs):
+        order = torch.stack(
+            [torch.randperm(count, generator=generator(s, "order", epoch)) for s in seeds]
+        )
+        sizes = [rows.shape[1] for rows in torch.split(order, recipe.batch_size, dim=1)]
+        steps = enumerate(sizes if strategy.operations else ())
+        yield EpochDraws(
+            order, [_draw_step(strategy, seeds, size, epoch, step) for step, size in steps]
+        )
+
+
+def _draw_step(strategy: Strategy, seeds: Sequence[int], size: int, epoch: int, step: int) -> Draw:
+    """One operation for each network's batch, parameters for each image."""
+    draws = [
+        draw(strategy, size, generator(s, "augmentation", epoch, step), one_operation=True)
+        for s in seeds
+    ]
+    return Draw(torch.cat([d.operations for d in draws]), torch.cat([d.numbers for d in draws]))
+
+
+Objective = Callable[[Stack, Tensor, Tensor], Tensor]
+"""Of networks, images (K, B, ...) and targets (K, B) or (K, B, C): the sum of losses of all."""
+
+
+def cross_entropy(stack: Stack, images: Tensor, targets: Tensor) -> Tensor:
+    """The sum of the cross-entropies of all networks and images."""
+    return F.cross_entropy(stack(images).flatten(0, 1), targets.flatten(0, 1), reduction="sum")
+
+
 def train(
     stack: Stack,
     images: Tensor,
     labels: Tensor,
-    seeds: Sequence[int],
     recipe: Recipe,
+    strategy: Strategy,
+    epochs: Iterable[EpochDraws],
     *,
-    mirror: bool = True,
+    objective: Objective = cross_entropy,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> None:
     """Train every network of the stack, in place.
@@ -156,55 +199,37 @@ def train(
         stack: networks, on the images' device.
         images: `(N, channels, height, width)`, normalised.
         labels: `(N,)`, or `(N, C)` of probabilities.
-        seeds: of each network.
         recipe: the hyper-parameters.
-        mirror: whether images may be flipped; else "flip" is left out of the augmentation.
+        strategy: how images are augmented.
+        epochs: what was drawn by `draw_epochs` for the recipe and the strategy.
+        objective: what is minimised, a sum over networks and images.
         on_epoch: called with the number of finished epochs and the mean loss of the last, for which
             a GPU has to wait.
     """
     stack.network.train()
-    strategy = Strategy.parse(recipe.augmentation, mirror=mirror)
     optimizer = torch.optim.SGD(
         stack.parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
     )
-    for epoch in range(recipe.epochs):
+    for epoch, drawn in enumerate(epochs):
         if epoch == math.ceil(recipe.epochs * recipe.drop_at):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr / 10
-        orders = torch.stack(
-            [torch.randperm(len(images), generator=generator(s, "order", epoch)) for s in seeds]
-        )
         total = torch.zeros((), device=images.device)
-        for step, rows in enumerate(torch.split(orders, recipe.batch_size, dim=1)):  # (K, B)
+        for step, rows in enumerate(torch.split(drawn.order, recipe.batch_size, dim=1)):
             x = images[rows.to(images.device)]  # (K, B, channels, height, width)
-            x = _augmented(x, strategy, seeds, epoch, step)
+            if drawn.augmentation:
+                x = augment(x.flatten(0, 1), strategy, drawn.augmentation[step]).view_as(x)
             y = labels[rows.to(labels.device)]
             optimizer.zero_grad()
-            for part in torch.split(torch.arange(rows.shape[1]), stack.at_a_time(images)):
-                some = slice(int(part[0]), int(part[-1]) + 1)
-                logits, targets = stack(x[:, some]).flatten(0, 1), y[:, some].flatten(0, 1)
-                loss = F.cross_entropy(logits, targets, reduction="sum")
+            chunk = stack.images_per_chunk(images)
+            for first in range(0, rows.shape[1], chunk):
+                some = slice(first, first + chunk)
+                loss = objective(stack, x[:, some], y[:, some])
                 (loss / rows.shape[1]).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
             optimizer.step()
         if on_epoch is not None:
             on_epoch(epoch + 1, total.item() / (len(images) * stack.size))
-
-
-def _augmented(
-    images: Tensor, strategy: Strategy, seeds: Sequence[int], epoch: int, step: int
-) -> Tensor:
-    """One operation for each network's batch, parameters for each image."""
-    if not strategy.operations:
-        return images
-    draws = [
-        draw(
-            strategy, images.shape[1], generator(s, "augmentation", epoch, step), one_operation=True
-        )
-        for s in seeds
-    ]
-    of_all = Draw(torch.cat([d.operations for d in draws]), torch.cat([d.numbers for d in draws]))
-    return augment(images.flatten(0, 1), strategy, of_all).view_as(images)
 
 
 def fresh_and_trained(
@@ -216,15 +241,18 @@ def fresh_and_trained(
     recipe: Recipe,
     *,
     mirror: bool = True,
-    on_epoch: Callable[[int, float], None],
+    objective: Objective = cross_entropy,
+    on_epoch: Callable[[int, float], None] | None = None,
 ) -> Stack:
     """Networks made and trained together, one for each seed."""
     stack = Stack.fresh(spec, images.shape[1:], num_classes, seeds, images.device)
-    train(stack, images, labels, seeds, recipe, mirror=mirror, on_epoch=on_epoch)
+    strategy = Strategy.parse(recipe.augmentation, mirror=mirror)
+    epochs = draw_epochs(seeds, len(images), recipe, strategy)
+    train(stack, images, labels, recipe, strategy, epochs, objective=objective, on_epoch=on_epoch)
     return stack
 
 
-def at_once(spec: str, device: torch.device, asked: int | None) -> int:
+def networks_together(spec: str, device: torch.device, asked: int | None) -> int:
     """How many networks to train together where the user does not say.
 
     On a CPU one network fills the cores, and mapped convolutions are slower than plain ones; on a

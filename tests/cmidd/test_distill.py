@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmidd.first_images import first_images
 from cmidd.methods.dm import DM
 from cmidd.pretrained.bank import Bank
 from cmidd.regularization import CMIOptions
 from cmidd.storage.run_folder import read_log, versions
 from cmidd.storage.tensor_file import read_tensors
-from cmidd.synthetic import SyntheticSet, start
+from cmidd.synthetic import SyntheticSet
 from cmikernels import CMIRegularizer
+from tests.support.steps import step
 from tests.support.tiny import (
     CLASSES,
     CONFIG,
@@ -45,7 +47,7 @@ def by_hand(
     velocity = torch.zeros_like(images)
     losses, values = [], []
     for iteration in range(iterations):
-        loss, gradient = method.step(images, iteration)
+        loss, gradient = step(method, images, iteration)
         losses.append(float(loss))
         if regularizer is not None:
             x = images.detach().requires_grad_()
@@ -63,7 +65,7 @@ def test_the_loop_is_sgd_with_momentum_on_loss_and_weighted_cmi(
 ) -> None:
     networks = CMIRegularizer(Bank.load(bank_file, CPU), 5.0, seed=OPTIONS.seed)
     result = tiny_run(tmp_path, replace(OPTIONS, report_every=1), cmi)
-    first, labels = start(DATASET, 2, "real", OPTIONS.seed)
+    first, labels = first_images(DATASET, 2, "real", OPTIONS.seed)
     images, losses, values = by_hand(first, 8, lambda x, k: networks(x, labels, step=k))
     torch.testing.assert_close(result.images, images, rtol=1e-4, atol=1e-5)
     log = read_log(tmp_path / "log.jsonl")
@@ -77,13 +79,13 @@ def test_step_size_and_momentum_are_those_asked_for(
     tmp_path: Path, lr: float, momentum: float
 ) -> None:
     result = tiny_run(tmp_path, replace(OPTIONS, lr_images=lr, momentum=momentum))
-    expected, _, _ = by_hand(start(DATASET, 2, "real", 0)[0], 8, lr=lr, momentum=momentum)
+    expected, _, _ = by_hand(first_images(DATASET, 2, "real", 0)[0], 8, lr=lr, momentum=momentum)
     torch.testing.assert_close(result.images, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_step_size_is_ten_from_a_hundred_images_on(tmp_path: Path) -> None:
     options = replace(OPTIONS, ipc=100, iterations=2, init="noise")
-    expected, _, _ = by_hand(start(DATASET, 100, "noise", 0)[0], 2, lr=10.0, ipc=100)
+    expected, _, _ = by_hand(first_images(DATASET, 100, "noise", 0)[0], 2, lr=10.0, ipc=100)
     torch.testing.assert_close(tiny_run(tmp_path, options).images, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -207,7 +209,7 @@ def test_centroids_of_real_images_are_means_over_all_of_them(
     said: list[str] = []
     options = replace(OPTIONS, ipc=ipc, report_every=1)
     result = tiny_run(tmp_path, options, replace(cmi, cmi_centroids="real"), say=said.append)
-    images, labels = start(DATASET, ipc, "real", OPTIONS.seed)
+    images, labels = first_images(DATASET, ipc, "real", OPTIONS.seed)
     networks = Bank.load(bank_file, CPU)
     number = CMIRegularizer(networks, 1.0, seed=OPTIONS.seed).draw(0)[0]
     expected = real_cmi(images, labels, networks, number)
@@ -226,7 +228,7 @@ def test_cmi_can_be_applied_every_third_step(
     tmp_path: Path, bank_file: Path, cmi: CMIOptions
 ) -> None:
     networks = CMIRegularizer(Bank.load(bank_file, CPU), 5.0, seed=OPTIONS.seed)
-    first, labels = start(DATASET, 2, "real", OPTIONS.seed)
+    first, labels = first_images(DATASET, 2, "real", OPTIONS.seed)
 
     def sometimes(images: Tensor, iteration: int) -> Tensor:
         since = iteration % 3

@@ -12,19 +12,21 @@ from torch import Tensor
 from cmidd.augment import DSA, Strategy, augment, draw
 from cmidd.cli.options import EvaluateOptions
 from cmidd.datasets import Dataset
-from cmidd.evaluate import PUBLISHED, evaluate, protocol_of
+from cmidd.evaluate import PUBLISHED_RECIPE, evaluate, evaluation_protocol
+from cmidd.first_images import first_images
 from cmidd.networks import build_network, initialize
 from cmidd.seeds import generator, seed_of
-from cmidd.synthetic import SyntheticSet, start
-from cmidd.training import Recipe, Stack, train
-from tests.support.tiny import CPU, NETWORK, quiet, silent, tiny_dataset
+from cmidd.synthetic import SyntheticSet
+from cmidd.training import Recipe, Stack
+from tests.support.steps import run
+from tests.support.tiny import CPU, NETWORK, quiet, tiny_dataset
 
 DATASET = tiny_dataset()
 RECIPE = Recipe(epochs=4, lr=0.01, batch_size=4)
 
 
 def a_set(dataset: Dataset = DATASET, ipc: int = 3, **record: Any) -> SyntheticSet:
-    return SyntheticSet.of(dataset, *start(dataset, ipc, "real", 0), record)
+    return SyntheticSet.of(dataset, *first_images(dataset, ipc, "real", 0), record)
 
 
 def soft_labels(count: int, seed: int = 0) -> Tensor:
@@ -54,36 +56,38 @@ def evaluated(made: SyntheticSet, dataset: Dataset, recipe: Recipe, **more: Any)
 def test_the_learning_rate_is_the_users_or_the_sets_or_the_protocols(
     record: dict[str, Any], given: float | None, rate: float, origin: str
 ) -> None:
-    found = protocol_of(a_set(**record), DATASET, PUBLISHED, given)
-    assert found.recipe == replace(PUBLISHED, lr=rate)
+    found = evaluation_protocol(a_set(**record), DATASET, PUBLISHED_RECIPE, given)
+    assert found.recipe == replace(PUBLISHED_RECIPE, lr=rate)
     assert f"learning rate {rate:g} ({origin})" in found.about
 
 
 def test_epochs_and_augmentation_are_the_users_or_the_sets_or_the_protocols() -> None:
     of_dc: dict[str, Any] = {"epochs": 300, "augmentation": "none"}
-    assert EvaluateOptions().recipe({}) == PUBLISHED
-    assert EvaluateOptions().recipe(of_dc) == replace(PUBLISHED, **of_dc)
+    assert EvaluateOptions().recipe({}) == PUBLISHED_RECIPE
+    assert EvaluateOptions().recipe({"evaluation": of_dc}) == replace(PUBLISHED_RECIPE, **of_dc)
     given = EvaluateOptions(epochs=7, augmentation="crop", weight_decay=0.0, batch_size=3)
-    expected = replace(PUBLISHED, epochs=7, augmentation="crop", weight_decay=0.0, batch_size=3)
-    assert given.recipe(of_dc) == expected
+    expected = replace(
+        PUBLISHED_RECIPE, epochs=7, augmentation="crop", weight_decay=0.0, batch_size=3
+    )
+    assert given.recipe({"evaluation": of_dc}) == expected
 
 
 def test_the_test_images_are_whitened_as_the_set_is_and_by_its_own_whitening() -> None:
     images = DATASET.test.images
     own = DATASET.whitened(0.5)
     for dataset in (DATASET, DATASET.whitened()):
-        found = protocol_of(a_set(own), dataset, PUBLISHED)
+        found = evaluation_protocol(a_set(own), dataset, PUBLISHED_RECIPE)
         assert torch.equal(found.dataset.to_input(images), own.to_input(images))
         assert found.about.endswith("hard labels, ZCA: the set's own, eps 0.5")
-        plain = protocol_of(a_set(), dataset, PUBLISHED)
+        plain = evaluation_protocol(a_set(), dataset, PUBLISHED_RECIPE)
         assert torch.equal(plain.dataset.to_input(images), DATASET.to_input(images))
         assert plain.about.endswith("ZCA: none")
 
 
 def test_soft_labels_are_said() -> None:
     made = replace(a_set(), soft_labels=soft_labels(9))
-    assert "soft labels" in protocol_of(made, DATASET, PUBLISHED).about
-    assert "\n" not in protocol_of(made, DATASET, PUBLISHED).about
+    assert "soft labels" in evaluation_protocol(made, DATASET, PUBLISHED_RECIPE).about
+    assert "\n" not in evaluation_protocol(made, DATASET, PUBLISHED_RECIPE).about
 
 
 # --- training on it
@@ -95,7 +99,7 @@ def test_a_saved_set_is_evaluated_as_training_by_hand_does(tmp_path: Path) -> No
     made = replace(a_set(whitened, learned_lr=0.05), soft_labels=soft_labels(9))
     made.save(tmp_path / "set")
     loaded = SyntheticSet.load(tmp_path / "set")
-    dataset, recipe, _ = protocol_of(loaded, DATASET, RECIPE)
+    dataset, recipe, _ = evaluation_protocol(loaded, DATASET, RECIPE)
     found = evaluated(loaded, dataset, recipe, repeats=3)
     expected = []
     for k in range(3):
@@ -170,5 +174,5 @@ def _trained(images: Tensor, targets: Tensor, seeds: list[int], recipe: Recipe) 
     states = Stack.fresh(NETWORK, (1, 8, 8), 3, seeds, CPU).states()
     doubled = [{name: tensor.double() for name, tensor in state.items()} for state in states]
     stack = Stack(NETWORK, (1, 8, 8), 3, doubled)
-    train(stack, images, targets, seeds, recipe, on_epoch=silent)
+    run(stack, images, targets, seeds, recipe)
     return stack

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmidd.methods.dm import DM
+from cmidd.methods.dm import DM, DMDraws
 from cmidd.regularization import CMIOptions
+from cmidd.seeds import STREAMS
 from cmidd.storage.run_folder import KIND as CHECKPOINT
 from cmidd.storage.run_folder import RunFolder
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
@@ -33,15 +35,15 @@ from tests.support.tiny import (
 def test_a_loss_or_image_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float, where: str, at: int
 ) -> None:
-    step = DM.step
+    match, iterations = DM.loss_and_gradient, itertools.count()
 
-    def failing(self: DM, images: Tensor, iteration: int, update: int) -> tuple[Tensor, Tensor]:
-        loss, gradient = step(self, images, iteration, update)
-        if iteration >= at:
+    def failing(self: DM, images: Tensor, draws: DMDraws) -> tuple[Tensor, Tensor]:
+        loss, gradient = match(self, images, draws)
+        if next(iterations) >= at:
             (loss if where == "loss" else gradient).fill_(bad)
         return loss, gradient
 
-    monkeypatch.setattr(DM, "step", failing)
+    monkeypatch.setattr(DM, "loss_and_gradient", failing)
     options = replace(OPTIONS, report_every=4, checkpoint_every=2)
     with pytest.raises(FloatingPointError, match=r"iteration .*(nan|inf).* smaller lr_images"):
         tiny_run(tmp_path, options)
@@ -121,15 +123,15 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
-    step = DM.step
+    draw = DM.draw
 
-    def counted(self: DM, images: Tensor, iteration: int, update: int) -> tuple[Tensor, Tensor]:
+    def counted(self: DM, iteration: int, update: int) -> DMDraws:
         steps.append(iteration)
         if len(steps) == 8:
             raise StopError
-        return step(self, images, iteration, update)
+        return draw(self, iteration, update)
 
-    monkeypatch.setattr(DM, "step", counted)
+    monkeypatch.setattr(DM, "draw", counted)
     with pytest.raises(StopError):
         tiny_run(tmp_path)
     tiny_run(tmp_path, resume=True)
@@ -139,7 +141,7 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = tiny_run(tmp_path)
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.delattr(DM, "step")
+    monkeypatch.delattr(DM, "loss_and_gradient")
     said: list[str] = []
     after = tiny_run(tmp_path, resume=True, say=said.append)
     assert torch.equal(after.images, before.images)
@@ -161,7 +163,7 @@ def test_a_checkpoint_of_other_images_is_an_error_and_stays(
 ) -> None:
     RunFolder(tmp_path, CONFIG, resume=False).load_checkpoint()
     path = tmp_path / "checkpoint.safetensors"
-    write_tensors(path, CHECKPOINT, tensors, {"iteration": 3, "log_bytes": 0})
+    write_tensors(path, CHECKPOINT, tensors, {"iteration": 3, "log_bytes": 0, "streams": STREAMS})
     before = path.read_bytes()
     with pytest.raises(FileError, match=rf"{tmp_path}: expected a checkpoint with"):
         tiny_run(tmp_path, resume=True)

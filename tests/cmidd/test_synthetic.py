@@ -12,8 +12,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cmidd import synthetic
+from cmidd.exchange import export_png, export_pt
+from cmidd.first_images import first_images
 from cmidd.storage.tensor_file import FileError, write_tensors
-from cmidd.synthetic import SyntheticSet, start
+from cmidd.synthetic import SyntheticSet
 from tests.support.tiny import CLASSES, PER_CLASS, tiny_dataset
 
 DATASET = tiny_dataset()
@@ -22,7 +24,7 @@ RECORD: dict[str, Any] = {**DATASET.describe(), "class_names": list(CLASSES)}
 
 
 def a_set(ipc: int = 2, init: str = "noise", **changes: Any) -> SyntheticSet:
-    return SyntheticSet(*start(DATASET, ipc, init, 0), {**RECORD, **changes})
+    return SyntheticSet(*first_images(DATASET, ipc, init, 0), {**RECORD, **changes})
 
 
 def real_of(c: int) -> Tensor:
@@ -32,7 +34,7 @@ def real_of(c: int) -> Tensor:
 @pytest.mark.parametrize("init", ["noise", "real", "mix"])
 @pytest.mark.parametrize("ipc", [1, 2, PER_CLASS])
 def test_a_start_has_ipc_images_of_each_class_in_order(init: str, ipc: int) -> None:
-    images, labels = start(DATASET, ipc, init, 0)
+    images, labels = first_images(DATASET, ipc, init, 0)
     assert images.shape == (len(CLASSES) * ipc, *DATASET.shape)
     assert images.dtype == torch.float32
     assert labels.tolist() == [c for c in range(len(CLASSES)) for _ in range(ipc)]
@@ -40,20 +42,20 @@ def test_a_start_has_ipc_images_of_each_class_in_order(init: str, ipc: int) -> N
 
 @pytest.mark.parametrize("init", ["noise", "real", "mix"])
 def test_a_start_depends_on_the_seed_alone(init: str) -> None:
-    images, _ = start(DATASET, 2, init, 0)
+    images, _ = first_images(DATASET, 2, init, 0)
     torch.manual_seed(1)
-    assert torch.equal(start(DATASET, 2, init, 0)[0], images)
-    assert not torch.equal(start(DATASET, 2, init, 1)[0], images)
+    assert torch.equal(first_images(DATASET, 2, init, 0)[0], images)
+    assert not torch.equal(first_images(DATASET, 2, init, 1)[0], images)
 
 
 def test_noise_is_normal() -> None:
-    images, _ = start(DATASET, 500, "noise", 0)
+    images, _ = first_images(DATASET, 500, "noise", 0)
     assert abs(float(images.mean())) < 0.02
     assert abs(float(images.std()) - 1) < 0.02
 
 
 def test_real_takes_each_image_of_the_class_once() -> None:
-    images, labels = start(DATASET, PER_CLASS, "real", 0)
+    images, labels = first_images(DATASET, PER_CLASS, "real", 0)
     for c in range(len(CLASSES)):
         of_class = images[labels == c]
         same = (of_class[:, None] == real_of(c)[None]).flatten(2).all(2)
@@ -61,7 +63,7 @@ def test_real_takes_each_image_of_the_class_once() -> None:
 
 
 def test_mix_is_between_two_real_images_of_the_class() -> None:
-    images, labels = start(DATASET, 3, "mix", 0)
+    images, labels = first_images(DATASET, 3, "mix", 0)
     shares = []
     for image, label in zip(images, labels.tolist(), strict=True):
         real = real_of(label).flatten(1)
@@ -79,7 +81,7 @@ def test_mix_is_between_two_real_images_of_the_class() -> None:
 def test_a_start_from_a_file_is_its_images(tmp_path: Path) -> None:
     before = a_set(3)
     before.save(tmp_path / "set")
-    images, labels = start(DATASET, 3, f"file:{tmp_path / 'set'}", 0)
+    images, labels = first_images(DATASET, 3, f"file:{tmp_path / 'set'}", 0)
     assert torch.equal(images, before.images)
     assert torch.equal(labels, before.labels)
 
@@ -90,25 +92,25 @@ def test_a_start_from_a_file_with_other_images_per_class_is_an_error(
 ) -> None:
     a_set(3).save(tmp_path / "set")
     with pytest.raises(ValueError, match=rf"{tmp_path}/set: expected {3 * ipc} images"):
-        start(DATASET, ipc, f"file:{tmp_path / 'set'}", 0)
+        first_images(DATASET, ipc, f"file:{tmp_path / 'set'}", 0)
 
 
 def test_a_start_from_a_file_of_another_dataset_is_an_error(tmp_path: Path) -> None:
     a_set(dataset="other").save(tmp_path / "set")
     with pytest.raises(ValueError, match=rf"{tmp_path}/set: expected dataset tiny .* got other"):
-        start(DATASET, 2, f"file:{tmp_path / 'set'}", 0)
+        first_images(DATASET, 2, f"file:{tmp_path / 'set'}", 0)
 
 
 @pytest.mark.parametrize("init", ["real", "mix"])
 def test_more_images_than_a_class_has_is_an_error_that_names_it(init: str) -> None:
     with pytest.raises(ValueError, match=r"ipc: class ant of tiny has 6 real images, fewer than 7"):
-        start(DATASET, PER_CLASS + 1, init, 0)
+        first_images(DATASET, PER_CLASS + 1, init, 0)
 
 
 @pytest.mark.parametrize("init", ["", "Real", "zeros", "file"])
 def test_an_unknown_start_is_an_error(init: str) -> None:
     with pytest.raises(ValueError, match="init: expected noise, real, mix or file:PATH"):
-        start(DATASET, 1, init, 0)
+        first_images(DATASET, 1, init, 0)
 
 
 def test_a_set_comes_back_as_it_was_saved(tmp_path: Path) -> None:
@@ -121,7 +123,7 @@ def test_a_set_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 
 
 def test_a_set_with_nan_is_refused(tmp_path: Path) -> None:
-    images, labels = start(DATASET, 2, "noise", 0)
+    images, labels = first_images(DATASET, 2, "noise", 0)
     images[1, 0, 2, 3] = float("nan")
     SyntheticSet(images, labels, RECORD).save(tmp_path / "set")
     with pytest.raises(FileError, match="expected finite images, got NaN or Inf"):
@@ -130,7 +132,7 @@ def test_a_set_with_nan_is_refused(tmp_path: Path) -> None:
 
 def test_pixels_are_those_of_the_real_images_and_clamped() -> None:
     found = a_set(PER_CLASS, "real").pixels()
-    everything = start(DATASET, PER_CLASS, "real", 0)[0]
+    everything = first_images(DATASET, PER_CLASS, "real", 0)[0]
     torch.testing.assert_close(found, DATASET.to_pixels(everything))
     far = SyntheticSet(torch.tensor([-1e9, 1e9]).view(2, 1, 1, 1), torch.arange(2), RECORD)
     assert far.pixels().flatten().tolist() == [0, 1]
@@ -142,8 +144,8 @@ def test_exported_png_are_the_pixels_in_a_folder_for_each_class(
 ) -> None:
     dataset = tiny_dataset(channels=channels)
     record = {**dataset.describe(), "class_names": list(CLASSES)}
-    exported = SyntheticSet(*start(dataset, 2, "real", 0), record)
-    exported.export_png(tmp_path)
+    exported = SyntheticSet(*first_images(dataset, 2, "real", 0), record)
+    export_png(exported, tmp_path)
     files = sorted(tmp_path.rglob("*.png"))
     names = ["000_ant", "001_bee", "002_cat"]
     assert [str(file.relative_to(tmp_path)) for file in files] == [
@@ -161,7 +163,9 @@ def test_exported_png_stay_in_the_folder_whatever_the_class_names(tmp_path: Path
     names = ["..", "/etc", "a/../../b", ".", "", "a/b", "a_b", "a\0b", "x" * 300, "é\n"]
     images = torch.zeros(len(names), 1, 8, 8)
     out = tmp_path / "inner" / "out"
-    SyntheticSet(images, torch.arange(len(names)), {**RECORD, "class_names": names}).export_png(out)
+    export_png(
+        SyntheticSet(images, torch.arange(len(names)), {**RECORD, "class_names": names}), out
+    )
     assert [path for path in tmp_path.rglob("*.png") if path.parent.parent != out] == []
     assert len(list(out.glob("*/*.png"))) == len(names)
 
@@ -169,7 +173,7 @@ def test_exported_png_stay_in_the_folder_whatever_the_class_names(tmp_path: Path
 def test_classes_that_are_not_in_order_are_numbered_one_by_one(tmp_path: Path) -> None:
     images = torch.tensor([-2.0, -1, 0, 1, 2]).view(5, 1, 1, 1).expand(5, 1, 8, 8)
     labels = torch.tensor([1, 0, 1, 0, 1])
-    SyntheticSet(images, labels, RECORD).export_png(tmp_path)
+    export_png(SyntheticSet(images, labels, RECORD), tmp_path)
     for name, expected in (("000_ant", [64, 191]), ("001_bee", [0, 128, 255])):
         files = sorted((tmp_path / name).iterdir())
         assert [int(np.asarray(Image.open(file))[0, 0]) for file in files] == expected
@@ -177,7 +181,7 @@ def test_classes_that_are_not_in_order_are_numbered_one_by_one(tmp_path: Path) -
 
 def test_exported_tensors_are_what_scripts_of_the_field_load(tmp_path: Path) -> None:
     exported = a_set()
-    exported.export_pt(tmp_path / "new")
+    export_pt(exported, tmp_path / "new")
     for name, tensor in (("images", exported.images), ("labels", exported.labels)):
         found = torch.load(tmp_path / "new" / f"{name}_best.pt", weights_only=True)
         assert torch.equal(found, tensor)
@@ -185,10 +189,10 @@ def test_exported_tensors_are_what_scripts_of_the_field_load(tmp_path: Path) -> 
 
 def test_an_export_is_not_mixed_with_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
-    made = SyntheticSet(*start(DATASET, 1, "real", 0))
-    for export in (made.export_png, made.export_pt):
+    made = SyntheticSet(*first_images(DATASET, 1, "real", 0))
+    for export in (export_png, export_pt):
         with pytest.raises(FileExistsError, match="expected a new or an empty folder"):
-            export(tmp_path)
+            export(made, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
@@ -200,7 +204,7 @@ def test_an_export_is_not_mixed_with_what_is_there(tmp_path: Path) -> None:
 def test_a_record_that_does_not_fit_its_images_is_an_error(
     tmp_path: Path, wrong: dict[str, Any]
 ) -> None:
-    images, labels = start(DATASET, 1, "real", 0)
+    images, labels = first_images(DATASET, 1, "real", 0)
     record = {**DATASET.describe(), "class_names": list(DATASET.class_names), **wrong}
     SyntheticSet(images, labels, record).save(tmp_path / "set")
     with pytest.raises(FileError, match="set: "):
@@ -212,7 +216,7 @@ def test_a_record_that_does_not_fit_its_images_is_an_error(
 
 def whitened_set(**changes: Any) -> SyntheticSet:
     """Two whitened images of each class, soft labels and a learned step size."""
-    made = SyntheticSet.of(WHITENED, *start(WHITENED, 2, "real", 0), {"learned_lr": 0.02})
+    made = SyntheticSet.of(WHITENED, *first_images(WHITENED, 2, "real", 0), {"learned_lr": 0.02})
     soft = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).softmax(1)
     return replace(made, soft_labels=soft, **changes)
 
@@ -245,7 +249,7 @@ def test_all_that_a_set_learned_comes_back_bit_by_bit(tmp_path: Path) -> None:
 
 
 def test_a_set_without_them_has_a_file_as_before(tmp_path: Path) -> None:
-    made = SyntheticSet.of(DATASET, *start(DATASET, 2, "real", 0))
+    made = SyntheticSet.of(DATASET, *first_images(DATASET, 2, "real", 0))
     made.save(tmp_path / "set")
     with safe_open(tmp_path / "set", "pt") as file:
         assert sorted(file.keys()) == ["images", "labels"]
@@ -264,18 +268,18 @@ def test_networks_learn_soft_labels_where_there_are_some() -> None:
 def test_pixels_of_a_whitened_set_are_those_of_the_real_images(tmp_path: Path) -> None:
     whitened_set().save(tmp_path / "set")
     found = SyntheticSet.load(tmp_path / "set").pixels()
-    plain = DATASET.to_pixels(start(DATASET, 2, "real", 0)[0])
+    plain = DATASET.to_pixels(first_images(DATASET, 2, "real", 0)[0])
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-4)
 
 
 def test_exports_of_a_whitened_set(tmp_path: Path) -> None:
     made = whitened_set()
-    made.export_pt(tmp_path / "pt")
+    export_pt(made, tmp_path / "pt")
     for name, tensor in (("images", made.images), ("labels", made.targets)):
         found = torch.load(tmp_path / "pt" / f"{name}_best.pt", weights_only=True)
         assert torch.equal(found, tensor)
-    made.export_png(tmp_path / "png")
-    a_set(2, "real").export_png(tmp_path / "plain")
+    export_png(made, tmp_path / "png")
+    export_png(a_set(2, "real"), tmp_path / "plain")
     for file in (tmp_path / "plain").rglob("*.png"):
         same = tmp_path / "png" / file.relative_to(tmp_path / "plain")
         assert np.array_equal(np.asarray(Image.open(same)), np.asarray(Image.open(file)))
@@ -294,7 +298,7 @@ def test_a_whitening_that_the_record_does_not_have_is_an_error() -> None:
         ({**RECORD, "zca": 0.2}, WHITENED.whitening),
     ):
         with pytest.raises(ValueError, match="whitening: expected one with the record's zca"):
-            SyntheticSet(*start(DATASET, 1, "real", 0), record, whitening=whitening)
+            SyntheticSet(*first_images(DATASET, 1, "real", 0), record, whitening=whitening)
 
 
 NOT_SYMMETRIC = torch.eye(64) + torch.eye(64).roll(1, 0)
@@ -348,4 +352,4 @@ def test_probabilities_rounded_in_half_precision_are_taken(tmp_path: Path) -> No
 def test_a_whitening_of_another_eps_is_no_start(tmp_path: Path) -> None:
     whitened_set().save(tmp_path / "set")
     with pytest.raises(ValueError, match=r"init: .*set: expected zca 0\.2 .* got 1\.6"):
-        start(DATASET.whitened(0.2), 2, f"file:{tmp_path / 'set'}", 0)
+        first_images(DATASET.whitened(0.2), 2, f"file:{tmp_path / 'set'}", 0)

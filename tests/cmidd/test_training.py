@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmidd.evaluate import PUBLISHED, evaluate
+from cmidd.evaluate import PUBLISHED_RECIPE, evaluate
 from cmidd.networks import Network, build_network, initialize
 from cmidd.seeds import generator, seed_of
-from cmidd.training import Recipe, Stack, at_once, fresh_and_trained, network_of, train
+from cmidd.training import Recipe, Stack, fresh_and_trained, network_of, networks_together
+from tests.support.steps import run
 from tests.support.tiny import CPU, NETWORK, quiet, silent, tiny_dataset
 
 DATASET = tiny_dataset()
@@ -44,7 +45,7 @@ def fresh(seeds: Sequence[int], spec: str = NETWORK, dtype: torch.dtype = torch.
 
 def trained(seeds: Sequence[int], recipe: Recipe, spec: str = NETWORK, **options: Any) -> Stack:
     stack = fresh(seeds, spec)
-    train(stack, IMAGES.double(), LABELS, seeds, recipe, on_epoch=silent, **options)
+    run(stack, IMAGES.double(), LABELS, seeds, recipe, **options)
     return stack
 
 
@@ -95,7 +96,7 @@ class Recording(Stack):
 def seen(seeds: Sequence[int], recipe: Recipe, images: Tensor = IMAGES, **options: Any) -> Tensor:
     """Images `(K, all of all epochs, ...)` in the order in which networks see them."""
     stack = Recording(NETWORK, SHAPE, 3, Stack.fresh(NETWORK, SHAPE, 3, seeds, CPU).states())
-    train(stack, images, LABELS, seeds, recipe, on_epoch=silent, **options)
+    run(stack, images, LABELS, seeds, recipe, **options)
     return torch.cat(stack.batches, dim=1)
 
 
@@ -137,7 +138,7 @@ def test_a_network_depends_on_its_seed_alone() -> None:
 def test_the_mean_loss_of_every_epoch_is_told(count: int) -> None:
     told: list[tuple[int, float]] = []
     seeds = list(range(count))
-    train(fresh(seeds), IMAGES.double(), LABELS, seeds, PLAIN, on_epoch=lambda *a: told.append(a))
+    run(fresh(seeds), IMAGES.double(), LABELS, seeds, PLAIN, on_epoch=lambda *a: told.append(a))
     of_each = [plain_loop(NETWORK, IMAGES.double(), LABELS, seed, PLAIN)[1] for seed in seeds]
     expected = [statistics.mean(losses) for losses in zip(*of_each, strict=True)]
     assert [epoch for epoch, _ in told] == [1, 2, 3]
@@ -155,7 +156,7 @@ def test_every_epoch_sees_every_image_once_in_an_order_of_its_own() -> None:
 def test_soft_labels_of_one_class_are_labels() -> None:
     one_hot = F.one_hot(LABELS, 3).double()
     stack = fresh([5])
-    train(stack, IMAGES.double(), one_hot, [5], PLAIN, on_epoch=silent)
+    run(stack, IMAGES.double(), one_hot, [5], PLAIN)
     assert same(stack.states()[0], trained([5], PLAIN).states()[0], 1e-12)
 
 
@@ -164,7 +165,7 @@ def test_soft_labels_are_probabilities(seeds: list[int]) -> None:
     soft = torch.rand(len(IMAGES), 3, generator=generator("soft"), dtype=torch.float64)
     soft /= soft.sum(1, keepdim=True)
     stack = fresh(seeds)
-    train(stack, IMAGES.double(), soft, seeds, PLAIN, on_epoch=silent)
+    run(stack, IMAGES.double(), soft, seeds, PLAIN)
     network, _ = plain_loop(NETWORK, IMAGES.double(), soft, 5, PLAIN)
     assert same(stack.states()[0], network.state_dict(), 1e-9)
 
@@ -233,7 +234,7 @@ def test_a_network_around_a_state_shares_it() -> None:
 def test_networks_go_together_on_a_gpu_where_they_can(
     spec: str, device: str, asked: int | None, expected: int
 ) -> None:
-    assert at_once(spec, torch.device(device), asked) == expected
+    assert networks_together(spec, torch.device(device), asked) == expected
 
 
 EVALUATED = replace(PLAIN, lr=0.02, epochs=2)
@@ -281,7 +282,7 @@ def test_evaluation_reports_each_architecture() -> None:
 
 
 def test_the_published_protocol() -> None:
-    assert Recipe(1000, 0.01, 0.9, 5e-4, 256, 0.5, DSA) == PUBLISHED
+    assert Recipe(1000, 0.01, 0.9, 5e-4, 256, 0.5, DSA) == PUBLISHED_RECIPE
 
 
 def test_batches_are_the_normalised_images_in_order() -> None:

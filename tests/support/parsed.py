@@ -20,11 +20,11 @@ def made(arguments: Sequence[str]) -> list[Any]:
     def keep(*given: Any) -> None:
         parts.extend(part for part in given if not isinstance(part, str))
 
-    stand_ins = {name: (keep, *rest) for name, (_, *rest) in cli._COMMANDS.items()}
+    stand_ins = {name: (keep, *rest) for name, (_, *rest) in cli.COMMANDS.items()}
     with (
         patch.object(cli, "build_parser", parser),
         patch.object(cli, "run_method", keep),
-        patch.dict(cli._COMMANDS, stand_ins),
+        patch.dict(cli.COMMANDS, stand_ins),
     ):
         main(arguments)
     return parts

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cmidd.datasets import Dataset, load_dataset
-from cmidd.evaluate import PUBLISHED, Accuracy
+from cmidd.evaluate import PUBLISHED_RECIPE, Accuracy
 from cmidd.networks import build_network, initialize
 from cmidd.pretrained.bank import KIND as BANK
 from cmidd.report import write_report
@@ -131,7 +131,7 @@ def make_evaluation(path: Path, dataset: str, results: Results) -> Path:
                 "set": name,
                 "images": 6,
                 "evaluations": [
-                    Accuracy(network, tuple(accuracies), PUBLISHED).as_record()
+                    Accuracy(network, tuple(accuracies), PUBLISHED_RECIPE).as_record()
                     for network, accuracies in of_networks.items()
                 ],
             }

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from cmidd.datasets import Dataset, ImageSet
-from cmidd.distill import DistillOptions, distill
 from cmidd.methods.dc import DSAOptions
 from cmidd.methods.dm import DMOptions
 from cmidd.methods.mtt import MTTOptions
-from cmidd.pretrained.bank import Bank, BankOptions, fill
-from cmidd.pretrained.experts import ExpertOptions, Experts, fill_experts
+from cmidd.pretrained.bank import Bank, BankOptions, train_bank
+from cmidd.pretrained.experts import ExpertOptions, Experts, train_experts
 from cmidd.regularization import CMIOptions
+from cmidd.run import DistillOptions, distill, prepare
 from cmidd.seeds import generator
 from cmidd.storage.run_folder import RunFolder
 from cmidd.synthetic import SyntheticSet
@@ -55,7 +55,7 @@ def tiny_options(**changes: Any) -> BankOptions:
 
 def tiny_bank(path: Path, dataset: Dataset, **changes: Any) -> Bank:
     """A bank of `tiny_options`, filled."""
-    return fill(path, dataset, tiny_options(**changes), CPU, say=quiet)
+    return train_bank(path, dataset, tiny_options(**changes), CPU, say=quiet)
 
 
 OPTIONS = DistillOptions(ipc=2, iterations=8, report_every=2, checkpoint_every=3)
@@ -73,7 +73,7 @@ def expert_options(**changes: Any) -> ExpertOptions:
 
 def tiny_experts(path: Path, dataset: Dataset, **changes: Any) -> Experts:
     """Experts of `expert_options`, trained."""
-    return fill_experts(path, dataset, expert_options(**changes), CPU, say=quiet)
+    return train_experts(path, dataset, expert_options(**changes), CPU, say=quiet)
 
 
 def mtt_options(experts: Path, **changes: Any) -> MTTOptions:
@@ -95,4 +95,5 @@ def tiny_run(
     """Distil `dataset`, or a tiny one, in the folder `path` by a method and its options."""
     folder = RunFolder(path, CONFIG, resume=resume)
     real = dataset or tiny_dataset()
-    return distill(method[0], real, options, cmi, method[1], folder, CPU, "the command", say)
+    run = prepare(method[0], real, options, method[1], cmi, device=CPU, say=say)
+    return distill(run, folder, "the command", say)

@@ -1,8 +1,8 @@
 """What a run costs in time, memory and disk, measured on its own first updates before it starts.
 
-Nothing that a run draws depends on what was computed before, so trying an update changes nothing.
-The first one pays for what is made once and is not counted; the second of an iteration stands for
-all that follow it, as DC trains its network before each of them.
+Nothing that a run draws depends on what was computed before, and a method's state is put back, so
+trying an update changes nothing. The first one pays for what is made once and is not counted; the
+second of an iteration stands for all that follow it, as DC trains its network before each of them.
 """
 
 from __future__ import annotations
@@ -10,26 +10,19 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from cmidd.datasets import Dataset
-from cmidd.distill import DistillOptions
-from cmidd.methods import method_entry, settle
-from cmidd.methods.base import Method
-from cmidd.regularization import CMIOptions, Regularization
+from cmidd.run import Run
 from cmidd.storage.tensor_file import in_words
-from cmidd.synthetic import start
 
 _LINE = 300  # bytes of a line of both logs
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run."""
+    """Time, memory and disk of one run."""
 
     seconds: float  # an iteration
     iterations: int
@@ -44,52 +37,41 @@ class Cost:
         )
 
 
-def estimate(
-    method_name: str,
-    dataset: Dataset,
-    options: DistillOptions,
-    cmi: CMIOptions,
-    method_options: Any,
-    device: torch.device,
-) -> Cost:
-    """Try up to three updates of a run; arguments as of `distill`."""
-    options, method_options, _ = settle(method_name, dataset, options, method_options)
-    assert options.iterations is not None
-    assert options.report_every is not None
-    assert options.init is not None
-    images, labels = start(dataset, options.ipc, options.init, options.seed)
-    images = images.to(device).requires_grad_()
+def estimate(run: Run) -> Cost:
+    """Try up to three updates of a run.
+
+    Class means of real images take a pass over all of them, and CMI with them no other time than
+    without: they are not measured for this unless CMI would be 0.
+    """
+    method, options = run.method, run.options
+    device = run.images.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    entry = method_entry(method_name)
-    method = entry.make(dataset, labels, method_options, options.seed, device)
-    # Centroids of real images take a pass over all of them, and no other time than one's own.
-    tried = replace(cmi, cmi_centroids="own") if options.ipc > 1 and cmi.bank else cmi
-    regularization = Regularization(
-        method_name, dataset, labels, options.seed, tried, device, lambda _: None, method.rows(0)
-    )
-    _timed(method, regularization, images, 0)
-    seconds, of_cmi = _timed(method, regularization, images, 0)
+    if run.cmi.is_zero_so_far:
+        run.cmi.measure_real_means(lambda _: None)
+    state = {name: tensor.clone() for name, tensor in method.state().items()}
+    _timed(run, 0)
+    seconds, of_cmi = _timed(run, 0)
     if method.updates > 1:
-        seconds += (method.updates - 1) * _timed(method, regularization, images, 1)[0]
-    seconds += method.updates * of_cmi / cmi.cmi_every
-    made = sum(leaf.nbytes for leaf in (images, *(each.tensor for each in method.learned.values())))
+        seconds += (method.updates - 1) * _timed(run, 1)[0]
+    method.load_state(state)
+    seconds += method.updates * of_cmi / run.cmi_options.cmi_every
+    made = sum(leaf.nbytes for leaf in run.leaves.values())
     lines = options.iterations // options.report_every
     disk = 3 * made + lines * _LINE  # the result, the last checkpoint with its momentum, the log
-    if dataset.whitening is not None:
-        disk += dataset.whitening.matrix.nbytes
+    disk += sum(tensor.nbytes for tensor in state.values())
+    if run.dataset.whitening is not None:
+        disk += run.dataset.whitening.matrix.nbytes
     return Cost(seconds, options.iterations, _peak(device), disk)
 
 
-def _timed(
-    method: Method, regularization: Regularization, images: Tensor, update: int
-) -> tuple[float, float]:
+def _timed(run: Run, update: int) -> tuple[float, float]:
     """Seconds of one update of the first iteration, and of its CMI."""
     began = time.perf_counter()
-    _, gradient = method.step(images, 0, update)
+    _, gradient = run.method.loss_and_gradient(run.images, run.method.draw(0, update))
     gradient.sum().item()  # waits for a GPU
     between = time.perf_counter()
-    regularization.add(images, gradient, 0, method.rows(0), logged=False)
+    run.cmi.add(run.images, gradient, 0, update, logged=False)
     gradient.sum().item()
     return between - began, time.perf_counter() - between
 
@@ -103,8 +85,8 @@ def _peak(device: torch.device) -> int:
 
 def duration(seconds: float) -> str:
     """For people: two digits of the unit that suits."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if seconds >= 2 * length or unit == "s":
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
             number = seconds / length
             return f"{number:.0f} {unit}" if number > 99 else f"{number:.2g} {unit}"
-    raise AssertionError
+    return f"{seconds:.0f} s" if seconds > 99 else f"{seconds:.2g} s"

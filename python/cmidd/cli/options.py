@@ -6,19 +6,21 @@ The fields are flags and keys of a YAML file, their lines in the docstrings the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cmidd.datasets import Dataset, load_dataset
-from cmidd.evaluate import PUBLISHED
+from cmidd.device import usable_device
+from cmidd.evaluate import recipe_of
+from cmidd.option_fields import Options, option
 from cmidd.training import Recipe
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Options):
     """The real images, and where to compute.
 
     Args:
@@ -32,7 +34,7 @@ class DataOptions:
 
     dataset: str = "digits"
     data: Path = Path("data")
-    size: int | None = None
+    size: int | None = option(None, least=1)
     zca: bool = False
     device: str | None = None
 
@@ -49,25 +51,11 @@ class DataOptions:
 
     def torch_device(self) -> torch.device:
         """The device, checked."""
-        return usable_device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def usable_device(name: str) -> torch.device:
-    """A device that is there; what is computed on it from now on is float32 where it says so.
-
-    What torch computes by default is TF32 in convolutions on newer GPUs, and the gradient of CMI
-    lives on differences that its 10 bits round away.
-    """
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        return torch.empty(1, device=name).device
-    except (AssertionError, RuntimeError) as error:  # what torch raises where there is none
-        why = str(error).partition("\n")[0]
-        raise ValueError(f"device: {name} cannot be used here: {why}") from None
+        return usable_device(self.device)
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Options):
     """The run.
 
     Args:
@@ -82,7 +70,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class PretrainRunOptions:
+class BankRunOptions(Options):
     """The file.
 
     Args:
@@ -95,7 +83,7 @@ class PretrainRunOptions:
 
 
 @dataclass(frozen=True)
-class ExpertRunOptions:
+class ExpertRunOptions(Options):
     """The file.
 
     Args:
@@ -108,7 +96,7 @@ class ExpertRunOptions:
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(Options):
     """What is evaluated, and how: the defaults are the published protocol.
 
     Args:
@@ -131,38 +119,34 @@ class EvaluateOptions:
     """
 
     sets: tuple[Path, ...] = ()
-    random_real: int | None = None
+    random_real: int | None = option(None, least=1)
     all_real: bool = False
-    all_real_epochs: int = 100
+    all_real_epochs: int = option(100, least=1)
     networks: tuple[str, ...] | None = None
-    repeats: int = 5
-    epochs: int | None = None
+    repeats: int = option(5, least=1)
+    epochs: int | None = option(None, least=1)
     lr: float | None = None
     weight_decay: float = 5e-4
-    batch_size: int = 256
+    batch_size: int = option(256, least=1)
     augmentation: str | None = None
     seed: int = 0
-    together: int | None = None
+    together: int | None = option(None, least=1)
     out: Path = Path("runs/evaluation.json")
 
-    def recipe(self, of_set: Mapping[str, Any]) -> Recipe:
-        """How each network is trained, where the set did not learn its own rate.
-
-        `of_set`: its method's epochs and augmentation, for what was not given.
-        """
-        known = {"epochs": PUBLISHED.epochs, "augmentation": PUBLISHED.augmentation, **of_set}
-        return replace(
-            PUBLISHED,
-            epochs=known["epochs"] if self.epochs is None else self.epochs,
-            lr=PUBLISHED.lr if self.lr is None else self.lr,
+    def recipe(self, record: Mapping[str, Any]) -> Recipe:
+        """How networks are trained on a set with this record, if it did not learn its own rate."""
+        return recipe_of(
+            record,
+            epochs=self.epochs,
+            lr=self.lr,
             weight_decay=self.weight_decay,
             batch_size=self.batch_size,
-            augmentation=known["augmentation"] if self.augmentation is None else self.augmentation,
+            augmentation=self.augmentation,
         )
 
 
 @dataclass(frozen=True)
-class ScoreOptions:
+class ScoreOptions(Options):
     """What is scored.
 
     Args:
@@ -175,13 +159,13 @@ class ScoreOptions:
 
     bank: Path
     sets: tuple[Path, ...] = ()
-    random_real: int | None = None
+    random_real: int | None = option(None, least=1)
     layer: str = "features"
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(Options):
     """What is exported, and where.
 
     Args:
@@ -196,7 +180,7 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
-class ReportOptions:
+class ReportOptions(Options):
     """What the page shows.
 
     Args:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cmidd.datasets.files import find, reading
-from cmidd.datasets.images import Array, Dataset, ImageSet, check_labels
+from cmidd.datasets.images import Array, Dataset, ImageSet, labels_as_int64
 from cmidd.datasets.known import standard
 from cmidd.datasets.pickles import read_pickle
 
@@ -129,7 +129,7 @@ def _batch(layout: _Layout, path: Path, name: str) -> tuple[Array, Array]:
     """Images (N, 3, 32, 32) and labels (N,) of one file, checked where the file is known."""
     with reading(path):
         images, labels = layout.read(path, name)
-        check_labels(labels, _CLASSES[name])
+        labels_as_int64(labels, _CLASSES[name])
         if len(images) != len(labels):
             raise ValueError(f"has {len(images)} images and {len(labels)} labels")
         return images.reshape(-1, *_SHAPE), labels

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cmidd.datasets.files import find, reading
-from cmidd.datasets.images import Array, Dataset, ImageSet, check_labels
+from cmidd.datasets.images import Array, Dataset, ImageSet, labels_as_int64
 from cmidd.datasets.known import standard
 
 _FOLDERS = {
@@ -51,7 +51,7 @@ def load(name: str, root: Path, size: int | None) -> Dataset:
             files.append(find(name, both))
         images, labels = read_idx(files[0], axes=3), read_idx(files[1], axes=1)
         with reading(files[1]):
-            check_labels(labels, num_classes=10)
+            labels_as_int64(labels, num_classes=10)
         with reading(files[0]):
             return ImageSet.from_arrays(images, labels, num_classes=10)
 

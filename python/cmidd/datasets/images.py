@@ -61,7 +61,7 @@ class ImageSet:
 
         """
         pixels = _channels_first(images)
-        classes = check_labels(labels, num_classes)
+        classes = labels_as_int64(labels, num_classes)
         if len(pixels) != len(classes):
             raise ValueError(
                 f"labels must be one for each of the {len(pixels)} images, got {len(classes)}"
@@ -197,7 +197,7 @@ class Dataset:
             "mean": list(self.mean),
             "std": list(self.std),
         }
-        # Without whitening not a word of it: files that are older than it go on byte for byte.
+        # Omit the key without whitening, so that older files stay byte-identical.
         return about if self.whitening is None else {**about, "zca": self.whitening.eps}
 
     def check_made_for(self, record: Mapping[str, Any], what: str) -> None:
@@ -243,7 +243,7 @@ def _of_channels(
     return centre, scale
 
 
-def check_labels(labels: Tensor | Array, num_classes: int) -> Tensor:
+def labels_as_int64(labels: Tensor | Array, num_classes: int) -> Tensor:
     """`labels` as (N,) int64, or an error that says which one is not from 0 to num_classes - 1."""
     is_integer = (
         labels.dtype.kind in "iu"

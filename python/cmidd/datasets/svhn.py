@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cmidd.datasets.files import find, reading
-from cmidd.datasets.images import Dataset, ImageSet, check_labels
+from cmidd.datasets.images import Dataset, ImageSet, labels_as_int64
 from cmidd.datasets.known import standard
 
 _FOLDERS = ("svhn", "SVHN", ".")
@@ -34,5 +34,5 @@ def _read(path: Path) -> ImageSet:
         images, labels = content["X"], content["y"]
         if images.shape[:3] != (32, 32, 3) or images.ndim != 4:
             raise ValueError(f"expected X of shape (32, 32, 3, N), got {images.shape}")
-        digits = check_labels(labels.reshape(-1), num_classes=11) % 10
+        digits = labels_as_int64(labels.reshape(-1), num_classes=11) % 10
         return ImageSet.from_arrays(images.transpose(3, 0, 1, 2), digits, num_classes=10)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 EPS = 0.1  # of pixels in [0, 1], as published
 _GREY = 128  # pixels less it are within 128 of 0
 _BATCH = 1024  # 1024 * 128^2 = 2^24: float32 adds as many of their products without rounding
-_MOST = 4096  # numbers of an image: 64 x 64 grey ones, 36 x 36 in colour
+_MAX_NUMBERS = 4096  # numbers of an image: 64 x 64 grey ones, 36 x 36 in colour
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +65,11 @@ class Whitening:
         """
         _check_eps(eps)
         size = math.prod(images.shape[1:])
-        if size > _MOST:
+        if size > _MAX_NUMBERS:
             raise ValueError(
-                f"zca: expected images of at most {_MOST:,} numbers, got {size:,}: it takes time "
-                f"in proportion to {size:,}^3 and a matrix of {size**2 * 4 / 1e9:.1f} GB in every "
-                "set; go without, or with smaller images"
+                f"zca: expected images of at most {_MAX_NUMBERS:,} numbers, got {size:,}: it takes "
+                f"time in proportion to {size:,}^3 and a matrix of {size**2 * 4 / 1e9:.1f} GB in "
+                "every set; go without, or with smaller images"
             )
         total, products = _sums(images)
         count, area = len(images), math.prod(images.shape[2:])

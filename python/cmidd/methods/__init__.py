@@ -6,13 +6,13 @@ holds the loop's mathematics, its options, its published settings and its weight
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from cmidd.evaluate import PUBLISHED
+from cmidd.evaluate import PUBLISHED_RECIPE
 from cmidd.methods import dc, dm, mtt
-from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published
+from cmidd.methods.base import CMIWeights, ExtraParameter, Method, MethodEntry, Published
+from cmidd.option_fields import Options, fill_in
 
 if TYPE_CHECKING:
     from cmidd.datasets import Dataset
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "CMIWeights",
+    "ExtraParameter",
     "Method",
     "MethodEntry",
     "Published",
     "Weight",
     "cmi_weight",
     "evaluation_of",
+    "fill_in_published",
     "method_entry",
     "register",
-    "settle",
 ]
 
 METHODS: dict[str, MethodEntry] = {
@@ -39,13 +40,8 @@ METHODS: dict[str, MethodEntry] = {
 }
 
 
-class _LoopOptions(Protocol):
-    @property
-    def ipc(self) -> int: ...
-
-
-_Loop = TypeVar("_Loop", bound=_LoopOptions)
-_Options = TypeVar("_Options")
+_Loop = TypeVar("_Loop", bound=Options)
+_Options = TypeVar("_Options", bound=Options)
 
 
 def register(name: str, entry: MethodEntry) -> None:
@@ -98,26 +94,23 @@ def cmi_weight(method: str, dataset: str, ipc: int) -> Weight:
 
 def evaluation_of(method: str, dataset: Dataset, ipc: int) -> dict[str, Any]:
     """Epochs and augmentation of networks that are trained on a set, as published."""
-    usual = {"epochs": PUBLISHED.epochs, "augmentation": PUBLISHED.augmentation}
+    usual = {"epochs": PUBLISHED_RECIPE.epochs, "augmentation": PUBLISHED_RECIPE.augmentation}
     return {**usual, **method_entry(method).published(dataset, ipc).evaluation}
 
 
-def settle(
-    method: str, dataset: Dataset, loop: _Loop, options: _Options
+def fill_in_published(
+    method: str, dataset: Dataset, ipc: int, loop: _Loop, options: _Options
 ) -> tuple[_Loop, _Options, str]:
-    """Options with what is known in the place of None, and a line for the user that says what."""
-    published = method_entry(method).published(dataset, loop.ipc)
-    filled_in: dict[str, Any] = {}
+    """Options with what is published in the place of what was not given.
 
-    def settled(given: Any, known: Mapping[str, Any]) -> Any:
-        names = [
-            f.name for f in fields(given) if f.name in known and getattr(given, f.name) is None
-        ]
-        filled_in.update({name: known[name] for name in names if known[name] is not None})
-        return replace(given, **{name: known[name] for name in names})
-
-    loop = settled(loop, published.loop)
-    options = settled(options, published.options)
-    words = {name: value for name, value in filled_in.items() if not name.endswith("_every")}
-    text = ", ".join(f"{name} {value}" for name, value in words.items())
-    return loop, options, text and f"{text} ({published.origin})"
+    The line for the user says what that was and where it comes from.
+    """
+    published = method_entry(method).published(dataset, ipc)
+    loop, of_loop = fill_in(loop, published.loop)
+    options, of_method = fill_in(options, published.options)
+    words = [
+        f"{name} {value}"
+        for name, value in {**of_loop, **of_method}.items()
+        if value is not None and not name.endswith("_every")  # of which nothing is published
+    ]
+    return loop, options, f"{', '.join(words)} ({published.origin})" if words else ""

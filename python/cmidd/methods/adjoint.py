@@ -2,7 +2,7 @@
 
     theta_{i+1} = theta_i - a g_i,    g_i = d L_i / d theta at theta_i,    L_i the mean of a batch
 
-Of the way only the weights theta_i are kept. From lam = d loss / d theta_N the adjoint walks back
+Only the weights of each step are stored. From lam = d loss / d theta_N the adjoint walks back
 and makes each g_i anew; with s = <g_i, lam>, in which lam is constant,
 
     d batch -= a ds/d batch,    da -= s,    lam -= a ds/d theta_i

@@ -1,10 +1,14 @@
-"""What the loop in `distill.py` asks of a method.
+"""What the loop in `run.py` asks of a method.
 
-A method gives the loss and its gradient with respect to the images, as often in an iteration as it
-has `updates`. What else it optimises (a step size, labels) it lists in `learned`, with gradients in
-the tensors' `.grad`. All that it draws depends on the seed, the iteration and the update alone, and
-what it keeps from update to update begins anew in every iteration: images, what is learned, their
-momentum and the iteration's number are everything that a checkpoint needs.
+A method gives a loss and its gradient with respect to the images, as often in an iteration as it
+has `updates`. What it draws for an update it draws in `draw`: a function of seed, iteration and
+update that gives plain tensors of the CPU, in which everything drawn for a class comes from its own
+stream. The mathematics takes these draws as an argument, so it can be given others.
+
+What else the method optimises (a step size, labels) it lists in `extra_parameters`, with gradients
+in the tensors' `.grad`. What lives across iterations it lists in `state`; all else that it keeps
+begins anew in every iteration. A checkpoint holds the images, extra parameters, the optimizer's
+state, the method's state and the number of the iteration.
 """
 
 from __future__ import annotations
@@ -14,17 +18,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from cmidd.option_fields import Options
 from cmidd.synthetic import SyntheticSet
+from cmidd.view import View
 
 if TYPE_CHECKING:
     from cmidd.datasets import Dataset
 
 
 @dataclass(frozen=True, eq=False)
-class Learned:
-    """A leaf that is optimised beside the images, and the learning rate of its SGD."""
+class ExtraParameter:
+    """A tensor that is optimised beside the images, and its learning rate."""
 
     tensor: Tensor
     lr: float
@@ -33,51 +40,74 @@ class Learned:
 class Method(ABC):
     """The base of all methods; what follows is what most of them need not change."""
 
-    spec: str
+    network_spec: str
     """The architecture that the images are made for."""
     updates: int = 1
     """Of the images in one iteration."""
-    suspects: tuple[str, ...] = ()
-    """Options that can make the loss NaN, beside the rates of what is optimised."""
+    options_that_may_diverge: tuple[str, ...] = ()
+    """Options that can make the loss NaN, beside the learning rates of what is optimised."""
+    view: View | None = None
+    """How stored images become those that CMI, evaluation and report see; None: as they are."""
+    bank_draw: str = "iteration"
+    """How often networks of the bank are drawn: once an "iteration" or for every "update"."""
+    class_scale: Tensor | None = None
+    """`(C,)` factors of the images' gradients, that of CMI included; None: 1."""
 
     @property
-    def made_with(self) -> dict[str, Any]:
-        """Records of files that it reads; a run goes on with the same ones alone."""
+    def input_records(self) -> dict[str, Any]:
+        """Records of the files this method reads. Resuming checks that they have not changed."""
         return {}
 
     @property
-    def learned(self) -> dict[str, Learned]:
+    def extra_parameters(self) -> dict[str, ExtraParameter]:
         """What is optimised beside the images, by the name that checkpoints call it."""
         return {}
 
-    @abstractmethod
-    def step(self, images: Tensor, iteration: int, update: int = 0) -> tuple[Tensor, Tensor]:
-        """Loss and its gradient with respect to `images` (N, ch, H, W); fills `.grad` of `learned`.
+    def draw(self, iteration: int, update: int) -> Any:
+        """Everything that is drawn for an update, as tensors of the CPU."""
+        return iteration, update
 
-        Updates of an iteration come in order, from 0 on.
+    @abstractmethod
+    def loss_and_gradient(self, images: Tensor, draws: Any) -> tuple[Tensor, Tensor]:
+        """Loss and its gradient with respect to `images` (N, ch, H, W), of what `draw` gave.
+
+        It fills `.grad` of the extra parameters. Updates of an iteration come in order, from 0 on.
         """
 
-    def constrain(self) -> None:  # noqa: B027
-        """Bring what is learned back to where it may be, after the optimiser moved it."""
+    def optimizer(self, groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:
+        """What moves images and extra parameters: `groups` of one tensor and its lr each."""
+        return torch.optim.SGD(groups, momentum=momentum)
 
-    def rows(self, iteration: int) -> Tensor | None:  # noqa: ARG002
+    def constrain(self) -> None:  # noqa: B027
+        """Project the extra parameters back into their valid range after a step."""
+
+    def first_batch(self, iteration: int) -> Tensor | None:  # noqa: ARG002
         """The batch of images that an iteration begins with, as row numbers; None: all at once."""
         return None
 
-    def numbers(self) -> dict[str, Tensor]:
+    def log_values(self) -> dict[str, Tensor]:
         """More numbers for the log, as tensors of one element."""
         return {}
 
-    def finished(self, made: SyntheticSet) -> SyntheticSet:
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that live across iterations, by the name that checkpoints call them."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        if state:
+            raise ValueError(f"expected no state of the method, got {', '.join(state)}")
+
+    def finish(self, result: SyntheticSet) -> SyntheticSet:
         """The distilled set with what the method adds to it."""
-        return made
+        return result
 
 
 @dataclass(frozen=True)
 class Published:
     """What is known of a method on a dataset with some number of images per class.
 
-    Each mapping goes by the names of options and serves those that the user left at None.
+    Each mapping goes by the names of options and serves those that the user did not give.
     """
 
     loop: Mapping[str, Any] = field(default_factory=dict)
@@ -104,15 +134,8 @@ class MethodEntry:
 
     make: Callable[..., Method]
     """Of dataset, labels, options, seed and device."""
-    options: type
+    options: type[Options]
     """A frozen dataclass whose docstring is the help of the method's flags."""
     published: Callable[[Dataset, int], Published]
     """Of dataset and images per class."""
     cmi_weights: CMIWeights = field(default_factory=CMIWeights)
-
-
-def given_network(network: str | None) -> str:
-    """The architecture of a method's options, which `settle` has filled in."""
-    if network is None:
-        raise ValueError("network: expected an architecture, got None; methods.settle fills it in")
-    return network

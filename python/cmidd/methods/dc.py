@@ -6,14 +6,13 @@
 The network has fresh random weights in every iteration and trains on the synthetic images between
 updates of the iteration. A_c is one augmentation drawn for class and update, used on both sides; DC
 has none. The distance gives its derivative by the synthetic gradients itself, and autograd goes on
-from there to the images. Gradients of classes come `InTurn` on a CPU and `Mapped` elsewhere.
+from there to the images. `GradientsClassByClass` computes them on a CPU, `GradientsVmapped`
+elsewhere.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,24 +23,29 @@ from torch import Tensor
 from torch.func import functional_call, grad, vjp, vmap
 from torch.profiler import record_function
 
-from cmidd.augment import DSA, Strategy, augment, draw
+from cmidd.augment import DSA, Draw, Strategy, augment
 from cmidd.datasets import Dataset
-from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published, given_network
+from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published
+from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
 from cmidd.methods.gradient_distance import GradientDistance
-from cmidd.networks import at_a_time, build_network, check_one_image, initialize
+from cmidd.networks import (
+    GPU_IMAGES_FORWARD,
+    GPU_IMAGES_SECOND_ORDER,
+    build_network,
+    check_images_are_independent,
+    draw_weights,
+    images_per_chunk,
+)
 from cmidd.networks.usual import gradient_network
+from cmidd.option_fields import AS_PUBLISHED, Options, check_filled_in, option
 from cmidd.seeds import generator, seed_of
-from cmidd.training import Recipe, Stack, train
-
-# Images of 32 x 32 at once on a GPU, by what the usual ConvNet keeps of each: about 3 MB for a
-# gradient, 12 MB for one that is differentiated again.
-GPU_CHUNK, GPU_CHUNK_TWICE = 2560, 512
+from cmidd.training import EpochDraws, Recipe, Stack, draw_epochs, train
 
 _LossOfClass = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class DCOptions:
+class DCOptions(Options):
     """What the method can be told.
 
     Args:
@@ -58,13 +62,13 @@ class DCOptions:
             before the first iteration, faster after it
     """
 
-    network: str | None = None
-    batch_real: int = 256
-    outer_steps: int | None = None
-    inner_epochs: int | None = None
+    network: str = AS_PUBLISHED
+    batch_real: int = option(256, least=1)
+    outer_steps: int = option(AS_PUBLISHED, least=1)
+    inner_epochs: int = option(AS_PUBLISHED, least=1)
     metric: str = "rows"
-    lr_net: float = 0.01
-    batch_net: int = 256
+    lr_net: float = option(0.01, least=0)
+    batch_net: int = option(256, least=1)
     augmentation: str = "none"
     compile: bool = False
 
@@ -80,7 +84,7 @@ Distance = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Of synthetic gradients (C, P): the loss and its derivative (C, P)."""
 
 
-class InTurn:
+class GradientsClassByClass:
     """Gradients of one class, in parts of few images: plain convolutions, maps that stay in caches.
 
     For a CPU, where one batch of a class's real images takes much longer than its parts, and for
@@ -94,7 +98,7 @@ class InTurn:
         self.part = part
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """`(1, P)`, as `Mapped` gives it, of images and labels of one class."""
+        """`(1, P)`, as `GradientsVmapped` gives it, of images and labels of one class."""
         total: tuple[Tensor, ...] = ()
         for x, y in self._parts(images, labels):
             gradients = self._share(x, y, len(images))
@@ -131,7 +135,7 @@ class InTurn:
         return torch.autograd.grad(loss, self.weights, create_graph=images.requires_grad)
 
 
-class Mapped:
+class GradientsVmapped:
     """Gradients of several classes at once; the smaller ones are filled up with images of weight 0.
 
     A GPU launches as much for all of them as for one.
@@ -191,10 +195,22 @@ def _joined(gradients: Sequence[Tensor]) -> Tensor:
     return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
 
 
+@dataclass(frozen=True, eq=False)
+class DCDraws:
+    """What is drawn for an update."""
+
+    iteration: int
+    update: int
+    weights: dict[str, Tensor]  # the network's first ones, for update 0 alone
+    epochs: list[EpochDraws]  # of the network's training before any other update
+    real: list[Tensor]  # row numbers of the real images of each class
+    augmentation: Draw  # of each class
+
+
 class GradientMatching(Method):
     """The updates of DC and DSA on one dataset."""
 
-    suspects = ("lr_net",)
+    options_that_may_diverge = ("lr_net",)
 
     def __init__(
         self,
@@ -206,40 +222,68 @@ class GradientMatching(Method):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """Prepare updates of images whose labels are `labels`, ascending."""
-        self.spec, self.updates, epochs = _checked(options)
+        check_filled_in(options)
+        self.network_spec, self.updates = options.network, options.outer_steps
         channels, size, _ = dataset.shape
         self.dataset, self.options, self.seed = dataset, options, seed
         self.device, self.dtype = device, dtype
         self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
         self.recipe = Recipe(
-            epochs, options.lr_net, 0.0, 0.0, options.batch_net, 1.0, options.augmentation
+            options.inner_epochs,
+            options.lr_net,
+            momentum=0.0,
+            weight_decay=0.0,
+            batch_size=options.batch_net,
+            drop_at=1.0,
+            augmentation=options.augmentation,
         )
-        network = build_network(self.spec, channels, size, dataset.num_classes)
-        check_one_image(network, self.spec)
+        network = build_network(options.network, channels, size, dataset.num_classes)
+        check_images_are_independent(network, options.network)
         state = network.to(device, dtype).state_dict()
-        self.stack = Stack(self.spec, dataset.shape, dataset.num_classes, [state])
+        self.stack = Stack(options.network, dataset.shape, dataset.num_classes, [state])
         self.distance = GradientDistance(options.metric, state)
         self.labels = labels.cpu()
         counts = torch.bincount(self.labels, minlength=dataset.num_classes)
         self.offsets = [0, *counts.cumsum(0).tolist()]
         self.images = dataset.train.images.to(device)
         names = self.distance.names
-        part = at_a_time(device, size, GPU_CHUNK_TWICE)
+        part = images_per_chunk(device, size, GPU_IMAGES_SECOND_ORDER)
         together = min(
-            at_a_time(device, size, GPU_CHUNK) // options.batch_real, part // int(counts.max())
+            images_per_chunk(device, size, GPU_IMAGES_FORWARD) // options.batch_real,
+            part // int(counts.max()),
         )
-        self.gradients: InTurn | Mapped
+        self.gradients: GradientsClassByClass | GradientsVmapped
         if device.type == "cpu" or not together:
-            self.gradients = InTurn(self.stack, names, part)
+            self.gradients = GradientsClassByClass(self.stack, names, part)
         else:
-            self.gradients = Mapped(self.stack, names, together)
+            self.gradients = GradientsVmapped(self.stack, names, together)
         if options.compile:  # for the parts of a CPU; a GPU trains on whole batches
             whole = min(len(labels), options.batch_net)
             self.stack.compile(part if device.type == "cpu" else whole)
         self.due: tuple[int, int] | None = None  # iteration and update that may follow
 
-    def step(self, images: Tensor, iteration: int, update: int = 0) -> tuple[Tensor, Tensor]:
+    def draw(self, iteration: int, update: int) -> DCDraws:
+        """The network's weights or training, real images and augmentations of an update."""
+        seed, words = self.seed, (iteration, update)
+        weights: dict[str, Tensor] = {}
+        epochs: list[EpochDraws] = []
+        if update == 0:
+            weights = draw_weights(self.stack.network, generator(seed, "network", iteration))
+        else:
+            seeds = [seed_of(seed, "inner", iteration, update - 1)]
+            epochs = list(draw_epochs(seeds, len(self.labels), self.recipe, self.strategy))
+        return DCDraws(
+            iteration,
+            update,
+            weights,
+            epochs,
+            draw_real_rows(self.dataset.train, self.options.batch_real, seed, "real", *words),
+            draw_for_classes(self.strategy, self.dataset.num_classes, seed, "dsa", *words),
+        )
+
+    def loss_and_gradient(self, images: Tensor, draws: DCDraws) -> tuple[Tensor, Tensor]:
         """Loss and its gradient with respect to the synthetic images, `(N, ch, H, W)`."""
+        iteration, update = draws.iteration, draws.update
         if update not in range(self.updates) or (update and (iteration, update) != self.due):
             raise RuntimeError(
                 f"update {update} of iteration {iteration}: updates are 0 to {self.updates - 1}, "
@@ -249,74 +293,43 @@ class GradientMatching(Method):
         self.due = iteration, update + 1
         if update == 0:
             with record_function("dc.network"):
-                self.draw_network(iteration)
+                self.load_network(draws.weights)
         else:
             with record_function("dc.inner_training"):
-                self.train_network(images.detach(), iteration, update - 1)
-        return self.match(images.detach(), iteration, update)
+                self.train_network(images.detach(), draws.epochs)
+        return self.match(images.detach(), draws)
 
     @torch.no_grad()
-    def draw_network(self, iteration: int) -> None:
+    def load_network(self, weights: Mapping[str, Tensor]) -> None:
         """Give the network the first weights of an iteration."""
-        initialize(self.stack.network, generator(self.seed, "network", iteration))
-        for name, tensor in self.stack.network.state_dict().items():
+        for name, tensor in weights.items():
             self.stack.state[name].copy_(tensor)
 
-    def train_network(self, images: Tensor, iteration: int, update: int) -> None:
+    def train_network(self, images: Tensor, epochs: Sequence[EpochDraws]) -> None:
         """What the network learns from the images after an update."""
-        train(
-            self.stack,
-            images,
-            self.labels.to(self.device),
-            [seed_of(self.seed, "inner", iteration, update)],
-            self.recipe,
-            mirror=self.dataset.mirror,
-        )
+        train(self.stack, images, self.labels.to(self.device), self.recipe, self.strategy, epochs)
 
-    def match(self, images: Tensor, iteration: int, update: int) -> tuple[Tensor, Tensor]:
+    def match(self, images: Tensor, draws: DCDraws) -> tuple[Tensor, Tensor]:
         """Loss and gradient with the network as it is."""
-        draws = generator(self.seed, "dsa", iteration, update)
-        drawn = draw(self.strategy, self.dataset.num_classes, draws)
-        real_rows = self.real_rows(iteration, update)
         losses: list[Tensor] = []
         gradients: list[Tensor] = []
         for classes in torch.split(torch.arange(self.dataset.num_classes), self.gradients.classes):
             first, last = int(classes[0]), int(classes[-1]) + 1
             with record_function("dc.real_gradients"):
-                chosen = torch.cat(real_rows[first:last])
+                chosen = torch.cat(draws.real[first:last])
                 x = self.dataset.to_input(self.images[chosen.to(self.device)], self.dtype)
                 labels = self.dataset.train.labels[chosen]
-                real = self.gradients(augment(x, self.strategy, drawn, labels), labels)
+                x = augment(x, self.strategy, draws.augmentation, labels)
+                real = self.gradients(x, labels)
             with record_function("dc.synthetic_gradients"):
                 rows = slice(self.offsets[first], self.offsets[last])
                 x, labels = images[rows].requires_grad_(), self.labels[rows]
-                seen = augment(x, self.strategy, drawn, labels)
+                seen = augment(x, self.strategy, draws.augmentation, labels)
                 distance = partial(self.distance, real=real)
                 loss, of_seen = self.gradients.match(seen.detach(), labels, distance)
                 losses.append(loss)
                 gradients += torch.autograd.grad(seen, x, of_seen)
         return torch.stack(losses).sum(), torch.cat(gradients)
-
-    def real_rows(self, iteration: int, update: int) -> list[Tensor]:
-        """The real images of each class, as row numbers."""
-        draws = generator(self.seed, "real", iteration, update)
-        return [
-            first + torch.randperm(last - first, generator=draws)[: self.options.batch_real]
-            for first, last in itertools.pairwise(self.dataset.train.offsets.tolist())
-        ]
-
-
-def _checked(options: DCOptions) -> tuple[str, int, int]:
-    """Network, updates and epochs; what cannot be computed with is refused."""
-    for name in ("batch_real", "outer_steps", "inner_epochs", "batch_net"):
-        value = getattr(options, name)
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name}: expected a whole number from 1 on, got {value!r}")
-    if not 0 <= options.lr_net < math.inf:
-        raise ValueError(f"lr_net: expected at least 0, got {options.lr_net}")
-    assert options.outer_steps is not None
-    assert options.inner_epochs is not None
-    return given_network(options.network), options.outer_steps, options.inner_epochs
 
 
 # Images per class -> updates of the images in an iteration, and epochs of the network between two.

@@ -10,37 +10,37 @@ makes the real branch about twice as fast there as a class at a time; a GPU take
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from cmidd.augment import DSA, Strategy, augment, draw
+from cmidd.augment import DSA, Draw, Strategy, augment
 from cmidd.datasets import Dataset
-from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published, given_network
+from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published
+from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
 from cmidd.networks import (
+    GPU_IMAGES_FORWARD,
     Network,
-    at_a_time,
     build_network,
-    check_one_image,
+    check_images_are_independent,
+    draw_weights,
     freeze,
-    initialize,
+    images_per_chunk,
 )
 from cmidd.networks.usual import usual_network
+from cmidd.option_fields import AS_PUBLISHED, Options, check_filled_in, option
 from cmidd.seeds import generator
 
-# Images of 32 x 32 at once on a GPU: ten classes with a batch of real ones each.
-GPU_CHUNK = 2560
 # Pooling then reads whole vectors of channels: a quarter of the real branch. bfloat16 convolutions
 # are slower so.
 LAYOUT = {("cpu", torch.float32): torch.channels_last}
 
 
 @dataclass(frozen=True)
-class DMOptions:
+class DMOptions(Options):
     """What the method can be told.
 
     Args:
@@ -52,11 +52,20 @@ class DMOptions:
         compile: compile the real branch: a minute before the first iteration, faster after it
     """
 
-    network: str | None = None
-    batch_real: int = 256
+    network: str = AS_PUBLISHED
+    batch_real: int = option(256, least=1)
     augmentation: str = DSA
-    real_dtype: str = "float32"
+    real_dtype: str = option("float32", choices=("float32", "bfloat16"))
     compile: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class DMDraws:
+    """What DM draws for an iteration."""
+
+    weights: dict[str, Tensor]  # of the network
+    real: list[Tensor]  # row numbers of the real images of each class
+    augmentation: Draw  # of each class
 
 
 class DM(Method):
@@ -72,53 +81,51 @@ class DM(Method):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """Prepare steps on images whose labels are `labels`, ascending."""
+        check_filled_in(options)
         channels, size, _ = dataset.shape
         self.dataset, self.options, self.seed = dataset, options, seed
         self.device, self.dtype = device, dtype
         self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
         self.labels = labels.cpu()
         self.counts = torch.bincount(self.labels, minlength=dataset.num_classes).tolist()
-        self.chunk = at_a_time(device, size, GPU_CHUNK)
+        self.chunk = images_per_chunk(device, size, GPU_IMAGES_FORWARD)
         self.chunks = whole_classes(self.counts, self.chunk)
         self.images = dataset.train.images.to(device)
-        self.spec = given_network(options.network)
-        network = build_network(self.spec, channels, size, dataset.num_classes)
+        self.network_spec = options.network
+        network = build_network(options.network, channels, size, dataset.num_classes)
         self.network = self.placed(network, dtype)
-        check_one_image(self.network, self.spec)
-        if options.real_dtype not in ("float32", "bfloat16"):
-            raise ValueError(
-                f"real_dtype: expected float32 or bfloat16, got {options.real_dtype!r}"
-            )
+        check_images_are_independent(self.network, options.network)
         self.real_dtype = dtype if options.real_dtype == "float32" else torch.bfloat16
         self.real_network = self.network
         if self.real_dtype != dtype:
-            network = build_network(self.spec, channels, size, dataset.num_classes)
+            network = build_network(options.network, channels, size, dataset.num_classes)
             self.real_network = self.placed(network, self.real_dtype)
         self.embed_real: Callable[[Tensor], Tensor] = self.real_network.embed
         if options.compile:
             self.embed_real = torch.compile(self.real_network.embed, dynamic=False)
 
-    def step(
-        self,
-        images: Tensor,
-        iteration: int,
-        update: int = 0,  # noqa: ARG002
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, iteration: int, update: int) -> DMDraws:  # noqa: ARG002
+        """The network, real images and augmentations of an iteration."""
+        return DMDraws(
+            draw_weights(self.network, generator(self.seed, "network", iteration)),
+            draw_real_rows(
+                self.dataset.train, self.options.batch_real, self.seed, "real", iteration
+            ),
+            draw_for_classes(self.strategy, self.dataset.num_classes, self.seed, "dsa", iteration),
+        )
+
+    def loss_and_gradient(self, images: Tensor, draws: DMDraws) -> tuple[Tensor, Tensor]:
         """Loss and its gradient with respect to the synthetic images, `(N, ch, H, W)`."""
         with record_function("dm.network"):
-            self.draw_network(iteration)
+            self.load_network(draws.weights)
         with record_function("dm.real_images"):
-            drawn = draw(
-                self.strategy, self.dataset.num_classes, generator(self.seed, "dsa", iteration)
-            )
-            real, labels = self.real_batch(iteration)
-            real = augment(real, self.strategy, drawn, labels)
+            real, labels = self.real_batch(draws.real)
+            real = augment(real, self.strategy, draws.augmentation, labels)
         with record_function("dm.real_branch"):
-            counts = torch.bincount(labels, minlength=len(self.counts)).tolist()
-            targets = self.real_means(real, counts)
+            targets = self.real_means(real, [len(rows) for rows in draws.real])
         with record_function("dm.synthetic_branch"):
             return self.match(
-                images, targets, lambda x, rows: augment(x, self.strategy, drawn, rows)
+                images, targets, lambda x, rows: augment(x, self.strategy, draws.augmentation, rows)
             )
 
     def placed(self, network: Network, dtype: torch.dtype) -> Network:
@@ -130,21 +137,14 @@ class DM(Method):
         """How images lie in memory for the network."""
         return LAYOUT.get((self.device.type, dtype), torch.contiguous_format)
 
-    def draw_network(self, iteration: int) -> None:
+    def load_network(self, weights: Mapping[str, Tensor]) -> None:
         """Give the network the weights of an iteration."""
-        initialize(self.network, generator(self.seed, "network", iteration))
+        self.network.load_state_dict(weights)
         if self.real_network is not self.network:
-            self.real_network.load_state_dict(self.network.state_dict())
+            self.real_network.load_state_dict(weights)
 
-    def real_batch(self, iteration: int) -> tuple[Tensor, Tensor]:
+    def real_batch(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Normalised real images of every class, and their labels on the CPU."""
-        draws = generator(self.seed, "real", iteration)
-        rows = []
-        offsets = self.dataset.train.offsets.tolist()
-        for first, last in itertools.pairwise(offsets):
-            rows.append(
-                first + torch.randperm(last - first, generator=draws)[: self.options.batch_real]
-            )
         chosen = torch.cat(rows)
         return (
             self.dataset.to_input(self.images[chosen.to(self.device)], self.dtype),

@@ -20,24 +20,22 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.profiler import record_function
 
-from cmidd.augment import DSA, Strategy, augment, draw
+from cmidd.augment import DSA, Draw, Strategy, augment, draw
 from cmidd.datasets import Dataset
 from cmidd.methods.adjoint import Descent
-from cmidd.methods.base import CMIWeights, Learned, Method, MethodEntry, Published
-from cmidd.networks import at_a_time, build_network, freeze
+from cmidd.methods.base import CMIWeights, ExtraParameter, Method, MethodEntry, Published
+from cmidd.networks import GPU_IMAGES_SECOND_ORDER, build_network, freeze, images_per_chunk
+from cmidd.option_fields import AS_PUBLISHED, Options, check_filled_in, option
 from cmidd.pretrained.experts import Experts
 from cmidd.seeds import generator
 from cmidd.synthetic import SyntheticSet
 
-# Images of 32 x 32 at once on a GPU: a second derivative keeps about 12 MB of each in the usual
-# ConvNet.
-GPU_CHUNK = 512
 SURE = 0.9
 """Probability of its class that a soft label starts with."""
 
 
 @dataclass(frozen=True)
-class MTTOptions:
+class MTTOptions(Options):
     """What the method can be told.
 
     Args:
@@ -55,21 +53,31 @@ class MTTOptions:
     """
 
     experts: Path
-    student_steps: int | None = None
-    expert_epochs: int | None = None
-    max_start_epoch: int | None = None
-    batch_syn: int | None = None
-    step_size: float | None = None
-    lr_step_size: float | None = None
+    student_steps: int = option(AS_PUBLISHED, least=1)
+    expert_epochs: int = option(AS_PUBLISHED, least=1)
+    max_start_epoch: int = option(AS_PUBLISHED, least=1)
+    batch_syn: int | None = option(AS_PUBLISHED, least=1)
+    step_size: float | None = option(AS_PUBLISHED, above=0)
+    lr_step_size: float = option(AS_PUBLISHED, least=0)
     soft_labels: bool = False
-    lr_labels: float | None = None
+    lr_labels: float | None = option(None, least=0)
     augmentation: str = DSA
+
+
+@dataclass(frozen=True, eq=False)
+class MTTDraws:
+    """What MTT draws for an iteration."""
+
+    expert: int
+    epoch: int  # of the expert, that the student starts from
+    rows: list[Tensor]  # of the synthetic images of each step of the student
+    augmentation: list[Draw]  # of each step, with a group for each image
 
 
 class MTT(Method):
     """The step of MTT on one dataset."""
 
-    suspects = ("step_size",)
+    options_that_may_diverge = ("step_size",)
 
     def __init__(
         self,
@@ -81,37 +89,29 @@ class MTT(Method):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """Prepare steps on images whose labels are `labels`."""
+        check_filled_in(options)
         self.options, self.seed, self.device, self.dtype = options, seed, device, dtype
         self.count = len(labels)
-        self.steps = _at_least_one("student_steps", options.student_steps)
-        self.epochs = _at_least_one("expert_epochs", options.expert_epochs)
-        self.starts = _at_least_one("max_start_epoch", options.max_start_epoch)
-        self.batch_size = self.count
-        if options.batch_syn is not None:
-            self.batch_size = min(_at_least_one("batch_syn", options.batch_syn), self.count)
+        self.batch_size = min(options.batch_syn or self.count, self.count)
         self.experts = Experts.load(options.experts)  # networks with batch norm are none
         dataset.check_made_for(self.experts.record, f"experts: {options.experts}")
-        last, trained = self.starts - 1 + self.epochs, self.experts.record["epochs"]
+        last = options.max_start_epoch - 1 + options.expert_epochs
+        trained = self.experts.record["epochs"]
         if last > trained:
             raise ValueError(
                 f"max_start_epoch - 1 + expert_epochs: expected at most {trained}, the epochs in "
                 f"{options.experts}, got {last}"
             )
         rate = self.experts.record["lr"] if options.step_size is None else options.step_size
-        if not 0 < rate < math.inf:
-            raise ValueError(f"step_size: expected more than 0, got {rate}")
-        self.lr_step_size = _from_0("lr_step_size", options.lr_step_size)
         if options.lr_labels is not None and not options.soft_labels:
             raise ValueError("lr_labels: expected soft_labels, which it is the learning rate of")
-        self.lr_labels = _from_0(
-            "lr_labels", 1.0 if options.lr_labels is None else options.lr_labels
-        )
+        self.lr_labels = 1.0 if options.lr_labels is None else options.lr_labels
         self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
         channels, size, _ = dataset.shape
-        self.spec = self.experts.record["network"]
-        network = build_network(self.spec, channels, size, dataset.num_classes)
+        self.network_spec = self.experts.record["network"]
+        network = build_network(self.network_spec, channels, size, dataset.num_classes)
         self.network = freeze(network.to(device, dtype))  # only its structure is used
-        self.chunk = at_a_time(device, size, GPU_CHUNK)
+        self.chunk = images_per_chunk(device, size, GPU_IMAGES_SECOND_ORDER)
         self.labels = labels.to(device)
         self.step_size = torch.tensor(rate, dtype=dtype, device=device, requires_grad=True)
         self.step_size_before = self.step_size.detach().clone()
@@ -123,35 +123,47 @@ class MTT(Method):
             self.label_logits = (of_class * surest).requires_grad_()
 
     @property
-    def made_with(self) -> dict[str, Any]:
+    def input_records(self) -> dict[str, Any]:
         """The experts' record."""
         return {"experts": self.experts.record}
 
     @property
-    def learned(self) -> dict[str, Learned]:
+    def extra_parameters(self) -> dict[str, ExtraParameter]:
         """The step size, and the numbers whose softmax are soft labels."""
-        learned = {"step_size": Learned(self.step_size, self.lr_step_size)}
+        found = {"step_size": ExtraParameter(self.step_size, self.options.lr_step_size)}
         if self.label_logits is not None:
-            learned["labels"] = Learned(self.label_logits, self.lr_labels)
-        return learned
+            found["labels"] = ExtraParameter(self.label_logits, self.lr_labels)
+        return found
 
-    def step(
-        self,
-        images: Tensor,
-        iteration: int,
-        update: int = 0,  # noqa: ARG002
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, iteration: int, update: int) -> MTTDraws:  # noqa: ARG002
+        """The expert and its epoch, batches of the student and their augmentations."""
+        draws = generator(self.seed, "expert", iteration)
+        expert = int(torch.randint(len(self.experts), (), generator=draws))
+        epoch = int(torch.randint(self.options.max_start_epoch, (), generator=draws))
+        rows = [self.batch_rows(iteration, i) for i in range(self.options.student_steps)]
+        augmentation = [
+            draw(
+                self.strategy,
+                len(batch),
+                generator(self.seed, "dsa", iteration, i),
+                one_operation=True,
+            )
+            for i, batch in enumerate(rows)
+        ]
+        return MTTDraws(expert, epoch, rows, augmentation)
+
+    def loss_and_gradient(self, images: Tensor, draws: MTTDraws) -> tuple[Tensor, Tensor]:
         """Loss and its gradient with respect to the synthetic images, `(N, ch, H, W)`."""
-        for each in self.learned.values():
+        for each in self.extra_parameters.values():
             each.tensor.grad = None
         self.step_size_before = self.step_size.detach().clone()
         with record_function("mtt.experts"):
-            start, target = self.window(iteration)
+            start, target = self.window(draws.expert, draws.epoch)
         leaf = images.detach().requires_grad_()
         descent = Descent(
             self.student_loss,
-            lambda i: self.batch(leaf, iteration, i),
-            self.steps,
+            lambda i: self.batch(leaf, draws.rows[i], draws.augmentation[i]),
+            self.options.student_steps,
             self.step_size_before,
             self.chunk,
         )
@@ -163,19 +175,15 @@ class MTT(Method):
         assert leaf.grad is not None
         return gap.square().sum() / scale, leaf.grad
 
-    def window(self, iteration: int) -> tuple[Tensor, Tensor]:
+    def window(self, expert: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Weights (P,) that the student starts from, and those that it is to reach."""
-        draws = generator(self.seed, "expert", iteration)
-        expert = int(torch.randint(len(self.experts), (), generator=draws))
-        epoch = int(torch.randint(self.starts, (), generator=draws))
-        start, target = (
-            self.experts.parameters(expert, e).to(self.dtype) for e in (epoch, epoch + self.epochs)
-        )
+        later = epoch + self.options.expert_epochs
+        start, target = (self.experts.parameters(expert, e).to(self.dtype) for e in (epoch, later))
         if not (start - target).square().sum() > 0:
             raise ValueError(
                 f"experts: expected networks that move, but expert {expert} of "
                 f"{self.options.experts} has the same weights after {epoch} and "
-                f"{epoch + self.epochs} epochs; train them with a larger lr"
+                f"{later} epochs; train them with a larger lr"
             )
         return start.to(self.device), target.to(self.device)
 
@@ -189,11 +197,8 @@ class MTT(Method):
         )
         return torch.split(order, self.batch_size)[place]
 
-    def batch(self, images: Tensor, iteration: int, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, images: Tensor, rows: Tensor, drawn: Draw) -> tuple[Tensor, Tensor]:
         """Augmented images `(B, ch, H, W)` of a student's step, and their labels."""
-        rows = self.batch_rows(iteration, step)
-        draws = generator(self.seed, "dsa", iteration, step)
-        drawn = draw(self.strategy, len(rows), draws, one_operation=True)
         rows_there = rows.to(self.device)
         targets = self.labels if self.label_logits is None else self.label_logits.softmax(dim=1)
         return augment(images[rows_there], self.strategy, drawn).contiguous(), targets[rows_there]
@@ -213,33 +218,21 @@ class MTT(Method):
         """Keep the step size positive: an update at most halves it."""
         self.step_size.copy_(torch.maximum(self.step_size, self.step_size_before / 2))
 
-    def rows(self, iteration: int) -> Tensor | None:
+    def first_batch(self, iteration: int) -> Tensor | None:
         """The batch of the student's first step."""
         return None if self.batch_size == self.count else self.batch_rows(iteration, 0)
 
-    def numbers(self) -> dict[str, Tensor]:
+    def log_values(self) -> dict[str, Tensor]:
         """The step size."""
         return {"step_size": self.step_size.detach()}
 
-    def finished(self, made: SyntheticSet) -> SyntheticSet:
+    def finish(self, result: SyntheticSet) -> SyntheticSet:
         """The distilled set with the learned step size, and soft labels if there are such."""
         soft_labels = None
         if self.label_logits is not None:
             soft_labels = self.label_logits.detach().softmax(dim=1).float().cpu()
-        record = {**made.record, "learned_lr": self.step_size.item()}
-        return replace(made, record=record, soft_labels=soft_labels)
-
-
-def _at_least_one(name: str, value: int | None) -> int:
-    if value is None or value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
-    return value
-
-
-def _from_0(name: str, value: float | None) -> float:
-    if value is None or not 0 <= value < math.inf:
-        raise ValueError(f"{name}: expected at least 0, got {value}")
-    return value
+        record = {**result.record, "learned_lr": self.step_size.item()}
+        return replace(result, record=record, soft_labels=soft_labels)
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,29 @@ the head and fills the parameters.
 
 from __future__ import annotations
 
-from cmidd.networks.base import Network, at_a_time, check_one_image, freeze, initialize
+from cmidd.networks.base import (
+    GPU_IMAGES_FORWARD,
+    GPU_IMAGES_SECOND_ORDER,
+    Network,
+    check_images_are_independent,
+    draw_weights,
+    freeze,
+    images_per_chunk,
+    initialize,
+)
 from cmidd.networks.spec import NETWORKS, NetworkSpec, build_network, describe_networks
 
 __all__ = [
+    "GPU_IMAGES_FORWARD",
+    "GPU_IMAGES_SECOND_ORDER",
     "NETWORKS",
     "Network",
     "NetworkSpec",
-    "at_a_time",
     "build_network",
-    "check_one_image",
+    "check_images_are_independent",
     "describe_networks",
+    "draw_weights",
     "freeze",
+    "images_per_chunk",
     "initialize",
 ]

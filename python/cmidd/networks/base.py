@@ -1,6 +1,6 @@
 """A network is features and a linear head: `logits = head(embed(images))`, and how it is filled.
 
-`initialize` draws PyTorch's default distributions from a generator of the caller: weights and
+`draw_weights` draws PyTorch's default distributions from a generator of the caller: weights and
 biases of convolutions and linear layers from
 
     U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)),     fan_in = inputs that one output sees,
@@ -39,22 +39,39 @@ class Network(nn.Module):
         return logits
 
 
-@torch.no_grad()
-def initialize(network: nn.Module, generator: torch.Generator) -> None:
-    """Fill `network` in place with fresh parameters from `generator`, a generator of the CPU."""
+GPU_IMAGES_FORWARD, GPU_IMAGES_SECOND_ORDER = 2560, 512
+"""How many 32 x 32 images fit a GPU at once.
+
+The usual ConvNet keeps about 3 MB of each for a gradient, 12 MB for a second-order one.
+"""
+
+
+def draw_weights(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    """A fresh state for `network`, float32 on the CPU, from `generator`, a generator of the CPU."""
+    state: dict[str, Tensor] = {}
     for name, module in network.named_modules():
+        own = {**dict(module.named_parameters(recurse=False)),
+               **dict(module.named_buffers(recurse=False))}  # fmt: skip
+        shapes = {f"{name}.{key}".lstrip("."): tensor.shape for key, tensor in own.items()}
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             bound = module.weight[0].numel() ** -0.5
-            for parameter in module.parameters(recurse=False):
-                draw = torch.empty(parameter.shape, dtype=torch.float32)
-                parameter.copy_(draw.uniform_(-bound, bound, generator=generator))
+            for key, shape in shapes.items():
+                state[key] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
         elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
-            module.reset_parameters()  # constants, and running statistics where there are some
+            for key, shape in shapes.items():
+                is_scale = key.endswith(("weight", "running_var"))
+                state[key] = torch.ones(shape) if is_scale else torch.zeros(shape)
         elif any(True for _ in module.parameters(recurse=False)):
             raise TypeError(
                 f"network: no rule to initialize its part {name!r}, a {type(module).__name__}; "
                 "Conv2d, Linear, BatchNorm2d, GroupNorm and LayerNorm may hold parameters"
             )
+    return state
+
+
+def initialize(network: nn.Module, generator: torch.Generator) -> None:
+    """Fill `network` in place with fresh weights from `generator`, a generator of the CPU."""
+    network.load_state_dict(draw_weights(network, generator))
 
 
 def freeze(network: _Module) -> _Module:
@@ -62,7 +79,7 @@ def freeze(network: _Module) -> _Module:
     return network.eval().requires_grad_(False)
 
 
-def check_one_image(network: nn.Module, spec: str) -> None:
+def check_images_are_independent(network: nn.Module, spec: str) -> None:
     """Raise unless what the network makes of an image depends on that image alone."""
     if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         raise ValueError(
@@ -71,11 +88,11 @@ def check_one_image(network: nn.Module, spec: str) -> None:
         )
 
 
-def at_a_time(device: torch.device, size: int, elsewhere: int) -> int:
+def images_per_chunk(device: torch.device, size: int, on_gpu: int) -> int:
     """Images of size x size pixels to put through a network together.
 
     On a CPU what 16 of 32 x 32 make stays in the caches, and in memory that is not handed back to
-    the system; `elsewhere`, on a GPU, is so many of 32 x 32.
+    the system; `on_gpu` is how many 32 x 32 images a GPU takes.
     """
-    count = 16 if device.type == "cpu" else elsewhere
+    count = 16 if device.type == "cpu" else on_gpu
     return max(1, count * 32 * 32 // size**2)

@@ -2,7 +2,7 @@
 
 Every tensor of the networks' state is stacked, `(networks, ...)`; `trained` (networks,) uint8 says
 which are done and `accuracy` (networks,) float32 what they reach on the test images. The file grows
-network by network, as `growing.py` says.
+network by network, as `growing_file.py` says.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from tqdm import tqdm
 from cmidd.datasets import Dataset
 from cmidd.networks import Network, build_network, freeze
 from cmidd.networks.usual import bank_network
+from cmidd.option_fields import Options, option
+from cmidd.pretrained.filler import TrainingTask, fill
 from cmidd.seeds import seed_of
 from cmidd.storage.growing_file import GrowingFile, check_complete
 from cmidd.storage.tensor_file import FileError, opened
-from cmidd.training import Recipe, at_once, fresh_and_trained, network_of
+from cmidd.training import Objective, Recipe, Stack, cross_entropy, network_of
 
 KIND = "bank of networks"
 
 
 class Bank(Sequence[Network]):
-    """Frozen networks, resident: each is made once, around tensors that stay where they are."""
+    """Frozen networks kept in memory. Each is built once and shares its tensors with the bank."""
 
     def __init__(
         self, state: dict[str, Tensor], record: dict[str, Any], device: torch.device
@@ -83,7 +85,7 @@ class Bank(Sequence[Network]):
 
 
 @dataclass(frozen=True)
-class BankOptions:
+class BankOptions(Options):
     """The networks of a bank.
 
     Args:
@@ -99,14 +101,14 @@ class BankOptions:
     """
 
     network: str | None = None
-    networks: int = 20
-    epochs: int = 40
-    lr: float = 0.01
-    weight_decay: float = 1e-3
-    batch_size: int = 256
+    networks: int = option(20, least=1)
+    epochs: int = option(40, least=1)
+    lr: float = option(0.01, above=0)
+    weight_decay: float = option(1e-3, least=0)
+    batch_size: int = option(256, least=1)
     augmentation: str = "none"
     seed: int = 0
-    together: int | None = None
+    together: int | None = option(None, least=1)
 
     def recipe(self) -> Recipe:
         """How each is trained."""
@@ -115,13 +117,14 @@ class BankOptions:
         )
 
 
-def fill(
+def train_bank(
     path: Path,
     dataset: Dataset,
     options: BankOptions,
     device: torch.device,
     *,
     resume: bool = False,
+    objective: Objective = cross_entropy,
     say: Callable[[str], None] = tqdm.write,
 ) -> Bank:
     """Train the networks that are not there yet, and give back the complete bank."""
@@ -140,35 +143,17 @@ def fill(
         what="bank",
         lower="networks",
     )
-    missing = growing.missing()
-    images = dataset.to_input(dataset.train.images.to(device))
-    labels = dataset.train.labels.to(device)
-    group_size = at_once(spec, device, options.together)
-    with tqdm(total=len(missing) * options.epochs, desc="training networks", unit="epoch") as bar:
-        for start in range(0, len(missing), group_size):
-            group = missing[start : start + group_size]
 
-            def advance(epoch: int, loss: float, group: list[int] = group) -> None:
-                bar.update(len(group))
-                bar.set_postfix(network=f"{group[-1] + 1}/{options.networks}", loss=f"{loss:.3f}")
-
-            stack = fresh_and_trained(
-                spec,
-                images,
-                labels,
-                dataset.num_classes,
-                [seed_of(options.seed, "bank", k) for k in group],
-                options.recipe(),
-                mirror=dataset.mirror,
-                on_epoch=advance,
+    def last_state(stack: Stack, place: int, number: int) -> dict[str, Tensor]:
+        state = stack.states()[place]
+        if not all(tensor.isfinite().all() for tensor in state.values()):
+            raise FloatingPointError(
+                f"network {number + 1}: its weights are NaN or Inf after training; lower lr"
             )
-            accuracies = stack.accuracy(dataset.batches(dataset.test, device))
-            for k, state, accuracy in zip(group, stack.states(), accuracies, strict=True):
-                if not all(tensor.isfinite().all() for tensor in state.values()):
-                    raise FloatingPointError(
-                        f"network {k + 1}: its weights are NaN or Inf after training; lower lr"
-                    )
-                growing.put(k, {**state, "accuracy": torch.tensor(accuracy)})
-                say(f"network {k + 1} of {options.networks}: {accuracy:.1%} of test images right")
+        return state
+
+    seeds = [seed_of(options.seed, "bank", k) for k in range(options.networks)]
+    task = TrainingTask("network", spec, options.recipe(), seeds, options.together, objective)
+    fill(growing, task, dataset, device, at_the_end=last_state, say=say)
     growing.complete()
     return Bank.load(path, device)

@@ -3,7 +3,7 @@
 `parameters` (experts, epochs + 1, P) float32 has the flat parameters, each of `named_parameters()`
 in order, before the first epoch and after each; `accuracy` (experts,) float32 says what they reach
 on the test images in the end, `trained` (experts,) uint8 which are done. The file grows epoch by
-epoch, as `growing.py` says, so that training takes the memory of a few networks.
+epoch, as `growing_file.py` says, so that training takes the memory of a few networks.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from cmidd.augment import DSA, Strategy
 from cmidd.datasets import Dataset
 from cmidd.networks import build_network
 from cmidd.networks.usual import gradient_network
+from cmidd.option_fields import Options, option
+from cmidd.pretrained.filler import TrainingTask, fill
 from cmidd.seeds import seed_of
 from cmidd.storage.growing_file import GrowingFile, check_complete
 from cmidd.storage.tensor_file import FileError, in_words, opened
-from cmidd.training import Recipe, Stack, at_once, train
+from cmidd.training import Recipe, Stack
 
 KIND = "set of experts"
 
@@ -80,7 +82,7 @@ class Experts:
 
 
 @dataclass(frozen=True)
-class ExpertOptions:
+class ExpertOptions(Options):
     """The networks whose training MTT matches.
 
     Args:
@@ -98,27 +100,15 @@ class ExpertOptions:
     """
 
     network: str | None = None
-    experts: int = 100
-    epochs: int = 50
-    lr: float = 0.01
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    batch_size: int = 256
+    experts: int = option(100, least=1)
+    epochs: int = option(50, least=1)
+    lr: float = option(0.01, above=0)
+    momentum: float = option(0.0, least=0)
+    weight_decay: float = option(0.0, least=0)
+    batch_size: int = option(256, least=1)
     augmentation: str = DSA
     seed: int = 0
-    together: int | None = None
-
-    def __post_init__(self) -> None:
-        for least, names in (
-            (1, ("experts", "epochs", "batch_size", "together")),
-            (0, ("momentum", "weight_decay")),
-        ):
-            for name in names:
-                value = getattr(self, name)
-                if value is not None and not value >= least:
-                    raise ValueError(f"{name}: expected at least {least}, got {value}")
-        if not self.lr > 0:
-            raise ValueError(f"lr: expected more than 0, got {self.lr}")
+    together: int | None = option(None, least=1)
 
     def recipe(self) -> Recipe:
         """How each is trained."""
@@ -133,7 +123,7 @@ class ExpertOptions:
         )
 
 
-def fill_experts(
+def train_experts(
     path: Path,
     dataset: Dataset,
     options: ExpertOptions,
@@ -168,73 +158,43 @@ def fill_experts(
             f"{path} takes {in_words(growing.size)} ({in_words(growing.free)} free there): "
             f"experts to train: {len(missing)}, steps in all: {steps:,}"
         )
-        images = dataset.to_input(dataset.train.images.to(device))
-        # The same groups after a kill: what is trained together is rounded together.
-        group_size = at_once(spec, device, options.together)
-        numbers = range(options.experts)
-        groups = [numbers[k : k + group_size] for k in numbers[::group_size]]
-        with tqdm(total=epochs, desc="training experts", unit="epoch") as bar:
-            for group in groups:
-                wanted = set(missing) & set(group)
-                if wanted:
-                    _train(growing, group, wanted, dataset, images, spec, options, bar, say)
+    seeds = [seed_of(options.seed, "experts", k) for k in range(options.experts)]
+    task = TrainingTask("expert", spec, options.recipe(), seeds, options.together)
+    fill(
+        growing,
+        task,
+        dataset,
+        device,
+        at_the_end=lambda *_: {},
+        after_epoch=_Trajectories(growing, options.lr),
+        say=say,
+    )
     growing.complete()
     return Experts.load(path)
 
 
-def _train(
-    growing: GrowingFile,
-    group: range,
-    wanted: set[int],
-    dataset: Dataset,
-    images: Tensor,
-    spec: str,
-    options: ExpertOptions,
-    bar: tqdm,
-    say: Callable[[str], None],
-) -> None:
-    """Train a group of experts together, and put those into the file that it lacks."""
-    device = images.device
-    seeds = [seed_of(options.seed, "experts", k) for k in group]
-    stack = Stack.fresh(spec, dataset.shape, dataset.num_classes, seeds, device)
+class _Trajectories:
+    """Puts the weights of experts into the file, epoch by epoch, if they move."""
 
-    before: list[Tensor | None] = [None] * len(group)
+    def __init__(self, growing: GrowingFile, lr: float) -> None:
+        self.growing, self.lr = growing, lr
+        self.before = torch.empty(0)
 
-    def keep(epoch: int) -> None:
+    def __call__(self, stack: Stack, group: range, wanted: set[int], epoch: int) -> None:
         flat = torch.cat([p.detach().flatten(1) for p in stack.parameters], dim=1).cpu()  # (K, P)
-        for place, (k, row) in enumerate(zip(group, flat, strict=True)):
-            if not row.isfinite().all():
+        for place, k in enumerate(group):
+            if not flat[place].isfinite().all():
                 raise FloatingPointError(
                     f"expert {k + 1}: its weights are NaN or Inf after epoch {epoch}; lower lr"
                 )
-            last, before[place] = before[place], row
-            if last is not None and not (row - last).square().sum() > 0:  # MTT divides by it
+            moved = epoch == 0 or (flat[place] - self.before[place]).square().sum() > 0
+            if not moved:  # MTT divides by it
                 raise ValueError(
-                    f"lr: {options.lr} is too small: expert {k + 1} does not move in epoch {epoch}"
+                    f"lr: {self.lr} is too small: expert {k + 1} does not move in epoch {epoch}"
                 )
             if k in wanted:
-                growing.write(k, {"parameters": row}, part=epoch)
-
-    def advance(epoch: int, loss: float) -> None:
-        keep(epoch)
-        bar.update(len(wanted))
-        bar.set_postfix(expert=f"{group[-1] + 1}/{options.experts}", loss=f"{loss:.3f}")
-
-    keep(0)
-    train(
-        stack,
-        images,
-        dataset.train.labels.to(device),
-        seeds,
-        options.recipe(),
-        mirror=dataset.mirror,
-        on_epoch=advance,
-    )
-    accuracies = stack.accuracy(dataset.batches(dataset.test, device))
-    for k, accuracy in zip(group, accuracies, strict=True):
-        if k in wanted:
-            growing.put(k, {"accuracy": torch.tensor(accuracy)})
-            say(f"expert {k + 1} of {options.experts}: {accuracy:.1%} of test images right")
+                self.growing.write(k, {"parameters": flat[place]}, part=epoch)
+        self.before = flat
 
 
 def _size(spec: str, shape: Any, num_classes: int) -> int:

@@ -27,7 +27,7 @@ from cmidd.report.page import (
     table,
 )
 from cmidd.report.pictures import MOST_CLASSES, Curve, curves, line_key, strip
-from cmidd.report.runs import Run, read_runs
+from cmidd.report.runs import RunSummary, read_runs
 from cmidd.storage.tensor_file import write_text
 
 __all__ = ["write_report"]
@@ -83,7 +83,7 @@ def write_report(
     )
 
 
-def _check_evaluations(evaluations: Sequence[Evaluation], run: Run) -> None:
+def _check_evaluations(evaluations: Sequence[Evaluation], run: RunSummary) -> None:
     ours = run.synthetic.record["dataset"]
     for evaluation in evaluations:
         if evaluation.dataset != ours:
@@ -93,7 +93,7 @@ def _check_evaluations(evaluations: Sequence[Evaluation], run: Run) -> None:
             )
 
 
-def _title(runs: Sequence[Run]) -> str:
+def _title(runs: Sequence[RunSummary]) -> str:
     methods = list(dict.fromkeys(run.method for run in runs))
     sizes = sorted({run.images_per_class for run in runs})
     images = "image" if sizes == [1] else "images"
@@ -106,7 +106,7 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _summary(runs: Sequence[Run]) -> Html:
+def _summary(runs: Sequence[RunSummary]) -> Html:
     sets = "set" if len(runs) == 1 else "sets"
     return join(
         [
@@ -125,7 +125,7 @@ def _summary(runs: Sequence[Run]) -> Html:
     )
 
 
-def _unfinished(run: Run) -> str:
+def _unfinished(run: RunSummary) -> str:
     return f"{run.name} is not finished: its images are those of iteration {run.iteration:,}."
 
 
@@ -141,7 +141,7 @@ def _accuracy(evaluations: Sequence[Evaluation]) -> Html:
     return accuracy_table(evaluations)
 
 
-def _images(runs: Sequence[Run]) -> Html:
+def _images(runs: Sequence[RunSummary]) -> Html:
     count = runs[0].synthetic.record["num_classes"]
     note = "" if count <= MOST_CLASSES else f", of the first {MOST_CLASSES} of {count} classes"
     return join(
@@ -152,10 +152,10 @@ def _images(runs: Sequence[Run]) -> Html:
     )
 
 
-def _grid(run: Run) -> Html:
-    pixels, labels = run.synthetic.pixels(), run.synthetic.labels
+def _grid(run: RunSummary) -> Html:
+    pixels, labels = run.seen.pixels(), run.seen.labels
     names = run.synthetic.record["class_names"][:MOST_CLASSES]
-    places = min(_MOST_IMAGES, run.images_per_class)
+    places = min(_MOST_IMAGES, int(labels.bincount().max()))
     cells = []
     for c, name in enumerate(names):
         own = pixels[labels == c][:_MOST_IMAGES]
@@ -167,7 +167,7 @@ def _grid(run: Run) -> Html:
     return element("div", *cells, class_="grid")
 
 
-def _curves(runs: Sequence[Run]) -> Html:
+def _curves(runs: Sequence[RunSummary]) -> Html:
     loss = [_curve(number, run, "loss") for number, run in enumerate(runs) if run.log]
     cmi = [_curve(number, run, "cmi") for number, run in enumerate(runs) if run.log and run.has_cmi]
     steps = [
@@ -196,11 +196,11 @@ def _curves(runs: Sequence[Run]) -> Html:
     )
 
 
-def _curve(number: int, run: Run, name: str) -> Curve:
+def _curve(number: int, run: RunSummary, name: str) -> Curve:
     return Curve(number, [line["iteration"] for line in run.log], [line[name] for line in run.log])
 
 
-def _making(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> Html:
+def _making(runs: Sequence[RunSummary], evaluations: Sequence[Evaluation]) -> Html:
     parts = []
     for run in runs:
         record = run.synthetic.record

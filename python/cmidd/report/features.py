@@ -19,14 +19,16 @@ from cmidd.networks import Network
 from cmidd.pretrained.bank import Bank
 from cmidd.report.page import Html, columns, element, heading, join, paragraph, table
 from cmidd.report.pictures import MOST_CLASSES, ClassPoints, Points, class_key, scatter
-from cmidd.report.runs import Run
+from cmidd.report.runs import RunSummary
 from cmidd.score import features_of, score
 from cmidd.seeds import generator
 
 _MOST_REAL = 1000  # test images that t-SNE places
 
 
-def feature_parts(runs: Sequence[Run], path: Path, dataset: Dataset, device: torch.device) -> Html:
+def feature_parts(
+    runs: Sequence[RunSummary], path: Path, dataset: Dataset, device: torch.device
+) -> Html:
     """The pictures and the table.
 
     Args:
@@ -77,14 +79,14 @@ class _Placed:
 
 
 def _place(
-    runs: Sequence[Run], network: Network, dataset: Dataset, device: torch.device
+    runs: Sequence[RunSummary], network: Network, dataset: Dataset, device: torch.device
 ) -> _Placed:
     order = torch.randperm(len(dataset.test), generator=generator("report"))
     rows = order[dataset.test.labels[order] < MOST_CLASSES][:_MOST_REAL]
     groups = [(dataset.to_input(dataset.test.images[rows]), dataset.test.labels[rows])]
     for run in runs:
-        shown = run.synthetic.labels < MOST_CLASSES
-        groups.append((run.synthetic.images[shown], run.synthetic.labels[shown]))
+        shown = run.seen.labels < MOST_CLASSES
+        groups.append((run.seen.images[shown], run.seen.labels[shown]))
     features = torch.cat([features_of(network, images.to(device)).cpu() for images, _ in groups])
     # t-SNE needs fewer neighbours than there are others.
     perplexity = min(30.0, (len(features) - 1) / 3)
@@ -99,10 +101,10 @@ def _place(
     return _Placed(placed[0], placed[1:], np.stack([points.min(0), points.max(0)]))
 
 
-def _cmi_table(runs: Sequence[Run], bank: Bank, device: torch.device) -> Html:
+def _cmi_table(runs: Sequence[RunSummary], bank: Bank, device: torch.device) -> Html:
     rows = []
     for run in runs:
-        images, labels = run.synthetic.images.to(device), run.synthetic.labels.to(device)
+        images, labels = run.seen.images.to(device), run.seen.labels.to(device)
         found = score(bank, images, labels)
         spread = f" ± {found.std:.2g}" if len(bank) > 1 else ""
         least, largest = (f"{end(found.of_network):.3g}" for end in (min, max))

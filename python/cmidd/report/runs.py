@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ _OF_DATASET = ("dataset", "shape", "num_classes", "mean", "std", "zca", "class_n
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSummary:
     """A run as a report shows it."""
 
     name: str
@@ -38,9 +39,14 @@ class Run:
         """What distilled it, in capitals."""
         return str(self.config["method"]).upper()
 
+    @cached_property
+    def seen(self) -> SyntheticSet:
+        """Its set as networks see it."""
+        return self.synthetic.seen()
+
     @property
     def images_per_class(self) -> int:
-        """Images of the class that has most."""
+        """Stored images of the class that has most."""
         return int(torch.bincount(self.synthetic.labels).max())
 
     @property
@@ -62,6 +68,8 @@ class Run:
         """Method, size, regulariser, what networks need to know of it, and how far it is."""
         count, made = self.images_per_class, self.synthetic
         words = [self.method, f"{count} {'image' if count == 1 else 'images'} per class", self.cmi]
+        if len(self.seen.labels) != len(made.labels):
+            words.append(f"seen as {len(self.seen.labels) // len(made.labels)} images each")
         if made.learned_lr is not None:
             words.append(f"learned step size {made.learned_lr:.3g}")
         if made.soft_labels is not None:
@@ -72,7 +80,9 @@ class Run:
         return f"{', '.join(words)}{remark}"
 
 
-def read_runs(folders: Sequence[Path], *, with_dataset: bool) -> tuple[list[Run], Dataset | None]:
+def read_runs(
+    folders: Sequence[Path], *, with_dataset: bool
+) -> tuple[list[RunSummary], Dataset | None]:
     """Runs of one dataset, and the dataset itself where it is asked for or a run needs it.
 
     Args:
@@ -115,7 +125,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_run(folder: Path, config: dict[str, Any], dataset: Dataset | None) -> Run:
+def _read_run(folder: Path, config: dict[str, Any], dataset: Dataset | None) -> RunSummary:
     log = _read_numbers(folder / "log.jsonl")
     path = folder / "result.safetensors"
     if path.exists():
@@ -124,7 +134,7 @@ def _read_run(folder: Path, config: dict[str, Any], dataset: Dataset | None) -> 
         assert dataset is not None
         path = folder / "checkpoint.safetensors"
         synthetic, iteration = _unfinished(folder, path, config, dataset)
-    return Run(str(folder), synthetic, config, log, iteration)
+    return RunSummary(str(folder), synthetic, config, log, iteration)
 
 
 def _read_numbers(path: Path) -> list[dict[str, float]]:
@@ -162,11 +172,14 @@ def _unfinished(
             f"{config['dataset']}"
         )
     labels = torch.arange(dataset.num_classes).repeat_interleave(per_class)
-    shown = SyntheticSet.of(dataset, images, labels, {"dataset": config["dataset"]})
+    about: dict[str, Any] = {"dataset": config["dataset"]}
+    if "view" in record:
+        about["view"] = record["view"]
+    shown = SyntheticSet.of(dataset, images, labels, about)
     return shown, record["iteration"]
 
 
-def _check_same(runs: Sequence[Run], dataset: Dataset | None) -> None:
+def _check_same(runs: Sequence[RunSummary], dataset: Dataset | None) -> None:
     """Raise unless all runs distil the same images, normalised in the same way."""
     first = runs[0].synthetic.record
     for run in runs:

@@ -51,7 +51,7 @@ class GrowingFile:
 
     Args:
         path: the name it has once it is complete.
-        kind: of file, as `files.opened` checks it.
+        kind: of file, as `tensor_file.opened` checks it.
         record: what its items are made by.
         count: how many items there are.
         items: dtype and shape of an item's tensors, which may be without memory (meta).

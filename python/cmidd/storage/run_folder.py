@@ -25,6 +25,7 @@ import yaml
 from torch import Tensor
 
 import cmikernels
+from cmidd.seeds import STREAMS
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors, write_text
 
 KIND = "checkpoint"
@@ -92,6 +93,12 @@ class RunFolder:
         length, iteration = record.get("log_bytes"), record.get("iteration")
         if not isinstance(length, int) or not isinstance(iteration, int):
             raise FileError(f"{self.checkpoint}: expected log_bytes and iteration, got {record}")
+        if record.get("streams") != STREAMS:
+            raise FileError(
+                f"{self.checkpoint}: was written by an older cmidd, which drew otherwise, so the "
+                "run cannot go on as it began; begin another, for which "
+                f"--init=file:{self.checkpoint} takes its images"
+            )
         for name, expected in (made_with or {}).items():
             if record.get("made_with", {}).get(name) != expected:
                 raise ValueError(
@@ -117,6 +124,7 @@ class RunFolder:
         self._log.flush()
         os.fsync(self._log.fileno())
         record = {**(about or {}), "iteration": iteration, "log_bytes": self._log.tell()}
+        record["streams"] = STREAMS
         write_tensors(self.checkpoint, KIND, tensors, record)
 
     @contextlib.contextmanager
@@ -151,7 +159,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 
 def versions() -> dict[str, str]:
-    """What a result depends on."""
+    """Versions recorded with every result."""
     return {
         "cmikernels": cmikernels.__version__,
         "torch": str(torch.__version__),

@@ -14,28 +14,30 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmidd.cli import command_line, main
+from cmidd.cli import main
+from cmidd.cli.flags import command_line
 from cmidd.cli.options import (
+    BankRunOptions,
     DataOptions,
     EvaluateOptions,
     ExpertRunOptions,
     ExportOptions,
-    PretrainRunOptions,
     ReportOptions,
     RunOptions,
     ScoreOptions,
 )
-from cmidd.distill import DistillOptions
 from cmidd.methods.dc import DCOptions, DSAOptions
 from cmidd.methods.dm import DMOptions
 from cmidd.methods.mtt import MTTOptions
+from cmidd.option_fields import AS_PUBLISHED
 from cmidd.pretrained.bank import BankOptions
 from cmidd.pretrained.experts import ExpertOptions
 from cmidd.regularization import CMIOptions
+from cmidd.run import DistillOptions
 from tests.support.parsed import made
 
 COMMANDS: dict[str, tuple[type, ...]] = {
-    "pretrain": (DataOptions, PretrainRunOptions, BankOptions),
+    "pretrain": (DataOptions, BankRunOptions, BankOptions),
     "experts": (DataOptions, ExpertRunOptions, ExpertOptions),
     "distill dm": (DataOptions, RunOptions, DistillOptions, CMIOptions, DMOptions),
     "distill dc": (DataOptions, RunOptions, DistillOptions, CMIOptions, DCOptions),
@@ -65,7 +67,16 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
 }
 
 
-def values_of(kind: Any) -> st.SearchStrategy[Any]:
+def values_of(group: type, name: str, kind: Any) -> st.SearchStrategy[Any]:
+    field = group.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    if choices := field.metadata.get("choices"):
+        return st.sampled_from(choices)
+    if group is CMIOptions and name == "bank":  # without one there are no other options
+        return VALUES[Path]
+    if field.default is AS_PUBLISHED:  # which stands for None on a command line
+        kinds = kind.__args__ if isinstance(kind, UnionType) else (kind,)
+        of_kinds = [VALUES[k] for k in kinds if k is not type(None)]
+        return st.one_of(st.just(AS_PUBLISHED), *of_kinds)
     if isinstance(kind, UnionType):
         return st.one_of(st.none(), *[VALUES[k] for k in kind.__args__ if k is not type(None)])
     return VALUES[kind]
@@ -77,7 +88,8 @@ def options_of(command: str) -> st.SearchStrategy[list[Any]]:
     groups = []
     for group in COMMANDS[command]:
         kinds = {k: v for k, v in get_type_hints(group).items() if k != "resume"}
-        groups.append(st.builds(group, **{name: values_of(kind) for name, kind in kinds.items()}))
+        values = {name: values_of(group, name, kind) for name, kind in kinds.items()}
+        groups.append(st.builds(group, **values))
     return st.tuples(*groups).map(list)
 
 
@@ -166,7 +178,7 @@ def test_a_yaml_file_sets_the_same_options(
     plain = {
         name: [str(v) for v in value]
         if isinstance(value, tuple)
-        else (str(value) if isinstance(value, Path) else value)
+        else (str(value) if isinstance(value, Path) else None if value is AS_PUBLISHED else value)
         for name, value in values.items()
     }
     path.write_text(yaml.safe_dump(plain))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from cmidd import cli
 from cmidd.__main__ import run
-from cmidd.cli import main
+from cmidd.cli import commands, main
 from cmidd.synthetic import SyntheticSet
 from tests.support.parsed import made
 
@@ -111,9 +111,9 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "run_method", interrupt)
-    with pytest.raises(SystemExit, match=r"cmidd: interrupted; it goes on with --resume"):
+    with pytest.raises(SystemExit, match=r"cmidd: interrupted; add --resume to continue"):
         main(DM)
-    monkeypatch.setattr(cli, "_made", interrupt)
+    monkeypatch.setattr(cli, "options_of", interrupt)
     with pytest.raises(SystemExit, match=r"cmidd: interrupted$"):
         main(["evaluate"])
 
@@ -257,7 +257,8 @@ def test_a_set_is_exported(elsewhere: Path, capsys: pytest.CaptureFixture[str]) 
 def test_without_its_packages_the_command_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delitem(sys.modules, "cmidd.cli")
+    for name in ("cmidd.cli", "cmidd.cli.flags", "cmidd.cli.commands"):
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     with pytest.raises(SystemExit, match=r'jsonargparse .* pip install "cmikernels\[cmidd\]"'):
         run()
@@ -266,7 +267,7 @@ def test_without_its_packages_the_command_says_what_to_install(
 def test_results_are_kept_set_by_set(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from cmidd.evaluate import evaluate
+    from cmidd.evaluate import evaluate_set
 
     calls: list[int] = []
 
@@ -274,9 +275,9 @@ def test_results_are_kept_set_by_set(
         calls.append(1)
         if len(calls) == 2:
             raise ValueError("no more")
-        return evaluate(*arguments, **options)
+        return evaluate_set(*arguments, **options)
 
-    monkeypatch.setattr(cli, "evaluate", second_fails)
+    monkeypatch.setattr(commands, "evaluate_set", second_fails)
     words = ["evaluate", "--random_real=1", "--all_real", "--epochs=1", "--repeats=1"]
     error_of([*words, "--networks", "[mlp]"], capsys)
     record = json.loads(Path("runs/evaluation.json").read_text())

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from cmidd.datasets import Dataset, ImageSet, load_dataset, whitening
 from cmidd.datasets.whitening import EPS, Whitening
+from cmidd.first_images import first_images
 from cmidd.pretrained.bank import Bank
 from cmidd.report.features import feature_parts
 from cmidd.report.runs import read_runs
 from cmidd.seeds import generator
 from cmidd.storage.run_folder import KIND as CHECKPOINT
 from cmidd.storage.tensor_file import write_tensors
-from cmidd.synthetic import SyntheticSet, start
+from cmidd.synthetic import SyntheticSet
 from tests.support.report_files import make_dataset, make_run
 from tests.support.tiny import CPU, tiny_bank, tiny_dataset
 
@@ -152,8 +153,8 @@ def test_whitened_inputs_have_the_dtype_that_was_asked_for(dtype: torch.dtype) -
 def test_batches_and_starts_are_whitened() -> None:
     images = torch.cat([batch for batch, _ in WHITENED.batches(DATASET.test, CPU, 7)])
     torch.testing.assert_close(images, WHITENED.to_input(DATASET.test.images), rtol=0, atol=1e-5)
-    started, _ = start(WHITENED, 2, "real", 0)
-    plain, _ = start(DATASET, 2, "real", 0)
+    started, _ = first_images(WHITENED, 2, "real", 0)
+    plain, _ = first_images(DATASET, 2, "real", 0)
     torch.testing.assert_close(WHITENED.to_pixels(started), DATASET.to_pixels(plain))
     assert (started - plain).abs().max() > 0.1
 
@@ -201,18 +202,18 @@ def test_what_was_made_in_another_space_is_refused(
     tiny_bank(tmp_path / "bank", made_from, networks=1, epochs=1)
     with pytest.raises(ValueError, match=message):
         dataset.check_made_for(Bank.load(tmp_path / "bank", CPU).record, "bank")
-    SyntheticSet.of(made_from, *start(made_from, 1, "real", 0)).save(tmp_path / "set")
+    SyntheticSet.of(made_from, *first_images(made_from, 1, "real", 0)).save(tmp_path / "set")
     with pytest.raises(ValueError, match=message):
-        start(dataset, 1, f"file:{tmp_path / 'set'}", 0)
+        first_images(dataset, 1, f"file:{tmp_path / 'set'}", 0)
 
 
 @pytest.mark.parametrize("dataset", [DATASET, WHITENED], ids=["plain", "whitened"])
 def test_what_was_made_in_the_same_space_is_taken(dataset: Dataset, tmp_path: Path) -> None:
     bank = tiny_bank(tmp_path / "bank", dataset, networks=1, epochs=1)
     dataset.check_made_for(bank.record, "bank")
-    images, labels = start(dataset, 1, "real", 0)
+    images, labels = first_images(dataset, 1, "real", 0)
     SyntheticSet.of(dataset, images, labels).save(tmp_path / "set")
-    assert torch.equal(start(dataset, 1, f"file:{tmp_path / 'set'}", 0)[0], images)
+    assert torch.equal(first_images(dataset, 1, f"file:{tmp_path / 'set'}", 0)[0], images)
 
 
 def test_records_from_before_whitening_are_of_plain_images() -> None:
@@ -231,7 +232,7 @@ def a_run(path: Path, dataset: Dataset, *, finished: bool) -> Path:
     make_run(path, replace(dataset, whitening=None), finished=False)
     config = path / "config.yaml"
     config.write_text(config.read_text() + f"zca: {dataset.whitening is not None}\n")
-    images, labels = start(dataset, 2, "real", 0)
+    images, labels = first_images(dataset, 2, "real", 0)
     SyntheticSet.of(dataset, images, labels).save(path / "result.safetensors")
     if not finished:
         write_tensors(
@@ -246,7 +247,7 @@ def test_a_report_shows_the_pixels_of_whitened_runs(tmp_path: Path, finished: bo
     dataset = make_dataset(tmp_path)
     run = a_run(tmp_path / "run", dataset.whitened(), finished=finished)
     (read,), _ = read_runs([run], with_dataset=False)
-    expected = dataset.to_pixels(start(dataset, 2, "real", 0)[0])
+    expected = dataset.to_pixels(first_images(dataset, 2, "real", 0)[0])
     torch.testing.assert_close(read.synthetic.pixels(), expected, rtol=0, atol=1e-4)
 
 

@@ -14,11 +14,18 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.loop_parts import random_dataset
 from bench.plain_dc import PlainDC
-from cmidd.methods.dc import DCOptions, DSAOptions, GradientMatching, InTurn, Mapped
+from cmidd.methods.dc import (
+    DCOptions,
+    DSAOptions,
+    GradientMatching,
+    GradientsClassByClass,
+    GradientsVmapped,
+)
 from cmidd.methods.gradient_distance import METRICS
-from cmidd.networks import at_a_time
+from cmidd.networks import images_per_chunk
 from cmidd.seeds import generator
 from tests.support.compare import relative_error
+from tests.support.steps import step
 
 CPU = torch.device("cpu")
 RAGGED = (7, 12, 4)  # real images of each class; batches of 8 take all of some
@@ -59,9 +66,9 @@ def ours(
     loop = GradientMatching(dataset, labels, replace(OPTIONS, **options), seed, CPU, dtype)
     names = loop.distance.names
     if way == "mapped":
-        loop.gradients = Mapped(loop.stack, names, chunk or 2)
+        loop.gradients = GradientsVmapped(loop.stack, names, chunk or 2)
     else:
-        loop.gradients = InTurn(loop.stack, names, chunk or 3)
+        loop.gradients = GradientsClassByClass(loop.stack, names, chunk or 3)
     return loop
 
 
@@ -84,7 +91,10 @@ def updates(
     """Those of one iteration; the images take a step of SGD after each."""
     results = []
     for update in range(count):
-        loss, gradient = loop.step(images, iteration, update)
+        if isinstance(loop, PlainDC):
+            loss, gradient = loop.step(images, iteration, update)
+        else:
+            loss, gradient = step(loop, images, iteration, update)
         results.append((loss, gradient))
         images = images - 0.1 * gradient
     return results
@@ -168,8 +178,7 @@ def test_no_part_is_larger_than_asked_for_however_many_images_a_class_has(
         return forward(x)
 
     monkeypatch.setattr(loop.stack.network, "forward", noting)
-    loop.draw_network(0)
-    loop.match(images_of(10), 0, 0)
+    step(loop, images_of(10), 0)
     assert max(seen) == 3
     # Synthetic ones go through once for the whole gradient and once for their own.
     assert sum(seen) == sum(min(8, real) for real in RAGGED) + 2 * len(images_of(10))
@@ -212,7 +221,7 @@ def test_a_compiled_network_gives_the_same_updates_whatever_came_before() -> Non
 
 def test_what_is_compiled_are_whole_parts() -> None:
     loop = ours(compile=True)
-    assert loop.stack._compiled_for == at_a_time(CPU, PIXELS, 0) == 256
+    assert loop.stack._compiled_for == images_per_chunk(CPU, PIXELS, 0) == 256
     assert ours().stack._compiled is None
 
 
@@ -220,11 +229,12 @@ def test_what_is_compiled_are_whole_parts() -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_filters_that_are_dead_for_all_images_give_finite_numbers(way: str, metric: str) -> None:
     loop = ours(way=way, metric=metric, network="convnet:depth=2,width=4,norm=none")
-    loop.draw_network(ITERATION)
+    draws = loop.draw(ITERATION, 0)
+    loop.load_network(draws.weights)
     with torch.no_grad():
         loop.stack.state["features.0.weight"][:, :2] = 0.0
         loop.stack.state["features.0.bias"][:, :2] = -1.0
-    loss, gradient = loop.match(images_of(2), ITERATION, 0)
+    loss, gradient = loop.match(images_of(2), draws)
     assert loss.isfinite()
     assert gradient.isfinite().all()
     assert gradient.any()
@@ -232,7 +242,7 @@ def test_filters_that_are_dead_for_all_images_give_finite_numbers(way: str, metr
 
 def test_a_class_smaller_than_the_batch_gives_all_its_images_once() -> None:
     loop = ours(batch_real=1000)
-    rows = loop.real_rows(0, 0)
+    rows = loop.draw(0, 0).real
     offsets = loop.dataset.train.offsets.tolist()
     for of_class, (first, last) in zip(rows, itertools.pairwise(offsets), strict=True):
         assert sorted(of_class.tolist()) == list(range(first, last))
@@ -254,15 +264,15 @@ def test_draws_depend_on_seed_iteration_and_update_alone() -> None:
 
 def test_every_update_takes_other_real_images_and_another_network() -> None:
     loop = ours()
-    assert not torch.equal(loop.real_rows(0, 0)[1], loop.real_rows(0, 1)[1])
+    assert not torch.equal(loop.draw(0, 0).real[1], loop.draw(0, 1).real[1])
     images = images_of(2)
     weights = []
     for update in range(3):
-        loop.step(images, 0, update)
+        step(loop, images, 0, update)
         weights.append(loop.stack.state["head.weight"].detach().clone())
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[1], weights[2])
-    loop.step(images, 0, 0)
+    step(loop, images, 0, 0)
     assert torch.equal(loop.stack.state["head.weight"], weights[0])
 
 
@@ -272,7 +282,7 @@ def test_images_their_gradients_and_the_global_generator_are_left_alone() -> Non
     images = images_of(2).requires_grad_()
     before = images.detach().clone()
     loop = ours(augmentation=DSA)
-    results = [loop.step(images, 0, update) for update in range(2)]
+    results = [step(loop, images, 0, update) for update in range(2)]
     assert torch.equal(images, before)
     assert images.grad is None
     assert not any(t.requires_grad for result in results for t in result)
@@ -283,16 +293,16 @@ def test_images_their_gradients_and_the_global_generator_are_left_alone() -> Non
 def test_an_update_out_of_order_is_refused(wrong: tuple[int, int]) -> None:
     loop = ours()
     images = images_of(2)
-    loop.step(images, 0, 0)
-    loop.step(images, 0, 1)
+    step(loop, images, 0, 0)
+    step(loop, images, 0, 1)
     with pytest.raises(RuntimeError, match=f"update {wrong[1]} of iteration {wrong[0]}"):
-        loop.step(images, *wrong)
-    loop.step(images, 0, 2)
+        step(loop, images, *wrong)
+    step(loop, images, 0, 2)
 
 
 def test_the_first_step_of_all_is_an_update_0() -> None:
     with pytest.raises(RuntimeError, match="update 1 of iteration 0"):
-        ours().step(images_of(2), 0, 1)
+        step(ours(), images_of(2), 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +310,7 @@ def test_the_first_step_of_all_is_an_update_0() -> None:
     [
         ({"metric": "l1"}, "metric: expected one of rows, mse, cosine, got 'l1'"),
         ({"outer_steps": None}, "outer_steps: expected a whole number from 1 on, got None"),
-        ({"inner_epochs": 0}, "inner_epochs: expected a whole number from 1 on, got 0"),
+        ({"inner_epochs": 0}, "inner_epochs: expected at least 1, got 0"),
         ({"batch_real": 2.5}, "batch_real: expected a whole number from 1 on, got 2.5"),
         ({"batch_net": True}, "batch_net: expected a whole number from 1 on, got True"),
         ({"network": "convnet:norm=batch"}, "network: expected one whose features depend on one"),

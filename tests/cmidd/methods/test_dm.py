@@ -22,6 +22,7 @@ from cmidd.networks import freeze
 from cmidd.seeds import generator
 from cmikernels import CMIRegularizer
 from tests.support.compare import relative_error
+from tests.support.steps import step
 
 CPU = torch.device("cpu")
 RAGGED = (7, 12, 4, 9, 6)  # real images of each class; batches of 8 take all of some
@@ -74,7 +75,7 @@ def regularizer(dtype: torch.dtype) -> CMIRegularizer:
 
 def our_result(ipc: int, augmentation: str, with_cmi: bool, dtype: torch.dtype) -> Result:
     images = images_of(ipc, dtype)
-    loss, gradient = ours(ipc, dtype, augmentation=augmentation).step(images, ITERATION)
+    loss, gradient = step(ours(ipc, dtype, augmentation=augmentation), images, ITERATION)
     if not with_cmi:
         return loss, torch.zeros_like(loss), gradient
     images.requires_grad_()
@@ -126,7 +127,7 @@ def test_a_step_in_float32_is_near_the_plain_loops(
 @pytest.mark.parametrize("iteration", range(3))
 def test_all_operations_in_turn_are_the_plain_loops(iteration: int, mirror: bool) -> None:
     strategy = f"all:{OPTIONS.augmentation}"
-    got = ours(mirror=mirror, augmentation=strategy).step(images_of(2), iteration)
+    got = step(ours(mirror=mirror, augmentation=strategy), images_of(2), iteration)
     expected = plain(mirror=mirror, augmentation=strategy).step(images_of(2), iteration)
     assert relative_error(got[0], expected[0]) < 1e-10
     assert relative_error(got[1], expected[2]) < 1e-10
@@ -155,7 +156,7 @@ def test_every_operation_changes_the_same_images_in_both_loops(
         monkeypatch.setitem(plain_dm.DSA, name, (columns, counted(name, operation)))
     loop, rival = ours(batch_real=2), plain(batch_real=2)
     for iteration in range(50):
-        loop.step(images_of(2), iteration)
+        step(loop, images_of(2), iteration)
         rival.step(images_of(2), iteration)
     assert set(in_ours) == set(augment.OPERATIONS)
     assert in_ours == in_plain
@@ -163,20 +164,20 @@ def test_every_operation_changes_the_same_images_in_both_loops(
 
 def test_a_step_depends_on_seed_and_iteration_alone() -> None:
     images = images_of(2)
-    loss, gradient = ours().step(images, 7)
+    loss, gradient = step(ours(), images, 7)
     used = ours()
-    used.step(images, 0)
-    again = used.step(images, 7)
+    step(used, images, 0)
+    again = step(used, images, 7)
     assert torch.equal(again[0], loss)
     assert torch.equal(again[1], gradient)
-    assert not torch.equal(ours().step(images, 8)[0], loss)
-    assert not torch.equal(ours(seed=SEED + 1).step(images, 7)[0], loss)
+    assert not torch.equal(step(ours(), images, 8)[0], loss)
+    assert not torch.equal(step(ours(seed=SEED + 1), images, 7)[0], loss)
 
 
 def test_a_step_leaves_images_and_the_global_generator_alone() -> None:
     images = images_of(2).requires_grad_()
     before, state = images.detach().clone(), torch.get_rng_state()
-    ours().step(images, 0)
+    step(ours(), images, 0)
     assert torch.equal(images, before)
     assert images.grad is None
     assert torch.equal(torch.get_rng_state(), state)
@@ -186,7 +187,7 @@ def test_networks_differ_from_iteration_to_iteration() -> None:
     loop = ours()
     weights = []
     for iteration in range(4):
-        loop.draw_network(iteration)
+        loop.load_network(loop.draw(iteration, 0).weights)
         weights.append(torch.cat([p.flatten() for p in loop.network.parameters()]))
     for one, other in itertools.combinations(weights, 2):
         assert (one != other).double().mean() > 0.9  # norms are constant
@@ -197,9 +198,9 @@ def test_networks_differ_from_iteration_to_iteration() -> None:
 def test_the_size_of_chunks_changes_nothing(
     chunk: int, ipc: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss, gradient = ours(ipc).step(images_of(ipc), 0)
-    monkeypatch.setattr(dm, "at_a_time", lambda *_: chunk)
-    got = ours(ipc).step(images_of(ipc), 0)
+    loss, gradient = step(ours(ipc), images_of(ipc), 0)
+    monkeypatch.setattr(dm, "images_per_chunk", lambda *_: chunk)
+    got = step(ours(ipc), images_of(ipc), 0)
     assert relative_error(got[0], loss) < 1e-12
     assert relative_error(got[1], gradient) < 1e-12
 
@@ -209,7 +210,7 @@ def test_classes_with_other_numbers_of_images_match_one_by_one() -> None:
     dataset = random_dataset(RAGGED, 16)
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     images = torch.randn(len(labels), 3, 16, 16, generator=generator("uneven")).double()
-    got = DM(dataset, labels, OPTIONS, SEED, CPU, torch.float64).step(images, 0)
+    got = step(DM(dataset, labels, OPTIONS, SEED, CPU, torch.float64), images, 0)
     expected = PlainDM(dataset, labels, OPTIONS, SEED, CPU, torch.float64).step(images, 0)
     assert relative_error(got[0], expected[0]) < 1e-10
     assert relative_error(got[1], expected[2]) < 1e-10
@@ -217,7 +218,7 @@ def test_classes_with_other_numbers_of_images_match_one_by_one() -> None:
 
 def test_a_class_smaller_than_the_batch_gives_all_its_images_once() -> None:
     loop = ours(batch_real=1000)
-    real, labels = loop.real_batch(0)
+    real, labels = loop.real_batch(loop.draw(0, 0).real)
     train = loop.dataset.train
     assert torch.equal(labels, train.labels)
     for c in range(len(RAGGED)):
@@ -233,8 +234,9 @@ def means(real_dtype: str, **options: Any) -> Tensor:
     sizes = [32] * len(RAGGED)
     loop = ours(2, torch.float32, real=sizes, network=network, batch_real=32,
                 real_dtype=real_dtype, **options)  # fmt: skip
-    loop.draw_network(0)
-    return loop.real_means(loop.real_batch(0)[0], sizes)
+    draws = loop.draw(0, 0)
+    loop.load_network(draws.weights)
+    return loop.real_means(loop.real_batch(draws.real)[0], sizes)
 
 
 def test_bfloat16_moves_class_means_little() -> None:
@@ -245,8 +247,8 @@ def test_bfloat16_moves_class_means_little() -> None:
 
 def test_bfloat16_on_the_real_branch_gives_nearly_the_same_step() -> None:
     images = images_of(10, torch.float32)
-    exact = ours(10, torch.float32).step(images, 0)
-    rounded = ours(10, torch.float32, real_dtype="bfloat16").step(images, 0)
+    exact = step(ours(10, torch.float32), images, 0)
+    rounded = step(ours(10, torch.float32, real_dtype="bfloat16"), images, 0)
     assert relative_error(rounded[0], exact[0]) < 1e-2
     assert relative_error(rounded[1], exact[1]) < 2e-2
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from cmidd.cli.costs import Cost, duration, estimate
-from cmidd.distill import DistillOptions, distill
+from cmidd.first_images import first_images
 from cmidd.methods import METHODS, MethodEntry, Published
-from cmidd.methods.base import Learned, Method
-from cmidd.regularization import CMIOptions, Regularization
+from cmidd.methods.base import ExtraParameter, Method
+from cmidd.option_fields import Options
+from cmidd.regularization import CMIOptions, CMITerm
+from cmidd.run import DistillOptions, Run, distill, prepare
 from cmidd.storage.run_folder import RunFolder, read_log
-from cmidd.synthetic import SyntheticSet, start
+from cmidd.synthetic import SyntheticSet
 from tests.support.tiny import (
     CONFIG,
     CPU,
@@ -37,7 +39,7 @@ UPDATES = 3
 
 
 @dataclass(frozen=True)
-class PullOptions:
+class PullOptions(Options):
     """Of the method below."""
 
 
@@ -45,17 +47,18 @@ class Pull(Method):
     """Pulls images to a multiple of the iteration's number, and a scale to the update's."""
 
     updates = UPDATES
-    spec = "mlp"
+    network_spec = "mlp"
 
     def __init__(self, *_: Any) -> None:
         self.scale = torch.ones(1, requires_grad=True)
         self.steps: list[tuple[int, int]] = []
 
     @property
-    def learned(self) -> dict[str, Learned]:
-        return {"scale": Learned(self.scale, 0.5)}
+    def extra_parameters(self) -> dict[str, ExtraParameter]:
+        return {"scale": ExtraParameter(self.scale, 0.5)}
 
-    def step(self, images: Tensor, iteration: int, update: int = 0) -> tuple[Tensor, Tensor]:
+    def loss_and_gradient(self, images: Tensor, draws: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        iteration, update = draws
         self.steps.append((iteration, update))
         self.scale.grad = self.scale.detach() - update
         loss = (images.detach() - iteration).square().sum() / 2
@@ -65,14 +68,14 @@ class Pull(Method):
         with torch.no_grad():
             self.scale.clamp_(max=1.3)
 
-    def rows(self, iteration: int) -> Tensor | None:
+    def first_batch(self, iteration: int) -> Tensor | None:
         return torch.tensor([0, 1, 5] if iteration % 2 else [2, 3])
 
-    def numbers(self) -> dict[str, Tensor]:
+    def log_values(self) -> dict[str, Tensor]:
         return {"scale": self.scale.detach()}
 
-    def finished(self, made: SyntheticSet) -> SyntheticSet:
-        return replace(made, record={**made.record, "scale": self.scale.item()})
+    def finish(self, result: SyntheticSet) -> SyntheticSet:
+        return replace(result, record={**result.record, "scale": self.scale.item()})
 
 
 @pytest.fixture(autouse=True)
@@ -90,14 +93,16 @@ def method(monkeypatch: pytest.MonkeyPatch) -> list[Pull]:
 
 
 def run(path: Path, cmi: CMIOptions | None = None, *, resume: bool = False) -> SyntheticSet:
-    folder = RunFolder(path, CONFIG, resume=resume)
-    given = cmi or CMIOptions()
-    return distill("pull", DATASET, OPTIONS, given, PullOptions(), folder, CPU, say=quiet)
+    return distill(prepared(cmi), RunFolder(path, CONFIG, resume=resume), say=quiet)
+
+
+def prepared(cmi: CMIOptions | None, say: Callable[[str], None] = quiet) -> Run:
+    return prepare("pull", DATASET, OPTIONS, PullOptions(), cmi, device=CPU, say=say)
 
 
 def by_hand() -> tuple[Tensor, list[float], list[float]]:
     """Images at the end, the mean loss of each iteration and the scale after it."""
-    images, _ = start(DATASET, 2, "real", 0)
+    images, _ = first_images(DATASET, 2, "real", 0)
     velocity, scale, scale_velocity = torch.zeros_like(images), 1.0, 0.0
     losses, scales = [], []
     for iteration in range(6):
@@ -129,15 +134,15 @@ def test_a_stopped_run_goes_on_with_what_was_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(tmp_path / "whole")
-    step = Pull.step
+    matched = Pull.loss_and_gradient
 
-    def stopping(self: Pull, images: Tensor, iteration: int, update: int) -> tuple[Tensor, Tensor]:
-        if (iteration, update) == (5, 1):
+    def stopping(self: Pull, images: Tensor, draws: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        if draws == (5, 1):
             raise KeyboardInterrupt
-        return step(self, images, iteration, update)
+        return matched(self, images, draws)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Pull, "step", stopping)
+        patch.setattr(Pull, "loss_and_gradient", stopping)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "cut")
     result = run(tmp_path / "cut", resume=True)
@@ -159,7 +164,7 @@ def test_cmi_is_of_all_images_or_of_the_iterations_batch_by_one_network(
     tmp_path: Path, cmi: CMIOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, Sequence[int], int]] = []
-    call = Regularization.add
+    call = CMITerm.add
 
     def noting(self: Any, images: Tensor, *rest: Any, logged: bool) -> Tensor:
         regularizer = self._regularizer
@@ -175,7 +180,7 @@ def test_cmi_is_of_all_images_or_of_the_iterations_batch_by_one_network(
         self._regularizer = regularizer
         return value
 
-    monkeypatch.setattr(Regularization, "add", noting)
+    monkeypatch.setattr(CMITerm, "add", noting)
     everything, odd, even = [0, 0, 1, 1, 2, 2], [0, 0, 2], [1, 1]
     for cmi_on in ("all", "batch"):
         run(tmp_path / cmi_on, replace(cmi, cmi_on=cmi_on))
@@ -195,7 +200,7 @@ def test_cmi_is_of_all_images_or_of_the_iterations_batch_by_one_network(
 def test_cmi_of_a_batch_needs_a_method_that_has_such(
     tmp_path: Path, cmi: CMIOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pull, "rows", lambda *_: None)
+    monkeypatch.setattr(Pull, "first_batch", lambda *_: None)
     message = r"cmi_on: batch is for .* fewer than all \(as batch_syn says\)"
     with pytest.raises(ValueError, match=message):
         run(tmp_path, replace(cmi, cmi_on="batch"))
@@ -213,11 +218,10 @@ def test_a_batch_in_which_images_are_alone_is_told(
     cmi: CMIOptions,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Pull, "rows", lambda *_: torch.tensor(rows))
+    monkeypatch.setattr(Pull, "first_batch", lambda *_: torch.tensor(rows))
     said: list[str] = []
     given = replace(cmi, cmi_on="batch", cmi_centroids=centroids)
-    folder = RunFolder(tmp_path, CONFIG, resume=False)
-    distill("pull", DATASET, OPTIONS, given, PullOptions(), folder, CPU, say=said.append)
+    prepared(given, said.append)
     found = [text for text in said if text.startswith("cmi_on batch: ")]
     assert len(found) == bool(told)
     assert not told or f"{told} images of the first batch are the only ones" in found[0]
@@ -233,7 +237,7 @@ def test_an_estimate_counts_every_update_and_iteration(
     clock = iter([0.0, 100.0, 200.0, 300.0, 303.0, 304.0, 400.0, 407.0, 409.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     given = replace(cmi, cmi_every=2)
-    cost = estimate("pull", DATASET, OPTIONS, given, PullOptions(), CPU)
+    cost = estimate(prepared(given))
     assert method[0].steps == [(0, 0), (0, 0), (0, 1)]
     assert cost.seconds == 3 + 2 * 7 + UPDATES * 1 / 2
     assert cost.iterations == 6
@@ -252,9 +256,10 @@ def test_an_estimate_leaves_the_run_as_it_would_have_been(
     given = replace(OPTIONS, iterations=2)
     state = torch.get_rng_state()
     expected = tiny_run(tmp_path / "a", given, cmi, method=(name, options))
-    assert estimate(name, DATASET, given, cmi, options, CPU).iterations == 2
+    run = prepare(name, DATASET, given, options, cmi, device=CPU, say=quiet)
+    assert estimate(run).iterations == 2
     assert torch.equal(torch.get_rng_state(), state)
-    again = tiny_run(tmp_path / "b", given, cmi, method=(name, options))
+    again = distill(run, RunFolder(tmp_path / "b", CONFIG, resume=False), say=quiet)
     assert torch.equal(again.images, expected.images)
 
 

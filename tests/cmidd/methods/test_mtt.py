@@ -13,11 +13,12 @@ from bench.loop_parts import random_dataset
 from bench.plain_mtt import PlainMTT, PlainStep
 from cmidd.methods import mtt
 from cmidd.methods.mtt import MTT, MTTOptions
-from cmidd.pretrained.experts import KIND, ExpertOptions, Experts, fill_experts
+from cmidd.pretrained.experts import KIND, ExpertOptions, Experts, train_experts
 from cmidd.seeds import generator
 from cmidd.storage.tensor_file import write_tensors
 from cmidd.synthetic import SyntheticSet
 from tests.support.compare import relative_error
+from tests.support.steps import step
 from tests.support.tiny import CPU, quiet
 
 REAL = (7, 12, 4, 9, 6)
@@ -38,7 +39,7 @@ def trained(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Train
         path = folder / network
         if not path.exists():
             options = ExpertOptions(network, experts=2, epochs=EPOCHS, lr=0.05, batch_size=16)
-            fill_experts(path, random_dataset(REAL, 16), options, CPU, say=quiet)
+            train_experts(path, random_dataset(REAL, 16), options, CPU, say=quiet)
         return path
 
     return file
@@ -51,8 +52,9 @@ def experts(trained: Trained) -> Path:
 
 def options_of(experts: Path, **changes: Any) -> MTTOptions:
     standard = MTTOptions(
-        experts, student_steps=3, expert_epochs=1, max_start_epoch=EPOCHS, lr_step_size=1e-5
-    )
+        experts, student_steps=3, expert_epochs=1, max_start_epoch=EPOCHS, batch_syn=None,
+        step_size=None, lr_step_size=1e-5,
+    )  # fmt: skip
     return replace(standard, **changes)
 
 
@@ -91,7 +93,7 @@ def assert_same(
     assert relative_error(gradient, expected.images) < tolerance
     assert relative_error(loop.step_size.grad, expected.step_size) < tolerance
     if expected.labels is not None:
-        of_labels = loop.learned["labels"].tensor.grad
+        of_labels = loop.extra_parameters["labels"].tensor.grad
         assert of_labels is not None
         assert relative_error(of_labels, expected.labels) < tolerance
 
@@ -111,7 +113,7 @@ def test_a_step_is_that_of_the_unrolled_graph(
     }
     loop = ours(experts, **changes)
     expected = plain(experts, **changes).step(images_of(), ITERATION)
-    assert_same(loop, loop.step(images_of(), ITERATION), expected)
+    assert_same(loop, step(loop, images_of(), ITERATION), expected)
 
 
 @pytest.mark.parametrize("norm", ["none", "group", "layer"])
@@ -120,7 +122,7 @@ def test_other_norms_are_those_of_the_unrolled_graph(norm: str, trained: Trained
     loop = ours(path, student_steps=5)
     assert_same(
         loop,
-        loop.step(images_of(), ITERATION),
+        step(loop, images_of(), ITERATION),
         plain(path, student_steps=5).step(images_of(), ITERATION),
     )
 
@@ -130,9 +132,10 @@ def test_random_and_trained_starts_are_those_of_the_unrolled_graph(experts: Path
     first = {k: loop.experts.parameters(k, 0).double() for k in range(2)}
     random = []
     for iteration in range(8):
-        start, _ = loop.window(iteration)
+        draws = loop.draw(iteration, 0)
+        start, _ = loop.window(draws.expert, draws.epoch)
         random.append(any(torch.equal(start, weights) for weights in first.values()))
-        assert_same(loop, loop.step(images_of(), iteration), rival.step(images_of(), iteration))
+        assert_same(loop, step(loop, images_of(), iteration), rival.step(images_of(), iteration))
     assert {True, False} == set(random)
 
 
@@ -140,7 +143,7 @@ def test_all_operations_in_turn_are_those_of_the_unrolled_graph(experts: Path) -
     loop, rival = (make(experts, augmentation=f"all:{DSA}") for make in (ours, plain))
     assert isinstance(loop, MTT)
     assert isinstance(rival, PlainMTT)
-    assert_same(loop, loop.step(images_of(), 0), rival.step(images_of(), 0))
+    assert_same(loop, step(loop, images_of(), 0), rival.step(images_of(), 0))
 
 
 def test_every_start_and_expert_is_drawn(experts: Path) -> None:
@@ -152,7 +155,9 @@ def test_every_start_and_expert_is_drawn(experts: Path) -> None:
     }
     drawn = set()
     for iteration in range(60):
-        (k, t), (other, end) = (places[w.sum().item()] for w in loop.window(iteration))
+        draws = loop.draw(iteration, 0)
+        window = loop.window(draws.expert, draws.epoch)
+        (k, t), (other, end) = (places[w.sum().item()] for w in window)
         assert (other, end) == (k, t + 1)
         drawn.add((k, t))
     assert drawn == {(k, t) for k in range(2) for t in range(EPOCHS)}
@@ -162,7 +167,7 @@ def test_every_start_and_expert_is_drawn(experts: Path) -> None:
 def test_float32_is_near_float64(soft_labels: bool, experts: Path) -> None:
     changes: dict[str, Any] = {"student_steps": 5, "soft_labels": soft_labels}
     loop = ours(experts, torch.float32, **changes)
-    result = loop.step(images_of(dtype=torch.float32), ITERATION)
+    result = step(loop, images_of(dtype=torch.float32), ITERATION)
     assert result[1].dtype == torch.float32
     images = images_of(dtype=torch.float32).double()
     assert_same(loop, result, plain(experts, **changes).step(images, ITERATION), 1e-4)
@@ -172,31 +177,33 @@ def test_float32_is_near_float64(soft_labels: bool, experts: Path) -> None:
 def test_the_size_of_chunks_changes_nothing(
     chunk: int, experts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mtt, "at_a_time", lambda *_: chunk)
+    monkeypatch.setattr(mtt, "images_per_chunk", lambda *_: chunk)
     loop = ours(experts, soft_labels=True)
     expected = plain(experts, soft_labels=True).step(images_of(), ITERATION)
-    assert_same(loop, loop.step(images_of(), ITERATION), expected, 1e-12)
+    assert_same(loop, step(loop, images_of(), ITERATION), expected, 1e-12)
 
 
 def test_a_step_depends_on_seed_and_iteration_alone(experts: Path) -> None:
     images = images_of()
     loop, used = (ours(experts, soft_labels=True) for _ in range(2))
-    loss, gradient = loop.step(images, 7)
-    used.step(images, 0)
-    again = used.step(images, 7)
+    loss, gradient = step(loop, images, 7)
+    step(used, images, 0)
+    again = step(used, images, 7)
     assert torch.equal(again[0], loss)
     assert torch.equal(again[1], gradient)
-    for name, each in loop.learned.items():
+    for name, each in loop.extra_parameters.items():
         assert each.tensor.grad is not None
-        torch.testing.assert_close(used.learned[name].tensor.grad, each.tensor.grad, rtol=0, atol=0)
-    assert not torch.equal(used.step(images, 8)[0], loss)
-    assert not torch.equal(ours(experts, seed=SEED + 1).step(images, 7)[0], loss)
+        torch.testing.assert_close(
+            used.extra_parameters[name].tensor.grad, each.tensor.grad, rtol=0, atol=0
+        )
+    assert not torch.equal(step(used, images, 8)[0], loss)
+    assert not torch.equal(step(ours(experts, seed=SEED + 1), images, 7)[0], loss)
 
 
 def test_a_step_leaves_images_and_the_global_generator_alone(experts: Path) -> None:
     images = images_of().requires_grad_()
     before, state = images.detach().clone(), torch.get_rng_state()
-    ours(experts).step(images, 0)
+    step(ours(experts), images, 0)
     assert torch.equal(images, before)
     assert images.grad is None
     assert torch.equal(torch.get_rng_state(), state)
@@ -216,12 +223,12 @@ def test_batches_show_every_image_once_in_each_turn(experts: Path) -> None:
 def test_a_batch_as_large_as_the_set_has_it_in_order(experts: Path) -> None:
     loop = ours(experts, batch_syn=100)
     assert loop.batch_rows(0, 2).tolist() == list(range(10))
-    assert loop.rows(0) is None
+    assert loop.first_batch(0) is None
 
 
 def test_an_iteration_begins_with_the_batch_of_the_first_step(experts: Path) -> None:
     loop = ours(experts, batch_syn=4)
-    rows = loop.rows(1)
+    rows = loop.first_batch(1)
     assert rows is not None
     assert torch.equal(rows, loop.batch_rows(1, 0))
 
@@ -229,11 +236,11 @@ def test_an_iteration_begins_with_the_batch_of_the_first_step(experts: Path) -> 
 def test_learning_brings_the_student_nearer_to_the_expert(experts: Path) -> None:
     loop = ours(experts, soft_labels=True, max_start_epoch=1, lr_step_size=1e-3, lr_labels=0.1)
     images = images_of().requires_grad_()
-    learned = [{"params": [each.tensor], "lr": each.lr} for each in loop.learned.values()]
+    learned = [{"params": [each.tensor], "lr": each.lr} for each in loop.extra_parameters.values()]
     optimizer = torch.optim.SGD([{"params": [images], "lr": 2.0}, *learned])
     losses = []
     for _ in range(30):
-        loss, images.grad = loop.step(images, 0)
+        loss, images.grad = step(loop, images, 0)
         losses.append(loss.item())
         optimizer.step()
         loop.constrain()
@@ -242,8 +249,8 @@ def test_learning_brings_the_student_nearer_to_the_expert(experts: Path) -> None
 
 def test_the_step_size_starts_as_told_or_as_the_experts_had_it(experts: Path) -> None:
     assert ours(experts).step_size.item() == 0.05
-    assert ours(experts, step_size=0.25).numbers() == {"step_size": 0.25}
-    assert ours(experts).learned["step_size"].lr == 1e-5
+    assert ours(experts, step_size=0.25).log_values() == {"step_size": 0.25}
+    assert ours(experts).extra_parameters["step_size"].lr == 1e-5
 
 
 @pytest.mark.parametrize(
@@ -253,7 +260,7 @@ def test_an_update_at_most_halves_the_step_size(
     moved_to: float, kept: float, experts: Path
 ) -> None:
     loop = ours(experts, step_size=0.2)
-    loop.step(images_of(), 0)
+    step(loop, images_of(), 0)
     with torch.no_grad():
         loop.step_size.fill_(moved_to)
     loop.constrain()
@@ -264,7 +271,7 @@ def test_half_of_a_restored_step_size_is_its_bound(experts: Path) -> None:
     loop = ours(experts, step_size=0.2)
     with torch.no_grad():
         loop.step_size.fill_(0.02)  # as a checkpoint does
-    loop.step(images_of(), 0)
+    step(loop, images_of(), 0)
     with torch.no_grad():
         loop.step_size.fill_(-1)
     loop.constrain()
@@ -273,7 +280,7 @@ def test_half_of_a_restored_step_size_is_its_bound(experts: Path) -> None:
 
 def test_a_step_size_that_is_nan_stays_so(experts: Path) -> None:
     loop = ours(experts)
-    loop.step(images_of(), 0)
+    step(loop, images_of(), 0)
     with torch.no_grad():
         loop.step_size.fill_(torch.nan)
     loop.constrain()
@@ -288,7 +295,7 @@ def made() -> SyntheticSet:
 
 def test_the_result_has_the_learned_step_size(experts: Path) -> None:
     before = made()
-    finished = ours(experts).finished(before)
+    finished = ours(experts).finish(before)
     assert finished.learned_lr == pytest.approx(0.05)
     assert finished.record["ipc"] == 2
     assert "learned_lr" not in before.record
@@ -297,7 +304,7 @@ def test_the_result_has_the_learned_step_size(experts: Path) -> None:
 
 def test_the_result_has_soft_labels_that_can_be_saved(experts: Path, tmp_path: Path) -> None:
     loop = ours(experts, soft_labels=True)
-    finished = loop.finished(made())
+    finished = loop.finish(made())
     soft_labels = finished.soft_labels
     assert soft_labels is not None
     assert soft_labels.dtype == torch.float32
@@ -312,7 +319,7 @@ def test_the_result_has_soft_labels_that_can_be_saved(experts: Path, tmp_path: P
     ("changes", "message"),
     [
         ({"student_steps": 0}, "student_steps: expected at least 1, got 0"),
-        ({"student_steps": None}, "student_steps: expected at least 1, got None"),
+        ({"student_steps": None}, "student_steps: expected a whole number from 1 on, got None"),
         ({"expert_epochs": 0}, "expert_epochs: expected at least 1, got 0"),
         ({"max_start_epoch": 0}, "max_start_epoch: expected at least 1, got 0"),
         ({"batch_syn": 0}, "batch_syn: expected at least 1, got 0"),
@@ -357,7 +364,7 @@ def test_an_expert_that_did_not_move_is_named(
     still = loop.experts.parameters(0, 0)
     monkeypatch.setattr(Experts, "parameters", lambda *_: still)
     with pytest.raises(ValueError, match=r"expected networks that move, .* has the same weights"):
-        loop.step(images_of(), 0)
+        step(loop, images_of(), 0)
 
 
 def test_a_student_on_all_real_images_walks_in_the_experts_steps(tmp_path: Path) -> None:
@@ -366,12 +373,12 @@ def test_a_student_on_all_real_images_walks_in_the_experts_steps(tmp_path: Path)
     options = ExpertOptions(
         NETWORK, experts=1, epochs=3, lr=0.05, batch_size=count, augmentation="none"
     )
-    fill_experts(tmp_path / "experts", dataset, options, CPU, say=quiet)
+    train_experts(tmp_path / "experts", dataset, options, CPU, say=quiet)
     given = options_of(
         tmp_path / "experts", student_steps=2, expert_epochs=2, max_start_epoch=2,
         augmentation="none",
     )  # fmt: skip
     loop = MTT(dataset, dataset.train.labels, given, SEED, CPU)
     for iteration in range(4):
-        loss, _ = loop.step(dataset.to_input(dataset.train.images), iteration)
+        loss, _ = step(loop, dataset.to_input(dataset.train.images), iteration)
         assert loss < 1e-8

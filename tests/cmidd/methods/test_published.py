@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from cmidd.augment import DSA
-from cmidd.distill import DistillOptions
-from cmidd.methods import METHODS, cmi_weight, evaluation_of, settle
+from cmidd.datasets import Dataset
+from cmidd.methods import METHODS, cmi_weight, evaluation_of, fill_in_published
 from cmidd.methods.dc import DCOptions, DSAOptions
 from cmidd.methods.dm import DMOptions
 from cmidd.methods.mtt import MTTOptions
 from cmidd.networks import build_network
 from cmidd.networks.usual import bank_network, gradient_network, usual_network
+from cmidd.run import DistillOptions
 from tests.support.tiny import tiny_dataset
 
 MADE: dict[str, Any] = {
@@ -23,6 +24,12 @@ MADE: dict[str, Any] = {
     "dsa": DSAOptions(),
     "mtt": MTTOptions(experts=Path("e")),
 }
+
+
+def filled_in(
+    method: str, dataset: Dataset, loop: DistillOptions, options: Any
+) -> tuple[DistillOptions, Any, str]:
+    return fill_in_published(method, dataset, loop.ipc, loop, options)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +95,7 @@ CIFAR10 = tiny_dataset("cifar10")
 
 def settled(method: str, dataset: str, ipc: int) -> dict[str, Any]:
     real = tiny_dataset(dataset)
-    loop, options, _ = settle(method, real, DistillOptions(ipc=ipc), MADE[method])
+    loop, options, _ = filled_in(method, real, DistillOptions(ipc=ipc), MADE[method])
     return {**vars(loop), **vars(options)}
 
 
@@ -125,13 +132,16 @@ def test_dc_takes_any_number_of_images(ipc: int) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_given_stays_and_what_is_not_is_told(method: str) -> None:
     given = DistillOptions(iterations=7, report_every=3)
-    loop, _, told = settle(method, CIFAR10, given, MADE[method])
+    loop, _, told = filled_in(method, CIFAR10, given, MADE[method])
     assert (loop.iterations, loop.report_every) == (7, 3)
     assert "lr_images" in told
     assert "iterations" not in told
     assert "_every" not in told  # of which nothing is published
     assert loop.checkpoint_every
-    assert settle(method, CIFAR10, loop, settle(method, CIFAR10, given, MADE[method])[1])[2] == ""
+    assert (
+        filled_in(method, CIFAR10, loop, filled_in(method, CIFAR10, given, MADE[method])[1])[2]
+        == ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,7 +182,7 @@ def test_sets_of_dc_are_judged_without_augmentation_but_on_mnist() -> None:
 
 
 def test_only_what_is_none_is_filled_in() -> None:
-    _, options, _ = settle("mtt", CIFAR10, DistillOptions(), replace(MADE["mtt"], batch_syn=3))
+    _, options, _ = filled_in("mtt", CIFAR10, DistillOptions(), replace(MADE["mtt"], batch_syn=3))
     assert options.batch_syn == 3
     assert settled("mtt", "cifar100", 50)["batch_syn"] == 125
     assert settled("mtt", "tinyimagenet", 10)["batch_syn"] == 200
@@ -193,7 +203,7 @@ def test_larger_images_have_deeper_networks(size: int, network: str) -> None:
 def test_every_method_fills_in_the_depth(method: str) -> None:
     images = replace(CIFAR10.train, images=torch.zeros(18, 1, 64, 64, dtype=torch.uint8))
     large = replace(CIFAR10, train=images, test=images)
-    _, options, _ = settle(method, large, DistillOptions(), MADE[method])
+    _, options, _ = filled_in(method, large, DistillOptions(), MADE[method])
     assert options.network == "convnet:depth=4"
 
 
@@ -225,5 +235,5 @@ def test_small_images_are_matched_in_a_network_that_is_less_deep() -> None:
     ],
 )
 def test_where_settings_come_from_is_told(method: str, dataset: str, ipc: int, origin: str) -> None:
-    told = settle(method, tiny_dataset(dataset), DistillOptions(ipc=ipc), MADE[method])[2]
+    told = filled_in(method, tiny_dataset(dataset), DistillOptions(ipc=ipc), MADE[method])[2]
     assert told.endswith(origin)

@@ -13,40 +13,33 @@ import torch
 from torch import Tensor
 
 from cmidd.cli import main
-from cmidd.distill import DistillOptions, distill
 from cmidd.methods import METHODS, Method, MethodEntry, Published, register
-from cmidd.regularization import CMIOptions
-from cmidd.storage.run_folder import RunFolder
+from cmidd.option_fields import AS_PUBLISHED, Options
+from cmidd.run import DistillOptions, distill, prepare
 from cmidd.synthetic import SyntheticSet
-from tests.support.tiny import CONFIG, CPU, quiet, tiny_dataset
+from tests.support.tiny import CPU, tiny_dataset
 
 
 @dataclass(frozen=True)
-class ShrinkOptions:
+class ShrinkOptions(Options):
     """What the method can be told.
 
     Args:
         share: of the images that a step takes away; default: a tenth
     """
 
-    share: float | None = None
+    share: float = AS_PUBLISHED
 
 
 class Shrink(Method):
     """Makes images smaller."""
 
-    spec = "mlp"
+    network_spec = "mlp"
 
     def __init__(self, _dataset: Any, _labels: Tensor, options: ShrinkOptions, *_: Any) -> None:
-        assert options.share is not None
         self.share = options.share
 
-    def step(
-        self,
-        images: Tensor,
-        iteration: int,  # noqa: ARG002
-        update: int = 0,  # noqa: ARG002
-    ) -> tuple[Tensor, Tensor]:
+    def loss_and_gradient(self, images: Tensor, _draws: Any) -> tuple[Tensor, Tensor]:
         return self.share * images.detach().square().sum() / 2, self.share * images.detach()
 
 
@@ -84,11 +77,8 @@ def test_its_file_may_lack_a_docstring(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_it_runs_from_python(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path, CONFIG, resume=False)
-    options = DistillOptions(ipc=2)
-    result = distill(
-        "shrink", tiny_dataset(), options, CMIOptions(), ShrinkOptions(0.5), folder, CPU, say=quiet
-    )
+    run = prepare("shrink", tiny_dataset(), DistillOptions(ipc=2), ShrinkOptions(0.5), device=CPU)
+    result = distill(run, run.folder(tmp_path))
     assert result.record["method"] == "shrink"
 
 
@@ -96,15 +86,15 @@ def test_it_goes_on_after_a_stop_to_the_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = command(tmp_path / "whole")
-    step = Shrink.step
+    shrunk = Shrink.loss_and_gradient
 
-    def stopping(self: Shrink, images: Tensor, iteration: int, update: int = 0) -> Any:
-        if iteration == 3:
+    def stopping(self: Shrink, images: Tensor, draws: Any) -> Any:
+        if draws == (3, 0):
             raise KeyboardInterrupt
-        return step(self, images, iteration, update)
+        return shrunk(self, images, draws)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Shrink, "step", stopping)
+        patch.setattr(Shrink, "loss_and_gradient", stopping)
         with pytest.raises(SystemExit, match="--resume"):
             command(tmp_path / "cut")
     assert torch.equal(command(tmp_path / "cut", "--resume").images, whole.images)
@@ -115,7 +105,6 @@ def test_a_name_is_given_once() -> None:
         register("shrink", METHODS["shrink"])
 
 
-def test_an_unknown_name_is_an_error_that_lists_the_known(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path, CONFIG, resume=False)
+def test_an_unknown_name_is_an_error_that_lists_the_known() -> None:
     with pytest.raises(ValueError, match="method: expected one of dm, dc, dsa, mtt, shrink, got"):
-        distill("shrimp", tiny_dataset(), DistillOptions(), CMIOptions(), None, folder, CPU)
+        prepare("shrimp", tiny_dataset())

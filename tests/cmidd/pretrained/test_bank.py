@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from cmidd.datasets import Dataset
 from cmidd.networks import build_network
 from cmidd.pretrained import bank as bank_module
-from cmidd.pretrained.bank import Bank, fill
+from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.seeds import seed_of
 from cmidd.storage.growing_file import GrowingFile, partial_path
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
@@ -150,7 +150,7 @@ def test_weights_that_are_nan_are_not_kept(tmp_path: Path) -> None:
 def stopped_at(
     count: int, path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool = False
 ) -> list[str]:
-    """What `fill` says until its write number `count` fails, or until it ends."""
+    """What `train_bank` says until its write number `count` fails, or until it ends."""
     calls = 0
     said: list[str] = []
 
@@ -169,7 +169,7 @@ def stopped_at(
         patch.setattr(Path, "replace", failing(Path.replace))
         patch.setattr(GrowingFile, "put", failing(GrowingFile.put))
         try:
-            fill(path, DATASET, tiny_options(), CPU, resume=resume, say=said.append)
+            train_bank(path, DATASET, tiny_options(), CPU, resume=resume, say=said.append)
         except InterruptedError:
             said.append("stopped")
     return said
@@ -205,9 +205,9 @@ def test_only_the_missing_networks_are_trained(
 def test_a_complete_bank_is_not_overwritten_and_resume_leaves_it(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(FileExistsError, match=rf"out: {path} exists already; add --resume"):
-        fill(path, DATASET, tiny_options(), CPU, say=quiet)
+        train_bank(path, DATASET, tiny_options(), CPU, say=quiet)
     said: list[str] = []
-    assert len(fill(path, DATASET, tiny_options(), CPU, resume=True, say=said.append)) == 3
+    assert len(train_bank(path, DATASET, tiny_options(), CPU, resume=True, say=said.append)) == 3
     assert said == []
     assert path.read_bytes() == before
 
@@ -218,7 +218,7 @@ def test_a_bank_that_was_begun_is_not_overwritten(
     stopped_at(5, tmp_path / "bank", monkeypatch)
     before = partial_path(tmp_path / "bank").read_bytes()
     with pytest.raises(FileExistsError, match=r"out: .*bank.partial exists already; add --resume"):
-        fill(tmp_path / "bank", DATASET, tiny_options(), CPU, say=quiet)
+        train_bank(tmp_path / "bank", DATASET, tiny_options(), CPU, say=quiet)
     assert partial_path(tmp_path / "bank").read_bytes() == before
 
 
@@ -238,7 +238,7 @@ def test_resume_with_other_settings_is_refused(
     (file,) = tmp_path.iterdir()
     before = file.read_bytes()
     with pytest.raises(ValueError, match=rf"resume: {file} is a bank with other settings"):
-        fill(tmp_path / "bank", dataset, tiny_options(**changes), CPU, resume=True, say=quiet)
+        train_bank(tmp_path / "bank", dataset, tiny_options(**changes), CPU, resume=True, say=quiet)
     assert file.read_bytes() == before
 
 
@@ -247,7 +247,7 @@ def test_how_many_are_trained_together_is_not_a_setting(
 ) -> None:
     stopped_at(5, tmp_path / "bank", monkeypatch)
     options = tiny_options(together=2)
-    assert len(fill(tmp_path / "bank", DATASET, options, CPU, resume=True, say=quiet)) == 3
+    assert len(train_bank(tmp_path / "bank", DATASET, options, CPU, resume=True, say=quiet)) == 3
 
 
 def test_something_else_at_the_place_is_refused_and_stays(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_something_else_at_the_place_is_refused_and_stays(tmp_path: Path) -> Non
         file.write_bytes(b"mine")
         name = file.with_name(file.name[0])
         with pytest.raises(ValueError, match=rf"resume: {file} is a bank with other settings"):
-            fill(name, DATASET, tiny_options(), CPU, resume=True, say=quiet)
+            train_bank(name, DATASET, tiny_options(), CPU, resume=True, say=quiet)
         assert file.read_bytes() == b"mine"
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from cmidd.augment import DSA, Strategy, augment, draw
 from cmidd.datasets import Dataset
 from cmidd.networks import build_network, initialize
-from cmidd.pretrained import experts as experts_module
-from cmidd.pretrained.experts import ExpertOptions, Experts, fill_experts
+from cmidd.pretrained import filler
+from cmidd.pretrained.experts import KIND, ExpertOptions, Experts, train_experts
 from cmidd.seeds import generator, seed_of
 from cmidd.storage.growing_file import GrowingFile, partial_path
 from cmidd.storage.tensor_file import FileError, in_words, read_tensors, write_tensors
@@ -157,7 +157,7 @@ def test_few_experts_are_the_first_of_many(experts: Experts, tmp_path: Path) -> 
 def test_it_says_how_large_the_file_gets_and_each_accuracy(tmp_path: Path) -> None:
     said: list[str] = []
     out = tmp_path / "new" / "experts"
-    fill_experts(out, DATASET, expert_options(), CPU, say=said.append)
+    train_experts(out, DATASET, expert_options(), CPU, say=said.append)
     size = out.stat().st_size
     assert 0 < size - EXPERTS * (EPOCHS + 1) * SIZE * 4 < 1000  # the header
     assert said[0].startswith(f"{out} takes {in_words(size)} (")
@@ -242,11 +242,11 @@ def test_weights_that_are_nan_stop_it_and_what_was_done_is_kept(
 
     done: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(experts_module, "train", damaging)
+        patch.setattr(filler, "train", damaging)
         with pytest.raises(FloatingPointError, match="expert 2: its weights are NaN or Inf after"):
             tiny_experts(out, DATASET)
     said: list[str] = []
-    fill_experts(out, DATASET, expert_options(), CPU, resume=True, say=said.append)
+    train_experts(out, DATASET, expert_options(), CPU, resume=True, say=said.append)
     assert [line.partition(":")[0] for line in said[1:]] == ["expert 2 of 3", "expert 3 of 3"]
 
 
@@ -272,7 +272,7 @@ def stopped_at(
         patch.setattr(Path, "replace", failing(Path.replace))
         patch.setattr(GrowingFile, "write", failing(GrowingFile.write))
         try:
-            fill_experts(
+            train_experts(
                 path, DATASET, expert_options(**changes), CPU, resume=resume, say=said.append
             )
         except InterruptedError:
@@ -306,13 +306,13 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from tests.cmidd.pretrained.test_experts import CPU, DATASET, expert_options, fill_experts, quiet
+from tests.cmidd.pretrained.test_experts import CPU, DATASET, expert_options, train_experts, quiet
 torch.set_num_threads(1)
 options, kills = expert_options(), 0
 draws = random.Random(0)
 whole, *files = map(Path, sys.argv[1:])
 began = time.monotonic()
-fill_experts(whole, DATASET, options, CPU, say=quiet)
+train_experts(whole, DATASET, options, CPU, say=quiet)
 lasts = time.monotonic() - began
 for out in files:
     killed = 0
@@ -322,7 +322,7 @@ for out in files:
             lasts *= 0.8
         child = os.fork()
         if child == 0:
-            fill_experts(out, DATASET, options, CPU, resume=True, say=quiet)
+            train_experts(out, DATASET, options, CPU, resume=True, say=quiet)
             os._exit(0)
         time.sleep(draws.uniform(0, lasts))
         os.kill(child, signal.SIGKILL)
@@ -366,7 +366,7 @@ def test_complete_experts_are_not_overwritten_and_resume_leaves_them(path: Path)
         tiny_experts(path, DATASET)
     said: list[str] = []
     options = expert_options(together=2)  # not a setting of the file
-    assert len(fill_experts(path, DATASET, options, CPU, resume=True, say=said.append)) == EXPERTS
+    assert len(train_experts(path, DATASET, options, CPU, resume=True, say=said.append)) == EXPERTS
     assert said == []
     assert path.read_bytes() == before
 
@@ -380,7 +380,7 @@ def test_resume_with_other_settings_is_refused(
 ) -> None:
     options = expert_options(**changes)
     with pytest.raises(ValueError, match=rf"resume: {path} is a set of experts with other"):
-        fill_experts(path, dataset, options, CPU, resume=True, say=quiet)
+        train_experts(path, dataset, options, CPU, resume=True, say=quiet)
 
 
 def test_experts_that_are_not_complete_say_how_to_go_on(
@@ -429,9 +429,7 @@ def test_reading_all_of_a_large_file_takes_the_memory_of_a_row(tmp_path: Path) -
     record = {**DATASET.describe(), "network": spec, "experts": count, "epochs": epochs}
     items = {"parameters": torch.empty(epochs + 1, size), "accuracy": torch.empty(())}
     out = tmp_path / "experts"
-    file = GrowingFile(
-        out, experts_module.KIND, record, count, items, resume=False, what="", lower=""
-    )
+    file = GrowingFile(out, KIND, record, count, items, resume=False, what="", lower="")
     for k in range(count):
         for epoch in range(epochs + 1):
             file.write(k, {"parameters": torch.full((size,), float(k * 10 + epoch))}, part=epoch)
@@ -450,7 +448,7 @@ def test_reading_all_of_a_large_file_takes_the_memory_of_a_row(tmp_path: Path) -
 
 
 def test_a_file_that_is_not_what_it_says_is_an_error(path: Path, tmp_path: Path) -> None:
-    tensors, record = read_tensors(path, experts_module.KIND)
+    tensors, record = read_tensors(path, KIND)
     other = tmp_path / "other"
     changes: list[tuple[dict[str, Any], str]] = [
         ({"experts": 4}, "expected .* as its record says, got"),
@@ -464,20 +462,20 @@ def test_a_file_that_is_not_what_it_says_is_an_error(path: Path, tmp_path: Path)
         ({"shape": []}, "expected the record of a set of experts"),
     ]
     for change, message in changes:
-        write_tensors(other, experts_module.KIND, tensors, {**record, **change})
+        write_tensors(other, KIND, tensors, {**record, **change})
         with pytest.raises(FileError, match=rf"{other}: {message}"):
             Experts.load(other)
     for name in tensors:
         rest = {key: tensor for key, tensor in tensors.items() if key != name}
-        write_tensors(other, experts_module.KIND, rest, record)
+        write_tensors(other, KIND, rest, record)
         with pytest.raises(FileError, match=rf"{other}: expected .* as its record says, got"):
             Experts.load(other)
     doubles = {**tensors, "parameters": tensors["parameters"].double()}
-    write_tensors(other, experts_module.KIND, doubles, record)
+    write_tensors(other, KIND, doubles, record)
     with pytest.raises(FileError, match=rf"{other}: expected .*'F32'.* got .*'F64'"):
         Experts.load(other)
     del record["experts"]
-    write_tensors(other, experts_module.KIND, tensors, record)
+    write_tensors(other, KIND, tensors, record)
     with pytest.raises(FileError, match=rf"{other}: expected the record .*KeyError\('experts'\)"):
         Experts.load(other)
 

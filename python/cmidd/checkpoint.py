@@ -1,0 +1,82 @@
+"""What a checkpoint holds of a run: everything that later iterations depend on.
+
+images, and each extra parameter      by its name
+momentum of images                    the buffer of SGD; likewise of each extra parameter
+exp_avg of images                     any other state of an optimizer, by its own name
+state of NAME                         what the method keeps across iterations
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmidd.methods import Method
+from cmidd.storage.run_folder import RunFolder
+from cmidd.storage.tensor_file import FileError
+
+_STATE = "state of "
+_WORDS = {"momentum_buffer": "momentum"}  # what files call a state of the optimizer
+
+
+def restore(
+    folder: RunFolder,
+    leaves: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    method: Method,
+    input_records: Mapping[str, Any],
+) -> int:
+    """Put a checkpoint back; the iteration to go on with."""
+    checkpoint = folder.load_checkpoint(input_records)
+    if checkpoint is None:
+        return 0
+    tensors, iteration = checkpoint
+    of_method = {name: tensor for name, tensor in tensors.items() if name.startswith(_STATE)}
+    expected = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+    found = {name: tuple(tensors[name].shape) for name in tensors if name not in of_method}
+    of_leaves = {name: shape for name, shape in found.items() if " of " not in name}
+    owners = {name.partition(" of ")[2] for name in found if " of " in name}
+    if of_leaves != expected or not owners <= expected.keys():
+        raise FileError(f"{folder.path}: expected a checkpoint with {expected}, got {found}")
+    words = {word: name for name, word in _WORDS.items()}
+    for name, leaf in leaves.items():
+        with torch.no_grad():
+            leaf.copy_(tensors[name])
+        for key in found:
+            word, _, owner = key.partition(" of ")
+            if owner != name:
+                continue
+            if tensors[key].ndim and tensors[key].shape != leaf.shape:
+                raise FileError(
+                    f"{folder.path}: expected a checkpoint with {key} of {expected[name]}, got "
+                    f"{found[key]}"
+                )
+            # A counter of steps stays on the CPU, where optimizers keep it.
+            device = leaf.device if tensors[key].ndim else torch.device("cpu")
+            optimizer.state[leaf][words.get(word, word)] = tensors[key].to(device)
+    try:
+        method.load_state({name.removeprefix(_STATE): each for name, each in of_method.items()})
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise FileError(f"{folder.path}: {error}") from None
+    return iteration
+
+
+def save(
+    folder: RunFolder,
+    iteration: int,
+    leaves: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    method: Method,
+    about: Mapping[str, Any],
+) -> None:
+    """Write what `restore` puts back, after so many iterations."""
+    tensors = dict(leaves)
+    for name, leaf in leaves.items():
+        for key, value in optimizer.state[leaf].items():
+            if isinstance(value, Tensor):
+                tensors[f"{_WORDS.get(key, key)} of {name}"] = value
+    tensors |= {f"{_STATE}{name}": tensor for name, tensor in method.state().items()}
+    folder.save_checkpoint(iteration, tensors, about)

@@ -1,0 +1,196 @@
+"""What each command does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from cmidd.augment import Strategy
+from cmidd.cli.costs import estimate
+from cmidd.cli.flags import command_line
+from cmidd.cli.options import (
+    BankRunOptions,
+    DataOptions,
+    EvaluateOptions,
+    ExpertRunOptions,
+    ExportOptions,
+    ReportOptions,
+    RunOptions,
+    ScoreOptions,
+)
+from cmidd.datasets import Dataset
+from cmidd.device import usable_device
+from cmidd.evaluate import evaluate_set
+from cmidd.exchange import export_png, export_pt
+from cmidd.first_images import first_images
+from cmidd.networks import build_network
+from cmidd.networks.usual import usual_network
+from cmidd.pretrained.bank import Bank, BankOptions, train_bank
+from cmidd.pretrained.experts import ExpertOptions, train_experts
+from cmidd.regularization import CMIOptions
+from cmidd.run import DistillOptions, distill, prepare
+from cmidd.score import score
+from cmidd.storage.run_folder import versions
+from cmidd.storage.tensor_file import write_text
+from cmidd.synthetic import SyntheticSet
+
+
+def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> None:
+    """Train the networks in whose feature space CMI is measured."""
+    train_bank(run.out, data.load(), options, data.torch_device(), resume=run.resume)
+    print(f"the bank: {run.out}")
+
+
+def run_experts(data: DataOptions, run: ExpertRunOptions, options: ExpertOptions) -> None:
+    """Train networks and keep their weights after every epoch, for MTT to match."""
+    train_experts(run.out, data.load(), options, data.torch_device(), resume=run.resume)
+    print(f"the experts: {run.out}")
+
+
+def run_method(
+    method: str,
+    data: DataOptions,
+    run: RunOptions,
+    options: DistillOptions,
+    cmi: CMIOptions,
+    of_method: Any,
+) -> None:
+    """Distil, and say what to do with the result."""
+    command = command_line(f"distill {method}", (data, run, options, cmi, of_method))
+    prepared = prepare(method, data.load(), options, of_method, cmi, device=data.torch_device())
+    if prepared.filled_in:
+        print(f"not given, so as known: {prepared.filled_in}")
+    if run.dry_run:
+        print(estimate(prepared))
+        return
+    out = run.out or Path("runs") / method
+    folder = prepared.folder(out, resume=run.resume, more=asdict(data))
+    if not (folder.finished or folder.has_checkpoint):
+        print("a few updates are tried, to say what the run costs", flush=True)
+        print(estimate(prepared))
+    distill(prepared, folder, command)
+    evaluation = EvaluateOptions(sets=(folder.result,), out=folder.path / "evaluation.json")
+    print(f"the synthetic set: {folder.result}")
+    print("try it:", command_line("evaluate", (data, evaluation)))
+
+
+def run_evaluate(data: DataOptions, options: EvaluateOptions) -> None:
+    """Train fresh networks on sets and test them on real images."""
+    if options.out.exists():
+        raise FileExistsError(f"out: {options.out} exists already; name another file")
+    dataset, device = data.load(), data.torch_device()
+    sets = _sets(dataset, options.sets, options.random_real, options.seed)
+    recipes = {name: options.recipe(each.record) for name, each in sets.items()}
+    if options.all_real:
+        train, name = dataset.train, "all real images"
+        sets[name] = SyntheticSet.of(dataset, dataset.to_input(train.images), train.labels)
+        recipes[name] = replace(options.recipe({}), epochs=options.all_real_epochs)
+    if not sets:
+        raise ValueError("sets: expected something to evaluate; give --sets, or --random_real 10")
+    networks = _networks(dataset, sets, options.networks)
+    channels, size, _ = dataset.shape
+    for name in sets:  # so that a mistake in the last is not found after hours with the first
+        Strategy.parse(recipes[name].augmentation, mirror=dataset.mirror)
+        for spec in networks[name]:
+            build_network(spec, channels, size, dataset.num_classes)
+    results: list[dict[str, Any]] = []
+    record = {
+        "dataset": dataset.name,
+        "command": command_line("evaluate", (data, options)),
+        "versions": versions(),
+        "results": results,
+    }
+    for name, each in sets.items():
+        print(name, end=": ")
+        found = evaluate_set(
+            each,
+            dataset,
+            networks[name],
+            repeats=options.repeats,
+            recipe=recipes[name],
+            lr=options.lr,
+            seed=options.seed,
+            device=device,
+            together=options.together,
+        )
+        evaluations = [accuracy.as_record() for accuracy in found]
+        results.append({"set": name, "images": len(each.labels), "evaluations": evaluations})
+        write_text(options.out, json.dumps(record, indent=1) + "\n")
+    print(f"the results: {options.out}")
+
+
+def _networks(
+    dataset: Dataset, sets: Mapping[str, SyntheticSet], given: tuple[str, ...] | None
+) -> dict[str, tuple[str, ...]]:
+    """The architectures to train on each set: the given ones, or the one that it was made for.
+
+    Sets of real images, and of tools that do not say, take those of all others.
+    """
+    own = {name: each.record.get("network") for name, each in sets.items()}
+    every = tuple(dict.fromkeys(spec for spec in own.values() if spec is not None))
+    others = every or (usual_network(dataset.shape.height),)
+    return {name: given or ((spec,) if spec else others) for name, spec in own.items()}
+
+
+def run_score(data: DataOptions, options: ScoreOptions) -> None:
+    """Print the CMI of sets by every network of a bank."""
+    dataset, device = data.load(), data.torch_device()
+    bank = Bank.load(options.bank, device)
+    sets = _sets(dataset, options.sets, options.random_real, options.seed)
+    if not sets:
+        raise ValueError("sets: expected something to score; give --sets, or --random_real 10")
+    for each in sets.values():
+        each.whiten(dataset).check_made_for(bank.record, f"bank: {options.bank}")
+    for name, each in sets.items():
+        print(name)
+        seen = each.seen()
+        found = score(bank, seen.images.to(device), seen.labels.to(device), options.layer)
+        print(found.table(dataset.class_names))
+
+
+def _sets(
+    dataset: Dataset, paths: Sequence[Path], random_real: int | None, seed: int
+) -> dict[str, SyntheticSet]:
+    """Sets by the name that results call them."""
+    sets = {}
+    for path in paths:
+        loaded = sets[str(path)] = SyntheticSet.load(path)
+        loaded.whiten(dataset).check_made_for(loaded.record, str(path))
+    if random_real is not None:
+        name = f"random real images, {random_real} per class"
+        sets[name] = SyntheticSet.of(dataset, *first_images(dataset, random_real, "real", seed))
+    return sets
+
+
+def run_export(options: ExportOptions) -> None:
+    """Write a synthetic set in forms that other tools read."""
+    synthetic_set = SyntheticSet.load(options.set)
+    if options.png is None and options.pt is None:
+        raise ValueError("png, pt: expected a folder for at least one of them")
+    if options.png is not None:
+        export_png(synthetic_set, options.png)
+        count = len(synthetic_set.seen().labels)
+        print(f"{count} images, a folder for each class: {options.png}")
+    if options.pt is not None:
+        export_pt(synthetic_set, options.pt)
+        space = "normalised" if synthetic_set.whitening is None else "normalised and whitened"
+        learned = synthetic_set.learned_lr
+        rate = "" if learned is None else f"; learning rate {learned:g}"
+        print(f"images_best.pt ({space}) and labels_best.pt: {options.pt}{rate}")
+
+
+def run_report(options: ReportOptions) -> None:
+    """Draw one page of runs."""
+    from cmidd.report import write_report
+
+    write_report(
+        options.runs,
+        options.out,
+        evaluations=options.evaluations,
+        bank=options.bank,
+        device=usable_device(options.device),
+    )
+    print(f"the report: {options.out}")

@@ -1,0 +1,82 @@
+"""What distilled images start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cmidd.datasets import Dataset
+from cmidd.seeds import generator
+from cmidd.storage.run_folder import KIND as CHECKPOINT
+from cmidd.storage.tensor_file import kind_of, read_tensors
+from cmidd.synthetic import SyntheticSet
+
+
+def first_images(dataset: Dataset, ipc: int, init: str, seed: int) -> tuple[Tensor, Tensor]:
+    """First images, normalised and class by class, and their labels.
+
+    Args:
+        dataset: where real images come from.
+        ipc: images per class.
+        init: "noise" (normal numbers), "real" (real images of the class, each once), "mix" (two
+            real images of the class mixed, in a share drawn for each) or "file:PATH" (a synthetic
+            set made from `dataset`, with as many images, or the checkpoint of a run).
+        seed: of the draws.
+    """
+    labels = torch.arange(dataset.num_classes).repeat_interleave(ipc)
+    if init == "noise":
+        noise = [
+            torch.randn(ipc, *dataset.shape, generator=generator(seed, "start noise", c))
+            for c in range(dataset.num_classes)
+        ]
+        return torch.cat(noise), labels
+    if init.startswith("file:"):
+        return _from_file(Path(init.removeprefix("file:")), dataset, labels), labels
+    if init not in ("real", "mix"):
+        raise ValueError(f"init: expected noise, real, mix or file:PATH, got {init!r}")
+    first = _real(dataset, ipc, seed, "start")
+    if init == "mix":
+        second = _real(dataset, ipc, seed, "start mix")
+        shares = [
+            torch.rand(ipc, 1, 1, 1, generator=generator(seed, "start share", c))
+            for c in range(dataset.num_classes)
+        ]
+        share = torch.cat(shares)
+        return share * first + (1 - share) * second, labels
+    return first, labels
+
+
+def _real(dataset: Dataset, ipc: int, seed: int, purpose: str) -> Tensor:
+    """`ipc` different real images of each class."""
+    rows = []
+    for c in range(dataset.num_classes):
+        first, last = dataset.train.offsets[c : c + 2].tolist()
+        if last - first < ipc:
+            raise ValueError(
+                f"ipc: class {dataset.class_names[c]} of {dataset.name} has {last - first} real "
+                f"images, fewer than {ipc}; take fewer or start from noise"
+            )
+        rows.append(
+            first + torch.randperm(last - first, generator=generator(seed, purpose, c))[:ipc]
+        )
+    return dataset.to_input(dataset.train.images[torch.cat(rows)])
+
+
+def _from_file(path: Path, dataset: Dataset, labels: Tensor) -> Tensor:
+    if kind_of(path) == CHECKPOINT:
+        tensors, record = read_tensors(path, CHECKPOINT)
+        dataset.check_made_for(record, f"init: {path}")
+        found = tensors["images"]
+        if len(found) != len(labels):
+            raise ValueError(f"init: {path}: expected {len(labels)} images, got {len(found)}")
+        return found
+    loaded = SyntheticSet.load(path)
+    dataset.check_made_for(loaded.record, f"init: {path}")
+    if not torch.equal(loaded.labels, labels):
+        raise ValueError(
+            f"init: {path}: expected {len(labels)} images, class by class and equally many of "
+            f"each, got {len(loaded.labels)} with other labels"
+        )
+    return loaded.images
