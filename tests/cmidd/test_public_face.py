@@ -1,0 +1,57 @@
+"""What a notebook needs is in `cmidd` itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import cmidd
+from tests.support.tiny import quiet
+
+
+def test_a_whole_job_from_python(tmp_path: Path) -> None:
+    data = cmidd.load_dataset("digits")
+    bank = cmidd.train_bank(
+        tmp_path / "bank",
+        data,
+        cmidd.BankOptions(network="mlp", networks=2, epochs=1),
+        torch.device("cpu"),
+        say=quiet,
+    )
+    assert isinstance(bank, cmidd.Bank)
+    run = cmidd.prepare(
+        "dm",
+        data,
+        cmidd.DistillOptions(ipc=2, iterations=3),
+        cmi=cmidd.CMIOptions(bank=tmp_path / "bank", cmi_weight=1.0),
+        device="cpu",
+        say=quiet,
+    )
+    assert run.options.lr_images == 1.0  # as published
+    result = cmidd.distill(run, run.folder(tmp_path / "run"))
+    loaded = cmidd.SyntheticSet.load(tmp_path / "run" / "result.safetensors")
+    assert torch.equal(loaded.images, result.images)
+    (accuracy,) = cmidd.evaluate_set(loaded, data, ["mlp"], repeats=1, lr=0.05, say=quiet)
+    assert 0 <= accuracy.mean <= 1
+    assert cmidd.train_on(loaded, "mlp")(data.to_input(data.test.images)).shape == (359, 10)
+    again = cmidd.distill(run, run.folder(tmp_path / "run", resume=True), say=quiet)
+    assert torch.equal(again.images, result.images)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        run.folder(tmp_path / "run")
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in cmidd.__all__:
+        assert name == "METHODS" or getattr(cmidd, name).__doc__
+    with pytest.raises(AttributeError, match="module 'cmidd' has no attribute 'nothing'"):
+        cmidd.nothing  # noqa: B018
+
+
+def test_importing_it_imports_nothing_that_may_be_missing() -> None:
+    words = "import cmidd, sys; print(sorted({'torch', 'safetensors', 'yaml'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
