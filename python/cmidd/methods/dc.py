@@ -6,27 +6,25 @@
 The network has fresh random weights in every iteration and trains on the synthetic images between
 updates of the iteration. A_c is one augmentation drawn for class and update, used on both sides; DC
 has none. The distance gives its derivative by the synthetic gradients itself, and autograd goes on
-from there to the images. `GradientsClassByClass` computes them on a CPU, `GradientsVmapped`
-elsewhere.
+from there to the images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call, grad, vjp, vmap
 from torch.profiler import record_function
 
 from cmidd.augment import DSA, Draw, Strategy, augment
 from cmidd.datasets import Dataset
 from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published
 from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
+from cmidd.methods.class_gradients import GradientsClassByClass, GradientsVmapped
 from cmidd.methods.gradient_distance import GradientDistance
 from cmidd.networks import (
     GPU_IMAGES_FORWARD,
@@ -40,8 +38,6 @@ from cmidd.networks.usual import gradient_network
 from cmidd.option_fields import AS_PUBLISHED, Options, check_filled_in, option
 from cmidd.seeds import generator, seed_of
 from cmidd.training import EpochDraws, Recipe, Stack, draw_epochs, train
-
-_LossOfClass = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,121 +74,6 @@ class DSAOptions(DCOptions):  # noqa: D101
     __doc__ = DCOptions.__doc__
 
     augmentation: str = DSA
-
-
-Distance = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Of synthetic gradients (C, P): the loss and its derivative (C, P)."""
-
-
-class GradientsClassByClass:
-    """Gradients of one class, in parts of few images: plain convolutions, maps that stay in caches.
-
-    For a CPU, where one batch of a class's real images takes much longer than its parts, and for
-    classes of which a GPU has no room. Memory follows `part`, not the images of a class.
-    """
-
-    classes = 1
-
-    def __init__(self, stack: Stack, names: Sequence[str], part: int) -> None:
-        self.stack, self.weights = stack, [stack.state[name] for name in names]  # (1, ...) each
-        self.part = part
-
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """`(1, P)`, as `GradientsVmapped` gives it, of images and labels of one class."""
-        total: tuple[Tensor, ...] = ()
-        for x, y in self._parts(images, labels):
-            gradients = self._share(x, y, len(images))
-            total = torch._foreach_add(total, gradients) if total else gradients
-        return _joined(total)
-
-    def match(self, images: Tensor, labels: Tensor, distance: Distance) -> tuple[Tensor, Tensor]:
-        """The loss of synthetic images and its derivative by them.
-
-        A class of several parts goes through the network once more: its gradient has to be there
-        as a whole before a part can be differentiated.
-        """
-        parts = self._parts(images, labels)
-        if len(parts) > 1:
-            loss, derivative = distance(self(images, labels))
-        of_images: list[Tensor] = []
-        for x, y in parts:
-            x = x.detach().requires_grad_()
-            gradients = _joined(self._share(x, y, len(images)))
-            if len(parts) == 1:
-                loss, derivative = distance(gradients.detach())
-            of_images += torch.autograd.grad(gradients, x, derivative)
-        return loss, torch.cat(of_images)
-
-    def _parts(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-        labels = labels.to(images.device)
-        pairs = zip(torch.split(images, self.part), torch.split(labels, self.part), strict=True)
-        return list(pairs)
-
-    def _share(self, images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, ...]:
-        """Of the mean over `count` images, with a graph where these require gradients."""
-        logits = self.stack(images[None])[0]
-        loss = F.cross_entropy(logits, labels, reduction="sum") / count
-        return torch.autograd.grad(loss, self.weights, create_graph=images.requires_grad)
-
-
-class GradientsVmapped:
-    """Gradients of several classes at once; the smaller ones are filled up with images of weight 0.
-
-    A GPU launches as much for all of them as for one.
-    """
-
-    def __init__(self, stack: Stack, names: Sequence[str], classes: int) -> None:
-        self.network, self.names, self.classes = stack.network, names, classes
-        self.state = {name: tensor.detach()[0] for name, tensor in stack.state.items()}
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """`(C, P)` of images and labels (on the CPU) of C classes, class by class."""
-
-        def gradient(of_class: _LossOfClass, *data: Tensor) -> dict[str, Tensor]:
-            # grad would keep a second-order graph; nobody differentiates these again.
-            loss, pull_back, *_ = vjp(lambda weights: of_class(weights, *data), self._weights())
-            found: dict[str, Tensor] = pull_back(torch.ones_like(loss), create_graph=False)[0]
-            return found
-
-        return self._mapped(gradient, images, labels)
-
-    def match(self, images: Tensor, labels: Tensor, distance: Distance) -> tuple[Tensor, Tensor]:
-        """The losses of the classes' synthetic images and their derivative by the images."""
-
-        def gradient(of_class: _LossOfClass, *data: Tensor) -> dict[str, Tensor]:
-            found: dict[str, Tensor] = grad(of_class)(self._weights(), *data)
-            return found
-
-        x = images.detach().requires_grad_()
-        synthetic = self._mapped(gradient, x, labels)
-        loss, derivative = distance(synthetic.detach())
-        return loss, torch.autograd.grad(synthetic, x, derivative)[0]
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: self.state[name] for name in self.names}
-
-    def _mapped(
-        self, gradient: Callable[..., dict[str, Tensor]], images: Tensor, labels: Tensor
-    ) -> Tensor:
-        device = images.device
-        classes, counts = torch.unique_consecutive(labels, return_counts=True)
-        place, counts = torch.arange(int(counts.max())), counts[:, None]
-        rows = counts.cumsum(0) - counts + place.minimum(counts - 1)  # (C, n)
-        share = ((place < counts).to(images.dtype) / counts).to(device)  # (C, n)
-
-        def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor, share: Tensor) -> Tensor:
-            logits = functional_call(self.network, {**self.state, **weights}, (x,))
-            return F.cross_entropy(logits, y.expand(len(x)), reduction="none") @ share
-
-        of_all = vmap(partial(gradient, loss))
-        gradients = of_all(images[rows.to(device)], classes.to(device), share)
-        return torch.cat([gradients[name].flatten(1) for name in self.names], dim=1)
-
-
-def _joined(gradients: Sequence[Tensor]) -> Tensor:
-    """`(1, P)` of the gradients `(1, ...)` of parameters."""
-    return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,13 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.loop_parts import random_dataset
 from bench.plain_dc import PlainDC
-from cmidd.methods.dc import (
-    DCOptions,
-    DSAOptions,
-    GradientMatching,
-    GradientsClassByClass,
-    GradientsVmapped,
-)
+from cmidd.methods.class_gradients import GradientsClassByClass, GradientsVmapped
+from cmidd.methods.dc import DCOptions, DSAOptions, GradientMatching
 from cmidd.methods.gradient_distance import METRICS
 from cmidd.networks import images_per_chunk
 from cmidd.seeds import generator
