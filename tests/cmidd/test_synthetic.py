@@ -4,22 +4,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
 from cmidd import synthetic
-from cmidd.exchange import export_png, export_pt
 from cmidd.first_images import first_images
 from cmidd.storage.tensor_file import FileError, write_tensors
 from cmidd.synthetic import SyntheticSet
 from tests.support.tiny import CLASSES, PER_CLASS, tiny_dataset
 
 DATASET = tiny_dataset()
+
+
 WHITENED = DATASET.whitened()
+
+
 RECORD: dict[str, Any] = {**DATASET.describe(), "class_names": list(CLASSES)}
 
 
@@ -29,88 +30,6 @@ def a_set(ipc: int = 2, init: str = "noise", **changes: Any) -> SyntheticSet:
 
 def real_of(c: int) -> Tensor:
     return DATASET.to_input(DATASET.train.of_class(c))
-
-
-@pytest.mark.parametrize("init", ["noise", "real", "mix"])
-@pytest.mark.parametrize("ipc", [1, 2, PER_CLASS])
-def test_a_start_has_ipc_images_of_each_class_in_order(init: str, ipc: int) -> None:
-    images, labels = first_images(DATASET, ipc, init, 0)
-    assert images.shape == (len(CLASSES) * ipc, *DATASET.shape)
-    assert images.dtype == torch.float32
-    assert labels.tolist() == [c for c in range(len(CLASSES)) for _ in range(ipc)]
-
-
-@pytest.mark.parametrize("init", ["noise", "real", "mix"])
-def test_a_start_depends_on_the_seed_alone(init: str) -> None:
-    images, _ = first_images(DATASET, 2, init, 0)
-    torch.manual_seed(1)
-    assert torch.equal(first_images(DATASET, 2, init, 0)[0], images)
-    assert not torch.equal(first_images(DATASET, 2, init, 1)[0], images)
-
-
-def test_noise_is_normal() -> None:
-    images, _ = first_images(DATASET, 500, "noise", 0)
-    assert abs(float(images.mean())) < 0.02
-    assert abs(float(images.std()) - 1) < 0.02
-
-
-def test_real_takes_each_image_of_the_class_once() -> None:
-    images, labels = first_images(DATASET, PER_CLASS, "real", 0)
-    for c in range(len(CLASSES)):
-        of_class = images[labels == c]
-        same = (of_class[:, None] == real_of(c)[None]).flatten(2).all(2)
-        assert same.sum(0).tolist() == same.sum(1).tolist() == [1] * PER_CLASS
-
-
-def test_mix_is_between_two_real_images_of_the_class() -> None:
-    images, labels = first_images(DATASET, 3, "mix", 0)
-    shares = []
-    for image, label in zip(images, labels.tolist(), strict=True):
-        real = real_of(label).flatten(1)
-        first, second = torch.meshgrid(*[torch.arange(PER_CLASS)] * 2, indexing="ij")
-        a, difference = real[first.flatten()], (real[second.flatten()] - real[first.flatten()])
-        length = difference.square().sum(1).clamp_min(1e-9)
-        share = ((image.flatten() - a) * difference).sum(1) / length
-        off = (a + share[:, None] * difference - image.flatten()).abs().amax(1)
-        assert off.min() < 1e-5
-        shares.append(float(share[off.argmin()]))
-    assert all(-1e-5 <= share <= 1 + 1e-5 for share in shares)
-    assert len({round(share, 3) for share in shares}) > len(shares) // 2
-
-
-def test_a_start_from_a_file_is_its_images(tmp_path: Path) -> None:
-    before = a_set(3)
-    before.save(tmp_path / "set")
-    images, labels = first_images(DATASET, 3, f"file:{tmp_path / 'set'}", 0)
-    assert torch.equal(images, before.images)
-    assert torch.equal(labels, before.labels)
-
-
-@pytest.mark.parametrize("ipc", [2, 4])
-def test_a_start_from_a_file_with_other_images_per_class_is_an_error(
-    tmp_path: Path, ipc: int
-) -> None:
-    a_set(3).save(tmp_path / "set")
-    with pytest.raises(ValueError, match=rf"{tmp_path}/set: expected {3 * ipc} images"):
-        first_images(DATASET, ipc, f"file:{tmp_path / 'set'}", 0)
-
-
-def test_a_start_from_a_file_of_another_dataset_is_an_error(tmp_path: Path) -> None:
-    a_set(dataset="other").save(tmp_path / "set")
-    with pytest.raises(ValueError, match=rf"{tmp_path}/set: expected dataset tiny .* got other"):
-        first_images(DATASET, 2, f"file:{tmp_path / 'set'}", 0)
-
-
-@pytest.mark.parametrize("init", ["real", "mix"])
-def test_more_images_than_a_class_has_is_an_error_that_names_it(init: str) -> None:
-    with pytest.raises(ValueError, match=r"ipc: class ant of tiny has 6 real images, fewer than 7"):
-        first_images(DATASET, PER_CLASS + 1, init, 0)
-
-
-@pytest.mark.parametrize("init", ["", "Real", "zeros", "file"])
-def test_an_unknown_start_is_an_error(init: str) -> None:
-    with pytest.raises(ValueError, match="init: expected noise, real, mix or file:PATH"):
-        first_images(DATASET, 1, init, 0)
 
 
 def test_a_set_comes_back_as_it_was_saved(tmp_path: Path) -> None:
@@ -138,64 +57,6 @@ def test_pixels_are_those_of_the_real_images_and_clamped() -> None:
     assert far.pixels().flatten().tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_exported_png_are_the_pixels_in_a_folder_for_each_class(
-    tmp_path: Path, channels: int
-) -> None:
-    dataset = tiny_dataset(channels=channels)
-    record = {**dataset.describe(), "class_names": list(CLASSES)}
-    exported = SyntheticSet(*first_images(dataset, 2, "real", 0), record)
-    export_png(exported, tmp_path)
-    files = sorted(tmp_path.rglob("*.png"))
-    names = ["000_ant", "001_bee", "002_cat"]
-    assert [str(file.relative_to(tmp_path)) for file in files] == [
-        f"{name}/{number:04d}.png" for name in names for number in range(2)
-    ]
-    for file, pixels in zip(files, exported.pixels(), strict=True):
-        array = np.atleast_3d(np.asarray(Image.open(file)))
-        assert array.shape == (8, 8, channels)
-        torch.testing.assert_close(
-            torch.from_numpy(array.copy()).permute(2, 0, 1), (pixels * 255).round().byte()
-        )
-
-
-def test_exported_png_stay_in_the_folder_whatever_the_class_names(tmp_path: Path) -> None:
-    names = ["..", "/etc", "a/../../b", ".", "", "a/b", "a_b", "a\0b", "x" * 300, "é\n"]
-    images = torch.zeros(len(names), 1, 8, 8)
-    out = tmp_path / "inner" / "out"
-    export_png(
-        SyntheticSet(images, torch.arange(len(names)), {**RECORD, "class_names": names}), out
-    )
-    assert [path for path in tmp_path.rglob("*.png") if path.parent.parent != out] == []
-    assert len(list(out.glob("*/*.png"))) == len(names)
-
-
-def test_classes_that_are_not_in_order_are_numbered_one_by_one(tmp_path: Path) -> None:
-    images = torch.tensor([-2.0, -1, 0, 1, 2]).view(5, 1, 1, 1).expand(5, 1, 8, 8)
-    labels = torch.tensor([1, 0, 1, 0, 1])
-    export_png(SyntheticSet(images, labels, RECORD), tmp_path)
-    for name, expected in (("000_ant", [64, 191]), ("001_bee", [0, 128, 255])):
-        files = sorted((tmp_path / name).iterdir())
-        assert [int(np.asarray(Image.open(file))[0, 0]) for file in files] == expected
-
-
-def test_exported_tensors_are_what_scripts_of_the_field_load(tmp_path: Path) -> None:
-    exported = a_set()
-    export_pt(exported, tmp_path / "new")
-    for name, tensor in (("images", exported.images), ("labels", exported.labels)):
-        found = torch.load(tmp_path / "new" / f"{name}_best.pt", weights_only=True)
-        assert torch.equal(found, tensor)
-
-
-def test_an_export_is_not_mixed_with_what_is_there(tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("kept")
-    made = SyntheticSet(*first_images(DATASET, 1, "real", 0))
-    for export in (export_png, export_pt):
-        with pytest.raises(FileExistsError, match="expected a new or an empty folder"):
-            export(made, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-
-
 @pytest.mark.parametrize(
     "wrong",
     [{"class_names": ["a"]}, {"mean": "x"}, {"std": [1.0] * 7}, {"network": ["convnet"]},
@@ -209,9 +70,6 @@ def test_a_record_that_does_not_fit_its_images_is_an_error(
     SyntheticSet(images, labels, record).save(tmp_path / "set")
     with pytest.raises(FileError, match="set: "):
         SyntheticSet.load(tmp_path / "set")
-
-
-# --- soft labels, whitening, learned step sizes
 
 
 def whitened_set(**changes: Any) -> SyntheticSet:
@@ -272,19 +130,6 @@ def test_pixels_of_a_whitened_set_are_those_of_the_real_images(tmp_path: Path) -
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-4)
 
 
-def test_exports_of_a_whitened_set(tmp_path: Path) -> None:
-    made = whitened_set()
-    export_pt(made, tmp_path / "pt")
-    for name, tensor in (("images", made.images), ("labels", made.targets)):
-        found = torch.load(tmp_path / "pt" / f"{name}_best.pt", weights_only=True)
-        assert torch.equal(found, tensor)
-    export_png(made, tmp_path / "png")
-    export_png(a_set(2, "real"), tmp_path / "plain")
-    for file in (tmp_path / "plain").rglob("*.png"):
-        same = tmp_path / "png" / file.relative_to(tmp_path / "plain")
-        assert np.array_equal(np.asarray(Image.open(same)), np.asarray(Image.open(file)))
-
-
 def test_a_dataset_is_whitened_as_the_set_is() -> None:
     made, images = whitened_set(), DATASET.test.images
     assert torch.equal(made.whiten(DATASET).to_input(images), WHITENED.to_input(images))
@@ -302,7 +147,11 @@ def test_a_whitening_that_the_record_does_not_have_is_an_error() -> None:
 
 
 NOT_SYMMETRIC = torch.eye(64) + torch.eye(64).roll(1, 0)
+
+
 HALVES = torch.full((6, 3), 0.5)
+
+
 DAMAGED: list[tuple[str, dict[str, Tensor | None], dict[str, Any]]] = [
     ("soft_labels of .6, 3., got .* of .6, 2.", {"soft_labels": torch.full((6, 2), 0.5)}, {}),
     ("float32 soft_labels .*float64", {"soft_labels": torch.full((6, 3), 1 / 3).double()}, {}),
@@ -347,9 +196,3 @@ def test_probabilities_rounded_in_half_precision_are_taken(tmp_path: Path) -> No
     made = replace(whitened_set(), soft_labels=soft.half().float())
     made.save(tmp_path / "set")
     SyntheticSet.load(tmp_path / "set")
-
-
-def test_a_whitening_of_another_eps_is_no_start(tmp_path: Path) -> None:
-    whitened_set().save(tmp_path / "set")
-    with pytest.raises(ValueError, match=r"init: .*set: expected zca 0\.2 .* got 1\.6"):
-        first_images(DATASET.whitened(0.2), 2, f"file:{tmp_path / 'set'}", 0)

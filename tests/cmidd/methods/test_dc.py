@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
-import docstring_parser
 import pytest
 import torch
 from torch import Tensor
@@ -319,16 +318,3 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 def test_the_number_of_updates_is_the_options() -> None:
     assert ours(outer_steps=7).updates == 7
-
-
-@pytest.mark.parametrize("options", [DCOptions, DSAOptions])
-def test_every_option_has_a_line_of_help(options: type) -> None:
-    described = docstring_parser.parse(options.__doc__ or "").params
-    assert [p.arg_name for p in described] == [field.name for field in fields(options)]
-    assert all(p.description for p in described)
-
-
-def test_dsa_is_dc_with_augmentation() -> None:
-    assert replace(DSAOptions(), augmentation="none") != DCOptions()  # of another class
-    assert vars(DSAOptions()) == {**vars(DCOptions()), "augmentation": DSA}
-    assert DSA == "color_crop_cutout_flip_scale_rotate"

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
 import pytest
 import torch
 
@@ -237,3 +238,17 @@ def test_small_images_are_matched_in_a_network_that_is_less_deep() -> None:
 def test_where_settings_come_from_is_told(method: str, dataset: str, ipc: int, origin: str) -> None:
     told = filled_in(method, tiny_dataset(dataset), DistillOptions(ipc=ipc), MADE[method])[2]
     assert told.endswith(origin)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_option_has_a_line_of_help(method: str) -> None:
+    options = METHODS[method].options
+    described = docstring_parser.parse(options.__doc__ or "").params
+    assert [p.arg_name for p in described] == [field.name for field in fields(options)]
+    assert all(p.description for p in described)
+
+
+def test_dsa_is_dc_with_augmentation() -> None:
+    assert replace(DSAOptions(), augmentation="none") != DCOptions()  # of another class
+    assert vars(DSAOptions()) == {**vars(DCOptions()), "augmentation": DSA}
+    assert DSA == "color_crop_cutout_flip_scale_rotate"

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmidd.first_images import first_images
+from cmidd.synthetic import SyntheticSet
+from tests.support.tiny import CLASSES, PER_CLASS, tiny_dataset
+
+DATASET = tiny_dataset()
+
+
+WHITENED = DATASET.whitened()
+
+
+RECORD: dict[str, Any] = {**DATASET.describe(), "class_names": list(CLASSES)}
+
+
+def a_set(ipc: int = 2, init: str = "noise", **changes: Any) -> SyntheticSet:
+    return SyntheticSet(*first_images(DATASET, ipc, init, 0), {**RECORD, **changes})
+
+
+def real_of(c: int) -> Tensor:
+    return DATASET.to_input(DATASET.train.of_class(c))
+
+
+@pytest.mark.parametrize("init", ["noise", "real", "mix"])
+@pytest.mark.parametrize("ipc", [1, 2, PER_CLASS])
+def test_a_start_has_ipc_images_of_each_class_in_order(init: str, ipc: int) -> None:
+    images, labels = first_images(DATASET, ipc, init, 0)
+    assert images.shape == (len(CLASSES) * ipc, *DATASET.shape)
+    assert images.dtype == torch.float32
+    assert labels.tolist() == [c for c in range(len(CLASSES)) for _ in range(ipc)]
+
+
+@pytest.mark.parametrize("init", ["noise", "real", "mix"])
+def test_a_start_depends_on_the_seed_alone(init: str) -> None:
+    images, _ = first_images(DATASET, 2, init, 0)
+    torch.manual_seed(1)
+    assert torch.equal(first_images(DATASET, 2, init, 0)[0], images)
+    assert not torch.equal(first_images(DATASET, 2, init, 1)[0], images)
+
+
+def test_noise_is_normal() -> None:
+    images, _ = first_images(DATASET, 500, "noise", 0)
+    assert abs(float(images.mean())) < 0.02
+    assert abs(float(images.std()) - 1) < 0.02
+
+
+def test_real_takes_each_image_of_the_class_once() -> None:
+    images, labels = first_images(DATASET, PER_CLASS, "real", 0)
+    for c in range(len(CLASSES)):
+        of_class = images[labels == c]
+        same = (of_class[:, None] == real_of(c)[None]).flatten(2).all(2)
+        assert same.sum(0).tolist() == same.sum(1).tolist() == [1] * PER_CLASS
+
+
+def test_mix_is_between_two_real_images_of_the_class() -> None:
+    images, labels = first_images(DATASET, 3, "mix", 0)
+    shares = []
+    for image, label in zip(images, labels.tolist(), strict=True):
+        real = real_of(label).flatten(1)
+        first, second = torch.meshgrid(*[torch.arange(PER_CLASS)] * 2, indexing="ij")
+        a, difference = real[first.flatten()], (real[second.flatten()] - real[first.flatten()])
+        length = difference.square().sum(1).clamp_min(1e-9)
+        share = ((image.flatten() - a) * difference).sum(1) / length
+        off = (a + share[:, None] * difference - image.flatten()).abs().amax(1)
+        assert off.min() < 1e-5
+        shares.append(float(share[off.argmin()]))
+    assert all(-1e-5 <= share <= 1 + 1e-5 for share in shares)
+    assert len({round(share, 3) for share in shares}) > len(shares) // 2
+
+
+def test_a_start_from_a_file_is_its_images(tmp_path: Path) -> None:
+    before = a_set(3)
+    before.save(tmp_path / "set")
+    images, labels = first_images(DATASET, 3, f"file:{tmp_path / 'set'}", 0)
+    assert torch.equal(images, before.images)
+    assert torch.equal(labels, before.labels)
+
+
+@pytest.mark.parametrize("ipc", [2, 4])
+def test_a_start_from_a_file_with_other_images_per_class_is_an_error(
+    tmp_path: Path, ipc: int
+) -> None:
+    a_set(3).save(tmp_path / "set")
+    with pytest.raises(ValueError, match=rf"{tmp_path}/set: expected {3 * ipc} images"):
+        first_images(DATASET, ipc, f"file:{tmp_path / 'set'}", 0)
+
+
+def test_a_start_from_a_file_of_another_dataset_is_an_error(tmp_path: Path) -> None:
+    a_set(dataset="other").save(tmp_path / "set")
+    with pytest.raises(ValueError, match=rf"{tmp_path}/set: expected dataset tiny .* got other"):
+        first_images(DATASET, 2, f"file:{tmp_path / 'set'}", 0)
+
+
+@pytest.mark.parametrize("init", ["real", "mix"])
+def test_more_images_than_a_class_has_is_an_error_that_names_it(init: str) -> None:
+    with pytest.raises(ValueError, match=r"ipc: class ant of tiny has 6 real images, fewer than 7"):
+        first_images(DATASET, PER_CLASS + 1, init, 0)
+
+
+@pytest.mark.parametrize("init", ["", "Real", "zeros", "file"])
+def test_an_unknown_start_is_an_error(init: str) -> None:
+    with pytest.raises(ValueError, match="init: expected noise, real, mix or file:PATH"):
+        first_images(DATASET, 1, init, 0)
+
+
+def test_a_whitening_of_another_eps_is_no_start(tmp_path: Path) -> None:
+    images, labels = first_images(WHITENED, 2, "real", 0)
+    SyntheticSet.of(WHITENED, images, labels).save(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"init: .*set: expected zca 0\.2 .* got 1\.6"):
+        first_images(DATASET.whitened(0.2), 2, f"file:{tmp_path / 'set'}", 0)
