@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 
 
-def run() -> None:
+def main() -> None:
     """Run the command line."""
     try:
-        from cmidd.cli import main
+        from cmidd.cli import main as run_command
     except ModuleNotFoundError as error:
         sys.exit(f'cmidd: {error.name} is not installed; pip install "cmikernels[cmidd]"')
-    main()
+    run_command()
 
 
 if __name__ == "__main__":
-    run()
+    main()

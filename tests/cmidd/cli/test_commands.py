@@ -14,8 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cmidd import cli
-from cmidd.__main__ import run
+from cmidd import __main__, cli
 from cmidd.cli import commands, main
 from cmidd.synthetic import SyntheticSet
 from tests.support.parsed import made
@@ -261,7 +260,7 @@ def test_without_its_packages_the_command_says_what_to_install(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     with pytest.raises(SystemExit, match=r'jsonargparse .* pip install "cmikernels\[cmidd\]"'):
-        run()
+        __main__.main()
 
 
 def test_results_are_kept_set_by_set(
