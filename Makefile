@@ -27,8 +27,8 @@ test: $(READY)  ## the whole test suite
 
 bench: $(READY)  ## record the measurements that bench/README.md shows; leave the machine alone
 	$(BIN)/python -m bench.kernels --sweeps ipc channels classes
-	$(BIN)/python -m bench.accuracy
-	$(BIN)/python -m bench.overhead
+	$(BIN)/python -m bench.kernels.accuracy
+	$(BIN)/python -m bench.kernels.overhead
 	$(BIN)/python -m bench.render
 
 lint: $(READY)

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bench.records import Record, add_output_arguments, machine
+from bench.harness.records import Record, add_output_arguments, machine
 from cmidd.augment import DSA
 from cmidd.datasets import load_dataset
 from cmidd.distill import DistillOptions, distill

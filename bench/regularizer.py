@@ -18,9 +18,9 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
-from bench.harness import Contender, race
-from bench.memory import peak_so_far
-from bench.records import (
+from bench.harness.memory import peak_so_far
+from bench.harness.race import Contender, race
+from bench.harness.records import (
     Record,
     Row,
     add_output_arguments,

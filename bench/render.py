@@ -8,8 +8,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench import accuracy, digits, kernels, loop_report, overhead, plots, regularizer
-from bench.records import RESULTS, Record
+from bench import digits, regularizer
+from bench.harness import plots
+from bench.harness.records import RESULTS, Record
+from bench.kernels import __main__ as kernels
+from bench.kernels import accuracy, overhead
+from bench.loops import report as loop_report
 
 REPORTS = {
     "kernels": kernels.report,
@@ -40,7 +44,7 @@ def section(path: Path) -> str:
     if arguments := record.settings.get("arguments"):
         command += f" {arguments}"
     if "gpu" in record.machine:
-        command = "bench/gpu_suite.sh --part bench"
+        command = "bench/gpu/suite.sh --part bench"
     parts = [f"## {path.stem}", f"`{command}`"]
     parts.append(REPORTS[record.kind](record))
     pictures = []

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from bench import dc_parts, dm_parts, loop_report, loops, mtt_parts
-from bench.records import RESULTS, Record, Row
+from bench.harness.records import RESULTS, Record, Row
+from bench.loops import __main__ as loops
+from bench.loops import dc_parts, dm_parts, mtt_parts
+from bench.loops import report as loop_report
 from bench.render import section
 
 Run = Callable[..., tuple[list[Row], str]]

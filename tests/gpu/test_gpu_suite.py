@@ -10,23 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from bench import (
-    counters,
-    gpu_plots,
-    gpu_report,
-    kernels,
-    launches,
-    measure,
-    model,
-    records,
-    sanitize,
-)
-from bench.harness import COPY, Timing
-from bench.providers import PROVIDERS, gpu_backends, make_losses
-from bench.records import Record, Row, machine
-from bench.sanitize_case import cases
-from bench.shapes import SETS, SWEEPS, Shape, shapes_of
+from bench.gpu import counters, launches, model
+from bench.gpu import plots as gpu_plots
+from bench.gpu import report as gpu_report
+from bench.harness import records
+from bench.harness.providers import PROVIDERS, gpu_backends, make_losses
+from bench.harness.race import COPY, Timing
+from bench.harness.records import Record, Row, machine
+from bench.harness.shapes import SETS, SWEEPS, Shape, shapes_of
+from bench.kernels import __main__ as kernels
+from bench.kernels import measure
 from cmikernels.native import native
+from tests.gpu import sanitize
+from tests.gpu.sanitize_case import cases
 
 INITCHECK = """========= COMPUTE-SANITIZER
 ========= Uninitialized __global__ memory read of size 4 bytes
@@ -221,7 +217,7 @@ def test_an_error_of_our_own_backend_is_not_left_out(monkeypatch: pytest.MonkeyP
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("bench.providers.fused_cmi", broken)
+    monkeypatch.setattr("bench.harness.providers.fused_cmi", broken)
     with pytest.raises(RuntimeError, match="broken"):
         make_losses(["cmikernels"], torch.randn(2, 3, 8), None, print)
 

@@ -1,0 +1,76 @@
+"""What a call launches on the GPU, counted by torch.profiler.
+
+Counting is kept apart from timing: once it has run, the profiler's hooks stay in the process and
+every later launch pays for them.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from bench.harness.providers import PROVIDERS, contend, make_losses
+from bench.harness.race import random_features
+from bench.harness.records import Row
+
+ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+
+
+def launches(call: Callable[[], object]) -> Counter[str]:
+    """Names of the kernels, copies and fills that one call launches, and how often."""
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+        torch.cuda.synchronize()
+    with profile(activities=activities) as profiler:
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        return on_device(json.loads(trace.read_text())["traceEvents"])
+
+
+def on_device(events: Iterable[dict[str, Any]]) -> Counter[str]:
+    """Pick the device's own events out of a trace."""
+    return Counter(event["name"] for event in events if event.get("cat") in ON_DEVICE)
+
+
+def add_launches(rows: list[Row], device: str) -> None:
+    """Put launches, and our kernels' names, into the rows of our providers and the eager one.
+
+    Compiled providers are left out: counting theirs would mean compiling everything once more.
+    """
+    counted: dict[tuple[object, ...], Counter[str]] = {}
+    for row in rows:
+        provider = PROVIDERS.get(row["contender"])
+        if provider is None or "launches" in row or provider.may_be_missing:
+            continue
+        size = row["classes"], row["rows"], row["channels"]
+        key = (row["contender"], row["dtype"], row["mode"], size)
+        if key not in counted:
+            counted[key] = _count(row, size, device)
+        names = counted[key]
+        row["launches"] = names.total() or None  # none at all: the profiler saw nothing
+        if provider.ours:
+            row["kernels"] = ", ".join(f"{name} x{count}" for name, count in names.items())
+
+
+def _count(row: Row, size: tuple[int, int, int], device: str) -> Counter[str]:
+    inputs = random_features(size, getattr(torch, row["dtype"]), device)[:1]
+    losses = make_losses([row["contender"]], inputs[0], None, print)
+    contender = contend(losses[row["contender"]], row["mode"], inputs)
+    contender.run(contender.prepare())
+
+    def call() -> object:
+        return contender.run(contender.prepare())
+
+    return launches(call) or launches(call)  # a profiler just started may have seen nothing

@@ -1,0 +1,221 @@
+"""Recorded results: what a benchmark run is kept as (JSON and CSV), and tables for people.
+
+{"kind": "kernels", "machine": {...}, "settings": {...}, "rows": [{...}, ...]}
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cmikernels
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+Row = dict[str, Any]
+
+BUSY = 0.05  # of the cores: two threads that meet at a barrier wait for the slower one
+
+
+@dataclass
+class Record:
+    """One run of one benchmark."""
+
+    kind: str  # the benchmark's module: "kernels", "accuracy", "loops", ...
+    machine: Row
+    settings: Row
+    rows: list[Row]
+
+    def write(self, name: str, folder: Path = RESULTS, json_only: bool = False) -> Path:
+        """Write `<name>.json` and `<name>.csv`; returns the JSON's path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.json"
+        head = json.dumps(
+            {"kind": self.kind, "machine": self.machine, "settings": self.settings}, indent=1
+        )
+        rows = ",\n  ".join(
+            json.dumps(row) for row in self.rows
+        )  # one row a line: diffs stay readable
+        unfinished = path.with_suffix(".part")  # a run that is cut here leaves the last one whole
+        unfinished.write_text(head.removesuffix("\n}") + ',\n "rows": [\n  ' + rows + "\n ]\n}\n")
+        unfinished.replace(path)
+        if not json_only:
+            self.write_csv(path.with_suffix(".csv"))
+        return path
+
+    def write_csv(self, path: Path) -> None:
+        """Write the rows, with every column that any of them has."""
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """Read what `write` wrote."""
+        return cls(**json.loads(path.read_text()))
+
+
+def add_output_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add what every recording benchmark takes: name, folder, date."""
+    add = parser.add_argument
+    add("--name", default=name, help="of the files written (%(default)s)")
+    add("--out", type=Path, default=RESULTS, help="folder of the results (%(default)s)")
+    add("--date", help="to record with the results (default: none)")
+    add(
+        "--json-only",
+        action="store_true",
+        help="write neither CSV nor pictures, which bench.render makes from the JSON",
+    )
+
+
+def add_resume_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add what long benchmarks take; `saved_rows` reads it."""
+    parser.add_argument(
+        "--resume",
+        metavar="KEY",
+        help=f"save after every {what}, and go on with what was saved on this machine with the "
+        "same settings and the same key, such as a commit",
+    )
+
+
+def saved_rows(args: argparse.Namespace, here: Row, settings: Row) -> list[Row]:
+    """Rows of an earlier run that was cut, if it ran here with the same settings, key included."""
+    path: Path = args.out / f"{args.name}.json"
+    if not args.resume or not path.exists():
+        return []
+    saved = Record.read(path)
+    same = [
+        {key: value for key, value in where.items() if key not in ("date", "system")}
+        for where in (saved.machine, here)
+    ]
+    wanted = json.loads(json.dumps(settings))  # as the file has it: tuples are lists there
+    for each in (saved.settings, wanted):
+        each.pop("arguments", None)  # what is measured, rather than how
+    if same[0] != same[1] or saved.settings != wanted:
+        print(f"{path} is of another machine, key or other settings; starting over")
+        return []
+    return saved.rows
+
+
+def machine(device: torch.device | str = "cpu", date: str | None = None) -> Row:
+    """Where the numbers were taken, and with which versions."""
+    huge_pages = _first_line("/sys/kernel/mm/transparent_hugepage/enabled")
+    record: Row = {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "transparent_huge_pages": huge_pages.partition("[")[2].partition("]")[0] or "unknown",
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cmikernels": cmikernels.__version__,
+        "backends": {
+            name: status.detail
+            for name, status in cmikernels.available_backends().items()
+            if status.available
+        },
+    }
+    if torch.device(device).type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        record["gpu"] = properties.name
+        record["gpu_processors"] = properties.multi_processor_count
+        record["gpu_cache_bytes"] = properties.L2_cache_size
+        record["cuda"] = torch.version.cuda
+    if date is not None:
+        record["date"] = date
+    return record
+
+
+def machine_line(record: Row) -> str:
+    """Put the machine in one line, for under a table or a plot."""
+    where = record.get("gpu") or f"{record['cpu']}, {record['threads']} threads"
+    backends = list(record["backends"].items())
+    if "gpu" in record:
+        backends = [found for found in backends if found[0] not in ("cpu", "reference")]
+    parts = [where, f"torch {record['torch']}", f"cmikernels {record['cmikernels']}"]
+    parts += [f"{name}: {detail}" for name, detail in backends[:1]]
+    if "date" in record:
+        parts.append(record["date"])
+    return " | ".join(parts)
+
+
+def busy_warning(record: Record) -> list[str]:
+    """Say so, in a list of one, where other processes disturbed the times."""
+    busy = sum((row["others"] or 0.0) > BUSY for row in record.rows)
+    if busy == 0:
+        return []
+    return [
+        f"**In {busy} of {len(record.rows)} measurements other processes took more than {BUSY:.0%} "
+        "of the cores: measure again on an idle machine.**"
+    ]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Lay out a Markdown table, aligned so that it is as readable in a terminal."""
+    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for row in (cells[0], rule, *cells[1:]):
+        padded = [row[0].ljust(widths[0])]
+        padded += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("| " + " | ".join(padded) + " |")
+    return "\n".join(lines)
+
+
+def geometric_mean(numbers: Iterable[float]) -> float:
+    """Exp of the mean log; NaN of none."""
+    logs = [math.log(number) for number in numbers]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+
+
+def seconds_text(seconds: float) -> str:
+    """Three digits and a unit."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
+
+
+def spread_text(row: Row) -> str:
+    """Where the middle 60 % of a row's samples lie."""
+    return f"{seconds_text(row['p20'])} .. {seconds_text(row['p80'])}"
+
+
+def bytes_text(size: float) -> str:
+    """Three digits and a unit, powers of 1024."""
+    for exponent, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size >= 1024**exponent:
+            return f"{size / 1024**exponent:.3g} {unit}"
+    return f"{size:.0f} B"
+
+
+def _cpu_model() -> str:
+    for line in (
+        Path("/proc/cpuinfo").read_text().splitlines() if _first_line("/proc/cpuinfo") else ()
+    ):
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _first_line(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.readline().strip()
+    except OSError:
+        return ""
