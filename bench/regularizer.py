@@ -25,13 +25,10 @@ from bench.harness.records import (
     Row,
     add_output_arguments,
     busy_warning,
-    bytes_text,
     machine,
     machine_line,
-    seconds_text,
-    spread_text,
-    table,
 )
+from bench.harness.tables import bytes_text, seconds_text, spread_text, table
 from cmidd.networks import build_network, freeze, initialize
 from cmidd.seeds import generator
 from cmikernels import ClassIndex, CMIRegularizer

@@ -23,8 +23,9 @@ import torch
 
 from bench.harness.providers import PROVIDERS, contend, make_losses
 from bench.harness.race import random_features
-from bench.harness.records import Row, bytes_text, seconds_text, table
+from bench.harness.records import Row
 from bench.harness.shapes import Shape
+from bench.harness.tables import bytes_text, seconds_text, table
 
 SKIPPED = 77
 METRICS = {

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from bench.harness.records import seconds_text, table
 from bench.harness.shapes import SETS, Shape, shapes_of
+from bench.harness.tables import seconds_text, table
 from cmikernels.native import native
 
 MODES = ("value", "value+gradient")  # that are predicted

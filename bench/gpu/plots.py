@@ -11,7 +11,8 @@ from bench.gpu.report import LARGE_BYTES, asked_of, feature_bytes, rows_of
 from bench.harness import plots
 from bench.harness.providers import PROVIDERS
 from bench.harness.race import COPY
-from bench.harness.records import Record, Row, bytes_text, seconds_text
+from bench.harness.records import Record, Row
+from bench.harness.tables import bytes_text, seconds_text
 
 
 def kernels(record: Record, stem: Path) -> list[Path]:

@@ -20,15 +20,8 @@ import torch
 from bench.gpu.replay import LAUNCHES
 from bench.harness.providers import PROVIDERS
 from bench.harness.race import COPY
-from bench.harness.records import (
-    Record,
-    Row,
-    bytes_text,
-    geometric_mean,
-    machine_line,
-    seconds_text,
-    table,
-)
+from bench.harness.records import Record, Row, machine_line
+from bench.harness.tables import bytes_text, geometric_mean, seconds_text, table
 
 LARGE_BYTES = 64 << 20  # of features, from where on bandwidth is judged
 SMALL_BYTES = 4 << 20  # of features, up to where launches are what a call costs

@@ -1,10 +1,8 @@
-"""Peak extra memory of one value+gradient call: what it needs beyond the features.
+"""Peak memory of a call: what it takes beyond what was there before.
 
-On a CPU that is the peak of the resident set above what was resident just before the call, in a
-process of its own, so that nothing an earlier provider left behind counts. On a GPU the allocator
-keeps count.
-
-    python -m bench.harness.memory published float32 200 50 1024
+On a CPU that is the peak of the resident set above what was resident just before the call. It is
+taken in a process of its own, so that nothing an earlier call left behind counts. On a GPU the
+allocator keeps count.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import ctypes
 import gc
 import os
 import resource
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,17 +18,6 @@ from pathlib import Path
 import torch
 
 from bench.harness.race import Contender
-
-
-def peak_extra_bytes(provider: str, shape: tuple[int, int, int], dtype: str) -> int:
-    """Measure on the CPU in a fresh process; raises with its error output if that fails."""
-    command = [sys.executable, "-m", "bench.harness.memory", provider, dtype, *map(str, shape)]
-    # A fixed threshold makes glibc return every large block at once, as the peak assumes.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stderr[-2000:]}")
-    return int(done.stdout.split()[-1])
 
 
 def gpu_peak_extra_bytes(contender: Contender) -> int:
@@ -43,22 +29,6 @@ def gpu_peak_extra_bytes(contender: Contender) -> int:
     contender.run(prepared)
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - allocated
-
-
-def _measure(provider: str, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    from bench.harness.providers import PROVIDERS
-
-    loss = PROVIDERS[provider].make()
-    features = torch.randn(shape).to(dtype).requires_grad_()
-
-    def call() -> None:
-        loss(features, None).backward()  # type: ignore[no-untyped-call]
-
-    def first() -> None:
-        call()
-        features.grad = None
-
-    return extra_bytes(first, call)
 
 
 def extra_bytes(first: Callable[[], object], call: Callable[[], object]) -> int:
@@ -92,6 +62,13 @@ def peak_so_far(device: torch.device) -> int:
     return _status("VmHWM")
 
 
+def total_bytes(device: torch.device) -> int:
+    """Memory of the GPU, or of this machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _can_reset_peak() -> bool:
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -108,8 +85,3 @@ def _status(field: str) -> int:
 def _max_resident() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-if __name__ == "__main__":
-    name, dtype_name, *sizes = sys.argv[1:]
-    print(_measure(name, tuple(map(int, sizes)), getattr(torch, dtype_name)))

@@ -54,6 +54,17 @@ class Timing:
     samples: int
     others: float | None  # share of the cores that other processes took meanwhile; None: unknown
 
+    def figures(self) -> dict[str, float | int | None]:
+        """The columns that a row of a record has of it."""
+        seconds = {"seconds": self.median, "p20": self.low, "p80": self.high}
+        short = {name: four_digits(number) for name, number in seconds.items()}
+        return {**short, "samples": self.samples, "others": self.others}
+
+
+def four_digits(number: float) -> float:
+    """Round as results are recorded."""
+    return float(f"{number:.4g}")
+
 
 def race(
     contenders: Mapping[str, Contender],

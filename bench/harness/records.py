@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,44 +163,17 @@ def busy_warning(record: Record) -> list[str]:
     ]
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Lay out a Markdown table, aligned so that it is as readable in a terminal."""
-    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for row in (cells[0], rule, *cells[1:]):
-        padded = [row[0].ljust(widths[0])]
-        padded += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("| " + " | ".join(padded) + " |")
-    return "\n".join(lines)
-
-
-def geometric_mean(numbers: Iterable[float]) -> float:
-    """Exp of the mean log; NaN of none."""
-    logs = [math.log(number) for number in numbers]
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan
-
-
-def seconds_text(seconds: float) -> str:
-    """Three digits and a unit."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} us"
-
-
-def spread_text(row: Row) -> str:
-    """Where the middle 60 % of a row's samples lie."""
-    return f"{seconds_text(row['p20'])} .. {seconds_text(row['p80'])}"
-
-
-def bytes_text(size: float) -> str:
-    """Three digits and a unit, powers of 1024."""
-    for exponent, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
-        if size >= 1024**exponent:
-            return f"{size / 1024**exponent:.3g} {unit}"
-    return f"{size:.0f} B"
+def finish(
+    record: Record,
+    args: argparse.Namespace,
+    report: Callable[[Record], str],
+    draw: Callable[[Record, Path], list[Path]] | None = None,
+) -> None:
+    """Write the record, print it, and draw it; `args` are of `add_output_arguments`."""
+    path = record.write(args.name, args.out, args.json_only)
+    print(report(record))
+    drawn = draw(record, path.with_suffix("")) if draw and not args.json_only else []
+    print("\nwritten:", path, *drawn)
 
 
 def _cpu_model() -> str:

@@ -24,16 +24,12 @@ from bench.harness.records import (
     add_output_arguments,
     add_resume_argument,
     busy_warning,
-    bytes_text,
-    geometric_mean,
     machine,
     machine_line,
     saved_rows,
-    seconds_text,
-    spread_text,
-    table,
 )
 from bench.harness.shapes import FIVE, SETS, SWEEPS, THREE_LARGEST, shapes_of
+from bench.harness.tables import bytes_text, geometric_mean, seconds_text, spread_text, table
 from bench.kernels.measure import measure
 
 

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from bench.harness import plots
 from bench.harness.providers import PROVIDERS, Loss, make_losses
-from bench.harness.records import Record, Row, add_output_arguments, machine, machine_line, table
+from bench.harness.records import Record, Row, add_output_arguments, machine, machine_line
+from bench.harness.tables import table
 from cmikernels import ClassIndex, fused_cmi
 
 NAMES = {"cmikernels": "ours"}

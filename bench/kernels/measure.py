@@ -16,7 +16,8 @@ from tqdm import tqdm
 from bench.gpu.model import MODES as PREDICTED_MODES
 from bench.gpu.model import machine_here, plan_of, predict
 from bench.gpu.replay import LAUNCHES, launch_floors, replay_race
-from bench.harness.memory import gpu_peak_extra_bytes, peak_extra_bytes
+from bench.harness.memory import extra_bytes, gpu_peak_extra_bytes
+from bench.harness.processes import apart
 from bench.harness.providers import PROVIDERS, contend, make_losses
 from bench.harness.race import (
     COPY,
@@ -79,10 +80,25 @@ def measure(
                 row["peak_extra_bytes"] = (
                     gpu_peak_extra_bytes(contenders[name])
                     if on_gpu
-                    else peak_extra_bytes(name, shape, dtype)
+                    else apart(_peak_extra_bytes, name, shape, dtype)
                 )
             rows.append({key: _short(value) for key, value in row.items()})
     return rows
+
+
+def _peak_extra_bytes(provider: str, shape: Shape, dtype: str) -> int:
+    """What value and gradient take beyond the features, on the CPU in a fresh process."""
+    loss = PROVIDERS[provider].make()
+    features = torch.randn(shape).to(getattr(torch, dtype)).requires_grad_()
+
+    def call() -> None:
+        loss(features, None).backward()  # type: ignore[no-untyped-call]
+
+    def first() -> None:
+        call()
+        features.grad = None
+
+    return extra_bytes(first, call)
 
 
 def _replays(

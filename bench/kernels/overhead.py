@@ -21,8 +21,8 @@ from bench.harness.records import (
     busy_warning,
     machine,
     machine_line,
-    table,
 )
+from bench.harness.tables import table
 from cmikernels import compiled
 from cmikernels.backends import choose_backend
 from cmikernels.problem import Problem

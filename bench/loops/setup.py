@@ -1,36 +1,39 @@
-"""What the loops of all methods work on, and the convolutions that no loop can do without."""
+"""What the loops of all methods work on, and a step of each: ours and the plain one.
+
+A step is one update of the images, with all that the driver does for it: the method's loss and
+gradient, CMI where there are several images of a class, and SGD. Its length is 0, so that every
+step sees the same images. All calls into the driver are in this file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.profiler import record_function
 
-from bench.plain.dm import PlainCMI, PlainDM
-from bench.plain.inputs import random_dataset, save_each, untrained_bank
-from cmidd.methods.dm import DMOptions
+from bench.harness.memory import total_bytes
+from bench.plain.cmi import PlainCMI
+from bench.plain.inputs import random_dataset, save_each, untrained_bank, write_expert
+from bench.plain.rivals import RIVALS
+from cmidd.distill import DistillOptions
+from cmidd.methods import method_entry, settle
 from cmidd.networks import Network
 from cmidd.regularization import CMIOptions
 from cmidd.seeds import generator
 from cmikernels import ClassIndex, CMIRegularizer
 
-PLAIN, OURS, CONVOLUTIONS = "plain", "ours", "convolutions"
 SEED = 0
 
 _WEIGHT = 2000.0  # of CMI, as published for CIFAR-10 at ipc 50
 
-Run = Callable[[int], object]
-"""A part of an iteration, with the iteration's number."""
-Loops = dict[str, dict[str, Run]]
-"""Parts by name, of every loop by name."""
 Result = tuple[Tensor, Tensor]
-"""A loss and its gradient with respect to the images."""
+"""A loss, CMI included, and its gradient with respect to the images."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,78 @@ class Sizes:
     peaks: tuple[int, ...] = (1, 5, 10, 50)  # those whose memory is measured
 
 
-class Setup:
-    """What all loops work on; the plain ones' files are written into `folder`."""
+@dataclass(frozen=True)
+class Loop:
+    """Steps in an iteration, and a step by the iteration and its number in it."""
 
-    def __init__(self, sizes: Sizes, ipc: int, device: torch.device, folder: Path) -> None:
-        self.sizes, self.ipc, self.device, self.folder = sizes, ipc, device, folder
+    updates: int
+    step: Callable[[int, int], Result]
+
+
+def option_names(method: str) -> set[str]:
+    """What a method can be told."""
+    return {field.name for field in fields(method_entry(method).options)}
+
+
+class Setup:
+    """The problem; the files that loops read are written into `folder`."""
+
+    def __init__(
+        self, method: str, sizes: Sizes, ipc: int, device: torch.device, folder: Path
+    ) -> None:
+        self.method, self.sizes, self.ipc = method, sizes, ipc
+        self.device, self.folder = device, folder
+        self.rival = RIVALS.get(method)
+        self.with_cmi = self.rival is None or self.rival.with_cmi
         self.dataset = random_dataset([2 * sizes.batch_real] * sizes.classes, sizes.pixels)
         self.labels = torch.arange(sizes.classes).repeat_interleave(ipc)
         shape = (len(self.labels), *self.dataset.shape)
         self.images = torch.randn(shape, generator=generator("images")).to(device)
         self.images.requires_grad_()
-        self.images.grad = torch.ones_like(self.images)
-        # A step of length 0 takes as long as another, and all rounds see the same images.
         self.optimizer = torch.optim.SGD([self.images], lr=0.0, momentum=0.5)
-        self.has_cmi = ipc > 1
+
+    def our_loop(self, **changes: Any) -> Loop:
+        """The driver's, with some of the method's options changed."""
+        method = method_entry(self.method).make(
+            self.dataset, self.labels, self._options(**changes), SEED, self.device
+        )
+
+        def step(iteration: int, update: int) -> Result:
+            loss, gradient = method.step(self.images, iteration, update)
+            if self.with_cmi and self.ipc > 1:  # of one image per class it is always 0
+                with record_function("cmi"):
+                    value = self.regularizer(self.images, self._classes, step=iteration)
+                    loss = loss + value.detach()
+                    gradient += torch.autograd.grad(value, self.images)[0]
+            self._move_images(gradient)
+            return loss, gradient
+
+        return Loop(method.updates, step)
+
+    def plain_loop(self, **changes: Any) -> Loop | None:
+        """The plain one; None if there is none, or none that fits the memory."""
+        if self.rival is None or not self.rival_fits():
+            return None
+        cmi = None
+        if self.with_cmi:
+            files = save_each(self._bank(), self.folder)
+            cmi = PlainCMI(files, self.sizes.bank, _WEIGHT, self.regularizer.draw)
+        given = (self.dataset, self.labels, self._options(**changes), SEED, self.device)
+        rival, updates = self.rival.make(*given, cmi=cmi)
+
+        def step(iteration: int, update: int) -> Result:
+            loss, gradient = rival(self.images, iteration, update)
+            self._move_images(gradient)
+            return loss, gradient
+
+        return Loop(updates, step)
+
+    def rival_fits(self) -> bool:
+        """Whether what the plain loop keeps takes at most half of the memory there is."""
+        if self.rival is None or self.rival.kept_bytes is None:
+            return True
+        kept = self.rival.kept_bytes(self.images.shape, self.sizes.student_steps)
+        return 2 * kept < total_bytes(self.device)
 
     @cached_property
     def regularizer(self) -> CMIRegularizer:
@@ -68,86 +129,27 @@ class Setup:
         return CMIRegularizer(bank, _WEIGHT, chunk_size=CMIOptions().cmi_chunk, seed=SEED)
 
     @cached_property
-    def plain_dm(self) -> PlainDM:
-        """The plain loop of DM; those of other methods take CMI from it."""
-        files = save_each(self._bank(), self.folder)
-        cmi = PlainCMI(files, self.sizes.bank, _WEIGHT, self.regularizer.draw)
-        options = DMOptions(self.sizes.network, self.sizes.batch_real)
-        return PlainDM(self.dataset, self.labels, options, SEED, self.device, cmi=cmi)
-
-    def cmi(self, iteration: int) -> Result:
-        """Weighted CMI and its gradient, as our loops take them."""
-        value = self.regularizer(self.images, self._classes, step=iteration)
-        return value.detach(), torch.autograd.grad(value, self.images)[0]
-
-    def update(
-        self, loss: Tensor, gradient: Tensor, cmi: Callable[[int], Result], iteration: int
-    ) -> Result:
-        """The end of an update: CMI is added where there is any, and the images make a step."""
-        if self.has_cmi:
-            value, of_images = cmi(iteration)
-            loss = loss + value
-            gradient += of_images
-        self.step(gradient)
-        return loss, gradient
-
-    def step(self, gradient: Tensor) -> None:
-        """The step of the images."""
-        self.images.grad = gradient
-        self.optimizer.step()
-
-    @cached_property
     def _classes(self) -> ClassIndex:
         return ClassIndex(self.labels.to(self.device), self.sizes.classes)
 
     def _bank(self) -> list[Network]:
         return untrained_bank(self.sizes.bank, self.sizes.pixels, self.sizes.classes)
 
+    def _options(self, **changes: Any) -> Any:
+        """Of the method: sizes, an expert where one is needed, and what is published."""
+        sizes, names = self.sizes, option_names(self.method)
+        given: dict[str, Any] = {name: getattr(sizes, name) for name in names & _SIZES_OF_METHODS}
+        if "experts" in names:
+            path = self.folder / "experts.safetensors"
+            write_expert(path, self.dataset, sizes.network)
+            given |= {"experts": path, "expert_epochs": 1, "max_start_epoch": 1}
+        options = method_entry(self.method).options(**{**given, **changes})
+        return settle(self.method, self.dataset, DistillOptions(self.ipc), options)[1]
 
-def batches(count: int, size: int) -> list[int]:
-    """How `count` is cut into batches."""
-    return [min(size, count - first) for first in range(0, count, size)]
-
-
-def convolutions(network: Network, images: Tensor, sizes: Sequence[int], backward: str = "") -> Run:
-    """Those of an embedding of batches of such sizes, of images like `images`.
-
-    `backward` is what they are differentiated by: nothing, images or weights.
-    """
-    calls = {size: _calls_of(network, images, size) for size in set(sizes)}
-
-    @torch.no_grad()
-    def run(_: int) -> None:
-        for size in sizes:
-            for number, (layer, x, of_output) in enumerate(calls[size]):
-                weight, stride, padding = layer.weight, layer.stride, layer.padding
-                F.conv2d(x, weight, layer.bias, stride, padding)
-                if backward:
-                    # On the way to weights the first layer's input needs no derivative.
-                    wanted = [backward == "images" or number > 0, backward == "weights", False]
-                    torch.ops.aten.convolution_backward(
-                        of_output, x, weight, None, stride, padding, layer.dilation,
-                        False, [0, 0], 1, wanted,
-                    )  # fmt: skip
-
-    return run
+    def _move_images(self, gradient: Tensor) -> None:
+        with record_function("images_step"):
+            self.images.grad = gradient
+            self.optimizer.step()
 
 
-def _calls_of(
-    network: Network, images: Tensor, size: int
-) -> list[tuple[nn.Conv2d, Tensor, Tensor]]:
-    """Each convolution of one batch, with its input and a derivative of its output."""
-    calls: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
-
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x, of_output = inputs[0].clone(), output.clone()
-        calls.append((cast(nn.Conv2d, layer), x, of_output))
-
-    batch = images[torch.arange(size, device=images.device) % len(images)]
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-    handles = [layer.register_forward_hook(note) for layer in layers]
-    with torch.no_grad():
-        network.embed(batch)
-    for handle in handles:
-        handle.remove()
-    return calls
+_SIZES_OF_METHODS = {"network", "batch_real", "student_steps"}

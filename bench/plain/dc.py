@@ -10,19 +10,15 @@ ends the update. Between updates a plain optimiser trains the network. What is d
 
 from __future__ import annotations
 
-import itertools
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import record_function
 
-from bench.plain.dm import PlainNetwork, augmented, convnet
-from cmidd.augment import Strategy, augment, draw
-from cmidd.datasets import Dataset
-from cmidd.methods.base import given_network
+from bench.plain.classwise import ClasswiseLoop
+from bench.plain.dm import augmented
+from cmidd.augment import augment, draw
 from cmidd.methods.dc import DCOptions
-from cmidd.networks import NetworkSpec, initialize
 from cmidd.seeds import generator, seed_of
 
 
@@ -45,43 +41,18 @@ def row_distance(synthetic: Tensor, real: Tensor) -> Tensor:
     return distances.sum()
 
 
-class PlainDC:
+class PlainDC(ClasswiseLoop[DCOptions]):
     """The updates on one dataset; arguments as of `cmidd.methods.dc.GradientMatching`."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        labels: Tensor,
-        options: DCOptions,
-        seed: int,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        """Prepare updates of images whose labels are `labels`, ascending."""
-        self.dataset, self.options, self.seed = dataset, options, seed
-        self.device, self.dtype = device, dtype
-        self.labels = labels.to(device)
-        self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
-        self.real = dataset.to_input(dataset.train.images.to(device), dtype)
-        ends = torch.bincount(labels.cpu()).cumsum(0).tolist()
-        self.classes = [slice(a, b) for a, b in itertools.pairwise([0, *ends])]
 
     def step(self, images: Tensor, iteration: int, update: int = 0) -> tuple[Tensor, Tensor]:
         """Loss and its gradient."""
         if update == 0:
-            self.network = self.new_network(iteration)
+            with record_function("dc.network"):
+                self.network = self.new_network(iteration)
         else:
-            self.train_network(images.detach(), iteration, update - 1)
+            with record_function("dc.inner_training"):
+                self.train_network(images.detach(), iteration, update - 1)
         return self.match(images, iteration, update)
-
-    def new_network(self, iteration: int) -> PlainNetwork:
-        """The random network of an iteration."""
-        channels, size, _ = self.dataset.shape
-        spec = NetworkSpec.parse(given_network(self.options.network))
-        options: dict[str, Any] = dict(spec.options)
-        network = convnet(channels, size, self.dataset.num_classes, **options)
-        initialize(network, generator(self.seed, "network", iteration))
-        return network.to(self.device, self.dtype)
 
     def match(self, images: Tensor, iteration: int, update: int) -> tuple[Tensor, Tensor]:
         """Loss and gradient with the network as it is."""
@@ -93,12 +64,14 @@ class PlainDC:
         )
         loss = torch.zeros((), dtype=self.dtype, device=self.device)
         for c, real in enumerate(self.real_batches(iteration, update)):
-            target = self.gradients(augmented(real, self.strategy, drawn, c), c)
-            seen = augmented(images[self.classes[c]], self.strategy, drawn, c)
-            loss = loss + distance(
-                self.gradients(seen, c, create_graph=True), target, self.options.metric
-            )
-        (gradient,) = torch.autograd.grad(loss, images)
+            with record_function("dc.real_gradients"):
+                target = self.gradients(augmented(real, self.strategy, drawn, c), c)
+            with record_function("dc.synthetic_gradients"):
+                seen = augmented(images[self.classes[c]], self.strategy, drawn, c)
+                gradients = self.gradients(seen, c, create_graph=True)
+                loss = loss + distance(gradients, target, self.options.metric)
+        with record_function("dc.synthetic_gradients"):
+            (gradient,) = torch.autograd.grad(loss, images)
         return loss.detach(), gradient
 
     def gradients(self, images: Tensor, label: int, *, create_graph: bool = False) -> list[Tensor]:
@@ -108,15 +81,6 @@ class PlainDC:
         loss = F.cross_entropy(logits, labels)
         parameters = list(self.network.parameters())
         return list(torch.autograd.grad(loss, parameters, create_graph=create_graph))
-
-    def real_batches(self, iteration: int, update: int) -> list[Tensor]:
-        """Normalised real images of each class."""
-        draws = generator(self.seed, "real", iteration, update)
-        batches = []
-        for first, last in itertools.pairwise(self.dataset.train.offsets.tolist()):
-            rows = first + torch.randperm(last - first, generator=draws)[: self.options.batch_real]
-            batches.append(self.real[rows.to(self.device)])
-        return batches
 
     def train_network(self, images: Tensor, iteration: int, update: int) -> None:
         """The training after an update; one operation changes a batch, each image by itself."""

@@ -10,7 +10,9 @@ from torch import nn
 
 from cmidd.datasets import Dataset, ImageSet
 from cmidd.networks import Network, build_network, freeze, initialize
+from cmidd.pretrained.experts import KIND
 from cmidd.seeds import generator
+from cmidd.storage.tensor_file import write_tensors
 
 _BANK_SIZE = 3
 
@@ -40,3 +42,20 @@ def save_each(networks: Sequence[nn.Module], folder: Path) -> list[Path]:
     for network, file in zip(networks, files, strict=True):
         torch.save(network.state_dict(), file)
     return files
+
+
+def write_expert(path: Path, dataset: Dataset, network: str) -> None:
+    """An expert of one epoch whose weights are random, which takes as long as another."""
+    channels, size, _ = dataset.shape
+    weights = []  # before and after the epoch
+    for epoch in range(2):
+        expert = build_network(network, channels, size, dataset.num_classes)
+        initialize(expert, generator("expert", epoch))
+        weights.append(torch.cat([p.detach().flatten() for p in expert.parameters()]))
+    content = {
+        "parameters": torch.stack(weights)[None],
+        "accuracy": torch.zeros(1),
+        "trained": torch.ones(1, dtype=torch.uint8),
+    }
+    record = {"network": network, "experts": 1, "epochs": 1, "lr": 0.01}
+    write_tensors(path, KIND, content, {**dataset.describe(), **record})

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
+from torch.profiler import record_function
 
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
@@ -72,7 +73,20 @@ class PlainMTT:
         leaves = [images, rate]
         if self.label_logits is not None:
             leaves.append(self.label_logits.detach().requires_grad_())
-        start, target = self.window(iteration)
+        with record_function("mtt.experts"):
+            start, target = self.window(iteration)
+        with record_function("mtt.student"):
+            theta = self.walk(start, leaves, iteration)
+        with record_function("mtt.adjoint"):
+            loss = squared_distance(theta, target) / squared_distance(start, target)
+            gradients = torch.autograd.grad(loss, leaves)
+        return PlainStep(
+            loss.detach(), gradients[0], gradients[1], gradients[2] if len(leaves) == 3 else None
+        )
+
+    def walk(self, start: list[Tensor], leaves: list[Tensor], iteration: int) -> list[Tensor]:
+        """Parameters after all student steps; leaves are images, rate and, if learned, labels."""
+        images, rate = leaves[:2]
         theta = [p.clone().requires_grad_() for p in start]
         for i, rows in enumerate(self.batches(len(images), iteration)):
             draws = generator(self.seed, "dsa", iteration, i)
@@ -83,11 +97,7 @@ class PlainMTT:
             loss = F.cross_entropy(functional_call(self.network, named, (x,)), y)
             gradients = torch.autograd.grad(loss, theta, create_graph=True)
             theta = [p - rate * g for p, g in zip(theta, gradients, strict=True)]
-        loss = squared_distance(theta, target) / squared_distance(start, target)
-        gradients = torch.autograd.grad(loss, leaves)
-        return PlainStep(
-            loss.detach(), gradients[0], gradients[1], gradients[2] if len(leaves) == 3 else None
-        )
+        return theta
 
     def window(self, iteration: int) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters of an expert before and after some of its epochs."""

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.harness.records import table
+from bench.harness.tables import table
 from cmikernels.native import native
 from tests.gpu.triton_resources import conclude
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.harness.records import table
+from bench.harness.tables import table
 from cmikernels import ClassIndex
 from cmikernels.backends import triton as backend
 from cmikernels.backends.triton.plan import Chip

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from bench.plain import dm as plain_dm
-from bench.plain.dm import PlainCMI, PlainDM
+from bench.plain.cmi import PlainCMI
+from bench.plain.dm import PlainDM
 from bench.plain.inputs import random_dataset, save_each, untrained_bank
 from cmidd import augment
 from cmidd.methods import dm
