@@ -12,23 +12,23 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import torch
 from torch import Tensor
 
 from bench.harness.memory import peak_so_far
-from bench.harness.race import Contender, race
+from bench.harness.processes import apart
+from bench.harness.race import Contender, four_digits, race
 from bench.harness.records import (
     Record,
     Row,
     add_output_arguments,
     busy_warning,
+    finish,
     machine,
     machine_line,
 )
-from bench.harness.tables import bytes_text, seconds_text, spread_text, table
+from bench.harness.tables import bytes_text, ratio_text, seconds_text, spread_text, table
 from cmidd.networks import build_network, freeze, initialize
 from cmidd.seeds import generator
 from cmikernels import ClassIndex, CMIRegularizer
@@ -81,19 +81,10 @@ def measure_memory(network: str, sizes: Sequence[Images], device: str) -> list[R
             count = images[0] * images[1]
             if chunk_size is None and device == "cpu" and count > MOST_UNCHUNKED_ON_CPU:
                 continue
-            with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                found = process.submit(peak_bytes, network, images, chunk_size, device).result()
+            found = apart(peak_bytes, network, images, chunk_size, device, allocator={})
             peak, imported = found or (None, None)
-            rows.append(
-                {
-                    "what": "memory",
-                    "images": _text(images),
-                    "contender": _name(chunk_size),
-                    "peak_bytes": peak,
-                    "imported_bytes": imported,
-                    "others": None,
-                }
-            )
+            row: Row = {"what": "memory", "images": _text(images), "contender": _name(chunk_size)}
+            rows.append({**row, "peak_bytes": peak, "imported_bytes": imported, "others": None})
     return rows
 
 
@@ -107,48 +98,26 @@ def measure_time(network: str, sizes: Sequence[Images], budget: float, device: s
         }
         times = race(contenders, budget=budget, device=device)
         for name, time in times.items():
-            rows.append(
-                {
-                    "what": "time",
-                    "images": _text(images),
-                    "contender": name,
-                    "seconds": float(f"{time.median:.4g}"),
-                    "p20": float(f"{time.low:.4g}"),
-                    "p80": float(f"{time.high:.4g}"),
-                    "over_unchunked": float(f"{time.median / times[_name(None)].median:.3g}"),
-                    "samples": time.samples,
-                    "others": time.others,
-                }
-            )
+            row: Row = {"what": "time", "images": _text(images), "contender": name}
+            ratio = four_digits(time.median / times[_name(None)].median)
+            rows.append({**row, **time.figures(), "over_unchunked": ratio})
     return rows
 
 
 def report(record: Record) -> str:
     """Render the record as Markdown."""
     network, chunk_size = record.settings["network"], record.settings["chunk_size"]
-    memory = [
-        (row["images"], row["contender"], "does not fit", "")
-        if row["peak_bytes"] is None
-        else (
-            row["images"],
-            row["contender"],
-            bytes_text(row["peak_bytes"]),
-            bytes_text(row["peak_bytes"] - row["imported_bytes"]),
-        )
-        for row in record.rows
-        if row["what"] == "memory"
-    ]
-    times = [
-        (
-            row["images"],
-            row["contender"],
-            seconds_text(row["seconds"]),
-            spread_text(row),
-            f"{row['over_unchunked']:.2f}",
-        )
-        for row in record.rows
-        if row["what"] == "time"
-    ]
+    memory, times = [], []
+    for row in record.rows:
+        line = [row["images"], row["contender"]]
+        if row["what"] == "time":
+            line += [seconds_text(row["seconds"]), spread_text(row)]
+            times.append([*line, ratio_text(row["over_unchunked"])])
+        elif row["peak_bytes"] is None:
+            memory.append([*line, "does not fit", ""])
+        else:
+            beyond = bytes_text(row["peak_bytes"] - row["imported_bytes"])
+            memory.append([*line, bytes_text(row["peak_bytes"]), beyond])
     return "\n\n".join(
         [
             f"`{machine_line(record.machine)}`",
@@ -188,9 +157,7 @@ def main() -> None:
     rows += measure_time(network, time_of, budget, args.device)
     settings = {"network": network, "pixels": PIXELS, "chunk_size": CHUNK_SIZE, "budget": budget}
     record = Record("regularizer", machine(args.device, args.date), settings, rows)
-    path = record.write(args.name, args.out, args.json_only)
-    print(report(record))
-    print("\nwritten:", path)
+    finish(record, args, report)
 
 
 if __name__ == "__main__":

@@ -1,45 +1,24 @@
-"""What a call launches on the GPU, counted by torch.profiler.
-
-Counting is kept apart from timing: once it has run, the profiler's hooks stay in the process and
-every later launch pays for them.
-"""
+"""What a call launches on the GPU, counted by torch.profiler."""
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from bench.harness.providers import PROVIDERS, contend, make_losses
 from bench.harness.race import random_features
 from bench.harness.records import Row
-
-ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+from bench.harness.trace import ON_DEVICE, Event, trace_of
 
 
 def launches(call: Callable[[], object]) -> Counter[str]:
     """Names of the kernels, copies and fills that one call launches, and how often."""
-    activities = [ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(ProfilerActivity.CUDA)
-        torch.cuda.synchronize()
-    with profile(activities=activities) as profiler:
-        call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(trace))
-        return on_device(json.loads(trace.read_text())["traceEvents"])
+    return on_device(trace_of(call))
 
 
-def on_device(events: Iterable[dict[str, Any]]) -> Counter[str]:
+def on_device(events: Iterable[Event]) -> Counter[str]:
     """Pick the device's own events out of a trace."""
     return Counter(event["name"] for event in events if event.get("cat") in ON_DEVICE)
 

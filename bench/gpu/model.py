@@ -1,22 +1,17 @@
-"""What a call of the CUDA kernels should take: from bytes, instructions, exps, latency, launches.
+"""What a call of the CUDA kernels should take at least: a roofline by bytes and issue slots.
 
-python -m bench.gpu.model
-python -m bench.gpu.model --copy 4.3e12 --shapes 1000x50x512 10x10x512
+    seconds = launches + max(bytes / rate of a copy, instructions / issue slots)
 
-A kernel takes as long as the slower of memory and arithmetic, and of the other what nothing hides:
-a block's first class has to arrive before there is work, its last is worked on when all has. It
-does not end before its blocks' own chains of dependent steps do. The benchmark shows this beside
-what it measured on the same GPU, with the copy and the launches measured there, so that a miss is
-seen.
+python -m bench.gpu.model --shapes 1000x50x512 10x10x512
 
-Bytes and instructions were counted, the latter in the machine code for sm_90 (`bench/NOTES.md`).
-The latencies are guesses until they have been measured.
+The benchmark prints this beside what it measured on the same GPU, with the copy and the launches
+measured there. Instructions were counted in the machine code for sm_90 (docs/design/cuda.md). How
+the kernels go about a call, and so how often they read, is their own plan.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,27 +23,12 @@ from cmikernels.native import native
 
 MODES = ("value", "value+gradient")  # that are predicted
 
-# A multiprocessor in a cycle.
-INSTRUCTIONS_A_CYCLE = 128  # of threads
-EXPS_A_CYCLE = 16
-BYTES_A_CYCLE = 64  # between it and L2
-RESIDENT_THREADS = 512  # that its registers serve
-
-# Instructions an element: sums of P, then value and gradient, or the value alone.
-SUM_COST, FINISH_COST, VALUE_COST = 9.7, 16.6, 11.8
-ACCURATE_COST = 13.2  # more where KL is below ACCURATE_BELOW
+INSTRUCTIONS_A_CYCLE = 128  # of threads, by a multiprocessor
+SUM_COST, FINISH_COST, VALUE_COST = 9.7, 16.6, 11.8  # instructions an element, by sweep and mode
+ACCURATE_COST = 13.2  # more where KL is below 0.25, which takes the longer form
 UNPACK_COST = 1.3  # more in each of the two sweeps for half precision
-# A column of a class, in every block that has some of its rows (kColumnCost, kRemoteCost and
-# kSumBytes of csrc/cuda/plan.cpp); of a slot in each of its two kernels.
-COLUMN_COST, REMOTE_COST = 70.0, 20.0
-SLOT_COLUMN_BYTES = 24
-WIDE_SWEEPS = 2  # how often wide rows are swept where others are once
-
-ACCURATE_BELOW = 0.25
-STEP = 1e-6  # seconds of a class's dependent steps in a block: sums, centroid, value, barriers
-CLUSTER_STEP = 0.5e-6  # more for its two barriers in a cluster
-READ = 0.7e-6  # from asking memory to having
-CACHED = 0.5  # of L2, that the last rows read are still in when slots are read again
+READS = {"classes": 2, "slots": 2, "wide": 4}  # of the features; a class held on the chip: one
+KERNELS = {"classes": 1, "slots": 3, "wide": 3}  # that have work, before the one for the total
 
 
 @dataclass(frozen=True)
@@ -58,13 +38,7 @@ class Machine:
     chip: dict[str, int]  # as native.cuda_plan takes it
     clock: float  # Hz
     copy_rate: float  # bytes a second, read and written
-    cache_rate: float  # bytes a second that L2 gives
     launch: float  # seconds from one empty kernel's end to the next one's, replayed
-
-    @property
-    def processors(self) -> int:
-        """Multiprocessors."""
-        return self.chip["processors"]
 
 
 H200 = Machine(
@@ -79,27 +53,8 @@ H200 = Machine(
     },
     clock=1.7e9,
     copy_rate=4.3e12,
-    cache_rate=6e12,
     launch=1.5e-6,
 )
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """Seconds that a kernel would take if there were nothing but each of these."""
-
-    memory: float = 0.0  # to move the bytes
-    issue: float = 0.0  # to issue the instructions, on the busiest multiprocessor
-    exps: float = 0.0  # likewise
-    latency: float = 0.0  # of one block's work, one thing after the other
-    turns: int = 1  # pieces of work that a block takes one after the other
-
-    @property
-    def seconds(self) -> float:
-        """Of the kernel, beyond its launch."""
-        arithmetic = max(self.issue, self.exps)
-        slower, faster = max(self.memory, arithmetic), min(self.memory, arithmetic)
-        return max(self.latency, slower + faster / self.turns)
 
 
 @dataclass(frozen=True)
@@ -107,108 +62,54 @@ class Prediction:
     """Seconds of a call, and what they come from."""
 
     plan: dict[str, Any]
-    kernels: tuple[Kernel, ...]  # that have work to do
     launches: int  # of ours
     launching: float  # seconds, of torch's launch as well
-    seconds: float
+    memory: float
+    issue: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole call."""
+        return self.launching + max(self.memory, self.issue)
 
     @property
     def limit(self) -> str:
-        """What takes the largest part of the time."""
-        parts = {"launches": self.launching}
-        for kernel in self.kernels:
-            alone = {
-                "memory": kernel.memory,
-                "issue": kernel.issue,
-                "exps": kernel.exps,
-                "latency": kernel.latency,
-            }
-            busiest = max(alone, key=lambda name: alone[name])
-            parts[busiest] = parts.get(busiest, 0.0) + kernel.seconds
+        """What takes the most."""
+        parts = {"launches": self.launching, "memory": self.memory, "issue": self.issue}
         return max(parts, key=lambda name: parts[name])
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A call on equal classes, with its plan and what it costs."""
-
-    shape: Shape
-    size: int  # bytes of an element
-    with_gradient: bool
-    accurate: bool
-    machine: Machine
-    plan: dict[str, Any]
-
-    @property
-    def bytes(self) -> int:
-        """Of the features."""
-        return self.shape.elements * self.size
-
-    @property
-    def teams(self) -> int:
-        """Rows that a block works on at once."""
-        return int(self.plan["threads"] // self.plan["lanes"])
-
-    @property
-    def width(self) -> int:
-        """Columns that a team works on, with those beyond the row."""
-        if self.plan["kind"] == "wide":
-            return self.shape.channels
-        packs = (8 if self.size == 4 else 4) // (2 if self.plan["form"] == "any" else 1)
-        return int(self.plan["lanes"] * packs * 16 // self.size)
-
-    @property
-    def sum_cost(self) -> float:
-        """Instructions an element of the first sweep."""
-        return SUM_COST + (UNPACK_COST if self.size == 2 else 0.0)
-
-    @property
-    def finish_cost(self) -> float:
-        """Instructions an element of the second sweep."""
-        cost = FINISH_COST if self.with_gradient else VALUE_COST
-        cost += ACCURATE_COST if self.accurate else 0.0
-        return cost + (UNPACK_COST if self.size == 2 else 0.0)
-
-    def issued(self, instructions: float) -> float:
-        """Seconds of a multiprocessor."""
-        return instructions / (INSTRUCTIONS_A_CYCLE * self.machine.clock)
-
-    def evaluated(self, exps: float) -> float:
-        """Seconds of a multiprocessor."""
-        return exps / (EXPS_A_CYCLE * self.machine.clock)
-
-    def moved(self, count: float) -> float:
-        """Seconds for bytes to or from a multiprocessor."""
-        return count / (BYTES_A_CYCLE * self.machine.clock)
 
 
 def predict(
     shape: Shape, dtype: torch.dtype, mode: str, machine: Machine, accurate: bool = False
 ) -> Prediction:
-    """Predict a call on equal classes with the reduction "mean" (or "sum").
+    """Predict a call on contiguous features of equal classes, with the reduction "mean".
 
     Args:
-        shape: of the features, which are contiguous.
+        shape: of the features.
         dtype: of 4 or 2 bytes; float64 was not counted.
         mode: "value", or "value+gradient" by way of autograd.
         machine: where.
-        accurate: KL is below `ACCURATE_BELOW`, where the value takes the longer form.
-
+        accurate: KL is below 0.25.
     """
     if mode not in MODES or dtype.itemsize > 4:
         raise ValueError(f"no prediction for {mode} of {dtype}")
     with_gradient = mode == "value+gradient"
     plan = plan_of(shape, dtype, machine.chip)
-    call = _Call(shape, dtype.itemsize, with_gradient, accurate, machine, plan)
-    work = [_class_kernel(call)] if plan["kind"] == "classes" else list(_slot_kernels(call))
-    # The total of the blocks' values comes last: a step, and one number a block.
-    kernels = (*work, Kernel(latency=STEP))
-    # The backward launches all but the total, and they return at once: it is asked for times 1.
-    launches = len(kernels) + (len(work) if with_gradient else 0)
-    # To make that 1 is a launch of torch's own.
-    launching = (launches + with_gradient) * machine.launch
-    seconds = launching + sum(kernel.seconds for kernel in kernels)
-    return Prediction(plan, kernels, launches, launching, seconds)
+    held = plan["kind"] == "classes" and plan["stages"] > 0
+    passes = (1 if held else READS[plan["kind"]]) + with_gradient
+    cost = SUM_COST + (FINISH_COST if with_gradient else VALUE_COST)
+    cost += ACCURATE_COST * accurate + 2 * UNPACK_COST * (dtype.itemsize == 2)
+    working = min(machine.chip["processors"], plan["blocks"] or plan["slots"])
+    # The backward launches all but the total, which return at once: it is asked for times 1. To
+    # make that 1 is a launch of torch's own.
+    launches = KERNELS[plan["kind"]] * (1 + with_gradient) + 1
+    return Prediction(
+        plan,
+        launches,
+        (launches + with_gradient) * machine.launch,
+        passes * shape.elements * dtype.itemsize / machine.copy_rate,
+        shape.elements * cost / (INSTRUCTIONS_A_CYCLE * machine.clock * working),
+    )
 
 
 def plan_of(shape: Shape, dtype: torch.dtype, chip: dict[str, int]) -> dict[str, Any]:
@@ -228,78 +129,11 @@ def plan_of(shape: Shape, dtype: torch.dtype, chip: dict[str, int]) -> dict[str,
     return plan
 
 
-def _class_kernel(call: _Call) -> Kernel:
-    plan, shape, machine = call.plan, call.shape, call.machine
-    cluster, held = plan["cluster"], plan["stages"] > 0
-    clusters = plan["blocks"] // cluster
-    turns = -(-shape.classes // clusters)
-    hosted = -(-plan["blocks"] // machine.processors)  # blocks, by the busiest multiprocessor
-    rounds = -(-plan["share_rows"] // call.teams)
-    entries = rounds * call.teams * call.width
-    per_column = COLUMN_COST + (REMOTE_COST if cluster > 1 else 0.0)
-    instructions = entries * (call.sum_cost + call.finish_cost) + shape.channels * per_column
-
-    # What is not held is read again, from L2 while the classes at work fit it.
-    again = 0 if held else call.bytes
-    at_work = min(call.bytes, clusters * shape.rows * shape.channels * call.size)
-    cached = at_work * 4 <= machine.chip["cache_bytes"] * 3
-    moved = call.bytes * (1 + call.with_gradient)
-    memory = (moved + (0 if cached else again)) / machine.copy_rate
-    memory += again / machine.cache_rate if cached else 0.0
-    share = plan["share_rows"] * shape.channels * call.size
-    through = share * (1 + call.with_gradient + (not held))
-
-    # Where there is one stage, a class is only asked for when the one before is done.
-    arrival = READ + call.moved(share) if plan["stages"] == 1 else 0.0
-    arrival += 0.0 if held else 2 * rounds * READ
-    step = STEP + (CLUSTER_STEP if cluster > 1 else 0.0)
-    return Kernel(
-        memory=max(memory, hosted * turns * call.moved(through)),
-        issue=hosted * turns * call.issued(instructions),
-        exps=hosted * turns * call.evaluated(2 * entries),
-        latency=turns * (step + arrival + call.issued(instructions)),
-        turns=turns,
-    )
-
-
-def _slot_kernels(call: _Call) -> Iterator[Kernel]:
-    """Sums of slots, means of classes, rows of slots. Slots start as others end."""
-    plan, shape, machine = call.plan, call.shape, call.machine
-    wide = plan["kind"] == "wide"
-    sweeps = WIDE_SWEEPS if wide else 1
-    hosted = -(-plan["slots"] // machine.processors)
-    turns = -(-plan["slots"] * plan["threads"] // (machine.processors * RESIDENT_THREADS))
-    rows = min(plan["rows_per_slot"], shape.rows)
-    rounds = -(-rows // call.teams)
-    entries = rounds * call.teams * call.width * sweeps
-    chain = rounds * READ * sweeps
-    reread = (sweeps - 1) * call.bytes / machine.cache_rate
-    sums = plan["slots"] * shape.channels * SLOT_COLUMN_BYTES / 2
-
-    def kernel(cost: float, memory: float) -> Kernel:
-        instructions = entries * cost + shape.channels * COLUMN_COST
-        return Kernel(
-            memory=memory + reread + sums / machine.copy_rate,
-            issue=hosted * call.issued(instructions),
-            exps=hosted * call.evaluated(entries),
-            latency=turns * (STEP + chain + call.issued(instructions)),
-            turns=turns,
-        )
-
-    yield kernel(call.sum_cost, call.bytes / machine.copy_rate)
-    yield Kernel(latency=STEP)
-    cached = min(call.bytes, machine.chip["cache_bytes"] * CACHED)
-    moved = call.bytes * (1 + call.with_gradient) - cached
-    yield kernel(call.finish_cost, moved / machine.copy_rate + cached / machine.cache_rate)
-
-
 def machine_here(copy_rate: float, launch: float, device: int = 0) -> Machine:
     """Describe the GPU at hand, with what was measured on it; the clock is its fastest."""
     properties = torch.cuda.get_device_properties(device)
     clock = getattr(properties, "clock_rate", H200.clock / 1e3) * 1e3
-    return replace(
-        H200, chip=native.cuda_chip(device), clock=clock, copy_rate=copy_rate, launch=launch
-    )
+    return Machine(native.cuda_chip(device), clock, copy_rate, launch)
 
 
 def report(shapes: list[Shape], machine: Machine) -> str:
@@ -307,44 +141,27 @@ def report(shapes: list[Shape], machine: Machine) -> str:
     lines = []
     for shape in shapes:
         for dtype in (torch.float32, torch.bfloat16):
-            for accurate in (False, True):
-                found = predict(shape, dtype, "value+gradient", machine, accurate)
-                plan = found.plan
-                copy = 2 * shape.elements * dtype.itemsize / machine.copy_rate
-                lines.append(
-                    (
-                        str(shape),
-                        str(dtype).removeprefix("torch."),
-                        f"{'below' if accurate else 'above'} {ACCURATE_BELOW:g}",
-                        plan["kind"],
-                        f"{plan['cluster']} x {plan['threads']}",
-                        plan["stages"],
-                        plan["blocks"],
-                        plan["rows_per_slot"] or plan["share_rows"],
-                        seconds_text(found.seconds),
-                        f"{copy / found.seconds:.0%}",
-                        found.limit,
-                    )
-                )
-    header = "C x n x M|dtype|KL|kind|cluster x threads|stages|blocks|rows|time|of copy|limit"
-    return table(header.split("|"), lines)
+            found = [predict(shape, dtype, MODES[1], machine, below) for below in (False, True)]
+            copy = 2 * shape.elements * dtype.itemsize / machine.copy_rate
+            plan, lines_of = found[0].plan, [str(shape), str(dtype).removeprefix("torch.")]
+            lines_of += [plan["kind"], f"{plan['cluster']} x {plan['threads']}", plan["stages"]]
+            for each in found:
+                lines_of += [seconds_text(each.seconds), f"{copy / each.seconds:.0%}", each.limit]
+            lines.append(lines_of)
+    header = "C x n x M|dtype|kind|cluster x threads|stages|time|of copy|limit|KL below 0.25"
+    return table([*header.split("|"), "of copy", "limit"], lines)
 
 
 def main() -> None:
     """Print predictions for an H200, or for one like it."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu.model",
-        description="Predict times of the CUDA kernels on an H200.",
+        prog="python -m bench.gpu.model", description="Predict times of the CUDA kernels."
     )
     add = parser.add_argument
     add("--copy", type=float, default=H200.copy_rate, help="bytes a second of a copy (%(default)g)")
     add("--clock", type=float, default=H200.clock, help="Hz (%(default)g)")
-    add(
-        "--shapes",
-        nargs="+",
-        default=["headline", "small", "large"],
-        help=f"sets of them ({', '.join(SETS)}) or single ones such as 10x10x512 (%(default)s)",
-    )
+    add("--shapes", nargs="+", default=["headline", "small", "large"],
+        help=f"sets ({', '.join(SETS)}) or single ones such as 10x10x512")  # fmt: skip
     args = parser.parse_args()
     print(report(shapes_of(args.shapes), replace(H200, copy_rate=args.copy, clock=args.clock)))
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from bench.gpu.report import LARGE_BYTES, asked_of, feature_bytes, rows_of
 from bench.harness import plots
 from bench.harness.providers import PROVIDERS
 from bench.harness.race import COPY
-from bench.harness.records import Record, Row
+from bench.harness.records import Record, Row, feature_bytes, rows_of
 from bench.harness.tables import bytes_text, seconds_text
 
 
@@ -24,9 +23,12 @@ def kernels(record: Record, stem: Path) -> list[Path]:
         for dtype in dict.fromkeys(row["dtype"] for row in rows):
             mine = rows_of(rows, dtype=dtype)
             if len({row["shape"] for row in mine}) >= 3:
+                title = f"Value + gradient, {dtype}: bandwidth against a copy, replayed"
+                served = [row for row in mine if row["contender"] in ("compile", *plots.OURS)]
+                path = Path(f"{stem}-copy-{dtype}.png")
                 written += [
                     _time_over_size(mine, dtype, record, Path(f"{stem}-size-{dtype}.png")),
-                    _of_copy(mine, dtype, record, Path(f"{stem}-copy-{dtype}.png")),
+                    plots.shares_of_copy(served, "replay_of_copy", title, record, path),
                 ]
     return written
 
@@ -56,38 +58,4 @@ def _time_over_size(rows: list[Row], dtype: str, record: Record, path: Path) -> 
     axis.yaxis.set_major_formatter(lambda seconds, _: seconds_text(seconds))
     axis.minorticks_off()
     axis.grid(True)
-    return plots.save(figure, record, path)
-
-
-def _of_copy(rows: list[Row], dtype: str, record: Record, path: Path) -> Path:
-    names = [
-        name
-        for name, provider in PROVIDERS.items()
-        if (provider.ours or name == "compile") and rows_of(rows, contender=name)
-    ]
-    shapes = list(dict.fromkeys(row["shape"] for row in rows))
-    shares = {(row["shape"], row["contender"]): row.get("replay_of_copy") for row in rows}
-    values = {
-        name: [float("nan") if (share := shares.get((shape, name))) is None else share
-               for shape in shapes]
-        for name in names
-    }  # fmt: skip
-    figure = Figure(figsize=(9, 1.8 + 0.2 * len(shapes) * (len(names) + 1)), layout="constrained")
-    axis = figure.subplots()
-    marks = {row["shape"]: "" if feature_bytes(row) >= LARGE_BYTES else " *" for row in rows}
-    groups = [shape.replace("x", " x ") + marks[shape] for shape in shapes]
-    plots.bars_by_provider(axis, groups, values, lambda share: f"{share:.0%}")
-    for name in names:
-        if PROVIDERS[name].ours:
-            for share in asked_of(name, rows_of(rows, contender=name)).of_copy:
-                axis.axvline(share.bound, color=PROVIDERS[name].color, lw=1, ls=":")
-    axis.axvline(1, color=plots.INK, lw=1)
-    axis.set_title(f"Value + gradient, {dtype}: bandwidth against a copy, replayed")
-    axis.set_xlabel(
-        "share of a copy's bandwidth; dotted: asked of classes that fit and of those that do not, "
-        f"not below {LARGE_BYTES >> 20} MiB (*)"
-    )
-    axis.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axis.set_ylabel("classes x rows x channels")
-    axis.set_xlim(0, max(1.08, axis.get_xlim()[1] * 1.08))
     return plots.save(figure, record, path)

@@ -163,7 +163,7 @@ tests_part() {
       step "tests/$backend" "$python" -m pytest -q -k "$these and equals and not float64" \
         tests/cmikernels/contract/test_value_and_gradient.py
     else
-      local alone=(tests/gpu/test_gpu.py tests/cmikernels/contract/test_large.py) together=()
+      local alone=(tests/gpu/test_gpu_*.py tests/cmikernels/contract/test_large.py) together=()
       for file in tests/cmikernels/*/test_*.py tests/gpu/test_*.py; do
         [[ " ${alone[*]} $of_ci" == *" $file "* ]] || together+=("$file")
       done
@@ -178,7 +178,7 @@ tests_part() {
     fi
   done
   if [[ $dry_run ]]; then
-    step tests/collected "$python" -m pytest -q --collect-only tests/gpu/test_gpu.py
+    step tests/collected "$python" -m pytest -q --collect-only tests/gpu/test_gpu_*.py
   fi
 }
 
@@ -232,7 +232,7 @@ bench_part() {
   if [[ $dry_run && -f $out/gpu-kernels.json ]]; then # what becomes of the files later
     mkdir -p "$scratch/results"
     cp "$out"/gpu-*.json "$scratch/results"
-    step bench/render "$python" -m bench.render --results "$scratch/results"
+    step bench/render "$python" -m bench.render --results "$scratch/results" --pages "$scratch/pages"
   fi
 }
 

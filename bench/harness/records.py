@@ -10,7 +10,7 @@ import csv
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,17 @@ def busy_warning(record: Record) -> list[str]:
         f"**In {busy} of {len(record.rows)} measurements other processes took more than {BUSY:.0%} "
         "of the cores: measure again on an idle machine.**"
     ]
+
+
+def rows_of(rows: Iterable[Row], /, **wanted: object) -> list[Row]:
+    """Rows with these values."""
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def feature_bytes(row: Row) -> int:
+    """N M s of the row's shape and dtype, which the gradient has as well."""
+    size: int = getattr(torch, row["dtype"]).itemsize
+    return int(row["classes"] * row["rows"] * row["channels"]) * size
 
 
 def finish(

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bench.harness import plots
 from bench.harness.providers import PROVIDERS, Loss, make_losses
-from bench.harness.records import Record, Row, add_output_arguments, machine, machine_line
+from bench.harness.records import Record, Row, add_output_arguments, finish, machine, machine_line
 from bench.harness.tables import table
+from bench.kernels import plots
 from cmikernels import ClassIndex, fused_cmi
 
 NAMES = {"cmikernels": "ours"}
@@ -128,10 +128,7 @@ def main() -> None:
     rows = measure(tuple(args.shape), args.draws, args.providers, args.device)
     settings = {"shape": list(args.shape), "draws": args.draws}
     record = Record("accuracy", machine(args.device, args.date), settings, rows)
-    path = record.write(args.name, args.out, args.json_only)
-    print(report(record))
-    drawn = [] if args.json_only else [plots.accuracy(record, path.with_suffix(".png"))]
-    print("\nwritten:", path, *drawn)
+    finish(record, args, report, plots.accuracy)
 
 
 if __name__ == "__main__":

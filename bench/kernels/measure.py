@@ -28,6 +28,7 @@ from bench.harness.race import (
     Timing,
     bytes_moved,
     floors,
+    four_digits,
     race,
     random_features,
 )
@@ -66,11 +67,9 @@ def measure(
         predicted = prediction(shape, torch_dtype, mode, replays, device) if planned else {}
         for name, time in times.items():
             row: Row = {"shape": str(shape), **shape._asdict(), "dtype": dtype, "mode": mode}
-            row |= {"contender": name} | _seconds(time)
-            row |= {"samples": time.samples, "others": time.others}
-            row |= _relations(name, times, sizes)
+            row |= {"contender": name, **time.figures(), **_relations(name, times, sizes)}
             if name in replays:
-                replayed = _seconds(replays[name]) | _relations(name, replays, sizes)
+                replayed = replays[name].figures() | _relations(name, replays, sizes)
                 row |= {f"replay_{key}": value for key, value in replayed.items()}
             if name in planned:
                 row |= planned[name] | predicted
@@ -82,7 +81,7 @@ def measure(
                     if on_gpu
                     else apart(_peak_extra_bytes, name, shape, dtype)
                 )
-            rows.append({key: _short(value) for key, value in row.items()})
+            rows.append(row)
     return rows
 
 
@@ -142,7 +141,7 @@ def prediction(
     machine = machine_here(rate, launch, torch.device(device).index or 0)
     # Of one or two random rows a class, each is near the mean.
     found = predict(shape, dtype, mode, machine, accurate=shape.rows < 3)
-    return {"predicted_seconds": found.seconds, "predicted_limit": found.limit}
+    return {"predicted_seconds": four_digits(found.seconds), "predicted_limit": found.limit}
 
 
 def _sizes(
@@ -152,10 +151,6 @@ def _sizes(
     copied = 2 * shape.elements * dtype.itemsize
     moved = bytes_moved(shape.elements, dtype.itemsize, mode)
     return {COPY: copied, FRESH_COPY: copied, **dict.fromkeys(providers, moved)}
-
-
-def _seconds(time: Timing) -> Row:
-    return {"seconds": time.median, "p20": time.low, "p80": time.high}
 
 
 def _relations(
@@ -176,8 +171,4 @@ def _relations(
         found["gb_per_s"] = rate / 1e9
         found["of_copy"] = rate * seconds[COPY] / copied
         found["of_fresh_copy"] = rate * seconds[FRESH_COPY] / copied
-    return found
-
-
-def _short(value: object) -> object:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    return {key: four_digits(value) for key, value in found.items()}

@@ -19,8 +19,10 @@ from bench.harness.records import (
     Row,
     add_output_arguments,
     busy_warning,
+    finish,
     machine,
     machine_line,
+    rows_of,
 )
 from bench.harness.tables import table
 from cmikernels import compiled
@@ -151,25 +153,18 @@ def _us(seconds: float) -> float:
 def report(record: Record) -> str:
     """Render the record as Markdown."""
     parts = [f"`{machine_line(record.machine)}`", *busy_warning(record)]
+    of_calls = "Microseconds a call, and times the kernel's own (value and gradient)"
+    of_matmuls = f"A {MATMUL_SIZE}x{MATMUL_SIZE} matmul right after a call, microseconds"
     for what, ratio, title in (
-        (
-            "call",
-            "over_kernel",
-            "Microseconds a call, and times the kernel's own (value and gradient)",
-        ),
-        (
-            "matmul",
-            "over_alone",
-            f"A {MATMUL_SIZE}x{MATMUL_SIZE} matmul right after a call, microseconds",
-        ),
+        ("call", "over_kernel", of_calls),
+        ("matmul", "over_alone", of_matmuls),
     ):
-        rows = [row for row in record.rows if row["what"] == what]
         lines = [
             (
                 row["contender"], row["shape"], f"{row['microseconds']:.4g}",
                 f"{row['p20']:.4g} .. {row['p80']:.4g}", f"{row[ratio]:.2f}",
             )
-            for row in rows
+            for row in rows_of(record.rows, what=what)
         ]  # fmt: skip
         if not lines:
             continue
@@ -196,10 +191,7 @@ def main() -> None:
     if not args.calls_only:
         rows += measure_matmul(args.budget)
     where = machine(args.device, args.date)
-    record = Record("overhead", where, {"budget": args.budget}, rows)
-    path = record.write(args.name, args.out, args.json_only)
-    print(report(record))
-    print("\nwritten:", path)
+    finish(Record("overhead", where, {"budget": args.budget}, rows), args, report)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,93 @@
+"""What `bench.kernels` measured: tables in Markdown, and pictures, as suits the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.gpu import plots as gpu_plots
+from bench.gpu import report as gpu_report
+from bench.harness.providers import PROVIDERS
+from bench.harness.records import Record, Row, busy_warning, feature_bytes, machine_line, rows_of
+from bench.harness.shapes import FIVE, THREE_LARGEST
+from bench.harness.tables import (
+    bytes_text,
+    geometric_mean,
+    ratio_text,
+    seconds_text,
+    spread_text,
+    table,
+)
+from bench.kernels import plots
+
+
+def times_table(rows: list[Row]) -> str:
+    """Every shape and provider of one mode and dtype."""
+    lines = []
+    for row in rows:
+        if row["contender"] not in PROVIDERS:
+            continue
+        factors = [row.get(f"speedup_over_{other}") for other in ("published", "compile")]
+        memory = row.get("peak_extra_bytes")
+        lines.append(
+            [
+                row["shape"],
+                PROVIDERS[row["contender"]].label,
+                seconds_text(row["seconds"]),
+                spread_text(row),
+                *("-" if factor is None else f"{factor:.3g}" for factor in factors),
+                ratio_text(row["over_exp"]),
+                f"{row['gb_per_s']:.3g}" if "gb_per_s" in row else "-",
+                f"{row['of_copy']:.0%}" if "of_copy" in row else "-",
+                "-"
+                if memory is None
+                else f"{bytes_text(memory)} ({memory / feature_bytes(row):.2f})",
+            ]
+        )
+    header = "C x n x M|provider|median|20 .. 80 %|x published|x compile|x exp|GB/s|of copy"
+    return table([*header.split("|"), "peak memory (/ gradient)"], lines)
+
+
+def summary(rows: list[Row]) -> list[str]:
+    """Compare ours with the others over the five shapes by geometric mean."""
+    ours = {row["shape"]: row for row in rows_of(rows, contender="cmikernels")}
+    lines = []
+    five = [ours[str(shape)] for shape in FIVE if str(shape) in ours]
+    for other in ("published", "compile"):
+        factors = [row[key] for row in five if (key := f"speedup_over_{other}") in row]
+        if factors:
+            lines.append(
+                f"{geometric_mean(factors):.3g} times as fast as {PROVIDERS[other].label} "
+                f"(geometric mean over {len(factors)} shapes: "
+                f"{min(factors):.3g} to {max(factors):.3g})"
+            )
+    large = [ours[str(shape)] for shape in THREE_LARGEST if str(shape) in ours]
+    if large:
+        mean = geometric_mean(row["over_exp"] for row in large)
+        worst = max(row["over_exp"] for row in large)
+        preallocated = geometric_mean(row["over_exp_out"] for row in large)
+        lines.append(
+            f"{mean:.2f} times one torch.exp on the {len(large)} largest (worst {worst:.2f}; "
+            f"{preallocated:.2f} times an exp into memory already there)"
+        )
+    return lines
+
+
+def report(record: Record) -> str:
+    """Render all of a record as Markdown."""
+    if "gpu" in record.machine:
+        return gpu_report.report(record)
+    parts = [f"`{machine_line(record.machine)}`", *busy_warning(record)]
+    rows = rows_of(record.rows, group="shapes")
+    for dtype, mode in dict.fromkeys((row["dtype"], row["mode"]) for row in rows):
+        chosen = rows_of(rows, dtype=dtype, mode=mode)
+        parts += [f"### {mode}, {dtype}", times_table(chosen)]
+        lines = [f"- cmikernels: {line}" for line in summary(chosen)]
+        parts += ["\n".join(lines)] if lines else []
+    return "\n\n".join(parts)
+
+
+def pictures(record: Record, stem: Path) -> list[Path]:
+    """Draw what suits the device."""
+    if "gpu" in record.machine:
+        return gpu_plots.kernels(record, stem)
+    return plots.kernels(record, stem)
