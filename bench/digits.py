@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bench.harness.records import Record, add_output_arguments, finish, machine
+from bench.harness.command import benchmark_parser, finish, new_record
+from bench.harness.records import Record
 from bench.harness.tables import table
 from cmidd.augment import DSA
 from cmidd.datasets import Dataset, load_dataset
@@ -215,8 +216,7 @@ def report(record: Record) -> str:
 
 def main() -> None:
     """Run the table, a sweep, or one case of them."""
-    parser = argparse.ArgumentParser(prog="python -m bench.digits", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = benchmark_parser("bench.digits", __doc__, "digits", on_gpus=False)
     add, shown = parser.add_argument, [*METHODS, "random", "all"]
     add("--methods", nargs="+", default=["dm", "random", "all"], choices=shown)
     add("--ipc", type=int, nargs="+", default=[1, 10, 50])
@@ -225,7 +225,6 @@ def main() -> None:
     add("--jobs", type=int, default=os.cpu_count(), help="(%(default)s)")
     add("--folder", type=Path, default=Path("out/digits"), help="(%(default)s)")
     add("--case", help=argparse.SUPPRESS)
-    add_output_arguments(parser, "digits")
     given = parser.parse_args()
     if given.case:
         case = Case(**json.loads(given.case))
@@ -244,9 +243,8 @@ def main() -> None:
     options = {"methods": given.methods, "ipc": given.ipc, "seeds": given.seeds}
     options |= {"sweep": given.sweep} if given.sweep else {}
     arguments = " ".join(f"--{n} {' '.join(map(str, values))}" for n, values in options.items())
-    record = Record(
-        "digits", machine(date=given.date), {**settings(), "arguments": arguments}, rows
-    )
+    record = new_record("digits", given, {**settings(), "arguments": arguments})
+    record.rows = rows
     finish(record, given, report)
 
 

@@ -10,24 +10,16 @@ twice, the first time without a graph.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from bench.harness.command import benchmark_parser, finish, new_record
 from bench.harness.memory import peak_so_far
 from bench.harness.processes import apart
 from bench.harness.race import Contender, four_digits, race
-from bench.harness.records import (
-    Record,
-    Row,
-    add_output_arguments,
-    busy_warning,
-    finish,
-    machine,
-    machine_line,
-)
+from bench.harness.records import Record, Row, head_of
 from bench.harness.tables import bytes_text, ratio_text, seconds_text, spread_text, table
 from cmidd.networks import build_network, freeze, initialize
 from cmidd.seeds import generator
@@ -120,8 +112,7 @@ def report(record: Record) -> str:
             memory.append([*line, bytes_text(row["peak_bytes"]), beyond])
     return "\n\n".join(
         [
-            f"`{machine_line(record.machine)}`",
-            *busy_warning(record),
+            *head_of(record),
             f"Peak memory of one value and gradient through `{network}` at {PIXELS}x{PIXELS}, "
             f"{chunk_size} images a chunk:",
             table(["classes x images", "how", "peak", "above the imports"], memory),
@@ -141,22 +132,18 @@ def _name(chunk_size: int | None) -> str:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.regularizer", description=__doc__.split("\n\n")[0]
-    )
+    parser = benchmark_parser("bench.regularizer", __doc__, "regularizer")
     add = parser.add_argument
     add("--budget", type=float, default=60.0, help="seconds for each time (%(default)s)")
-    add("--device", default="cpu", help="where the images are: cpu or cuda (%(default)s)")
     add("--quick", action="store_true", help="a look: a narrow network, few images, few calls")
-    add_output_arguments(parser, "regularizer")
     args = parser.parse_args()
     network, memory_of, time_of, budget = "resnet18", MEMORY_OF, TIME_OF, args.budget
     if args.quick:
         network, memory_of, time_of, budget = "resnet18:width=8", MEMORY_OF[:2], TIME_OF[:1], 0.0
-    rows = measure_memory(network, memory_of, args.device)
-    rows += measure_time(network, time_of, budget, args.device)
     settings = {"network": network, "pixels": PIXELS, "chunk_size": CHUNK_SIZE, "budget": budget}
-    record = Record("regularizer", machine(args.device, args.date), settings, rows)
+    record = new_record("regularizer", args, settings)
+    record.rows = measure_memory(network, memory_of, args.device)
+    record.rows += measure_time(network, time_of, budget, args.device)
     finish(record, args, report)
 
 

@@ -21,8 +21,7 @@ from pathlib import Path
 
 import torch
 
-from bench.harness.providers import PROVIDERS, contend, make_losses
-from bench.harness.race import random_features
+from bench.harness.providers import PROVIDERS, ready_call
 from bench.harness.records import Row
 from bench.harness.shapes import Shape
 from bench.harness.tables import bytes_text, seconds_text, table
@@ -53,13 +52,9 @@ def command(args: argparse.Namespace, raw: str) -> list[str]:
 
 def call(backend: str, shape: Shape, dtype: str, device: str) -> None:
     """Make the call that is profiled."""
-    inputs = random_features(shape, getattr(torch, dtype), device)
-    losses = make_losses([backend], inputs[0], None, print)
-    contender = contend(losses[backend], "value+gradient", inputs)
-    for _ in range(2):
-        contender.run(contender.prepare())
+    contender = ready_call(backend, shape, dtype, "value+gradient", device)
     prepared = contender.prepare()
-    if inputs[0].device.type != "cuda":
+    if device == "cpu":
         contender.run(prepared)
         return
     torch.cuda.synchronize()

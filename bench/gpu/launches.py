@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-import torch
-
-from bench.harness.providers import PROVIDERS, contend, make_losses
-from bench.harness.race import random_features
+from bench.harness.providers import PROVIDERS, ready_call
 from bench.harness.records import Row
 from bench.harness.trace import ON_DEVICE, Event, trace_of
 
@@ -44,10 +41,7 @@ def add_launches(rows: list[Row], device: str) -> None:
 
 
 def _count(row: Row, size: tuple[int, int, int], device: str) -> Counter[str]:
-    inputs = random_features(size, getattr(torch, row["dtype"]), device)[:1]
-    losses = make_losses([row["contender"]], inputs[0], None, print)
-    contender = contend(losses[row["contender"]], row["mode"], inputs)
-    contender.run(contender.prepare())
+    contender = ready_call(row["contender"], size, row["dtype"], row["mode"], device)
 
     def call() -> object:
         return contender.run(contender.prepare())

@@ -2,8 +2,6 @@
 
     seconds = launches + max(bytes / rate of a copy, instructions / issue slots)
 
-python -m bench.gpu.model --shapes 1000x50x512 10x10x512
-
 The benchmark prints this beside what it measured on the same GPU, with the copy and the launches
 measured there. Instructions were counted in the machine code for sm_90 (docs/design/cuda.md). How
 the kernels go about a call, and so how often they read, is their own plan.
@@ -11,14 +9,12 @@ the kernels go about a call, and so how often they read, is their own plan.
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from bench.harness.shapes import SETS, Shape, shapes_of
-from bench.harness.tables import seconds_text, table
+from bench.harness.shapes import Shape
 from cmikernels.native import native
 
 MODES = ("value", "value+gradient")  # that are predicted
@@ -134,37 +130,3 @@ def machine_here(copy_rate: float, launch: float, device: int = 0) -> Machine:
     properties = torch.cuda.get_device_properties(device)
     clock = getattr(properties, "clock_rate", H200.clock / 1e3) * 1e3
     return Machine(native.cuda_chip(device), clock, copy_rate, launch)
-
-
-def report(shapes: list[Shape], machine: Machine) -> str:
-    """Plans and times of these shapes, value and gradient, in float32 and bfloat16."""
-    lines = []
-    for shape in shapes:
-        for dtype in (torch.float32, torch.bfloat16):
-            found = [predict(shape, dtype, MODES[1], machine, below) for below in (False, True)]
-            copy = 2 * shape.elements * dtype.itemsize / machine.copy_rate
-            plan, lines_of = found[0].plan, [str(shape), str(dtype).removeprefix("torch.")]
-            lines_of += [plan["kind"], f"{plan['cluster']} x {plan['threads']}", plan["stages"]]
-            for each in found:
-                lines_of += [seconds_text(each.seconds), f"{copy / each.seconds:.0%}", each.limit]
-            lines.append(lines_of)
-    header = "C x n x M|dtype|kind|cluster x threads|stages|time|of copy|limit|KL below 0.25"
-    return table([*header.split("|"), "of copy", "limit"], lines)
-
-
-def main() -> None:
-    """Print predictions for an H200, or for one like it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu.model", description="Predict times of the CUDA kernels."
-    )
-    add = parser.add_argument
-    add("--copy", type=float, default=H200.copy_rate, help="bytes a second of a copy (%(default)g)")
-    add("--clock", type=float, default=H200.clock, help="Hz (%(default)g)")
-    add("--shapes", nargs="+", default=["headline", "small", "large"],
-        help=f"sets ({', '.join(SETS)}) or single ones such as 10x10x512")  # fmt: skip
-    args = parser.parse_args()
-    print(report(shapes_of(args.shapes), replace(H200, copy_rate=args.copy, clock=args.clock)))
-
-
-if __name__ == "__main__":
-    main()

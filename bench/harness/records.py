@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,48 +65,6 @@ class Record:
         return cls(**json.loads(path.read_text()))
 
 
-def add_output_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add what every recording benchmark takes: name, folder, date."""
-    add = parser.add_argument
-    add("--name", default=name, help="of the files written (%(default)s)")
-    add("--out", type=Path, default=RESULTS, help="folder of the results (%(default)s)")
-    add("--date", help="to record with the results (default: none)")
-    add(
-        "--json-only",
-        action="store_true",
-        help="write neither CSV nor pictures, which bench.render makes from the JSON",
-    )
-
-
-def add_resume_argument(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add what long benchmarks take; `saved_rows` reads it."""
-    parser.add_argument(
-        "--resume",
-        metavar="KEY",
-        help=f"save after every {what}, and go on with what was saved on this machine with the "
-        "same settings and the same key, such as a commit",
-    )
-
-
-def saved_rows(args: argparse.Namespace, here: Row, settings: Row) -> list[Row]:
-    """Rows of an earlier run that was cut, if it ran here with the same settings, key included."""
-    path: Path = args.out / f"{args.name}.json"
-    if not args.resume or not path.exists():
-        return []
-    saved = Record.read(path)
-    same = [
-        {key: value for key, value in where.items() if key not in ("date", "system")}
-        for where in (saved.machine, here)
-    ]
-    wanted = json.loads(json.dumps(settings))  # as the file has it: tuples are lists there
-    for each in (saved.settings, wanted):
-        each.pop("arguments", None)  # what is measured, rather than how
-    if same[0] != same[1] or saved.settings != wanted:
-        print(f"{path} is of another machine, key or other settings; starting over")
-        return []
-    return saved.rows
-
-
 def machine(device: torch.device | str = "cpu", date: str | None = None) -> Row:
     """Where the numbers were taken, and with which versions."""
     huge_pages = _first_line("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -152,15 +109,14 @@ def machine_line(record: Row) -> str:
     return " | ".join(parts)
 
 
-def busy_warning(record: Record) -> list[str]:
-    """Say so, in a list of one, where other processes disturbed the times."""
-    busy = sum((row["others"] or 0.0) > BUSY for row in record.rows)
-    if busy == 0:
-        return []
-    return [
+def head_of(record: Record) -> list[str]:
+    """Paragraphs that a report begins with: the machine, and whether others disturbed the times."""
+    busy = sum((row.get("others") or 0.0) > BUSY for row in record.rows)
+    warning = (
         f"**In {busy} of {len(record.rows)} measurements other processes took more than {BUSY:.0%} "
         "of the cores: measure again on an idle machine.**"
-    ]
+    )
+    return [f"`{machine_line(record.machine)}`", *([warning] if busy else [])]
 
 
 def rows_of(rows: Iterable[Row], /, **wanted: object) -> list[Row]:
@@ -172,19 +128,6 @@ def feature_bytes(row: Row) -> int:
     """N M s of the row's shape and dtype, which the gradient has as well."""
     size: int = getattr(torch, row["dtype"]).itemsize
     return int(row["classes"] * row["rows"] * row["channels"]) * size
-
-
-def finish(
-    record: Record,
-    args: argparse.Namespace,
-    report: Callable[[Record], str],
-    draw: Callable[[Record, Path], list[Path]] | None = None,
-) -> None:
-    """Write the record, print it, and draw it; `args` are of `add_output_arguments`."""
-    path = record.write(args.name, args.out, args.json_only)
-    print(report(record))
-    drawn = draw(record, path.with_suffix("")) if draw and not args.json_only else []
-    print("\nwritten:", path, *drawn)
 
 
 def _cpu_model() -> str:

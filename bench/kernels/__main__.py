@@ -13,16 +13,8 @@ import torch
 from tqdm import tqdm
 
 from bench.gpu.launches import add_launches
+from bench.harness.command import add_rows, benchmark_parser, finish, new_record
 from bench.harness.providers import MODES, PROVIDERS, USUAL
-from bench.harness.records import (
-    Record,
-    Row,
-    add_output_arguments,
-    add_resume_argument,
-    finish,
-    machine,
-    saved_rows,
-)
 from bench.harness.shapes import SETS, SWEEPS, shapes_of
 from bench.kernels.measure import measure
 from bench.kernels.report import pictures, report
@@ -32,13 +24,12 @@ DTYPES = ["float32", "bfloat16", "float16", "float64"]
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.kernels",
-        description="Time and memory of every provider over shapes, dtypes and modes.",
-        epilog="Ratios: 'x published' and 'x exp' compare with the published expression and with "
-        "one torch.exp over the features, 'of copy' with a copy of the features into memory "
-        "already there, all in the same process and in turn. Keep the machine idle meanwhile.",
+    epilog = (
+        "Ratios: 'x published' and 'x exp' compare with the published expression and with one "
+        "torch.exp over the features, 'of copy' with a copy of the features into memory already "
+        "there, all in the same process and in turn. Keep the machine idle meanwhile."
     )
+    parser = benchmark_parser("bench.kernels", __doc__, "kernels", unit="shape", epilog=epilog)
     add = parser.add_argument
 
     def several(flag: str, default: list[str], choices: Any, text: str) -> None:
@@ -55,12 +46,9 @@ def parse() -> argparse.Namespace:
         help="seconds for each shape, dtype and mode (%(default)s)")  # fmt: skip
     add("--no-memory", action="store_true",
         help="skip peak memory, which on a CPU takes a process each")  # fmt: skip
-    add("--device", default="cpu", help="where the features are: cpu or cuda (%(default)s)")
     add("--threads", type=int, help="of torch and cmikernels (default: torch's own choice)")
     add("--quick", action="store_true",
         help="half a minute's look: float32, the three smallest shapes, no memory")  # fmt: skip
-    add_output_arguments(parser, "kernels")
-    add_resume_argument(parser, "shape")
     return parser.parse_args()
 
 
@@ -78,11 +66,7 @@ def main() -> None:
     cells += [
         ("sweep", shape, "float32", ["value+gradient"]) for shape in swept if shape not in shapes
     ]
-    settings: Row = {"budget": args.budget, "device": args.device}
-    if args.resume:
-        settings["key"] = args.resume
-    record = Record("kernels", machine(args.device, args.date), settings, [])
-    record.rows = saved_rows(args, record.machine, settings)
+    record = new_record("kernels", args, {"budget": args.budget, "device": args.device})
     saved = {(row["shape"], row["dtype"], row["mode"]) for row in record.rows}
     progress = tqdm(cells, unit="shape", dynamic_ncols=True)
     for group, shape, dtype, modes in progress:
@@ -92,9 +76,7 @@ def main() -> None:
             continue
         memory = group == "shapes" and not args.no_memory
         mine = measure(shape, dtype, modes, args.providers, args.device, args.budget, memory)
-        record.rows += [{"group": group, **row} for row in mine]
-        if args.resume:
-            record.write(args.name, args.out, args.json_only)
+        add_rows(record, args, [{"group": group, **row} for row in mine])
     if torch.device(args.device).type == "cuda":
         add_launches(record.rows, args.device)
     finish(record, args, report, pictures)

@@ -9,7 +9,6 @@ The last case has one channel 110 below the row maximum in a whole class: exp un
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterable
 
@@ -17,8 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bench.harness.command import benchmark_parser, finish, new_record
 from bench.harness.providers import PROVIDERS, Loss, make_losses
-from bench.harness.records import Record, Row, add_output_arguments, finish, machine, machine_line
+from bench.harness.records import Record, Row, machine_line
 from bench.harness.tables import table
 from bench.kernels import plots
 from cmikernels import ClassIndex, fused_cmi
@@ -113,21 +113,16 @@ def _error_text(error: float | None) -> str:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.kernels.accuracy", description=__doc__.split("\n\n")[0]
-    )
+    parser = benchmark_parser("bench.kernels.accuracy", __doc__, "accuracy")
     add = parser.add_argument
     add("--shape", type=int, nargs=3, default=(10, 50, 2048), metavar=("C", "N", "M"),
         help="classes, rows of each, channels (default: 10 50 2048)")  # fmt: skip
     add("--draws", type=int, default=5, help="random draws for each spread (%(default)s)")
     add("--providers", nargs="+", choices=PROVIDERS, default=["published", "cmikernels"],
         metavar="NAME", help="whose (default: published cmikernels)")  # fmt: skip
-    add("--device", default="cpu", help="where the features are: cpu or cuda (%(default)s)")
-    add_output_arguments(parser, "accuracy")
     args = parser.parse_args()
-    rows = measure(tuple(args.shape), args.draws, args.providers, args.device)
-    settings = {"shape": list(args.shape), "draws": args.draws}
-    record = Record("accuracy", machine(args.device, args.date), settings, rows)
+    record = new_record("accuracy", args, {"shape": list(args.shape), "draws": args.draws})
+    record.rows = measure(tuple(args.shape), args.draws, args.providers, args.device)
     finish(record, args, report, plots.accuracy)
 
 

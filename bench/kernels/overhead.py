@@ -5,25 +5,16 @@ python -m bench.kernels.overhead
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.harness.command import benchmark_parser, finish, new_record
 from bench.harness.providers import PROVIDERS, contend
-from bench.harness.race import Contender, Timing, race, random_features
-from bench.harness.records import (
-    Record,
-    Row,
-    add_output_arguments,
-    busy_warning,
-    finish,
-    machine,
-    machine_line,
-    rows_of,
-)
+from bench.harness.race import Contender, Timing, four_digits, race, random_features
+from bench.harness.records import Record, Row, head_of, rows_of
 from bench.harness.tables import table
 from cmikernels import compiled
 from cmikernels.backends import choose_backend
@@ -113,14 +104,12 @@ def measure_matmul(budget: float) -> list[Row]:
         def after_cmi(before: Contender = value_and_gradient) -> object:
             return before.run(before.prepare())
 
-        times = race(
-            {
-                "matmul alone": Contender(matmul),
-                "matmul after torch.exp": Contender(matmul, after_exp),
-                "matmul after fused_cmi": Contender(matmul, after_cmi),
-            },
-            budget=budget,
-        )
+        contenders = {
+            "matmul alone": Contender(matmul),
+            "matmul after torch.exp": Contender(matmul, after_exp),
+            "matmul after fused_cmi": Contender(matmul, after_cmi),
+        }
+        times = race(contenders, budget=budget)
         alone = times["matmul alone"].median
         rows += _rows("matmul", shape, times, "over_alone", alone)
     return rows
@@ -130,29 +119,19 @@ def _rows(
     what: str, shape: tuple[int, ...], times: dict[str, Timing], ratio: str, base: float
 ) -> list[Row]:
     """One row a contender, with its time over `base` seconds under the name `ratio`."""
-    return [
-        {
-            "what": what,
-            "shape": "x".join(map(str, shape)),
-            "contender": name,
-            "microseconds": _us(time.median),
-            "p20": _us(time.low),
-            "p80": _us(time.high),
-            ratio: float(f"{time.median / base:.3g}"),
-            "samples": time.samples,
-            "others": time.others,
-        }
-        for name, time in times.items()
-    ]
-
-
-def _us(seconds: float) -> float:
-    return float(f"{seconds * 1e6:.4g}")
+    rows = []
+    for name, time in times.items():
+        row: Row = {"what": what, "shape": "x".join(map(str, shape)), "contender": name}
+        points = {"microseconds": time.median, "p20": time.low, "p80": time.high}
+        row |= {key: four_digits(seconds * 1e6) for key, seconds in points.items()}
+        row |= {ratio: four_digits(time.median / base)}
+        rows.append({**row, "samples": time.samples, "others": time.others})
+    return rows
 
 
 def report(record: Record) -> str:
     """Render the record as Markdown."""
-    parts = [f"`{machine_line(record.machine)}`", *busy_warning(record)]
+    parts = head_of(record)
     of_calls = "Microseconds a call, and times the kernel's own (value and gradient)"
     of_matmuls = f"A {MATMUL_SIZE}x{MATMUL_SIZE} matmul right after a call, microseconds"
     for what, ratio, title in (
@@ -175,23 +154,19 @@ def report(record: Record) -> str:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.kernels.overhead", description=__doc__.split("\n\n")[0]
-    )
+    parser = benchmark_parser("bench.kernels.overhead", __doc__, "overhead")
     add = parser.add_argument
     add("--budget", type=float, default=5.0, help="seconds for each table's shape (%(default)s)")
-    add("--device", default="cpu", help="where the features are: cpu or cuda (%(default)s)")
     add("--calls-only", action="store_true",
         help="leave out the matmuls, which only threads of the CPU can disturb")  # fmt: skip
     add("--quick", action="store_true", help="a look: the tiny shape only, few calls")
-    add_output_arguments(parser, "overhead")
     args = parser.parse_args()
     shapes, calls = (SHAPES[-1:], 2) if args.quick else (SHAPES, CALLS)
-    rows = measure_calls(shapes, args.budget, calls, args.device)
+    record = new_record("overhead", args, {"budget": args.budget})
+    record.rows = measure_calls(shapes, args.budget, calls, args.device)
     if not args.calls_only:
-        rows += measure_matmul(args.budget)
-    where = machine(args.device, args.date)
-    finish(Record("overhead", where, {"budget": args.budget}, rows), args, report)
+        record.rows += measure_matmul(args.budget)
+    finish(record, args, report)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from bench.harness.providers import MODES, PROVIDERS, contend, make_losses
-from bench.harness.race import random_features
+from bench.harness.providers import MODES, PROVIDERS, ready_call
 
 
 def main() -> None:
@@ -30,10 +29,7 @@ def main() -> None:
     add("--device", default="cpu", help="cpu or cuda (%(default)s)")
     add("--trace", type=Path, default=Path("out/trace.json"), help="trace to write (%(default)s)")
     args = parser.parse_args()
-    inputs = random_features(tuple(args.shape), getattr(torch, args.dtype), args.device)
-    losses = make_losses([args.provider], inputs[0], None, parser.error)
-    contender = contend(losses[args.provider], args.mode, inputs)
-    contender.run(contender.prepare())
+    contender = ready_call(args.provider, tuple(args.shape), args.dtype, args.mode, args.device)
     activities = [ProfilerActivity.CPU]
     if torch.device(args.device).type == "cuda":
         activities.append(ProfilerActivity.CUDA)

@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.gpu import plots as gpu_plots
 from bench.gpu import report as gpu_report
 from bench.harness.providers import PROVIDERS
-from bench.harness.records import Record, Row, busy_warning, feature_bytes, machine_line, rows_of
+from bench.harness.records import Record, Row, feature_bytes, head_of, rows_of
 from bench.harness.shapes import FIVE, THREE_LARGEST
 from bench.harness.tables import (
     bytes_text,
@@ -76,7 +76,7 @@ def report(record: Record) -> str:
     """Render all of a record as Markdown."""
     if "gpu" in record.machine:
         return gpu_report.report(record)
-    parts = [f"`{machine_line(record.machine)}`", *busy_warning(record)]
+    parts = head_of(record)
     rows = rows_of(record.rows, group="shapes")
     for dtype, mode in dict.fromkeys((row["dtype"], row["mode"]) for row in rows):
         chosen = rows_of(rows, dtype=dtype, mode=mode)

@@ -27,16 +27,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from bench.harness.command import add_rows, benchmark_parser, finish, new_record
 from bench.harness.processes import RETURNED, apart
-from bench.harness.records import (
-    Record,
-    Row,
-    add_output_arguments,
-    add_resume_argument,
-    finish,
-    machine,
-    saved_rows,
-)
+from bench.harness.records import Row
 from bench.loops.measure import VARIANTS, Case, has_peaks, measure, measure_peak, variants_of
 from bench.loops.report import OURS, PEAK, PLAIN, report
 from bench.loops.setup import Sizes
@@ -60,11 +53,8 @@ def _job_of(row: Row) -> tuple[Any, ...]:
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.loops",
-        description=(__doc__ or "").split("\n\n")[0],
-        epilog="Keep the machine idle meanwhile.",
-    )
+    keep_idle = "Keep the machine idle meanwhile."
+    parser = benchmark_parser("bench.loops", __doc__, "loops", unit="process", epilog=keep_idle)
     add = parser.add_argument
     several: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
     add("--method", choices=METHODS, default="dm", help="which loop (%(default)s)")
@@ -78,11 +68,8 @@ def parse() -> argparse.Namespace:
     add("--budget", type=float, default=20.0, help="seconds for each race (%(default)s)")
     add("--rounds", type=int, default=5,
         help="of a race at least, however long they take (%(default)s)")  # fmt: skip
-    add("--device", default="cpu", help="where the loops run: cpu or cuda (%(default)s)")
     add("--threads", type=int, default=torch.get_num_threads(), help="of torch (%(default)s)")
     add("--quick", action="store_true", help="a look: tiny networks, ipc 2, nothing compiled")
-    add_output_arguments(parser, "loops")
-    add_resume_argument(parser, "process")
     args = parser.parse_args()
     if args.name == parser.get_default("name") and args.method != "dm":
         args.name += f"-{args.method}"
@@ -103,11 +90,8 @@ def main() -> None:
     settings: Row = {"method": args.method, "sizes": asdict(sizes)}
     settings |= {"budget": args.budget, "device": args.device}
     settings |= {"rounds": rounds[0], "variants": [VARIANTS[name][0] for name in variants]}
-    if args.resume:
-        settings["key"] = args.resume
     settings["arguments"] = f"--ipc {' '.join(map(str, args.ipc))} --rounds {rounds[0]}"
-    record = Record("loops", machine(args.device, args.date), settings, [])
-    record.rows = saved_rows(args, record.machine, settings)
+    record = new_record("loops", args, settings)
 
     def case(memory: str, ipc: int) -> Case:
         return Case(args.method, sizes, ipc, memory, variants, args.device, args.threads,
@@ -128,9 +112,8 @@ def main() -> None:
         bar.set_postfix_str(f"ipc {of_job.ipc}, memory {of_job.memory}")
         if (of_job.ipc, of_job.memory, *rest) in saved:
             continue
-        record.rows += apart(function, of_job, *rest, allocator=ALLOCATORS[of_job.memory])
-        if args.resume:
-            record.write(args.name, args.out, args.json_only)
+        rows = apart(function, of_job, *rest, allocator=ALLOCATORS[of_job.memory])
+        add_rows(record, args, rows)
     finish(record, args, report)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.harness.records import Record, Row, busy_warning, machine_line
+from bench.harness.records import Record, Row, head_of
 from bench.harness.tables import bytes_text, ratio_text, seconds_text, spread_text, table
 
 PLAIN, OURS, CONVOLUTIONS = "plain", "ours", "convolutions"
@@ -13,7 +13,7 @@ WHOLE = (ITERATION, FIRST, LATER, "step", "update", "outer iteration")
 
 def report(record: Record) -> str:
     """Render the record as Markdown."""
-    parts = [f"`{machine_line(record.machine)}`", *busy_warning(record)]
+    parts = head_of(record)
     for memory, ipc in dict.fromkeys((row["memory"], row["ipc"]) for row in record.rows):
         rows = [row for row in record.rows if (row["memory"], row["ipc"]) == (memory, ipc)]
         if rows[0]["part"] == PEAK:

@@ -11,7 +11,7 @@ import torch
 from bench.gpu import model
 from bench.gpu import plots as gpu_plots
 from bench.gpu import report as gpu_report
-from bench.harness import records
+from bench.harness.command import saved_rows
 from bench.harness.records import Record, Row, machine
 from bench.harness.shapes import Shape
 from bench.kernels import __main__ as kernels
@@ -117,7 +117,11 @@ def test_a_cut_run_goes_on_only_on_the_same_machine_with_the_same_settings(
     record.write("kernels", tmp_path, json_only=True)
     monkeypatch.setattr("sys.argv", ["kernels", "--out", str(tmp_path), "--resume", "k"])
     asked, here, settings = kernels.parse(), record.machine, record.settings
-    assert records.saved_rows(asked, here, settings) == record.rows
-    assert records.saved_rows(asked, {**here, "gpu": "other"}, settings) == []
-    assert records.saved_rows(asked, here, {**settings, "key": "other"}) == []
-    assert records.saved_rows(asked, here, {**settings, "sizes": (1, 3)}) == []
+
+    def saved(where: Row, chosen: Row) -> list[Row]:
+        return saved_rows(asked, Record("kernels", where, chosen, []))
+
+    assert saved(here, settings) == record.rows
+    assert saved({**here, "gpu": "other"}, settings) == []
+    assert saved(here, {**settings, "key": "other"}) == []
+    assert saved(here, {**settings, "sizes": (1, 3)}) == []
