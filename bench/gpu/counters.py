@@ -1,10 +1,11 @@
 """Hardware counters of our kernels: one call under Nsight Compute (ncu), its kernels as table rows.
 
-python -m bench.gpu.counters --backend triton --shape 2000x50x1024 --csv out/gpu/counters.csv
-python -m bench.gpu.counters --show --csv out/gpu/counters.csv
+python -m bench.gpu.counters --backend triton --shape 2000x50x1024 --out out/gpu
+python -m bench.gpu.counters --show --out out/gpu
 
 Value and gradient through autograd, after two calls to warm up. The clocks are left alone, so
-durations are those of the machine as it is. Exit status 77 means skipped.
+durations are those of the machine as it is. What ncu wrote stays in a file for each call. Exit
+status 77 means skipped.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -36,18 +36,23 @@ METRICS = {
     "occupancy_percent": "sm__warps_active.avg.pct_of_peak_sustained_active",
     "registers": "launch__registers_per_thread",
 }
-COLUMNS = ("backend", "shape", "dtype", "kernel", "grid", "block", *METRICS)
 _SECONDS = {"ns": 1e-9, "nsecond": 1e-9, "us": 1e-6, "usecond": 1e-6, "s": 1.0, "second": 1.0}
 _UNABLE = ("ERR_NVGPUCTRPERM", "Failed to initialize the profiler", "No kernels were profiled")
 
 
-def command(args: argparse.Namespace, raw: str) -> list[str]:
-    """Give what is run; ncu writes into the file `raw`."""
+def file_of(folder: Path, backend: str, shape: Shape, dtype: str) -> Path:
+    """What ncu writes of a call."""
+    return folder / f"counters-{backend}-{shape}-{dtype}.csv"
+
+
+def command(args: argparse.Namespace) -> list[str]:
+    """Give what is run."""
     program = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
     options = ["--clock-control", "none", "--profile-from-start", "off", "--csv", "--page", "raw"]
     options += ["--print-units", "base", "--metrics", ",".join(METRICS.values())]
     call = ["--backend", args.backend, "--shape", str(args.shape), "--dtype", args.dtype, "--call"]
-    return [program, *options, "--log-file", raw, sys.executable, "-m", "bench.gpu.counters", *call]
+    options += ["--log-file", str(file_of(args.out, args.backend, args.shape, args.dtype))]
+    return [program, *options, sys.executable, "-m", "bench.gpu.counters", *call]
 
 
 def call(backend: str, shape: Shape, dtype: str, device: str) -> None:
@@ -91,33 +96,19 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def keep(path: Path, call: Row, rows: list[Row]) -> None:
-    """Put the rows of a call into the file, in place of an earlier run's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept: list[Row] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file) if not call.items() <= row.items()]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows([*kept, *({**call, **row} for row in rows)])
-
-
-def show(path: Path) -> str:
-    """Lay out the file for people."""
+def show(folder: Path) -> str:
+    """Lay out what is in the folder for people."""
+    units = {"seconds": seconds_text, "read_bytes": bytes_text, "written_bytes": bytes_text}
     lines = []
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            units = {"seconds": seconds_text, "read_bytes": bytes_text, "written_bytes": bytes_text}
-            texts = []
-            for name in METRICS:
-                number = _number(row[name])
-                texts.append("-" if number is None else units.get(name, "{:.3g}".format)(number))
-            lines.append([row["shape"], row["dtype"], row["kernel"][:40], *texts])
-    header = ["shape", "dtype", "kernel", "time", "read", "written"]
-    header += ["% of DRAM", "% L2 hits", "% occupied", "registers"]
-    return table(header, lines)
+    for path in sorted(folder.glob("counters-*.csv")):
+        for row in kernels(path.read_text()):
+            texts = [
+                "-" if row[name] is None else units.get(name, "{:.3g}".format)(row[name])
+                for name in METRICS
+            ]
+            lines.append([path.stem.removeprefix("counters-"), row["kernel"][:40], *texts])
+    header = ["call", "kernel", "time", "read", "written"]
+    return table([*header, "% of DRAM", "% L2 hits", "% occupied", "registers"], lines)
 
 
 def main() -> int:
@@ -131,35 +122,33 @@ def main() -> int:
     add("--shape", type=Shape.parse, default=Shape(2000, 50, 1024), help="(2000x50x1024)")
     add("--dtype", default="float32", help="of the features (%(default)s)")
     add("--device", default="cuda", help="of --call (%(default)s)")
-    add("--csv", type=Path, default=Path("out/counters.csv"), help="to keep rows in (%(default)s)")
+    add("--out", type=Path, default=Path("out"), help="folder of ncu's files (%(default)s)")
     add("--call", action="store_true", help="only make the call: what ncu starts")
-    add("--show", action="store_true", help="only show what is in the file")
+    add("--show", action="store_true", help="only show what is in the folder")
     add("--dry-run", action="store_true", help="only make the call and print the command")
     args = parser.parse_args()
+    run = command(args)
     if args.show:
-        print(show(args.csv))
+        print(show(args.out))
         return 0
     if args.call or args.dry_run:
         call(args.backend, args.shape, args.dtype, args.device)
-    if args.dry_run:
-        print(f"would run: {shlex.join(command(args, 'FILE'))}")
-    if args.call or args.dry_run:
+        if args.dry_run:
+            print(f"would run: {shlex.join(run)}")
         return SKIPPED if args.dry_run else 0
-    with tempfile.TemporaryDirectory() as folder:
-        raw = Path(folder) / "raw.csv"
-        run = command(args, str(raw))
-        if not Path(run[0]).exists():
-            print("ncu is not installed here")
-            return SKIPPED
-        done = subprocess.run(run, capture_output=True, text=True)
-        text = raw.read_text() if raw.exists() else ""
-    log = text + done.stdout + done.stderr
+    if not Path(run[0]).exists():
+        print("ncu is not installed here")
+        return SKIPPED
+    args.out.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(run, capture_output=True, text=True)
+    raw = file_of(args.out, args.backend, args.shape, args.dtype)
+    text = raw.read_text() if raw.exists() else ""
     rows = kernels(text)
     if not rows:
+        log = text + done.stdout + done.stderr
         unable = [line for line in log.splitlines() if any(part in line for part in _UNABLE)]
         print(unable[0] if unable else log[-4000:])
         return SKIPPED if unable else 1
-    keep(args.csv, {"backend": args.backend, "shape": str(args.shape), "dtype": args.dtype}, rows)
     print(", ".join(f"{row['kernel'][:40]} {seconds_text(row['seconds'] or 0.0)}" for row in rows))
     return 0
 

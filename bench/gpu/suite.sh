@@ -12,7 +12,7 @@
 # ncu printed instead of run. PYTHON names the interpreter to use.
 #
 # Results in DIR (out/gpu, or out/gpu-dry): steps.csv, suite.log (follow a long step there),
-# sanitize.log, counters.csv and the benchmarks' gpu-*.json, which bench.render shows once they are
+# sanitize.log, counters-*.csv and the benchmarks' gpu-*.json, which bench.render shows once they are
 # copied to bench/results.
 # Exit status: 0 all done, 1 something failed, 3 cut, run again.
 set -euo pipefail
@@ -243,7 +243,7 @@ profile_part() {
   for backend in "${backends[@]}"; do
     for shape in "${shapes[@]}"; do
       step "profile/$backend/$shape" "$python" -m bench.gpu.counters --backend "$backend" \
-        --shape "$shape" --csv "$out/counters.csv" ${dry_run:+--dry-run --device cpu}
+        --shape "$shape" --out "$out" ${dry_run:+--dry-run --device cpu}
     done
   done
 }
@@ -257,7 +257,7 @@ done
 
 printf '\n== results in %s\n' "$out"
 [[ -f $out/gpu-kernels.json ]] && "$python" -m bench.gpu.report "$out/gpu-kernels.json"
-[[ -f $out/counters.csv ]] && "$python" -m bench.gpu.counters --show --csv "$out/counters.csv"
+compgen -G "$out/counters-*.csv" >/dev/null && "$python" -m bench.gpu.counters --show --out "$out"
 if [[ -f $out/steps.csv ]]; then
   printf '\n%-9s %6s  %s\n' status seconds step
   awk -F, '{ printf "%-9s %6d  %s: %s\n", $3, $4, $1, $5 }' "$out/steps.csv"

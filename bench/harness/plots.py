@@ -35,12 +35,7 @@ STYLE: Any = {
 
 
 def bars(
-    rows: list[Row],
-    field: str,
-    text: Callable[[float], str],
-    *,
-    skip: str = "",
-    start: float = 0.0,
+    rows: list[Row], field: str, text: Callable[[float], str], *, skip: str = "", start: float = 0.0
 ) -> tuple[Figure, Axes]:
     """Horizontal bars of a field, a shape a line and a provider a colour, each with its number."""
     shapes = list(dict.fromkeys(row["shape"] for row in rows))

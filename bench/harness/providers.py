@@ -67,10 +67,7 @@ def _liger() -> Loss:
     Its KL has no gradient for the side where P stands, its Jensen-Shannon divergence does: with
     beta 1 that is KL(P || Q). Q is detached, since the gradient through it is zero.
     """
-    from liger_kernel.transformers.functional import (  # type: ignore[import-not-found]
-        liger_jsd,
-        liger_softmax,
-    )
+    from liger_kernel.transformers.functional import liger_jsd, liger_softmax  # type: ignore[import-not-found]
 
     def loss(features: Tensor, classes: ClassIndex | None) -> Tensor:
         if classes is not None:

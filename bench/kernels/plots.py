@@ -13,10 +13,7 @@ from bench.harness.providers import PROVIDERS
 from bench.harness.race import FRESH_COPY, FRESH_EXP
 from bench.harness.records import Record, Row, rows_of
 
-FLOOR_STYLES = {
-    FRESH_EXP: ("one torch.exp", (0, (4, 2))),
-    FRESH_COPY: ("one copy", (0, (1, 1.5))),
-}
+FLOOR_STYLES = {FRESH_EXP: ("one torch.exp", (0, (4, 2))), FRESH_COPY: ("one copy", (0, (1, 1.5)))}
 SWEPT = {  # axis of a sweep: title, row field, values of the other two fields
     "images per class n": ("rows", {"classes": 10, "channels": 512}),
     "channels M": ("channels", {"classes": 10, "rows": 50}),

@@ -36,10 +36,7 @@ from bench.loops.setup import Sizes
 from cmidd.methods import METHODS
 
 # No block by mmap, which would be unmapped when freed; the heap's end is never given back.
-MEMORY = {
-    "default": {},
-    "kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)},
-}
+MEMORY = {"default": {}, "kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}}
 ALLOCATORS = {**MEMORY, "returned": RETURNED}  # under the last one memory is measured, not time
 
 QUICK = Sizes(3, 4, 16, "convnet:depth=2,width=8", "resnet18:width=4", 2, (1, 2))

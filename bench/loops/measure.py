@@ -10,19 +10,20 @@ from __future__ import annotations
 import itertools
 import resource
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.harness import memory
-from bench.harness.race import Contender, Timing, four_digits, race
+from bench.harness.race import Contender, four_digits, race
 from bench.harness.records import Row
 from bench.loops.floor import convolutions_of
-from bench.loops.parts import REST, Parts, profiled
+from bench.loops.parts import REST, Part, profiled
 from bench.loops.report import CONVOLUTIONS, FIRST, ITERATION, LATER, OURS, PEAK, PLAIN
 from bench.loops.setup import Loop, Result, Setup, Sizes, option_names
 from cmidd.cli.options import usable_device
@@ -66,33 +67,32 @@ def measure(case: Case) -> list[Row]:
     with prepared(case) as setup:
         plain = setup.plain_loop()
         loops = {PLAIN: plain} if plain else {}
-        loops |= {
-            name: setup.our_loop(**options)
-            for name, options in map(VARIANTS.__getitem__, case.variants)
-        }
+        chosen = [VARIANTS[variant] for variant in case.variants]
+        loops |= {name: setup.our_loop(**options) for name, options in chosen}
         updates = max(loop.updates for loop in loops.values())
-        stages = {ITERATION: range(1)}
-        if updates > 1:
-            stages = {FIRST: range(1), LATER: range(1, updates)}
+        stages = (
+            {FIRST: range(1), LATER: range(1, updates)} if updates > 1 else {ITERATION: range(1)}
+        )
         errors = _errors(loops)
-        floor_of = loops.get(OURS) or setup.our_loop()
+        seconds: dict[str, float] = dict.fromkeys([*loops, CONVOLUTIONS], 0.0)  # of an iteration
         rows: list[Row] = []
         for part, numbers in stages.items():
             contenders = {name: _contender(loop, numbers) for name, loop in loops.items()}
-            floor = _contender(floor_of, numbers)
-            turn = floor.prepare()
-            convolutions = convolutions_of(lambda: floor.run(turn))  # noqa: B023
-            raced = {**contenders, CONVOLUTIONS: Contender(convolutions)}
+            floor = _contender(loops.get(OURS) or setup.our_loop(), numbers)
+            convolutions = Contender(convolutions_of(partial(floor.run, floor.prepare())))
+            raced = {**contenders, CONVOLUTIONS: convolutions}
             times = race(raced, budget=case.budget, device=case.device, rounds=case.rounds)
-            for name in times:
-                row: Row = {"part": part, "loop": name, **_figures(name, times)}
+            medians = {name: time.median for name, time in times.items()}
+            for name, time in times.items():
+                row: Row = {"part": part, "loop": name, **time.figures(), **ratios(name, medians)}
                 if numbers.start == 0:
                     row |= errors.get(name, {})
                 if setup.device.type == "cpu" and name in loops:
                     row["page_faults"] = _page_faults(contenders[name])
                 rows.append(row)
+                seconds[name] += len(numbers) * time.median
         if updates > 1:
-            rows += iteration_rows(rows, updates)
+            rows += rows_of_seconds(ITERATION, seconds)
         rows += _part_rows(loops, stages, case.budget)
     return [{"ipc": case.ipc, "memory": case.memory, **row} for row in rows]
 
@@ -134,13 +134,23 @@ def _errors(loops: dict[str, Loop]) -> dict[str, Row]:
     }
 
 
-def _figures(name: str, times: dict[str, Timing]) -> Row:
-    """Its time, and how that compares with the others of the race."""
-    row: Row = {**times[name].figures()}
-    if PLAIN in times:
-        row["speedup_over_plain"] = four_digits(times[PLAIN].median / times[name].median)
-    row["over_convolutions"] = four_digits(times[name].median / times[CONVOLUTIONS].median)
-    return row
+def ratios(name: str, seconds: Mapping[str, float]) -> Row:
+    """How a loop compares with the plain one and with the convolutions, where there are such."""
+    found: Row = {}
+    if PLAIN in seconds:
+        found["speedup_over_plain"] = four_digits(seconds[PLAIN] / seconds[name])
+    if CONVOLUTIONS in seconds:
+        found["over_convolutions"] = four_digits(seconds[name] / seconds[CONVOLUTIONS])
+    return found
+
+
+def rows_of_seconds(part: str, seconds: Mapping[str, float]) -> list[Row]:
+    """A row for each loop of what was not raced but added up."""
+    return [
+        {"part": part, "loop": name, "seconds": four_digits(total), "others": None}
+        | (ratios(name, seconds) if total else {})
+        for name, total in seconds.items()
+    ]
 
 
 def _page_faults(contender: Contender) -> int:
@@ -151,53 +161,23 @@ def _page_faults(contender: Contender) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def iteration_rows(rows: list[Row], updates: int) -> list[Row]:
-    """Rows of whole iterations, which are not raced: of one first step and all later ones."""
-    seconds: dict[str, float] = {}
-    for row in rows:
-        runs = 1 if row["part"] == FIRST else updates - 1
-        seconds[row["loop"]] = seconds.get(row["loop"], 0.0) + runs * row["seconds"]
-    found = []
-    for loop, total in seconds.items():
-        row = {"part": ITERATION, "loop": loop, "seconds": four_digits(total), "others": None}
-        for other, column in ((PLAIN, "speedup_over_plain"), (CONVOLUTIONS, "over_convolutions")):
-            if other in seconds:
-                ratio = seconds[other] / total
-                row[column] = four_digits(ratio if other == PLAIN else 1 / ratio)
-        found.append(row)
-    return found
-
-
 def _part_rows(loops: dict[str, Loop], stages: dict[str, range], budget: float) -> list[Row]:
     """A row for each part of an iteration and each loop, from profiles of whole steps."""
-    found: dict[str, Parts] = {}
+    found: dict[str, dict[str, Part]] = {}  # by part and loop
     for name, loop in loops.items():
-        parts = found.setdefault(name, {})
         for numbers in stages.values():
-            calls = _steps(_contender(loop, numbers))
+            contender = _contender(loop, numbers)
+            calls = (partial(contender.run, contender.prepare()) for _ in itertools.count())
             for part, cost in profiled(calls, budget / len(stages)).items():
-                cost = cost * len(numbers)
-                parts[part] = parts[part] + cost if part in parts else cost
+                of_part = found.setdefault(part, {})
+                of_part[name] = of_part.get(name, Part()) + cost * len(numbers)
     rows: list[Row] = []
-    names = dict.fromkeys(part for parts in found.values() for part in parts)
-    for part in sorted(names, key=lambda part: part == REST):  # the rest last
-        for name, parts in found.items():
-            if part not in parts:
-                continue
-            seconds, convolutions = parts[part].seconds, parts[part].convolutions
-            row: Row = {"part": part, "loop": name, "seconds": four_digits(seconds)}
-            row |= {"others": None, "convolution_seconds": four_digits(convolutions)}
-            if part in found.get(PLAIN, {}) and seconds:
-                row["speedup_over_plain"] = four_digits(found[PLAIN][part].seconds / seconds)
-            rows.append(row)
+    for part in sorted(found, key=lambda part: part == REST):  # the rest last
+        of_loops = rows_of_seconds(part, {name: cost.seconds for name, cost in found[part].items()})
+        for row in of_loops:
+            row["convolution_seconds"] = four_digits(found[part][row["loop"]].convolutions)
+        rows += of_loops
     return rows
-
-
-def _steps(contender: Contender) -> Iterator[Callable[[], object]]:
-    """Steps to be made, each with what goes before it done."""
-    while True:
-        turn = contender.prepare()
-        yield lambda: contender.run(turn)  # noqa: B023
 
 
 def measure_peak(case: Case, loop: str, steps: int) -> list[Row]:

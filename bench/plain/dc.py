@@ -58,9 +58,7 @@ class PlainDC(ClasswiseLoop[DCOptions]):
         """Loss and gradient with the network as it is."""
         images = images.detach().requires_grad_()
         drawn = draw(
-            self.strategy,
-            self.dataset.num_classes,
-            generator(self.seed, "dsa", iteration, update),
+            self.strategy, self.dataset.num_classes, generator(self.seed, "dsa", iteration, update)
         )
         loss = torch.zeros((), dtype=self.dtype, device=self.device)
         for c, real in enumerate(self.real_batches(iteration, update)):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bench.gpu import counters, launches
+from bench.harness.shapes import Shape
 
 NCU = """==PROF== Connected to process 7
 "ID","Process ID","Kernel Name","Block Size","Grid Size","{}"
@@ -25,14 +26,13 @@ def test_counters_are_read_from_the_raw_page(tmp_path: Path) -> None:
         2000,
     )
     assert second["written_bytes"] is None
-    path = tmp_path / "counters.csv"
-    head = {"backend": "triton", "shape": "10000x10x1024", "dtype": "float32"}
-    for rows in ([first], [second], [first, second]):  # a later run replaces an earlier one
-        counters.keep(path, head, rows)
-    assert "200 us" in counters.show(path)
-    assert len(counters.show(path).splitlines()) == 4
-    counters.keep(path, {**head, "dtype": "bfloat16"}, [first])
-    assert len(counters.show(path).splitlines()) == 5
+    for _ in range(2):  # a later run replaces an earlier one
+        counters.file_of(tmp_path, "triton", Shape(10_000, 10, 1024), "float32").write_text(NCU)
+    assert "200 us" in counters.show(tmp_path)
+    assert len(counters.show(tmp_path).splitlines()) == 4
+    one = NCU.rpartition('"1"')[0]
+    counters.file_of(tmp_path, "triton", Shape(10_000, 10, 1024), "bfloat16").write_text(one)
+    assert len(counters.show(tmp_path).splitlines()) == 5
 
 
 def test_no_kernels_in_other_output() -> None:
