@@ -15,15 +15,14 @@ into a folder that a second start picks up where the first was cut.
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -166,33 +165,24 @@ def sweep_cases(
 
 
 def run_all(cases: Sequence[Case], folder: Path, jobs: int) -> list[dict[str, Any]]:
-    """Each case in a process of its own with one thread, `jobs` at a time."""
+    """All cases, `jobs` at a time, by processes that have one thread each."""
     digits = load_dataset("digits")
     if not (bank := folder / "bank.safetensors").exists():
         fill(bank, digits, BANK, CPU, resume=True)
     if any(case.method == "mtt" for case in cases):
         fill_experts(folder / "experts.safetensors", digits, EXPERTS, CPU, resume=True)
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(cases), unit="case") as bar:
-
-        def one(case: Case) -> dict[str, Any]:
-            row = _in_process(case, folder)
-            bar.update()
-            return row
-
-        return list(pool.map(one, cases))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        rows = pool.map(saved_run, cases, itertools.repeat(folder))
+        return list(tqdm(rows, total=len(cases), unit="case"))
 
 
-def _in_process(case: Case, folder: Path) -> dict[str, Any]:
-    done = folder / f"{case.name}.json"
-    if not done.exists():
-        command = [sys.executable, "-m", "bench.digits", "--case", json.dumps(asdict(case))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        finished = subprocess.run(
-            [*command, "--folder", str(folder)], env=environment, capture_output=True, text=True
-        )
-        if finished.returncode:
-            raise RuntimeError(f"{case.name}: {finished.stderr[-2000:]}")
-    row: dict[str, Any] = json.loads(done.read_text())
+def saved_run(case: Case, folder: Path) -> dict[str, Any]:
+    """The case's row, which is kept in a file."""
+    file = folder / f"{case.name}.json"
+    if not file.exists():
+        write_text(file, json.dumps(run(case, folder)))
+    row: dict[str, Any] = json.loads(file.read_text())
     return row
 
 
@@ -215,7 +205,7 @@ def report(record: Record) -> str:
 
 
 def main() -> None:
-    """Run the table, a sweep, or one case of them."""
+    """Run the table or a sweep."""
     parser = benchmark_parser("bench.digits", __doc__, "digits", on_gpus=False)
     add, shown = parser.add_argument, [*METHODS, "random", "all"]
     add("--methods", nargs="+", default=["dm", "random", "all"], choices=shown)
@@ -224,13 +214,7 @@ def main() -> None:
     add("--sweep", type=float, nargs="+", metavar="WEIGHT")
     add("--jobs", type=int, default=os.cpu_count(), help="(%(default)s)")
     add("--folder", type=Path, default=Path("out/digits"), help="(%(default)s)")
-    add("--case", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.case:
-        case = Case(**json.loads(given.case))
-        row = run(case, given.folder)
-        write_text(given.folder / f"{case.name}.json", json.dumps(row))
-        return
     if given.sweep:
         cases = sweep_cases(given.methods, given.sweep, given.ipc, given.seeds)
     else:

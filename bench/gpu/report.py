@@ -12,13 +12,20 @@ import argparse
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from bench.gpu.replay import LAUNCHES
 from bench.harness.providers import PROVIDERS
 from bench.harness.race import COPY
 from bench.harness.records import Record, Row, feature_bytes, machine_line, rows_of
-from bench.harness.tables import bytes_text, geometric_mean, seconds_text, table
+from bench.harness.tables import (
+    Column,
+    bytes_text,
+    cells,
+    digits,
+    geometric_mean,
+    seconds_text,
+    table,
+)
 
 LARGE_BYTES = 64 << 20  # of features, from where on bandwidth says something
 SMALL_BYTES = 4 << 20  # of features, up to where launches are what a call costs
@@ -32,6 +39,8 @@ EXPLANATION = (
     "replayed call on this machine."
 )
 CLOCKS = {"called": "", "replayed": "replay_"}  # the fields' prefix
+
+_PERCENT, _TWO_DECIMALS = digits(".0%"), digits(".2f")
 
 
 def ratios(rows: Sequence[Row]) -> str:
@@ -62,7 +71,7 @@ def _ratios_of(rows: list[Row], name: str) -> list[list[str]]:
         add(
             f"of a copy's bandwidth, large, {what}",
             chosen,
-            lambda clock: _range(chosen, [row.get(f"{clock}of_copy") for row in chosen], _percent),  # noqa: B023
+            lambda clock: _range(chosen, [row.get(f"{clock}of_copy") for row in chosen], _PERCENT),  # noqa: B023
         )
     small = [row for row in mine if feature_bytes(row) <= SMALL_BYTES]
     most = max((own_launches(row) or 0 for row in small), default=0)
@@ -71,7 +80,7 @@ def _ratios_of(rows: list[Row], name: str) -> list[list[str]]:
     seconds = [row.get("replay_seconds") for row in small]
     over = [s / f if s and f else None for s, f in zip(seconds, floors, strict=True)]
     lines.append(["times as many empty launches, small", str(len(small)), "-",
-                  _range(small, over, _two_decimals)])  # fmt: skip
+                  _range(small, over, _TWO_DECIMALS)])  # fmt: skip
     theirs = {row["shape"]: row for row in rows_of(rows, contender="triton")}
     if name != "triton" and theirs:
         both = [row for row in mine if row["shape"] in theirs]
@@ -79,7 +88,7 @@ def _ratios_of(rows: list[Row], name: str) -> list[list[str]]:
         def against(clock: str) -> str:
             key = f"{clock}seconds"
             pairs = [(theirs[row["shape"]].get(key), row.get(key)) for row in both]
-            return _range(both, [t / m if t and m else None for t, m in pairs], _two_decimals)
+            return _range(both, [t / m if t and m else None for t, m in pairs], _TWO_DECIMALS)
 
         add(f"times as fast as {PROVIDERS['triton'].label}", both, against)
     return lines
@@ -128,57 +137,46 @@ def _range(rows: list[Row], numbers: list[float | None], text: Callable[[float],
     return f"{text(found[0][0])} ({found[0][1]}) to {text(found[-1][0])}" if found else "-"
 
 
-def _two_decimals(number: float) -> str:
-    return f"{number:.2f}"
-
-
-def _three_digits(number: float) -> str:
-    return f"{number:.3g}"
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}"
-
-
-# Header, field and text of the columns; a pair of clocks where the header ends in a star.
-_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("called*", "seconds", seconds_text),
+_CALLED_AND_REPLAYED = (
+    ("called", "seconds", seconds_text),
+    ("x published", "speedup_over_published", digits(".3g")),
+    ("x compile", "speedup_over_compile", digits(".3g")),
+    ("of copy", "of_copy", _PERCENT),
+)
+_COLUMNS: list[Column] = [
+    column
+    for header, field, text in _CALLED_AND_REPLAYED
+    for column in ((header, field, text), ("replayed", f"replay_{field}", text))
+]
+_COLUMNS[2:2] = [
     ("predicted", "predicted_seconds", seconds_text),
-    ("x predicted", "over_prediction", _two_decimals),
-    ("x published*", "speedup_over_published", _three_digits),
-    ("x compile*", "speedup_over_compile", _three_digits),
-    ("of copy*", "of_copy", _percent),
-    ("GB/s", "replay_gb_per_s", _three_digits),
+    ("x predicted", "over_prediction", _TWO_DECIMALS),
+]
+_COLUMNS += [
+    ("GB/s", "replay_gb_per_s", digits(".3g")),
     ("launches", "launches", str),
     ("so many empty", "so_many_empty", seconds_text),
     ("peak memory", "peak_extra_bytes", bytes_text),
-    ("/ gradient", "over_gradient", _two_decimals),
-)
+    ("/ gradient", "over_gradient", _TWO_DECIMALS),
+]
 
 
 def times_table(rows: Sequence[Row], mode: str, dtype: str) -> str:
     """Every shape and provider of one mode and dtype."""
     chosen = rows_of(rows, mode=mode, dtype=dtype)
-    header, lines = ["C x n x M", "provider"], []
-    for title, *_ in _COLUMNS:
-        header += [title[:-1], "replayed"] if title.endswith("*") else [title]
+    lines = []
     for row in chosen:
         name = row["contender"]
         if name not in PROVIDERS and name != COPY:
             continue
-        more: Row = {"so_many_empty": empty_launches(chosen, row)}
+        shown: Row = {**row, "so_many_empty": empty_launches(chosen, row)}
         if row.keys() >= {"predicted_seconds", "replay_seconds"}:
-            more["over_prediction"] = row["replay_seconds"] / row["predicted_seconds"]
-        if row.get("peak_extra_bytes") is not None:
-            more["over_gradient"] = row["peak_extra_bytes"] / feature_bytes(row)
-        shown = {**row, **more}
-        line = [row["shape"], PROVIDERS[name].label if name in PROVIDERS else name]
-        for title, field, text in _COLUMNS:
-            for clock in CLOCKS.values() if title.endswith("*") else [""]:
-                value = shown.get(clock + field)
-                line.append("-" if value is None else text(value))
-        lines.append(line)
-    return table(header, lines)
+            shown["over_prediction"] = row["replay_seconds"] / row["predicted_seconds"]
+        if memory := row.get("peak_extra_bytes"):
+            shown["over_gradient"] = memory / feature_bytes(row)
+        label = PROVIDERS[name].label if name in PROVIDERS else name
+        lines.append([row["shape"], label, *cells(shown, _COLUMNS)])
+    return table(["C x n x M", "provider", *(header for header, *_ in _COLUMNS)], lines)
 
 
 def report(record: Record) -> str:

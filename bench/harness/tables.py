@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -50,3 +50,17 @@ def bytes_text(size: float) -> str:
 def ratio_text(ratio: float | None) -> str:
     """Two decimals, or a dash for none."""
     return "-" if ratio is None else f"{ratio:.2f}"
+
+
+Column = tuple[str, str, Callable[[Any], str]]
+"""Of a table of rows: header, field, and how a value is written."""
+
+
+def cells(row: Mapping[str, Any], columns: Iterable[Column]) -> list[str]:
+    """What a row has in these columns; a dash where it has nothing."""
+    return ["-" if row.get(field) is None else text(row[field]) for _, field, text in columns]
+
+
+def digits(form: str) -> Callable[[float], str]:
+    """Numbers in a format such as .3g."""
+    return lambda number: format(number, form)

@@ -10,41 +10,40 @@ from bench.harness.providers import PROVIDERS
 from bench.harness.records import Record, Row, feature_bytes, head_of, rows_of
 from bench.harness.shapes import FIVE, THREE_LARGEST
 from bench.harness.tables import (
+    Column,
     bytes_text,
+    cells,
+    digits,
     geometric_mean,
-    ratio_text,
     seconds_text,
     spread_text,
     table,
 )
 from bench.kernels import plots
 
+COLUMNS: tuple[Column, ...] = (
+    ("median", "seconds", seconds_text),
+    ("20 .. 80 %", "spread", str),
+    ("x published", "speedup_over_published", digits(".3g")),
+    ("x compile", "speedup_over_compile", digits(".3g")),
+    ("x exp", "over_exp", digits(".2f")),
+    ("GB/s", "gb_per_s", digits(".3g")),
+    ("of copy", "of_copy", digits(".0%")),
+    ("peak memory (/ gradient)", "memory", str),
+)
+
 
 def times_table(rows: list[Row]) -> str:
     """Every shape and provider of one mode and dtype."""
     lines = []
     for row in rows:
-        if row["contender"] not in PROVIDERS:
-            continue
-        factors = [row.get(f"speedup_over_{other}") for other in ("published", "compile")]
-        memory = row.get("peak_extra_bytes")
-        lines.append(
-            [
-                row["shape"],
-                PROVIDERS[row["contender"]].label,
-                seconds_text(row["seconds"]),
-                spread_text(row),
-                *("-" if factor is None else f"{factor:.3g}" for factor in factors),
-                ratio_text(row["over_exp"]),
-                f"{row['gb_per_s']:.3g}" if "gb_per_s" in row else "-",
-                f"{row['of_copy']:.0%}" if "of_copy" in row else "-",
-                "-"
-                if memory is None
-                else f"{bytes_text(memory)} ({memory / feature_bytes(row):.2f})",
-            ]
-        )
-    header = "C x n x M|provider|median|20 .. 80 %|x published|x compile|x exp|GB/s|of copy"
-    return table([*header.split("|"), "peak memory (/ gradient)"], lines)
+        if row["contender"] in PROVIDERS:
+            shown = {**row, "spread": spread_text(row)}
+            if memory := row.get("peak_extra_bytes"):
+                shown["memory"] = f"{bytes_text(memory)} ({memory / feature_bytes(row):.2f})"
+            label = PROVIDERS[row["contender"]].label
+            lines.append([row["shape"], label, *cells(shown, COLUMNS)])
+    return table(["C x n x M", "provider", *(header for header, *_ in COLUMNS)], lines)
 
 
 def summary(rows: list[Row]) -> list[str]:
