@@ -137,31 +137,23 @@ def _quiet(text: str) -> None:
 
 def table_cases(methods: Sequence[str], ipcs: Sequence[int], seeds: Sequence[int]) -> list[Case]:
     """Everything that the README's table shows; the longest first."""
-    cases = []
-    for ipc in sorted(ipcs, reverse=True):
-        for seed in seeds:
-            for method in methods:
-                if method in METHODS and ipc > 1:  # with one image per class CMI is 0
-                    weight = cmi_weight(method, "digits", ipc).value
-                    cases.append(Case(method, ipc, weight, seed, "test"))
-                if method != "all":
-                    cases.append(Case(method, ipc, 0.0, seed, "test"))
-    of_all = [Case("all", 0, 0.0, seed, "test") for seed in seeds]
-    return of_all + cases if "all" in methods else cases
+    cases = [Case("all", 0, 0.0, seed, "test") for seed in seeds if "all" in methods]
+    chosen = [method for method in methods if method != "all"]
+    for ipc, seed, method in itertools.product(sorted(ipcs, reverse=True), seeds, chosen):
+        if method in METHODS and ipc > 1:  # with one image per class CMI is 0
+            weight = cmi_weight(method, "digits", ipc).value
+            cases.append(Case(method, ipc, weight, seed, "test"))
+        cases.append(Case(method, ipc, 0.0, seed, "test"))
+    return cases
 
 
 def sweep_cases(
     methods: Sequence[str], weights: Sequence[float], ipcs: Sequence[int], seeds: Sequence[int]
 ) -> list[Case]:
     """Every weight on every seed, judged by training images."""
-    return [
-        Case(method, ipc, weight, seed, "train")
-        for ipc in sorted(ipcs, reverse=True)
-        for method in methods
-        if method in METHODS
-        for weight in weights
-        for seed in seeds
-    ]
+    known = [method for method in methods if method in METHODS]
+    every = itertools.product(sorted(ipcs, reverse=True), known, weights, seeds)
+    return [Case(method, ipc, weight, seed, "train") for ipc, method, weight, seed in every]
 
 
 def run_all(cases: Sequence[Case], folder: Path, jobs: int) -> list[dict[str, Any]]:

@@ -75,7 +75,11 @@ def measure_memory(network: str, sizes: Sequence[Images], device: str) -> list[R
                 continue
             found = apart(peak_bytes, network, images, chunk_size, device, allocator={})
             peak, imported = found or (None, None)
-            row: Row = {"what": "memory", "images": _text(images), "contender": _name(chunk_size)}
+            row: Row = {
+                "what": "memory",
+                "images": "x".join(map(str, images)),
+                "contender": _name(chunk_size),
+            }
             rows.append({**row, "peak_bytes": peak, "imported_bytes": imported, "others": None})
     return rows
 
@@ -90,7 +94,7 @@ def measure_time(network: str, sizes: Sequence[Images], budget: float, device: s
         }
         times = race(contenders, budget=budget, device=device)
         for name, time in times.items():
-            row: Row = {"what": "time", "images": _text(images), "contender": name}
+            row = _head("time", images, name)
             ratio = four_digits(time.median / times[_name(None)].median)
             rows.append({**row, **time.figures(), "over_unchunked": ratio})
     return rows
@@ -122,8 +126,8 @@ def report(record: Record) -> str:
     )
 
 
-def _text(images: Images) -> str:
-    return "x".join(map(str, images))
+def _head(what: str, images: Images, contender: str) -> Row:
+    return {"what": what, "images": "x".join(map(str, images)), "contender": contender}
 
 
 def _name(chunk_size: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Who computes CMI in the benchmarks, and the four ways in which each is asked to.
+"""Who computes CMI in the benchmarks, and the three ways in which each is asked to.
 
 A provider makes a loss, `loss(features, classes) -> scalar`, from features `(C, n, M)` with no
 classes, or `(N, M)` with a ClassIndex. A new provider is one entry in `PROVIDERS`.
@@ -6,7 +6,6 @@ classes, or `(N, M)` with a ClassIndex. A new provider is one entry in `PROVIDER
     value           no gradient wanted
     value+gradient  forward and backward through autograd
     forward         forward alone, a gradient wanted later
-    backward        backward alone, its forward done before the clock starts
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from cmikernels.backends import choose_backend
 
 Loss = Callable[[Tensor, ClassIndex | None], Tensor]
 
-MODES = ("value", "value+gradient", "forward", "backward")
+MODES = ("value", "value+gradient", "forward")
 
 
 def published(features: Tensor, classes: ClassIndex | None) -> Tensor:
@@ -201,13 +200,5 @@ def contend(
     def value_and_gradient(features: Tensor) -> None:
         loss(features, classes).backward()  # type: ignore[no-untyped-call]
 
-    def after_forward() -> Tensor:
-        return loss(fresh(), classes)
-
-    def backward(scalar: Tensor) -> None:
-        scalar.backward()  # type: ignore[no-untyped-call]
-
-    if mode == "backward":
-        return Contender(backward, after_forward)
     run = {"value": value, "forward": forward, "value+gradient": value_and_gradient}[mode]
     return Contender(run, fresh)

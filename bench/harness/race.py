@@ -16,7 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +24,6 @@ from torch import Tensor
 
 COPY, FRESH_COPY = "copy", "copy, fresh"
 EXP, FRESH_EXP = "exp, out=", "exp"
-FLOORS = (COPY, FRESH_COPY, EXP, FRESH_EXP)
 
 # Small inputs are rotated over buffers of this size together, so that caches do not keep them: on a
 # GPU over several L2 caches, for which tiny inputs need many buffers.
@@ -32,16 +31,12 @@ _ROTATED_BYTES, _MOST_INPUTS = 16 << 20, 8
 _ROTATED_L2_CACHES, _MOST_GPU_INPUTS = 3, 2048
 
 
-def _nothing() -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class Contender:
     """What is timed, and what is done before each time with the clock stopped."""
 
     run: Callable[[Any], object]
-    prepare: Callable[[], Any] = field(default=_nothing)
+    prepare: Callable[[], Any] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,6 @@ def race(
         calls: runs in one sample, for what is too short to be timed alone. `prepare` is then
             called once for all of them.
         rounds: fewest and most.
-
     """
     clock = _gpu_clock if torch.device(device).type == "cuda" else _cpu_clock
     samples: dict[str, list[float]] = {name: [] for name in contenders}
@@ -183,24 +177,14 @@ def random_features(
 def floors(inputs: Iterable[Tensor]) -> dict[str, Contender]:
     """Give what the machine itself does with the same features: copy them, take `torch.exp`."""
     plain = [features.detach() for features in inputs]
-    turns = itertools.cycle(
-        zip(plain, [torch.empty_like(features) for features in plain], strict=True)
-    )
-
-    def copy(pair: tuple[Tensor, Tensor]) -> Tensor:
-        return pair[1].copy_(pair[0])
-
-    def fresh_copy(pair: tuple[Tensor, Tensor]) -> Tensor:
-        return pair[0].clone()
-
-    def exp(pair: tuple[Tensor, Tensor]) -> Tensor:
-        return torch.exp(pair[0], out=pair[1])
-
-    def fresh_exp(pair: tuple[Tensor, Tensor]) -> Tensor:
-        return torch.exp(pair[0])
-
-    runs = zip(FLOORS, (copy, fresh_copy, exp, fresh_exp), strict=True)
-    return {name: Contender(run, lambda: next(turns)) for name, run in runs}
+    turns = itertools.cycle([(features, torch.empty_like(features)) for features in plain])
+    runs: dict[str, Callable[[tuple[Tensor, Tensor]], Tensor]] = {
+        COPY: lambda pair: pair[1].copy_(pair[0]),
+        FRESH_COPY: lambda pair: pair[0].clone(),
+        EXP: lambda pair: torch.exp(pair[0], out=pair[1]),
+        FRESH_EXP: lambda pair: torch.exp(pair[0]),
+    }
+    return {name: Contender(run, lambda: next(turns)) for name, run in runs.items()}
 
 
 def bytes_moved(elements: int, element_size: int, mode: str) -> int | None:

@@ -59,9 +59,7 @@ def measure(
         if on_gpu:
             contenders |= launch_floors(device)
         times = race(contenders, budget=budget, device=device)
-        replays: dict[str, Timing] = {}
-        if on_gpu and mode != "backward":  # whose forward would be in the graph
-            replays = _replays(contenders, times, len(inputs), budget)
+        replays = _replays(contenders, times, len(inputs), budget) if on_gpu else {}
         sizes = _sizes(shape, torch_dtype, mode, losses)
         planned = _planned(shape, torch_dtype, mode, losses, device)
         predicted = prediction(shape, torch_dtype, mode, replays, device) if planned else {}
@@ -170,5 +168,4 @@ def _relations(
         rate = size / seconds[name]
         found["gb_per_s"] = rate / 1e9
         found["of_copy"] = rate * seconds[COPY] / copied
-        found["of_fresh_copy"] = rate * seconds[FRESH_COPY] / copied
     return {key: four_digits(value) for key, value in found.items()}

@@ -26,7 +26,6 @@ from bench.loops.floor import convolutions_of
 from bench.loops.parts import REST, Part, profiled
 from bench.loops.report import CONVOLUTIONS, FIRST, ITERATION, LATER, OURS, PEAK, PLAIN
 from bench.loops.setup import Loop, Result, Setup, Sizes, option_names
-from cmidd.cli.options import usable_device
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # of our loop: its name and the options changed
     "exact": (OURS, {}),
@@ -102,8 +101,7 @@ def prepared(case: Case) -> Iterator[Setup]:
     """What a case works on, with a folder while it does."""
     torch.set_num_threads(case.threads)
     with tempfile.TemporaryDirectory() as folder:
-        device = usable_device(case.device)
-        yield Setup(case.method, case.sizes, case.ipc, device, Path(folder))
+        yield Setup(case.method, case.sizes, case.ipc, case.device, Path(folder))
 
 
 def _contender(loop: Loop, numbers: range) -> Contender:

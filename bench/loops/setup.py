@@ -21,6 +21,7 @@ from bench.harness.memory import total_bytes
 from bench.plain.cmi import PlainCMI
 from bench.plain.inputs import random_dataset, save_each, untrained_bank, write_expert
 from bench.plain.rivals import RIVALS
+from cmidd.cli.options import usable_device
 from cmidd.distill import DistillOptions
 from cmidd.methods import method_entry, settle
 from cmidd.networks import Network
@@ -65,17 +66,15 @@ def option_names(method: str) -> set[str]:
 class Setup:
     """The problem; the files that loops read are written into `folder`."""
 
-    def __init__(
-        self, method: str, sizes: Sizes, ipc: int, device: torch.device, folder: Path
-    ) -> None:
+    def __init__(self, method: str, sizes: Sizes, ipc: int, device: str, folder: Path) -> None:
         self.method, self.sizes, self.ipc = method, sizes, ipc
-        self.device, self.folder = device, folder
+        self.device, self.folder = usable_device(device), folder
         self.rival = RIVALS.get(method)
         self.with_cmi = self.rival is None or self.rival.with_cmi
         self.dataset = random_dataset([2 * sizes.batch_real] * sizes.classes, sizes.pixels)
         self.labels = torch.arange(sizes.classes).repeat_interleave(ipc)
         shape = (len(self.labels), *self.dataset.shape)
-        self.images = torch.randn(shape, generator=generator("images")).to(device)
+        self.images = torch.randn(shape, generator=generator("images")).to(self.device)
         self.images.requires_grad_()
         self.optimizer = torch.optim.SGD([self.images], lr=0.0, momentum=0.5)
 
