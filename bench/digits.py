@@ -92,7 +92,7 @@ def settings() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(case: Case, folder: Path) -> dict[str, Any]:
+def distilled_and_judged(case: Case, folder: Path) -> dict[str, Any]:
     """Distil and evaluate; what is there already is not done again."""
     dataset = load_dataset("digits")
     recipe = ALL_REAL if case.method == "all" else EVALUATION[1 if case.ipc < 50 else 50]
@@ -127,8 +127,10 @@ def _distilled(case: Case, dataset: Dataset, folder: Path) -> tuple[Tensor, Tens
     cmi = CMIOptions(bank=bank, cmi_weight=case.weight or None)
     place = folder / f"{case.method}-{case.ipc}-{case.weight:g}-{case.seed}"
     run_folder = RunFolder(place, {"case": place.name}, resume=True)
-    made = distill(case.method, dataset, loop, cmi, method_options, run_folder, CPU, say=_quiet)
-    return made.images, made.labels, made.record.get("learned_lr")
+    synthetic_set = distill(
+        case.method, dataset, loop, cmi, method_options, run_folder, CPU, say=_quiet
+    )
+    return synthetic_set.images, synthetic_set.labels, synthetic_set.record.get("learned_lr")
 
 
 def _quiet(text: str) -> None:
@@ -165,15 +167,15 @@ def run_all(cases: Sequence[Case], folder: Path, jobs: int) -> list[dict[str, An
         fill_experts(folder / "experts.safetensors", digits, EXPERTS, CPU, resume=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        rows = pool.map(saved_run, cases, itertools.repeat(folder))
+        rows = pool.map(saved_row, cases, itertools.repeat(folder))
         return list(tqdm(rows, total=len(cases), unit="case"))
 
 
-def saved_run(case: Case, folder: Path) -> dict[str, Any]:
+def saved_row(case: Case, folder: Path) -> dict[str, Any]:
     """The case's row, which is kept in a file."""
     file = folder / f"{case.name}.json"
     if not file.exists():
-        write_text(file, json.dumps(run(case, folder)))
+        write_text(file, json.dumps(distilled_and_judged(case, folder)))
     row: dict[str, Any] = json.loads(file.read_text())
     return row
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.gpu.replay import LAUNCHES
@@ -40,8 +40,6 @@ EXPLANATION = (
 )
 CLOCKS = {"called": "", "replayed": "replay_"}  # the fields' prefix
 
-_PERCENT, _TWO_DECIMALS = digits(".0%"), digits(".2f")
-
 
 def ratios(rows: Sequence[Row]) -> str:
     """Each backend's value+gradient against the others and the floors, by each clock."""
@@ -55,43 +53,40 @@ def ratios(rows: Sequence[Row]) -> str:
 
 
 def _ratios_of(rows: list[Row], name: str) -> list[list[str]]:
-    mine = rows_of(rows, contender=name)
-    lines = []
-
-    def add(text: str, chosen: list[Row], found: Callable[[str], str]) -> None:
-        lines.append([text, str(len(chosen)), *map(found, CLOCKS.values())])
-
-    for other in ("published", "compile"):
-        key = f"speedup_over_{other}"
-        text = f"times as fast as {PROVIDERS[other].label}, geometric mean"
-        add(text, mine, lambda clock: _mean(row.get(clock + key) for row in mine))  # noqa: B023
-    large = [row for row in mine if feature_bytes(row) >= LARGE_BYTES]
-    for what, fits in (("classes that fit", True), ("classes that do not", False)):
-        chosen = [row for row in large if _fits(row) == fits]
-        add(
-            f"of a copy's bandwidth, large, {what}",
-            chosen,
-            lambda clock: _range(chosen, [row.get(f"{clock}of_copy") for row in chosen], _PERCENT),  # noqa: B023
-        )
-    small = [row for row in mine if feature_bytes(row) <= SMALL_BYTES]
-    most = max((own_launches(row) or 0 for row in small), default=0)
-    lines.append(["launches, forward and backward, small", str(len(small)), str(most or "-"), "-"])
-    floors = [empty_launches(rows, row) for row in small]
-    seconds = [row.get("replay_seconds") for row in small]
-    over = [s / f if s and f else None for s, f in zip(seconds, floors, strict=True)]
-    lines.append(["times as many empty launches, small", str(len(small)), "-",
-                  _range(small, over, _TWO_DECIMALS)])  # fmt: skip
     theirs = {row["shape"]: row for row in rows_of(rows, contender="triton")}
-    if name != "triton" and theirs:
-        both = [row for row in mine if row["shape"] in theirs]
+    mine = [_with_ratios(row, rows, theirs) for row in rows_of(rows, contender=name)]
+    large = [row for row in mine if feature_bytes(row) >= LARGE_BYTES]
+    small = [row for row in mine if feature_bytes(row) <= SMALL_BYTES]
+    faster, of_copy = "times as fast as", "of a copy's bandwidth, large, classes that"
+    found = [
+        (f"{faster} {PROVIDERS[other].label}, geometric mean", mine, f"speedup_over_{other}", _mean)
+        for other in ("published", "compile")
+    ]
+    found += [
+        (f"{of_copy} {what}", [row for row in large if _fits(row) == fits], "of_copy", _percents)
+        for what, fits in (("fit", True), ("do not", False))
+    ]
+    found.append(("launches, forward and backward, small", small, "own_launches", _factors))
+    found.append(("times as many empty launches, small", small, "over_empty", _factors))
+    if name != "triton":
+        found.append((f"{faster} {PROVIDERS['triton'].label}", mine, "over_triton", _factors))
+    return [
+        [text, str(len(chosen)), *(show(chosen, clock + field) for clock in CLOCKS.values())]
+        for text, chosen, field, show in found
+    ]
 
-        def against(clock: str) -> str:
-            key = f"{clock}seconds"
-            pairs = [(theirs[row["shape"]].get(key), row.get(key)) for row in both]
-            return _range(both, [t / m if t and m else None for t, m in pairs], _TWO_DECIMALS)
 
-        add(f"times as fast as {PROVIDERS['triton'].label}", both, against)
-    return lines
+def _with_ratios(row: Row, rows: list[Row], theirs: Mapping[str, Row]) -> Row:
+    """The row with more ratios, where they can be told."""
+    found: Row = {"own_launches": own_launches(row)}
+    floor = empty_launches(rows, row)
+    if floor and "replay_seconds" in row:
+        found["replay_over_empty"] = row["replay_seconds"] / floor
+    for key in (f"{clock}seconds" for clock in CLOCKS.values()):
+        if key in row and key in theirs.get(row["shape"], {}):
+            ratio = theirs[row["shape"]][key] / row[key]
+            found[key.replace("seconds", "over_triton")] = ratio
+    return {**row, **found}
 
 
 def _fits(row: Row) -> bool:
@@ -123,25 +118,34 @@ def empty_launches(rows: Sequence[Row], row: Row) -> float | None:
     return floors[timed] * int(count) / timed if timed in floors else None
 
 
-def _mean(factors: Iterable[float | None]) -> str:
-    found = [factor for factor in factors if factor is not None]
+def _mean(rows: list[Row], field: str) -> str:
+    found = [row[field] for row in rows if row.get(field) is not None]
     if not found:
         return "-"
     return f"{geometric_mean(found):.3g} ({min(found):.3g} to {max(found):.3g})"
 
 
-def _range(rows: list[Row], numbers: list[float | None], text: Callable[[float], str]) -> str:
+def _range(rows: list[Row], field: str, form: str) -> str:
     """The least with its shape, and the most."""
-    pairs = zip(numbers, rows, strict=True)
-    found = sorted((number, row["shape"]) for number, row in pairs if number is not None)
-    return f"{text(found[0][0])} ({found[0][1]}) to {text(found[-1][0])}" if found else "-"
+    found = sorted((row[field], row["shape"]) for row in rows if row.get(field) is not None)
+    if not found:
+        return "-"
+    return f"{found[0][0]:{form}} ({found[0][1]}) to {found[-1][0]:{form}}"
+
+
+def _factors(rows: list[Row], field: str) -> str:
+    return _range(rows, field, ".3g")
+
+
+def _percents(rows: list[Row], field: str) -> str:
+    return _range(rows, field, ".0%")
 
 
 _CALLED_AND_REPLAYED = (
     ("called", "seconds", seconds_text),
     ("x published", "speedup_over_published", digits(".3g")),
     ("x compile", "speedup_over_compile", digits(".3g")),
-    ("of copy", "of_copy", _PERCENT),
+    ("of copy", "of_copy", digits(".0%")),
 )
 _COLUMNS: list[Column] = [
     column
@@ -150,14 +154,14 @@ _COLUMNS: list[Column] = [
 ]
 _COLUMNS[2:2] = [
     ("predicted", "predicted_seconds", seconds_text),
-    ("x predicted", "over_prediction", _TWO_DECIMALS),
+    ("x predicted", "over_prediction", digits(".2f")),
 ]
 _COLUMNS += [
     ("GB/s", "replay_gb_per_s", digits(".3g")),
     ("launches", "launches", str),
     ("so many empty", "so_many_empty", seconds_text),
     ("peak memory", "peak_extra_bytes", bytes_text),
-    ("/ gradient", "over_gradient", _TWO_DECIMALS),
+    ("/ gradient", "over_gradient", digits(".2f")),
 ]
 
 

@@ -76,7 +76,7 @@ def test_ratios_are_taken_from_the_rows(record: Record) -> None:
     # Of a tile; the small shape is left out.
     assert fits[1:3] == ["1", "90% (20000x10x512) to 90%"]
     assert does_not[1:3] == ["1", "50% (10x10000x1024) to 50%"]
-    assert count[1:3] == ["1", "2"]
+    assert count[1:3] == ["1", "2 (10x10x512) to 2"]
 
 
 def test_the_cuda_backend_is_compared_with_its_plan_and_with_triton(record: Record) -> None:
@@ -85,10 +85,10 @@ def test_the_cuda_backend_is_compared_with_its_plan_and_with_triton(record: Reco
     # 50 rows of 1024 channels are beyond a tile, but held by a cluster.
     assert fits[1:3] == ["2", "85% (2000x50x1024) to 92%"]
     assert does_not[1:3] == ["1", "70% (10x10000x1024) to 70%"]
-    assert count[1:3] == ["1", "3"]  # torch's own is not counted
+    assert count[1:3] == ["1", "3 (10x10x512) to 3"]  # torch's own is not counted
     # Four launches, from the time of three, in which a graph has no more than a pace.
     assert floor[1:] == ["1", "-", "1.25 (10x10x512) to 1.25"]
-    assert against[3] == "0.80 (10x10000x1024) to 1.25"
+    assert against[3] == "0.8 (10x10000x1024) to 1.25"
 
 
 def test_predictions_stand_beside_times(record: Record) -> None:

@@ -17,13 +17,13 @@ from bench.loops.setup import Setup
 from bench.plain.rivals import RIVALS
 from bench.render import section
 
-Run = Callable[..., tuple[list[Row], str]]
+QuickRun = Callable[..., tuple[list[Row], str]]
 
 
 @pytest.fixture
 def quick_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
+) -> QuickRun:
     """The benchmark's rows and what it says, on tiny networks."""
 
     def run(name: str, *arguments: str) -> tuple[list[Row], str]:
@@ -56,7 +56,7 @@ def assert_measured(rows: list[Row], *parts: str) -> None:
     assert of(rows, parts[0], "ours")["gradient_error"] < 1e-2
 
 
-def test_both_loops_of_dm_are_measured(quick_run: Run) -> None:
+def test_both_loops_of_dm_are_measured(quick_run: QuickRun) -> None:
     rows, said = quick_run("loops")
     assert_measured(rows, "iteration", "dm.network", "dm.real_images", "dm.real_branch",
                     "dm.synthetic_branch", "cmi", "images_step")  # fmt: skip
@@ -71,7 +71,7 @@ DC_PARTS = ("first step", "later steps", "iteration", "dc.network", "dc.real_gra
 
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("method", ["dc", "dsa"])
-def test_both_loops_of_dc_are_measured(method: str, quick_run: Run) -> None:
+def test_both_loops_of_dc_are_measured(method: str, quick_run: QuickRun) -> None:
     rows, said = quick_run(f"loops-{method}", "--method", method)
     assert_measured(rows, *DC_PARTS)
     assert of(rows, "later steps", "convolutions")["seconds"] > 0
@@ -80,7 +80,7 @@ def test_both_loops_of_dc_are_measured(method: str, quick_run: Run) -> None:
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_both_loops_of_mtt_are_measured(quick_run: Run) -> None:
+def test_both_loops_of_mtt_are_measured(quick_run: QuickRun) -> None:
     rows, said = quick_run("loops-mtt", "--method", "mtt")
     of_time = [row for row in rows if row["part"] != "peak"]
     assert_measured(of_time, "iteration", "mtt.experts", "mtt.student", "mtt.adjoint")
@@ -91,7 +91,7 @@ def test_both_loops_of_mtt_are_measured(quick_run: Run) -> None:
 
 @pytest.mark.usefixtures("in_this_process")
 def test_a_method_without_a_plain_loop_is_measured_alone(
-    quick_run: Run, monkeypatch: pytest.MonkeyPatch
+    quick_run: QuickRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(RIVALS, "dm")
     rows, said = quick_run("loops")
@@ -101,7 +101,7 @@ def test_a_method_without_a_plain_loop_is_measured_alone(
 
 
 def test_a_cut_run_goes_on_with_the_processes_that_are_left(
-    quick_run: Run, monkeypatch: pytest.MonkeyPatch
+    quick_run: QuickRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[tuple[Any, ...]] = []
     most = [3]
@@ -128,7 +128,7 @@ def test_a_cut_run_goes_on_with_the_processes_that_are_left(
 
 @pytest.mark.usefixtures("in_this_process")
 def test_the_plain_loop_of_mtt_is_left_out_where_it_may_not_fit(
-    quick_run: Run, monkeypatch: pytest.MonkeyPatch
+    quick_run: QuickRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Setup, "rival_fits", lambda _: False)
     rows, said = quick_run("loops-mtt", "--method", "mtt")
@@ -138,7 +138,7 @@ def test_the_plain_loop_of_mtt_is_left_out_where_it_may_not_fit(
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_an_iteration_is_one_first_step_and_all_later_ones(quick_run: Run) -> None:
+def test_an_iteration_is_one_first_step_and_all_later_ones(quick_run: QuickRun) -> None:
     rows, _ = quick_run("loops-dc", "--method", "dc")
     for loop in ("plain", "ours", "convolutions"):
         first, later, whole = (
