@@ -25,10 +25,10 @@ test: $(READY)  ## the whole test suite
 	CMIKERNELS_REQUIRE_NATIVE=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses=4 \
 		$(PYTEST_ARGS)
 
-bench: $(READY)  ## record the measurements that bench/README.md shows; leave the machine alone
+bench: $(READY)  ## record the kernels' measurements of docs/results; leave the machine alone
 	$(BIN)/python -m bench.kernels --sweeps ipc channels classes
-	$(BIN)/python -m bench.accuracy
-	$(BIN)/python -m bench.overhead
+	$(BIN)/python -m bench.kernels.accuracy
+	$(BIN)/python -m bench.kernels.overhead
 	$(BIN)/python -m bench.render
 
 lint: $(READY)

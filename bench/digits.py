@@ -15,33 +15,33 @@ into a folder that a second start picks up where the first was cut.
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from bench.records import Record, add_output_arguments, machine
+from bench.harness.command import benchmark_parser, finish, new_record
+from bench.harness.records import Record
+from bench.harness.tables import table
 from cmidd.augment import DSA
-from cmidd.datasets import load_dataset
+from cmidd.datasets import Dataset, load_dataset
 from cmidd.evaluate import evaluate
 from cmidd.first_images import first_images
-from cmidd.methods import METHODS, cmi_weight, mtt
-from cmidd.methods.dc import steps
-from cmidd.networks.usual import gradient_network
-from cmidd.pretrained.bank import BankOptions, fill
+from cmidd.methods import METHODS, cmi_weight, fill_in_published
+from cmidd.pretrained.bank import BankOptions, train_bank
 from cmidd.pretrained.experts import ExpertOptions, train_experts
 from cmidd.regularization import CMIOptions
-from cmidd.run import DistillOptions, distill
+from cmidd.run import DistillOptions, distill, prepare
 from cmidd.seeds import seed_of
 from cmidd.storage.run_folder import RunFolder
 from cmidd.storage.tensor_file import write_text
@@ -54,37 +54,17 @@ EVALUATION = {1: Recipe(epochs=600, augmentation=DSA), 50: Recipe(epochs=300, au
 ALL_REAL = Recipe(epochs=100, augmentation=DSA)
 NETWORKS = 2  # trained on every set
 EXPERTS = ExpertOptions(experts=10, epochs=15, lr=0.05)
-LOOPS: dict[str, dict[str, Any]] = {
-    "dm": {"iterations": 300},
-    "dc": {"updates": 60, "init": "real"},  # as the others
-    "dsa": {"updates": 60},
-    "mtt": {"iterations": 80},
-}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "dm": {},
-    "dc": {"batch_real": 64, "inner_epochs": 5},
-    "dsa": {"batch_real": 64, "inner_epochs": 5},
-    "mtt": {},
-}
-KINDS = {name: METHODS[name].options for name in LOOPS}
-SETTINGS = {
-    "loops": LOOPS,
-    "options": OPTIONS,
-    "mtt": {ipc: asdict(mtt.SETTINGS["digits", ipc]) for ipc in (1, 10, 50)},
-    "gradient network": gradient_network(8),
-    "experts": asdict(EXPERTS),
-    "networks": NETWORKS,
-    "bank": asdict(BANK),
-    "evaluation": {ipc: asdict(recipe) for ipc, recipe in EVALUATION.items()},
-    "all_real": asdict(ALL_REAL),
-}
+UPDATES = {"dm": 300, "dc": 60, "dsa": 60, "mtt": 80}  # of the images in a run
+USUAL_UPDATES = 60
+# Options of methods that train a network between updates; what else they have is as published.
+SHORTER = {"batch_real": 64, "inner_epochs": 5}
 
 
 @dataclass(frozen=True)
 class Case:
     """One number of the table: a set and the networks trained on it."""
 
-    method: str  # one of KINDS, "random" or "all"
+    method: str  # one of METHODS, "random" or "all"
     ipc: int
     weight: float  # of CMI
     seed: int
@@ -96,25 +76,29 @@ class Case:
         return f"{self.method}-{self.ipc}-{self.weight:g}-{self.seed}-{self.judge}"
 
 
-def run(case: Case, folder: Path) -> dict[str, Any]:
+def settings() -> dict[str, Any]:
+    """What a result depends on."""
+    digits = load_dataset("digits")
+    published = {
+        f"{name} {ipc}": METHODS[name].published(digits, ipc).options
+        for name in UPDATES
+        for ipc in (1, 10, 50)
+    }
+    recipes = {str(ipc): asdict(recipe) for ipc, recipe in EVALUATION.items()}
+    return {
+        "updates": UPDATES, "shorter": SHORTER, "published": published,
+        "experts": asdict(EXPERTS), "bank": asdict(BANK),
+        "networks": NETWORKS, "evaluation": {**recipes, "all real": asdict(ALL_REAL)},
+    }  # fmt: skip
+
+
+def distilled_and_judged(case: Case, folder: Path) -> dict[str, Any]:
     """Distil and evaluate; what is there already is not done again."""
     dataset = load_dataset("digits")
     recipe = ALL_REAL if case.method == "all" else EVALUATION[1 if case.ipc < 50 else 50]
-    if case.method in KINDS:
-        loop, of_method = dict(LOOPS[case.method]), dict(OPTIONS[case.method])
-        if "updates" in loop:
-            loop["iterations"] = loop.pop("updates") // steps(case.ipc)[0]
-        options = DistillOptions(case.ipc, seed=case.seed, **loop)
-        if case.method == "mtt":
-            of_method["experts"] = folder / "experts.safetensors"
-        bank = folder / "bank.safetensors" if case.weight else None
-        cmi = CMIOptions(bank=bank, cmi_weight=case.weight or None)
-        place = folder / f"{case.method}-{case.ipc}-{case.weight:g}-{case.seed}"
-        run_folder = RunFolder(place, {"case": place.name}, resume=True)
-        kind = KINDS[case.method](**of_method)
-        made = distill(case.method, dataset, options, cmi, kind, run_folder, CPU, say=_quiet)
-        images, labels = made.images, made.labels
-        recipe = replace(recipe, lr=made.record.get("learned_lr", recipe.lr))
+    if case.method in METHODS:
+        images, labels, learned_lr = _distilled(case, dataset, folder)
+        recipe = replace(recipe, lr=learned_lr or recipe.lr)
     elif case.method == "random":
         images, labels = first_images(dataset, case.ipc, "real", case.seed)
     else:
@@ -122,17 +106,32 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     if case.judge == "train":
         dataset = replace(dataset, test=dataset.train)
     (found,) = evaluate(
-        images,
-        labels,
-        dataset,
-        ["convnet"],
-        repeats=NETWORKS,
-        recipe=recipe,
-        seed=case.seed,
-        device=CPU,
-        say=_quiet,
-    )
+        images, labels, dataset, ["convnet"], repeats=NETWORKS, recipe=recipe, seed=case.seed,
+        device=CPU, say=_quiet,
+    )  # fmt: skip
     return {**asdict(case), "accuracy": found.mean, "accuracies": list(found.accuracies)}
+
+
+def _distilled(case: Case, dataset: Dataset, folder: Path) -> tuple[Tensor, Tensor, float | None]:
+    """Images, labels and, if one was learned, the learning rate to train with."""
+    kind = METHODS[case.method].options
+    names = {field.name for field in fields(kind)}
+    of_method: dict[str, Any] = SHORTER if "inner_epochs" in names else {}
+    if "experts" in names:
+        of_method = {**of_method, "experts": folder / "experts.safetensors"}
+    loop = DistillOptions(case.ipc, init="real", seed=case.seed)
+    _, method_options, _ = fill_in_published(
+        case.method, dataset, case.ipc, loop, kind(**of_method)
+    )
+    updates = UPDATES.get(case.method, USUAL_UPDATES)
+    loop = replace(loop, iterations=updates // getattr(method_options, "outer_steps", 1))
+    bank = folder / "bank.safetensors" if case.weight else None
+    cmi = CMIOptions(bank=bank, cmi_weight=case.weight or None)
+    place = folder / f"{case.method}-{case.ipc}-{case.weight:g}-{case.seed}"
+    run_folder = RunFolder(place, {"case": place.name}, resume=True)
+    run = prepare(case.method, dataset, loop, method_options, cmi, device=CPU, say=_quiet)
+    synthetic_set = distill(run, run_folder, say=_quiet)
+    return synthetic_set.images, synthetic_set.labels, synthetic_set.record.get("learned_lr")
 
 
 def _quiet(text: str) -> None:
@@ -141,68 +140,44 @@ def _quiet(text: str) -> None:
 
 def table_cases(methods: Sequence[str], ipcs: Sequence[int], seeds: Sequence[int]) -> list[Case]:
     """Everything that the README's table shows; the longest first."""
-    cases = []
-    for ipc in sorted(ipcs, reverse=True):
-        for seed in seeds:
-            for method in methods:
-                if method in KINDS and ipc > 1:  # with one image per class CMI is 0
-                    weight = cmi_weight(method, "digits", ipc).value
-                    cases.append(Case(method, ipc, weight, seed, "test"))
-                if method != "all":
-                    cases.append(Case(method, ipc, 0.0, seed, "test"))
-    of_all = [Case("all", 0, 0.0, seed, "test") for seed in seeds]
-    return of_all + cases if "all" in methods else cases
+    cases = [Case("all", 0, 0.0, seed, "test") for seed in seeds if "all" in methods]
+    chosen = [method for method in methods if method != "all"]
+    for ipc, seed, method in itertools.product(sorted(ipcs, reverse=True), seeds, chosen):
+        if method in METHODS and ipc > 1:  # with one image per class CMI is 0
+            weight = cmi_weight(method, "digits", ipc).value
+            cases.append(Case(method, ipc, weight, seed, "test"))
+        cases.append(Case(method, ipc, 0.0, seed, "test"))
+    return cases
 
 
 def sweep_cases(
     methods: Sequence[str], weights: Sequence[float], ipcs: Sequence[int], seeds: Sequence[int]
 ) -> list[Case]:
     """Every weight on every seed, judged by training images."""
-    return [
-        Case(method, ipc, weight, seed, "train")
-        for ipc in sorted(ipcs, reverse=True)
-        for method in methods
-        if method in KINDS
-        for weight in weights
-        for seed in seeds
-    ]
+    known = [method for method in methods if method in METHODS]
+    every = itertools.product(sorted(ipcs, reverse=True), known, weights, seeds)
+    return [Case(method, ipc, weight, seed, "train") for ipc, method, weight, seed in every]
 
 
 def run_all(cases: Sequence[Case], folder: Path, jobs: int) -> list[dict[str, Any]]:
-    """Each case in a process of its own with one thread, `jobs` at a time."""
-    fill_bank(folder)
+    """All cases, `jobs` at a time, by processes that have one thread each."""
+    digits = load_dataset("digits")
+    if not (bank := folder / "bank.safetensors").exists():
+        train_bank(bank, digits, BANK, CPU, resume=True)
     if any(case.method == "mtt" for case in cases):
-        train_experts(
-            folder / "experts.safetensors", load_dataset("digits"), EXPERTS, CPU, resume=True
-        )
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(cases), unit="case") as bar:
-
-        def one(case: Case) -> dict[str, Any]:
-            row = _in_process(case, folder)
-            bar.update()
-            return row
-
-        return list(pool.map(one, cases))
+        train_experts(folder / "experts.safetensors", digits, EXPERTS, CPU, resume=True)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        rows = pool.map(saved_row, cases, itertools.repeat(folder))
+        return list(tqdm(rows, total=len(cases), unit="case"))
 
 
-def fill_bank(folder: Path) -> None:
-    """The networks of the regulariser, once."""
-    path = folder / "bank.safetensors"
-    if not path.exists():
-        fill(path, load_dataset("digits"), BANK, CPU, resume=True)
-
-
-def _in_process(case: Case, folder: Path) -> dict[str, Any]:
-    done = folder / f"{case.name}.json"
-    if not done.exists():
-        command = [sys.executable, "-m", "bench.digits", "--case", json.dumps(asdict(case))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        finished = subprocess.run(
-            [*command, "--folder", str(folder)], env=environment, capture_output=True, text=True
-        )
-        if finished.returncode:
-            raise RuntimeError(f"{case.name}: {finished.stderr[-2000:]}")
-    row: dict[str, Any] = json.loads(done.read_text())
+def saved_row(case: Case, folder: Path) -> dict[str, Any]:
+    """The case's row, which is kept in a file."""
+    file = folder / f"{case.name}.json"
+    if not file.exists():
+        write_text(file, json.dumps(distilled_and_judged(case, folder)))
+    row: dict[str, Any] = json.loads(file.read_text())
     return row
 
 
@@ -212,57 +187,44 @@ def report(record: Record) -> str:
     for row in record.rows:
         key = row["method"], row["ipc"], row["weight"]
         groups.setdefault(key, []).append(row["accuracy"] * 100)
-    lines = [
-        "| images per class | set | weight of CMI | accuracy, % | seeds |",
-        "|---|---|---|---|---|",
-    ]
+    lines = []
+    real = {"random": "random real images", "all": "all real images"}
     for (method, ipc, weight), found in sorted(groups.items(), key=lambda g: (g[0][1], g[0])):
         spread = statistics.stdev(found) if len(found) > 1 else 0.0
-        real = {"random": "random real images", "all": "all real images"}
-        name = real.get(method, method.upper())
-        name += " + CMI" if weight else ""
+        name = real.get(method, method.upper()) + (" + CMI" if weight else "")
         accuracy = f"{statistics.mean(found):.1f} ± {spread:.1f}"
-        lines.append(f"| {ipc or 'all'} | {name} | {weight:g} | {accuracy} | {len(found)} |")
-    judge = record.rows[0]["judge"]
-    networks = record.settings["networks"]
-    lines.append(f"\nJudged by the real {judge} images; {networks} networks on every set.")
-    return "\n".join(lines)
+        lines.append([ipc or "all", name, f"{weight:g}", accuracy, len(found)])
+    shown = table(["images per class", "set", "weight of CMI", "accuracy, %", "seeds"], lines)
+    networks = f"{record.settings['networks']} networks on every set."
+    return f"{shown}\n\nJudged by the real {record.rows[0]['judge']} images; {networks}"
 
 
 def main() -> None:
-    """Run the table, a sweep, or one case of them."""
-    parser = argparse.ArgumentParser(prog="python -m bench.digits", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "--methods", nargs="+", default=["dm", "random", "all"], choices=[*KINDS, "random", "all"]
-    )
-    parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10, 50])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--sweep", type=float, nargs="+", metavar="WEIGHT")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="(%(default)s)")
-    parser.add_argument("--folder", type=Path, default=Path("out/digits"), help="(%(default)s)")
-    parser.add_argument("--case", help=argparse.SUPPRESS)
-    add_output_arguments(parser, "digits")
+    """Run the table or a sweep."""
+    parser = benchmark_parser("bench.digits", __doc__, "digits", on_gpus=False)
+    add, shown = parser.add_argument, [*METHODS, "random", "all"]
+    add("--methods", nargs="+", default=["dm", "random", "all"], choices=shown)
+    add("--ipc", type=int, nargs="+", default=[1, 10, 50])
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    add("--sweep", type=float, nargs="+", metavar="WEIGHT")
+    add("--jobs", type=int, default=os.cpu_count(), help="(%(default)s)")
+    add("--folder", type=Path, default=Path("out/digits"), help="(%(default)s)")
     given = parser.parse_args()
-    if given.case:
-        case = Case(**json.loads(given.case))
-        row = run(case, given.folder)
-        write_text(given.folder / f"{case.name}.json", json.dumps(row))
-        return
     if given.sweep:
         cases = sweep_cases(given.methods, given.sweep, given.ipc, given.seeds)
     else:
         cases = table_cases(given.methods, given.ipc, given.seeds)
     # Runs of other settings are others, though they have the same names.
-    folder = given.folder / f"{seed_of(json.dumps(SETTINGS)):016x}"
+    folder = given.folder / f"{seed_of(json.dumps(settings())):016x}"
     rows = run_all(cases, folder, given.jobs)
-    name = f"{given.name}-sweep" if given.sweep and given.name == "digits" else given.name
+    if given.sweep and given.name == "digits":
+        given.name = "digits-sweep"
     options = {"methods": given.methods, "ipc": given.ipc, "seeds": given.seeds}
     options |= {"sweep": given.sweep} if given.sweep else {}
     arguments = " ".join(f"--{n} {' '.join(map(str, values))}" for n, values in options.items())
-    record = Record("digits", machine(date=given.date), {**SETTINGS, "arguments": arguments}, rows)
-    print(report(record))
-    print(record.write(name, given.out, given.json_only))
+    record = new_record("digits", given, {**settings(), "arguments": arguments})
+    record.rows = rows
+    finish(record, given, report)
 
 
 if __name__ == "__main__":

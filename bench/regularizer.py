@@ -10,28 +10,17 @@ twice, the first time without a graph.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import torch
 from torch import Tensor
 
-from bench.harness import Contender, race
-from bench.memory import peak_so_far
-from bench.records import (
-    Record,
-    Row,
-    add_output_arguments,
-    busy_warning,
-    bytes_text,
-    machine,
-    machine_line,
-    seconds_text,
-    spread_text,
-    table,
-)
+from bench.harness.command import benchmark_parser, finish, new_record
+from bench.harness.memory import peak_so_far
+from bench.harness.processes import apart
+from bench.harness.race import Contender, four_digits, race
+from bench.harness.records import Record, Row, head_of
+from bench.harness.tables import bytes_text, ratio_text, seconds_text, spread_text, table
 from cmidd.networks import build_network, freeze, initialize
 from cmidd.seeds import generator
 from cmikernels import ClassIndex, CMIRegularizer
@@ -84,19 +73,14 @@ def measure_memory(network: str, sizes: Sequence[Images], device: str) -> list[R
             count = images[0] * images[1]
             if chunk_size is None and device == "cpu" and count > MOST_UNCHUNKED_ON_CPU:
                 continue
-            with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                found = process.submit(peak_bytes, network, images, chunk_size, device).result()
+            found = apart(peak_bytes, network, images, chunk_size, device, allocator={})
             peak, imported = found or (None, None)
-            rows.append(
-                {
-                    "what": "memory",
-                    "images": _text(images),
-                    "contender": _name(chunk_size),
-                    "peak_bytes": peak,
-                    "imported_bytes": imported,
-                    "others": None,
-                }
-            )
+            row: Row = {
+                "what": "memory",
+                "images": "x".join(map(str, images)),
+                "contender": _name(chunk_size),
+            }
+            rows.append({**row, "peak_bytes": peak, "imported_bytes": imported, "others": None})
     return rows
 
 
@@ -110,52 +94,29 @@ def measure_time(network: str, sizes: Sequence[Images], budget: float, device: s
         }
         times = race(contenders, budget=budget, device=device)
         for name, time in times.items():
-            rows.append(
-                {
-                    "what": "time",
-                    "images": _text(images),
-                    "contender": name,
-                    "seconds": float(f"{time.median:.4g}"),
-                    "p20": float(f"{time.low:.4g}"),
-                    "p80": float(f"{time.high:.4g}"),
-                    "over_unchunked": float(f"{time.median / times[_name(None)].median:.3g}"),
-                    "samples": time.samples,
-                    "others": time.others,
-                }
-            )
+            row = _head("time", images, name)
+            ratio = four_digits(time.median / times[_name(None)].median)
+            rows.append({**row, **time.figures(), "over_unchunked": ratio})
     return rows
 
 
 def report(record: Record) -> str:
     """Render the record as Markdown."""
     network, chunk_size = record.settings["network"], record.settings["chunk_size"]
-    memory = [
-        (row["images"], row["contender"], "does not fit", "")
-        if row["peak_bytes"] is None
-        else (
-            row["images"],
-            row["contender"],
-            bytes_text(row["peak_bytes"]),
-            bytes_text(row["peak_bytes"] - row["imported_bytes"]),
-        )
-        for row in record.rows
-        if row["what"] == "memory"
-    ]
-    times = [
-        (
-            row["images"],
-            row["contender"],
-            seconds_text(row["seconds"]),
-            spread_text(row),
-            f"{row['over_unchunked']:.2f}",
-        )
-        for row in record.rows
-        if row["what"] == "time"
-    ]
+    memory, times = [], []
+    for row in record.rows:
+        line = [row["images"], row["contender"]]
+        if row["what"] == "time":
+            line += [seconds_text(row["seconds"]), spread_text(row)]
+            times.append([*line, ratio_text(row["over_unchunked"])])
+        elif row["peak_bytes"] is None:
+            memory.append([*line, "does not fit", ""])
+        else:
+            beyond = bytes_text(row["peak_bytes"] - row["imported_bytes"])
+            memory.append([*line, bytes_text(row["peak_bytes"]), beyond])
     return "\n\n".join(
         [
-            f"`{machine_line(record.machine)}`",
-            *busy_warning(record),
+            *head_of(record),
             f"Peak memory of one value and gradient through `{network}` at {PIXELS}x{PIXELS}, "
             f"{chunk_size} images a chunk:",
             table(["classes x images", "how", "peak", "above the imports"], memory),
@@ -165,8 +126,8 @@ def report(record: Record) -> str:
     )
 
 
-def _text(images: Images) -> str:
-    return "x".join(map(str, images))
+def _head(what: str, images: Images, contender: str) -> Row:
+    return {"what": what, "images": "x".join(map(str, images)), "contender": contender}
 
 
 def _name(chunk_size: int | None) -> str:
@@ -175,25 +136,19 @@ def _name(chunk_size: int | None) -> str:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.regularizer", description=__doc__.split("\n\n")[0]
-    )
+    parser = benchmark_parser("bench.regularizer", __doc__, "regularizer")
     add = parser.add_argument
     add("--budget", type=float, default=60.0, help="seconds for each time (%(default)s)")
-    add("--device", default="cpu", help="where the images are: cpu or cuda (%(default)s)")
     add("--quick", action="store_true", help="a look: a narrow network, few images, few calls")
-    add_output_arguments(parser, "regularizer")
     args = parser.parse_args()
     network, memory_of, time_of, budget = "resnet18", MEMORY_OF, TIME_OF, args.budget
     if args.quick:
         network, memory_of, time_of, budget = "resnet18:width=8", MEMORY_OF[:2], TIME_OF[:1], 0.0
-    rows = measure_memory(network, memory_of, args.device)
-    rows += measure_time(network, time_of, budget, args.device)
     settings = {"network": network, "pixels": PIXELS, "chunk_size": CHUNK_SIZE, "budget": budget}
-    record = Record("regularizer", machine(args.device, args.date), settings, rows)
-    path = record.write(args.name, args.out, args.json_only)
-    print(report(record))
-    print("\nwritten:", path)
+    record = new_record("regularizer", args, settings)
+    record.rows = measure_memory(network, memory_of, args.device)
+    record.rows += measure_time(network, time_of, budget, args.device)
+    finish(record, args, report)
 
 
 if __name__ == "__main__":

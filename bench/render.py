@@ -1,4 +1,4 @@
-"""Recorded results into bench/README.md: every number there comes out of bench/results.
+"""Recorded results into docs/results, a page for each kind: every number comes from bench/results.
 
 python -m bench.render
 """
@@ -6,63 +6,133 @@ python -m bench.render
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from bench import accuracy, digits, kernels, loop_report, overhead, plots, regularizer
-from bench.records import RESULTS, Record
+from bench import digits, regularizer
+from bench.harness.records import RESULTS, Record
+from bench.kernels import accuracy, overhead, plots
+from bench.kernels import report as kernels
+from bench.loops import report as loops
 
-REPORTS = {
-    "kernels": kernels.report,
-    "accuracy": accuracy.report,
-    "overhead": overhead.report,
-    "loops": loop_report.report,
-    "regularizer": regularizer.report,
-    "digits": digits.report,
+PAGES = RESULTS.parents[1] / "docs" / "results"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A benchmark: the module that runs it, what its page says first, and how a record is shown."""
+
+    module: str
+    title: str
+    introduction: str
+    report: Callable[[Record], str]
+    pictures: Callable[[Record, Path], list[Path]] | None = None
+
+
+KINDS = {
+    "kernels": Kind(
+        "bench.kernels",
+        "Time and memory of a call",
+        '"published" is the published expression in eager torch, "exp" one `torch.exp` over the '
+        'features, "copy" a copy of them into memory already there; bytes moved are `N M s` for '
+        "the value and `2 N M s` with the gradient. Peak memory is what one value+gradient call "
+        "needs beyond the features.",
+        kernels.report,
+        kernels.pictures,
+    ),
+    "accuracy": Kind(
+        "bench.kernels.accuracy",
+        "Accuracy of value and gradient",
+        "How far the value and the gradient are from float64, over how far a class's rows spread.",
+        accuracy.report,
+        plots.accuracy,
+    ),
+    "overhead": Kind(
+        "bench.kernels.overhead",
+        "What a call costs besides its kernel",
+        "The same call through every layer, and torch's next op after a call.",
+        overhead.report,
+    ),
+    "loops": Kind(
+        "bench.loops",
+        "Time of whole steps of distillation",
+        'The plain loop is structured as the published one; "convolutions" are those of our '
+        "float32 loop and nothing else. Parts of a step are, in newer records, the ranges that "
+        "the loops name, as a profile of whole steps has them; in older ones each was timed alone.",
+        loops.report,
+    ),
+    "regularizer": Kind(
+        "bench.regularizer",
+        "CMIRegularizer in chunks and all at once",
+        "Peak memory and time of the whole regulariser.",
+        regularizer.report,
+    ),
+    "digits": Kind(
+        "bench.digits",
+        "Does CMI help, on scikit-learn's digits",
+        "Accuracy of networks trained on distilled sets, on random real images and on all.",
+        digits.report,
+    ),
 }
-INTRODUCTION = """# Benchmarks
-
-Written by `python -m bench.render` from `bench/results/*.json`; run the command under a heading to
-take its numbers anew. Every ratio compares contenders that took turns in one process.
-"published" is the published expression in eager torch, "exp" one `torch.exp` over the features,
-"copy" a copy of them into memory already there; bytes moved are `N M s` for the value and `2 N M s`
-with the gradient. Peak memory is what one value+gradient call needs beyond the features.
-"""
 
 
-def section(path: Path) -> str:
+def section(path: Path, page_folder: Path = PAGES) -> str:
     """One result file: heading, tables; its CSV and pictures, which are made anew."""
     record = Record.read(path)
+    kind = KINDS[record.kind]
     record.write_csv(path.with_suffix(".csv"))
+    command = f"python -m {kind.module} --name {path.stem}"
     method = record.settings.get("method", "dm")  # of the loops
-    command = f"python -m bench.{record.kind} --name {path.stem}"
     if method != "dm":
         command += f" --method {method}"
     if arguments := record.settings.get("arguments"):
         command += f" {arguments}"
     if "gpu" in record.machine:
-        command = "bench/gpu_suite.sh --part bench"
-    parts = [f"## {path.stem}", f"`{command}`"]
-    parts.append(REPORTS[record.kind](record))
-    pictures = []
-    if record.kind == "kernels":
-        pictures = kernels.pictures(record, path.with_suffix(""))
-    elif record.kind == "accuracy":
-        pictures = [plots.accuracy(record, path.with_suffix(".png"))]
-    parts += [f"![{picture.stem}](results/{picture.name})" for picture in pictures]
+        command = "bench/gpu/suite.sh --part bench"
+    parts = [f"## {path.stem}", f"`{command}`", kind.report(record)]
+    pictures = kind.pictures(record, path.with_suffix("")) if kind.pictures else []
+    parts += [f"![{each.stem}]({os.path.relpath(each, page_folder)})" for each in pictures]
     return "\n\n".join(parts)
 
 
+def write_pages(results: Path, folder: Path) -> list[Path]:
+    """A page for each kind that has records, and an index of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    by_kind: dict[str, list[Path]] = {}
+    for path in sorted(results.glob("*.json")):
+        by_kind.setdefault(Record.read(path).kind, []).append(path)
+    written, index = [], []
+    for name, kind in KINDS.items():
+        if name not in by_kind:
+            continue
+        sections = [section(path, folder) for path in by_kind[name]]
+        page = folder / f"{name}.md"
+        page.write_text("\n\n".join([f"# {kind.title}", kind.introduction, *sections]) + "\n")
+        written.append(page)
+        index.append(f"- [{kind.title}]({page.name}), from `python -m {kind.module}`")
+    source = os.path.relpath(results, folder)
+    readme = folder / "README.md"
+    readme.write_text(
+        "# Results\n\n"
+        f"Written by `python -m bench.render` from the records in [{source}]({source}). The "
+        "command under a heading takes its numbers anew. Every ratio compares contenders that took "
+        "turns in one process.\n\n" + "\n".join(index) + "\n"
+    )
+    return [readme, *written]
+
+
 def main() -> None:
-    """Write the README."""
+    """Write the pages."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.render", description=__doc__.split("\n\n")[0]
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (%(default)s)")
-    folder: Path = parser.parse_args().results
-    sections = [section(path) for path in sorted(folder.glob("*.json"))]
-    readme = folder.parent / "README.md"
-    readme.write_text("\n\n".join([INTRODUCTION.rstrip(), *sections]) + "\n")
-    print("written:", readme)
+    add = parser.add_argument
+    add("--results", type=Path, default=RESULTS, help="folder of the records (%(default)s)")
+    add("--pages", type=Path, default=PAGES, help="folder to write into (%(default)s)")
+    args = parser.parse_args()
+    print("written:", *write_pages(args.results, args.pages))
 
 
 if __name__ == "__main__":

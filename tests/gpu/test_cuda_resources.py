@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.cuda_resources import (
+from cmikernels.native import native
+from tests.gpu.cuda_resources import (
     BARRIERS,
     REGISTERS,
     Variant,
@@ -16,7 +17,6 @@ from bench.cuda_resources import (
     summary,
     variants_of,
 )
-from cmikernels.native import native
 
 KERNELS = {
     "class_kernel", "slot_sums_kernel", "class_means_kernel", "slot_rows_kernel",

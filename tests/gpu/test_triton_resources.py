@@ -18,7 +18,7 @@ def test_no_variant_spills_or_asks_for_too_much(tmp_path: Path) -> None:
     written = tmp_path / "resources.json"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     finished = subprocess.run(
-        [sys.executable, "-m", "bench.resources", "--json", str(written)],
+        [sys.executable, "-m", "tests.gpu.triton_resources", "--json", str(written)],
         capture_output=True,
         text=True,
         check=False,

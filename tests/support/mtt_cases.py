@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.loop_parts import random_dataset
+from bench.plain.inputs import random_dataset
 from cmidd.methods.mtt import MTT, MTTOptions
 from cmidd.seeds import generator
 from tests.support.tiny import CPU

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.loop_parts import random_dataset
+from bench.plain.inputs import random_dataset
 from cmidd.pretrained.experts import ExpertOptions, train_experts
 from tests.support.mtt_cases import EPOCHS, NETWORK, REAL
 from tests.support.tiny import CPU, quiet

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
-from bench.loop_parts import random_dataset
-from bench.plain_dc import PlainDC
+from bench.plain.dc import PlainDC
+from bench.plain.inputs import random_dataset
 from cmidd.methods.class_gradients import GradientsClassByClass, GradientsVmapped
 from cmidd.methods.dc import DCOptions, DSAOptions, GradientMatching
 from cmidd.methods.gradient_distance import METRICS

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import plain_dm
-from bench.loop_parts import random_dataset, save_each, untrained_bank
-from bench.plain_dm import PlainCMI, PlainDM
+from bench.plain import dm as plain_dm
+from bench.plain.cmi import PlainCMI
+from bench.plain.dm import PlainDM
+from bench.plain.inputs import random_dataset, save_each, untrained_bank
 from cmidd import augment
 from cmidd.methods import dm
 from cmidd.methods.dm import DM, DMOptions

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bench.plain_dc import distance
+from bench.plain.dc import distance
 from cmidd.methods.gradient_distance import METRICS, GradientDistance
 from cmidd.seeds import generator
 from tests.support.compare import relative_error

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.loop_parts import random_dataset
-from bench.plain_mtt import PlainMTT, PlainStep
+from bench.plain.inputs import random_dataset
+from bench.plain.mtt import PlainMTT, PlainStep
 from cmidd.methods import mtt
 from cmidd.methods.mtt import MTT
 from tests.support.compare import relative_error

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.loop_parts import random_dataset
+from bench.plain.inputs import random_dataset
 from cmidd.methods.mtt import MTT
 from cmidd.pretrained.experts import KIND, ExpertOptions, Experts, train_experts
 from cmidd.storage.tensor_file import write_tensors

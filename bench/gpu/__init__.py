@@ -1,0 +1,1 @@
+"""What only a GPU needs: the suite, graphs, launches, counters, a model, reports."""

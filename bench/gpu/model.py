@@ -1,0 +1,132 @@
+"""What a call of the CUDA kernels should take at least: a roofline by bytes and issue slots.
+
+    seconds = launches + max(bytes / rate of a copy, instructions / issue slots)
+
+The benchmark prints this beside what it measured on the same GPU, with the copy and the launches
+measured there. Instructions were counted in the machine code for sm_90 (docs/design/cuda.md). How
+the kernels go about a call, and so how often they read, is their own plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.harness.shapes import Shape
+from cmikernels.native import native
+
+MODES = ("value", "value+gradient")  # that are predicted
+
+INSTRUCTIONS_A_CYCLE = 128  # of threads, by a multiprocessor
+SUM_COST, FINISH_COST, VALUE_COST = 9.7, 16.6, 11.8  # instructions an element, by sweep and mode
+ACCURATE_COST = 13.2  # more where KL is below 0.25, which takes the longer form
+UNPACK_COST = 1.3  # more in each of the two sweeps for half precision
+READS = {"classes": 2, "slots": 2, "wide": 4}  # of the features; a class held on the chip: one
+KERNELS = {"classes": 1, "slots": 3, "wide": 3}  # that have work, before the one for the total
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A GPU, as far as time depends on it."""
+
+    chip: dict[str, int]  # as native.cuda_plan takes it
+    clock: float  # Hz
+    copy_rate: float  # bytes a second, read and written
+    launch: float  # seconds from one empty kernel's end to the next one's, replayed
+
+
+H200 = Machine(
+    {
+        "capability": 90,
+        "processors": 132,
+        "largest_cluster": 16,
+        "clusters_of_16": 8,
+        "block_bytes": 227 << 10,
+        "processor_bytes": 228 << 10,
+        "cache_bytes": 50 << 20,
+    },
+    clock=1.7e9,
+    copy_rate=4.3e12,
+    launch=1.5e-6,
+)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds of a call, and what they come from."""
+
+    plan: dict[str, Any]
+    launches: int  # of ours
+    launching: float  # seconds, of torch's launch as well
+    memory: float
+    issue: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole call."""
+        return self.launching + max(self.memory, self.issue)
+
+    @property
+    def limit(self) -> str:
+        """What takes the most."""
+        parts = {"launches": self.launching, "memory": self.memory, "issue": self.issue}
+        return max(parts, key=lambda name: parts[name])
+
+
+def predict(
+    shape: Shape, dtype: torch.dtype, mode: str, machine: Machine, accurate: bool = False
+) -> Prediction:
+    """Predict a call on contiguous features of equal classes, with the reduction "mean".
+
+    Args:
+        shape: of the features.
+        dtype: of 4 or 2 bytes; float64 was not counted.
+        mode: "value", or "value+gradient" by way of autograd.
+        machine: where.
+        accurate: KL is below 0.25.
+    """
+    if mode not in MODES or dtype.itemsize > 4:
+        raise ValueError(f"no prediction for {mode} of {dtype}")
+    with_gradient = mode == "value+gradient"
+    plan = plan_of(shape, dtype, machine.chip)
+    held = plan["kind"] == "classes" and plan["stages"] > 0
+    passes = (1 if held else READS[plan["kind"]]) + with_gradient
+    cost = SUM_COST + (FINISH_COST if with_gradient else VALUE_COST)
+    cost += ACCURATE_COST * accurate + 2 * UNPACK_COST * (dtype.itemsize == 2)
+    working = min(machine.chip["processors"], plan["blocks"] or plan["slots"])
+    # The backward launches all but the total, which return at once: it is asked for times 1. To
+    # make that 1 is a launch of torch's own.
+    launches = KERNELS[plan["kind"]] * (1 + with_gradient) + 1
+    return Prediction(
+        plan,
+        launches,
+        (launches + with_gradient) * machine.launch,
+        passes * shape.elements * dtype.itemsize / machine.copy_rate,
+        shape.elements * cost / (INSTRUCTIONS_A_CYCLE * machine.clock * working),
+    )
+
+
+def plan_of(shape: Shape, dtype: torch.dtype, chip: dict[str, int]) -> dict[str, Any]:
+    """How the kernels compute on contiguous features of equal classes."""
+    plan: dict[str, Any] = native.cuda_plan(
+        rows=shape.classes * shape.rows,
+        classes=shape.classes,
+        largest=shape.rows,
+        channels=shape.channels,
+        element_bytes=dtype.itemsize,
+        ragged=False,
+        aligned=shape.channels * dtype.itemsize % 16 == 0,
+        given=False,
+        weighted=False,
+        **chip,
+    )
+    return plan
+
+
+def machine_here(copy_rate: float, launch: float, device: int = 0) -> Machine:
+    """Describe the GPU at hand, with what was measured on it; the clock is its fastest."""
+    properties = torch.cuda.get_device_properties(device)
+    clock = getattr(properties, "clock_rate", H200.clock / 1e3) * 1e3
+    return Machine(native.cuda_chip(device), clock, copy_rate, launch)

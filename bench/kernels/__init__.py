@@ -1,0 +1,1 @@
+"""The kernels: time, accuracy, overhead of a call."""

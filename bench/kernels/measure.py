@@ -1,0 +1,171 @@
+"""One shape, dtype and set of modes measured: a row for each contender and mode.
+
+A row holds the time of a call from Python and what follows from it; on a GPU the same again with
+`replay_` before the name, for the call replayed from a CUDA graph. Rows of the CUDA C++ backend
+hold its plan besides (`plan_kind`, ...), and what `model.py` expects of the replayed call
+(`predicted_seconds`), given the copy and the launches of the same race.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from tqdm import tqdm
+
+from bench.gpu.model import MODES as PREDICTED_MODES
+from bench.gpu.model import machine_here, plan_of, predict
+from bench.gpu.replay import LAUNCHES, launch_floors, replay_race
+from bench.harness.memory import extra_bytes, gpu_peak_extra_bytes
+from bench.harness.processes import apart
+from bench.harness.providers import PROVIDERS, contend, make_losses
+from bench.harness.race import (
+    COPY,
+    EXP,
+    FRESH_COPY,
+    FRESH_EXP,
+    Contender,
+    Timing,
+    bytes_moved,
+    floors,
+    four_digits,
+    race,
+    random_features,
+)
+from bench.harness.records import Row
+from bench.harness.shapes import Shape
+from cmikernels.backends import choose_backend
+from cmikernels.native import native
+
+
+def measure(
+    shape: Shape,
+    dtype: str,
+    modes: Iterable[str],
+    providers: list[str],
+    device: str,
+    budget: float,
+    memory: bool,
+) -> list[Row]:
+    """Race the providers in each mode, and measure the peak memory of value+gradient."""
+    torch_dtype: torch.dtype = getattr(torch, dtype)
+    inputs = random_features(shape, torch_dtype, device)
+    on_gpu = inputs[0].device.type == "cuda"
+    losses = make_losses(providers, inputs[0], None, tqdm.write)
+    rows = []
+    for mode in modes:
+        ours_and_theirs = {name: contend(loss, mode, inputs) for name, loss in losses.items()}
+        contenders = ours_and_theirs | floors(inputs)
+        if on_gpu:
+            contenders |= launch_floors(device)
+        times = race(contenders, budget=budget, device=device)
+        replays = _replays(contenders, times, len(inputs), budget) if on_gpu else {}
+        sizes = _sizes(shape, torch_dtype, mode, losses)
+        planned = _planned(shape, torch_dtype, mode, losses, device)
+        predicted = prediction(shape, torch_dtype, mode, replays, device) if planned else {}
+        for name, time in times.items():
+            row: Row = {"shape": str(shape), **shape._asdict(), "dtype": dtype, "mode": mode}
+            row |= {"contender": name, **time.figures(), **_relations(name, times, sizes)}
+            if name in replays:
+                replayed = replays[name].figures() | _relations(name, replays, sizes)
+                row |= {f"replay_{key}": value for key, value in replayed.items()}
+            if name in planned:
+                row |= planned[name] | predicted
+            if on_gpu:
+                row["one_tile"] = shape.fits_a_tile
+            if memory and name in losses and mode == "value+gradient":
+                row["peak_extra_bytes"] = (
+                    gpu_peak_extra_bytes(contenders[name])
+                    if on_gpu
+                    else apart(_peak_extra_bytes, name, shape, dtype)
+                )
+            rows.append(row)
+    return rows
+
+
+def _peak_extra_bytes(provider: str, shape: Shape, dtype: str) -> int:
+    """What value and gradient take beyond the features, on the CPU in a fresh process."""
+    loss = PROVIDERS[provider].make()
+    features = torch.randn(shape).to(getattr(torch, dtype)).requires_grad_()
+
+    def call() -> None:
+        loss(features, None).backward()  # type: ignore[no-untyped-call]
+
+    def first() -> None:
+        call()
+        features.grad = None
+
+    return extra_bytes(first, call)
+
+
+def _replays(
+    contenders: Mapping[str, Contender], called: Mapping[str, Timing], inputs: int, budget: float
+) -> dict[str, Timing]:
+    fit = {
+        name: contender
+        for name, contender in contenders.items()
+        if name not in PROVIDERS or not PROVIDERS[name].waits
+    }
+    return replay_race(fit, called, inputs=inputs, budget=budget, report=tqdm.write)
+
+
+def _planned(
+    shape: Shape, dtype: torch.dtype, mode: str, providers: Iterable[str], device: str
+) -> dict[str, Row]:
+    """Plans of those who are served by the CUDA C++ backend, as their rows have them."""
+    where = torch.device(device)
+    names = [name for name in providers if PROVIDERS[name].ours and where.type == "cuda"]
+    names = [
+        name for name in names if choose_backend(PROVIDERS[name].backend, "cuda").NAME == "cuda"
+    ]
+    if not names or mode not in PREDICTED_MODES:
+        return {}
+    plan = plan_of(shape, dtype, native.cuda_chip(where.index or 0))
+    found = {f"plan_{key}": plan[key] for key in ("kind", "cluster", "threads", "stages")}
+    return dict.fromkeys(names, found)
+
+
+def prediction(
+    shape: Shape, dtype: torch.dtype, mode: str, replays: Mapping[str, Timing], device: str
+) -> Row:
+    """What the replayed call should take on this machine; nothing where that cannot be said."""
+    one, two = (name for name, count in LAUNCHES.items() if count in (1, 2))
+    if dtype.itemsize > 4 or not {COPY, one, two} <= replays.keys():
+        return {}
+    launch = max(replays[two].median - replays[one].median, 0.0)
+    copy = replays[COPY].median
+    # The copy's launch is no part of its rate; but of a small copy little is left without.
+    rate = 2 * shape.elements * dtype.itemsize / max(copy - launch, copy / 2)
+    machine = machine_here(rate, launch, torch.device(device).index or 0)
+    # Of one or two random rows a class, each is near the mean.
+    found = predict(shape, dtype, mode, machine, accurate=shape.rows < 3)
+    return {"predicted_seconds": four_digits(found.seconds), "predicted_limit": found.limit}
+
+
+def _sizes(
+    shape: Shape, dtype: torch.dtype, mode: str, providers: Iterable[str]
+) -> dict[str, int | None]:
+    """Bytes that each contender moves, where a rate makes sense."""
+    copied = 2 * shape.elements * dtype.itemsize
+    moved = bytes_moved(shape.elements, dtype.itemsize, mode)
+    return {COPY: copied, FRESH_COPY: copied, **dict.fromkeys(providers, moved)}
+
+
+def _relations(
+    name: str, times: Mapping[str, Timing], sizes: Mapping[str, int | None]
+) -> dict[str, float]:
+    """Its time against the others' in the same race."""
+    seconds = {other: time.median for other, time in times.items()}
+    found = {
+        "over_exp": seconds[name] / seconds[FRESH_EXP],
+        "over_exp_out": seconds[name] / seconds[EXP],
+    }
+    for other in times:
+        if other in PROVIDERS and not PROVIDERS[other].ours:
+            found[f"speedup_over_{other}"] = seconds[other] / seconds[name]
+    size, copied = sizes.get(name), sizes[COPY]
+    if size is not None and copied is not None:
+        rate = size / seconds[name]
+        found["gb_per_s"] = rate / 1e9
+        found["of_copy"] = rate * seconds[COPY] / copied
+    return {key: four_digits(value) for key, value in found.items()}

@@ -1,0 +1,173 @@
+"""What a call costs besides its kernel, and what it leaves behind for torch's next op.
+
+python -m bench.kernels.overhead
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.harness.command import benchmark_parser, finish, new_record
+from bench.harness.providers import PROVIDERS, contend
+from bench.harness.race import Contender, Timing, four_digits, race, random_features
+from bench.harness.records import Record, Row, head_of, rows_of
+from bench.harness.tables import table
+from cmikernels import compiled
+from cmikernels.backends import choose_backend
+from cmikernels.problem import Problem
+
+SHAPES = ((10, 10, 512), (1, 2, 16))
+MATMUL_SIZE = 512
+CALLS = 50  # in one sample
+
+
+class _Empty(torch.autograd.Function):
+    """The least a Function can do: what autograd itself costs."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, scalar: Tensor) -> Tensor:
+        ctx.save_for_backward(features)
+        return scalar.clone()
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0], None
+
+
+def ways_in(shape: tuple[int, int, int], device: str) -> dict[str, Contender]:
+    """List the same call through every layer, each with its backward where it has one."""
+    classes, rows, channels = shape
+    features = random_features(shape, torch.float32, device)[0]
+    plain = features.detach().view(-1, channels)
+    problem = Problem(None, classes * rows, classes, None, 1.0, 1.0, "mean")
+    backend = choose_backend(None, features.device.type)
+    scalar = torch.zeros((), device=device)
+    losses = {
+        "fused_cmi": PROVIDERS["cmikernels"].make(),
+        "registered op": lambda z, _: compiled.cmi(z, None, problem, None),
+        "empty autograd.Function": lambda z, _: _Empty.apply(z, scalar),  # type: ignore[no-untyped-call]
+    }
+    modes = {"no_grad": "value", "forward": "forward", "forward + backward": "value+gradient"}
+    ways = {
+        "backend, value": Contender(lambda _: backend.forward(plain, problem, False)),
+        "backend, value and gradient": Contender(lambda _: backend.forward(plain, problem, True)),
+    }
+    for name, loss in losses.items():
+        for text, mode in modes.items():
+            if name == "empty autograd.Function" and mode == "value":
+                continue
+            ways[f"{name}, {text}"] = _fresh_gradient(contend(loss, mode, [features]), features)
+    return ways
+
+
+def _fresh_gradient(contender: Contender, features: Tensor) -> Contender:
+    """Reset `.grad` within every call: a sample is many of them."""
+
+    def run(prepared: Tensor) -> object:
+        features.grad = None
+        return contender.run(prepared)
+
+    return Contender(run, contender.prepare)
+
+
+def measure_calls(
+    shapes: Sequence[tuple[int, int, int]], budget: float, calls: int, device: str
+) -> list[Row]:
+    """Every way in, at every shape."""
+    rows: list[Row] = []
+    for shape in shapes:
+        times = race(ways_in(shape, device), budget=budget, device=device, calls=calls)
+        kernel = times["backend, value and gradient"].median
+        rows += _rows("call", shape, times, "over_kernel", kernel)
+    return rows
+
+
+def measure_matmul(budget: float) -> list[Row]:
+    """Time a matmul alone, right after `torch.exp` and right after `fused_cmi`, on the CPU."""
+    rows: list[Row] = []
+    left = torch.randn(MATMUL_SIZE, MATMUL_SIZE)
+    right, out = torch.randn_like(left), torch.empty_like(left)
+    for shape in ((10, 10, 512), (10, 100, 512)):
+        features = random_features(shape, torch.float32, "cpu")[0]
+        value_and_gradient = contend(PROVIDERS["cmikernels"].make(), "value+gradient", [features])
+
+        def matmul(_: object) -> Tensor:
+            return torch.mm(left, right, out=out)
+
+        def after_exp(features: Tensor = features) -> Tensor:
+            return torch.exp(features.detach())
+
+        def after_cmi(before: Contender = value_and_gradient) -> object:
+            return before.run(before.prepare())
+
+        contenders = {
+            "matmul alone": Contender(matmul),
+            "matmul after torch.exp": Contender(matmul, after_exp),
+            "matmul after fused_cmi": Contender(matmul, after_cmi),
+        }
+        times = race(contenders, budget=budget)
+        alone = times["matmul alone"].median
+        rows += _rows("matmul", shape, times, "over_alone", alone)
+    return rows
+
+
+def _rows(
+    what: str, shape: tuple[int, ...], times: dict[str, Timing], ratio: str, base: float
+) -> list[Row]:
+    """One row a contender, with its time over `base` seconds under the name `ratio`."""
+    rows = []
+    for name, time in times.items():
+        row: Row = {"what": what, "shape": "x".join(map(str, shape)), "contender": name}
+        points = {"microseconds": time.median, "p20": time.low, "p80": time.high}
+        row |= {key: four_digits(seconds * 1e6) for key, seconds in points.items()}
+        row |= {ratio: four_digits(time.median / base)}
+        rows.append({**row, "samples": time.samples, "others": time.others})
+    return rows
+
+
+def report(record: Record) -> str:
+    """Render the record as Markdown."""
+    parts = head_of(record)
+    of_calls = "Microseconds a call, and times the kernel's own (value and gradient)"
+    of_matmuls = f"A {MATMUL_SIZE}x{MATMUL_SIZE} matmul right after a call, microseconds"
+    for what, ratio, title in (
+        ("call", "over_kernel", of_calls),
+        ("matmul", "over_alone", of_matmuls),
+    ):
+        lines = [
+            (
+                row["contender"], row["shape"], f"{row['microseconds']:.4g}",
+                f"{row['p20']:.4g} .. {row['p80']:.4g}", f"{row[ratio]:.2f}",
+            )
+            for row in rows_of(record.rows, what=what)
+        ]  # fmt: skip
+        if not lines:
+            continue
+        header = [what, "features", "median", "20 .. 80 %", ratio.replace("_", " ")]
+        parts += [f"{title}:", table(header, lines)]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = benchmark_parser("bench.kernels.overhead", __doc__, "overhead")
+    add = parser.add_argument
+    add("--budget", type=float, default=5.0, help="seconds for each table's shape (%(default)s)")
+    add("--calls-only", action="store_true",
+        help="leave out the matmuls, which only threads of the CPU can disturb")  # fmt: skip
+    add("--quick", action="store_true", help="a look: the tiny shape only, few calls")
+    args = parser.parse_args()
+    shapes, calls = (SHAPES[-1:], 2) if args.quick else (SHAPES, CALLS)
+    record = new_record("overhead", args, {"budget": args.budget})
+    record.rows = measure_calls(shapes, args.budget, calls, args.device)
+    if not args.calls_only:
+        record.rows += measure_matmul(args.budget)
+    finish(record, args, report)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What `bench.kernels` measured: tables in Markdown, and pictures, as suits the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.gpu import plots as gpu_plots
+from bench.gpu import report as gpu_report
+from bench.harness.providers import PROVIDERS
+from bench.harness.records import Record, Row, feature_bytes, head_of, rows_of
+from bench.harness.shapes import FIVE, THREE_LARGEST
+from bench.harness.tables import (
+    Column,
+    bytes_text,
+    cells,
+    digits,
+    geometric_mean,
+    seconds_text,
+    spread_text,
+    table,
+)
+from bench.kernels import plots
+
+COLUMNS: tuple[Column, ...] = (
+    ("median", "seconds", seconds_text),
+    ("20 .. 80 %", "spread", str),
+    ("x published", "speedup_over_published", digits(".3g")),
+    ("x compile", "speedup_over_compile", digits(".3g")),
+    ("x exp", "over_exp", digits(".2f")),
+    ("GB/s", "gb_per_s", digits(".3g")),
+    ("of copy", "of_copy", digits(".0%")),
+    ("peak memory (/ gradient)", "memory", str),
+)
+
+
+def times_table(rows: list[Row]) -> str:
+    """Every shape and provider of one mode and dtype."""
+    lines = []
+    for row in rows:
+        if row["contender"] in PROVIDERS:
+            shown = {**row, "spread": spread_text(row)}
+            if memory := row.get("peak_extra_bytes"):
+                shown["memory"] = f"{bytes_text(memory)} ({memory / feature_bytes(row):.2f})"
+            label = PROVIDERS[row["contender"]].label
+            lines.append([row["shape"], label, *cells(shown, COLUMNS)])
+    return table(["C x n x M", "provider", *(header for header, *_ in COLUMNS)], lines)
+
+
+def summary(rows: list[Row]) -> list[str]:
+    """Compare ours with the others over the five shapes by geometric mean."""
+    ours = {row["shape"]: row for row in rows_of(rows, contender="cmikernels")}
+    lines = []
+    five = [ours[str(shape)] for shape in FIVE if str(shape) in ours]
+    for other in ("published", "compile"):
+        factors = [row[key] for row in five if (key := f"speedup_over_{other}") in row]
+        if factors:
+            lines.append(
+                f"{geometric_mean(factors):.3g} times as fast as {PROVIDERS[other].label} "
+                f"(geometric mean over {len(factors)} shapes: "
+                f"{min(factors):.3g} to {max(factors):.3g})"
+            )
+    large = [ours[str(shape)] for shape in THREE_LARGEST if str(shape) in ours]
+    if large:
+        mean = geometric_mean(row["over_exp"] for row in large)
+        worst = max(row["over_exp"] for row in large)
+        preallocated = geometric_mean(row["over_exp_out"] for row in large)
+        lines.append(
+            f"{mean:.2f} times one torch.exp on the {len(large)} largest (worst {worst:.2f}; "
+            f"{preallocated:.2f} times an exp into memory already there)"
+        )
+    return lines
+
+
+def report(record: Record) -> str:
+    """Render all of a record as Markdown."""
+    if "gpu" in record.machine:
+        return gpu_report.report(record)
+    parts = head_of(record)
+    rows = rows_of(record.rows, group="shapes")
+    for dtype, mode in dict.fromkeys((row["dtype"], row["mode"]) for row in rows):
+        chosen = rows_of(rows, dtype=dtype, mode=mode)
+        parts += [f"### {mode}, {dtype}", times_table(chosen)]
+        lines = [f"- cmikernels: {line}" for line in summary(chosen)]
+        parts += ["\n".join(lines)] if lines else []
+    return "\n\n".join(parts)
+
+
+def pictures(record: Record, stem: Path) -> list[Path]:
+    """Draw what suits the device."""
+    if "gpu" in record.machine:
+        return gpu_plots.kernels(record, stem)
+    return plots.kernels(record, stem)

@@ -1,0 +1,1 @@
+"""Whole loops of the distiller against plain ones, and their parts."""

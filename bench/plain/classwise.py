@@ -1,0 +1,73 @@
+"""What the plain loops of DM and DC share: they take a class at a time, each with real images."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from bench.plain.networks import PlainNetwork, convnet, made
+from cmidd.augment import Draw, Strategy
+from cmidd.datasets import Dataset
+from cmidd.methods.class_draws import draw_for_classes
+from cmidd.networks import initialize
+from cmidd.seeds import generator
+
+
+class _ClasswiseOptions(Protocol):
+    @property
+    def network(self) -> str: ...
+    @property
+    def batch_real(self) -> int: ...
+    @property
+    def augmentation(self) -> str: ...
+
+
+_Options = TypeVar("_Options", bound=_ClasswiseOptions)
+
+
+class ClasswiseLoop(Generic[_Options]):
+    """A dataset and a method's options, with what a step draws of them."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        labels: Tensor,
+        options: _Options,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Prepare steps on images whose labels are `labels`, ascending."""
+        self.dataset, self.options, self.seed = dataset, options, seed
+        self.device, self.dtype = device, dtype
+        self.labels = labels.to(device)
+        self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
+        self.real = dataset.to_input(dataset.train.images.to(device), dtype)
+        ends = torch.bincount(labels.cpu()).cumsum(0).tolist()
+        self.classes = [slice(a, b) for a, b in itertools.pairwise([0, *ends])]
+
+    def new_network(self, iteration: int) -> PlainNetwork:
+        """The random network of an iteration."""
+        channels, size, _ = self.dataset.shape
+        # Made without numbers: `initialize` gives them, and once is what the published loop pays.
+        with torch.device("meta"):
+            network = made(convnet, self.options.network, channels, size, self.dataset.num_classes)
+        network.to_empty(device="cpu")
+        initialize(network, generator(self.seed, "network", iteration))
+        return network.to(self.device, self.dtype)
+
+    def real_batches(self, *step: int) -> list[Tensor]:
+        """Normalised real images of each class; `step` is the iteration and, if any, the update."""
+        batches = []
+        for c, (first, last) in enumerate(itertools.pairwise(self.dataset.train.offsets.tolist())):
+            draws = generator(self.seed, "real", *step, c)
+            rows = first + torch.randperm(last - first, generator=draws)[: self.options.batch_real]
+            batches.append(self.real[rows.to(self.device)])
+        return batches
+
+    def augmentation(self, *step: int) -> Draw:
+        """What is drawn to change the images of each class."""
+        return draw_for_classes(self.strategy, self.dataset.num_classes, self.seed, "dsa", *step)
