@@ -11,7 +11,7 @@ def cpu_cmi(
     order: int,
     offsets: int,
     centroids: int,
-    row_weights: int,
+    incoming: int,
     temperature: float,
     weight: float,
     reduction: int,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmikernels.backends import choose_backend
+from cmikernels.backends import choose_backend, operations
 from cmikernels.class_index import ClassIndex
 from cmikernels.problem import Problem, arithmetic_dtype
 from cmikernels.reference import differentiable_gradient
@@ -95,12 +95,8 @@ def _cmi(features: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *parts, backend, keep_gradient = arguments
     problem = _problem(features, *parts)
     chosen = choose_backend(backend, features.device.type)
-    value, gradient = chosen.forward(features, problem, keep_gradient)
-    if not keep_gradient:
-        return value, features.new_empty(0)
-    if gradient is None:
-        gradient = chosen.backward(features, problem, torch.ones_like(value))
-    return value, gradient
+    value, gradient = operations.forward(chosen, features, problem, keep_gradient)
+    return value, features.new_empty(0) if gradient is None else gradient
 
 
 @_cmi.register_fake
@@ -119,7 +115,8 @@ def _(features: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 def _cmi_backward(features: Tensor, *arguments: Any) -> Tensor:
     *parts, backend, grad_value = arguments
     problem = _problem(features, *parts)
-    return choose_backend(backend, features.device.type).backward(features, problem, grad_value)
+    chosen = choose_backend(backend, features.device.type)
+    return operations.backward(chosen, features, problem, grad_value)
 
 
 @_cmi_backward.register_fake

@@ -24,9 +24,8 @@ X* at(Address address) {
 
 void cpu_cmi(Address features, int dtype, int64_t rows, int64_t channels, int64_t row_stride,
              int64_t channel_stride, int64_t classes, Address order, Address offsets,
-             Address centroids, Address row_weights, double temperature, double weight,
-             int reduction, Address value, Address gradient, Address mean_probabilities,
-             int threads) {
+             Address centroids, Address incoming, double temperature, double weight, int reduction,
+             Address value, Address gradient, Address mean_probabilities, int threads) {
   const cmik_problem problem{at<const void>(features),
                              rows,
                              channels,
@@ -36,7 +35,7 @@ void cpu_cmi(Address features, int dtype, int64_t rows, int64_t channels, int64_
                              at<const int64_t>(order),
                              at<const int64_t>(offsets),
                              at<const void>(centroids),
-                             at<const void>(row_weights),
+                             at<const void>(incoming),
                              temperature,
                              weight,
                              at<void>(value),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmikernels.backends.operations import Operations, in_memory
+from cmikernels.backends.operations import in_memory
 from cmikernels.native import DTYPE_CODES, IMPORT_ERROR, REDUCTION_CODES, address, native
 from cmikernels.problem import Problem
 
@@ -114,16 +114,17 @@ def describe() -> str:
         return built
 
 
-def _run(
+def fill(
     features: Tensor,
     problem: Problem,
-    value: Tensor | None,
-    gradient: Tensor | None,
-    means: Tensor | None,
-    incoming: Tensor | None,
-    skip_one: bool,
+    *,
+    value: Tensor | None = None,
+    gradient: Tensor | None = None,
+    means: Tensor | None = None,
+    incoming: Tensor | None = None,
+    unless_one: bool = False,
 ) -> None:
-    """Start what fills the outputs that are given."""
+    """Start what computes the outputs that are given, as `operations.Backend` says."""
     classes, order, offsets, largest = problem.classes, 0, 0, 0
     if classes is not None:
         offsets, largest = classes.offsets.data_ptr(), classes.largest
@@ -131,8 +132,6 @@ def _run(
     device = features.device
     channels = features.shape[-1]
     features, row_stride, channel_stride = in_memory(features)
-    if incoming is not None:
-        incoming = incoming.contiguous().resolve_neg()
     index, stream = 0, 0
     if device.type == "cuda":
         index = torch.cuda.current_device()
@@ -150,7 +149,7 @@ def _run(
         offsets,
         address(problem.centroids),
         address(incoming),
-        skip_one,
+        unless_one,
         problem.temperature,
         problem.weight,
         REDUCTION_CODES[problem.reduction],
@@ -161,8 +160,3 @@ def _run(
         stream,
         lambda size: torch.empty(size, dtype=torch.uint8, device=device),
     )
-
-
-_operations = Operations(_run)
-forward, scale = _operations.forward, _operations.scale
-backward, centroids = _operations.backward, _operations.centroids

@@ -1,12 +1,8 @@
-"""What backends are made of: features as kernels read them, outputs for kernels to fill.
-
-`Operations` is what a GPU backend offers, made of the one thing it does: fill the outputs that are
-given.
-"""
+"""What a backend is: one verb, `fill`; and the four operations that the op makes of it."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,18 +10,97 @@ from torch import Tensor
 from cmikernels.problem import Problem, arithmetic_dtype, as_rows
 
 
-def in_memory(features: Tensor) -> tuple[Tensor, int, int]:
-    """Features as a kernel reads them, and their row and channel strides in elements."""
-    if features.is_neg():  # a lazily negated view, whose memory holds the other sign
-        features = features.resolve_neg()
-    if features.is_contiguous():
-        return features, features.shape[-1], 1
-    features = as_rows(features)
-    row_stride, channel_stride = features.stride()
-    return features, row_stride, channel_stride
+class Backend(Protocol):
+    """What a backend module offers."""
+
+    NAME: str
+    DEVICE_TYPE: str  # where it computes
+
+    def obstacle(self, device_type: str) -> str | None:
+        """Why this backend cannot serve tensors of that device type; None when it can."""
+
+    def describe(self) -> str:
+        """How it will run here, in a few words."""
+
+    def fill(
+        self,
+        features: Tensor,
+        problem: Problem,
+        *,
+        value: Tensor | None = None,
+        gradient: Tensor | None = None,
+        means: Tensor | None = None,
+        incoming: Tensor | None = None,
+        unless_one: bool = False,
+    ) -> None:
+        """Compute the outputs that are given, all in one pass, on the current device and stream.
+
+        Args:
+            features: `(N, M)`, or `(..., C, n, M)` where the problem has no ClassIndex, of any
+                strides and with at least one row. It is only read.
+            problem: the call.
+            value: the reduced value, flat, in the arithmetic dtype.
+            gradient: d(sum of value)/d features, or d<incoming, value>/d features, in the shape and
+                dtype of the features, contiguous.
+            means: `(C, M)` mean probabilities of each class, zeros for a class without rows. Asked
+                for only where the problem has no given centroids.
+            incoming: the gradient of the value, in the value's shape and dtype, contiguous.
+            unless_one: `gradient` holds d(sum of value)/d features already. Leave the gradient as
+                it is where `incoming` is 1; the kernel tests this, so the host does not wait.
+        """
 
 
-# Outputs for a kernel to fill. Their device is said, because a default device may be set.
+def forward(
+    backend: Backend, features: Tensor, problem: Problem, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Reduced value, flat, and the gradient of its sum where asked for."""
+    value = empty_value(features, problem)
+    gradient = empty_gradient(features) if with_gradient else None
+    _fill(backend, features, problem, value=value, gradient=gradient)
+    return value, gradient
+
+
+def scale(
+    backend: Backend, gradient: Tensor, features: Tensor, problem: Problem, grad_value: Tensor
+) -> Tensor:
+    """Turn forward's gradient, in its memory, into d<grad_value, value>/d features.
+
+    On a GPU the kernel makes it anew where grad_value is not 1. That moves as many bytes as scaling
+    would, needs no second kernel and rounds once.
+    """
+    incoming = grad_value.contiguous().resolve_neg()
+    _fill(backend, features, problem, gradient=gradient, incoming=incoming, unless_one=True)
+    return gradient
+
+
+def backward(backend: Backend, features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
+    """d<grad_value, value>/d features from scratch."""
+    gradient = empty_gradient(features)
+    incoming = grad_value.contiguous().resolve_neg()
+    _fill(backend, features, problem, gradient=gradient, incoming=incoming)
+    return gradient
+
+
+def centroids(backend: Backend, features: Tensor, problem: Problem) -> Tensor:
+    """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
+    means = empty_means(features, problem)
+    _fill(backend, features, problem, means=means)
+    return means
+
+
+def _fill(backend: Backend, features: Tensor, problem: Problem, **arguments: Any) -> None:
+    if problem.num_rows == 0:
+        for name in ("value", "means"):
+            if arguments.get(name) is not None:
+                arguments[name].zero_()
+    elif features.is_cuda:
+        with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
+            backend.fill(features, problem, **arguments)
+    else:
+        backend.fill(features, problem, **arguments)
+
+
+# Outputs for a backend to fill. Their device is said, because a default device may be set.
 
 
 def empty_value(features: Tensor, problem: Problem) -> Tensor:
@@ -40,84 +115,18 @@ def empty_gradient(features: Tensor) -> Tensor:
     return torch.empty(features.shape, dtype=features.dtype, device=features.device)
 
 
-def empty_centroids(features: Tensor, problem: Problem) -> Tensor:
+def empty_means(features: Tensor, problem: Problem) -> Tensor:
     """`(C, M)` in the arithmetic dtype."""
     size = (problem.num_classes, features.shape[-1])
     return torch.empty(size, dtype=arithmetic_dtype(features.dtype), device=features.device)
 
 
-class Run(Protocol):
-    """Start the kernels that fill the outputs, on the current stream of the features' device.
-
-    There is at least one row. `incoming` is the gradient of the value; with `skip_one` the gradient
-    is right already where that is 1, which the device finds out.
-    """
-
-    def __call__(
-        self,
-        features: Tensor,
-        problem: Problem,
-        value: Tensor | None,
-        gradient: Tensor | None,
-        means: Tensor | None,
-        incoming: Tensor | None,
-        skip_one: bool,
-    ) -> None:
-        """Fill `value`, `gradient` and `means`, those of them that are not None."""
-
-
-class Operations:
-    """The part of `Backend` that computes."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def forward(
-        self, features: Tensor, problem: Problem, with_gradient: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Value and gradient of its sum, made together."""
-        value = empty_value(features, problem)
-        gradient = empty_gradient(features) if with_gradient else None
-        self._fill(features, problem, value=value, gradient=gradient)
-        return value, gradient
-
-    def scale(
-        self, gradient: Tensor, features: Tensor, problem: Problem, grad_value: Tensor
-    ) -> Tensor:
-        """Make the gradient anew in place, where the device finds grad_value other than 1.
-
-        That moves as many bytes as scaling would, needs no second kernel and rounds once.
-        """
-        self._fill(features, problem, gradient=gradient, incoming=grad_value, skip_one=True)
-        return gradient
-
-    def backward(self, features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
-        """Gradient of the rows' divergences with the weights that grad_value gives them."""
-        gradient = empty_gradient(features)
-        self._fill(features, problem, gradient=gradient, incoming=grad_value)
-        return gradient
-
-    def centroids(self, features: Tensor, problem: Problem) -> Tensor:
-        """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
-        result = empty_centroids(features, problem)
-        self._fill(features, problem, means=result)
-        return result
-
-    def _fill(
-        self,
-        features: Tensor,
-        problem: Problem,
-        *,
-        value: Tensor | None = None,
-        gradient: Tensor | None = None,
-        means: Tensor | None = None,
-        incoming: Tensor | None = None,
-        skip_one: bool = False,
-    ) -> None:
-        if problem.num_rows == 0:
-            for output in (value, means):
-                if output is not None:
-                    output.zero_()
-            return
-        with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
-            self._run(features, problem, value, gradient, means, incoming, skip_one)
+def in_memory(features: Tensor) -> tuple[Tensor, int, int]:
+    """Features as a kernel reads them, and their row and channel strides in elements."""
+    if features.is_neg():  # a lazily negated view, whose memory holds the other sign
+        features = features.resolve_neg()
+    if features.is_contiguous():
+        return features, features.shape[-1], 1
+    features = as_rows(features)
+    row_stride, channel_stride = features.stride()
+    return features, row_stride, channel_stride

@@ -71,8 +71,11 @@ struct Passes {
     return reinterpret_cast<T*>(scratch.tile) + tile_row * padded<T>(p.channels);
   }
 
-  static double row_weight(const cmik_problem& p, int64_t position) {
-    return double(static_cast<const T*>(p.row_weights)[source_row(p, position)]);
+  // dL/dKL of a row.
+  static double row_weight(const Job& job, const ClassState<T>& state, int64_t position) {
+    const cmik_problem& p = job.problem;
+    if (!job.row_weights) return state.weight;
+    return state.weight * double(static_cast<const T*>(p.incoming)[source_row(p, position)]);
   }
 
   static void first_pass(const Job& job, const ClassRows& rows, int64_t block, void* class_state,
@@ -84,7 +87,7 @@ struct Passes {
     auto* stats = static_cast<RowStats<T>*>(job.row_stats);
     T* sums = state.partial + block * width;
     T* weighted_sums = state.weighted_partial + block * width;
-    const bool own = !p.centroids, weighted = own && p.row_weights;
+    const bool own = !p.centroids, weighted = job.has_rho;
     if (own)
       for (int64_t j = 0; j < width; j += kWidth<T>) store(sums + j, Vec<T>{});
     if (weighted)
@@ -120,19 +123,23 @@ struct Passes {
         row.inverse_sum = factor[i] = T(1 / sums_of_rows[i]);
         if (weighted)
           weighted_factor[i] =
-              factor[i] * T(row_weight(p, rows.first + group + i) - state.mean_weight);
+              factor[i] * T(row_weight(job, state, rows.first + group + i) - state.mean_weight);
       }
       if (own) add_rows(sums, width, e, factor, count);
       if (weighted) add_rows(weighted_sums, width, e, weighted_factor, count);
     }
   }
 
-  static void start_class(const Job& job, const ClassRows& rows, void* class_state) {
+  static void start_class(const Job& job, const ClassRows& rows, int64_t cls, void* class_state) {
     const cmik_problem& p = job.problem;
     auto& state = *static_cast<ClassState<T>*>(class_state);
-    if (!p.row_weights) return;
+    const bool by_class = p.reduction == CMIK_CLASS;
+    state.weight = by_class ? p.weight / double(rows.count) : job.row_scale;
+    if (p.incoming && !job.row_weights)
+      state.weight *= double(static_cast<const T*>(p.incoming)[by_class ? cls : 0]);
+    if (!job.has_rho) return;
     double sum = 0;
-    for (int64_t i = 0; i < rows.count; ++i) sum += row_weight(p, rows.first + i);
+    for (int64_t i = 0; i < rows.count; ++i) sum += row_weight(job, state, rows.first + i);
     state.mean_weight = sum / double(rows.count);
   }
 
@@ -153,7 +160,7 @@ struct Passes {
     } else {
       const T share = T(1 / double(rows.count));
       add_blocks(state.centroid, state.partial, rows.blocks, width, share);
-      if (p.row_weights) add_blocks(state.rho, state.weighted_partial, rows.blocks, width, share);
+      if (job.has_rho) add_blocks(state.rho, state.weighted_partial, rows.blocks, width, share);
       if (p.mean_probabilities) {
         T* out = static_cast<T*>(p.mean_probabilities) + cls * p.channels;
         for (int64_t j = 0; j < p.channels; ++j) out[j] = state.centroid[j];
@@ -176,7 +183,7 @@ struct Passes {
       const Vec<T> log_q = q <= std::numeric_limits<T>::max() ? log_normal(q * share) : q;
       store(state.target + j, q < tiny ? Vec<T>{} : log_q);
     }
-    if (p.row_weights && !p.centroids)
+    if (job.has_rho)
       for (int64_t j = 0; j < width; j += kWidth<T>) {
         const Vec<T> q = load(state.centroid + j);
         store(state.rho + j, q < tiny ? Vec<T>{} : load(state.rho + j) / q);
@@ -193,9 +200,8 @@ struct Passes {
 
   static double second_pass(const Job& job, const ClassRows& rows, int64_t block,
                             const void* class_state, Scratch& scratch, int64_t tile_base) {
-    return job.problem.row_weights && !job.problem.centroids
-               ? second_pass_as<true>(job, rows, block, class_state, scratch, tile_base)
-               : second_pass_as<false>(job, rows, block, class_state, scratch, tile_base);
+    return job.has_rho ? second_pass_as<true>(job, rows, block, class_state, scratch, tile_base)
+                       : second_pass_as<false>(job, rows, block, class_state, scratch, tile_base);
   }
 
   template <bool Weighted>
@@ -266,8 +272,6 @@ struct Passes {
 
     // A class of one row is its own centroid: exactly nothing, or NaN if the row is.
     const double distinct = !p.centroids && rows.count == 1 ? 0 : 1;
-    const double row_scale =
-        p.reduction == CMIK_CLASS ? p.weight / double(rows.count) : job.row_scale;
     double sum = 0;
     RowSlope<T> slopes[R];
     S* out[R];
@@ -280,8 +284,7 @@ struct Passes {
         static_cast<T*>(p.value)[target_row] = T(p.weight * kl[r]);
       at_hand.log_ratio[r].offset = T(stats[r].log_sum - state.level + kl[r]);
       const double mass = distinct * double(stats[r].inverse_sum) * job.inverse_tau;
-      const double w = p.row_weights ? row_weight(p, position) : row_scale;
-      slopes[r] = {T(w * mass), T(rho_mean[r] * mass), T(mass)};
+      slopes[r] = {T(row_weight(job, state, position) * mass), T(rho_mean[r] * mass), T(mass)};
       out[r] = static_cast<S*>(p.gradient) + target_row * channels;
       if constexpr (std::is_same_v<S, T>)
         g[r] = out[r];

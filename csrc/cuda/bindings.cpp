@@ -28,7 +28,7 @@ void check(int status) {
 // One call; `allocate(bytes)` gives the address of workspace.
 void cuda_cmi(Address features, int dtype, int64_t rows, int64_t channels, int64_t row_stride,
               int64_t channel_stride, int64_t classes, int64_t largest, Address order,
-              Address offsets, Address centroids, Address incoming, bool skip_one,
+              Address offsets, Address centroids, Address incoming, bool unless_one,
               double temperature, double weight, int reduction, Address value, Address gradient,
               Address mean_probabilities, int device, Address stream,
               const py::function& allocate) {
@@ -43,6 +43,7 @@ void cuda_cmi(Address features, int dtype, int64_t rows, int64_t channels, int64
   p.order = static_cast<const int64_t*>(at(order));
   p.offsets = static_cast<const int64_t*>(at(offsets));
   p.centroids = at(centroids);
+  p.incoming = at(incoming);
   p.temperature = temperature;
   p.weight = weight;
   p.value = at(value);
@@ -50,11 +51,10 @@ void cuda_cmi(Address features, int dtype, int64_t rows, int64_t channels, int64
   p.mean_probabilities = at(mean_probabilities);
   p.dtype = dtype;
   p.reduction = reduction;
-  call.incoming = at(incoming);
   call.largest = largest;
   call.stream = at(stream);
   call.device = device;
-  call.skip_one = skip_one;
+  call.unless_one = unless_one;
   check(cmik_cuda_workspace(&call, &call.workspace_bytes));
   py::object workspace;  // until the launches are in the stream
   if (call.workspace_bytes > 0) {

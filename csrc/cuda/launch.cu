@@ -68,7 +68,7 @@ Shape shape_of(const cmik_cuda_call& call) {
   shape.element_bytes = element_bytes(p.dtype);
   shape.ragged = p.offsets != nullptr;
   shape.given = p.centroids != nullptr;
-  shape.weighted = call.incoming && p.reduction == CMIK_NONE && !p.centroids;
+  shape.weighted = p.incoming && p.reduction == CMIK_NONE && !p.centroids;
   shape.aligned = p.channel_stride == 1 && multiple_of(p.features, kPackBytes) &&
                   multiple_of(p.gradient, kPackBytes) &&
                   p.channels * shape.element_bytes % kPackBytes == 0 &&
@@ -82,8 +82,7 @@ Task task_of(const cmik_cuda_call& call, const Shape& shape, const Plan& plan) {
   task.problem = p;
   task.plan = plan;
   task.shared = shared_layout(shape, plan);
-  task.incoming = call.incoming;
-  task.skip_one = call.skip_one && call.incoming && p.reduction != CMIK_NONE;
+  task.unless_one = call.unless_one && p.incoming && p.reduction != CMIK_NONE;
   task.weighted = shape.weighted;
   task.consecutive = !p.order && p.row_stride == p.channels;
   task.rows_per_class = shape.ragged ? 0 : shape.largest;

@@ -27,27 +27,26 @@ typedef struct cmik_problem {
   const int64_t* order;     /* (N) row at each class-sorted position; null: rows are sorted */
   const int64_t* offsets;   /* (C + 1) first position of each class; null: N / C rows in each */
   const void* centroids;    /* (C, M) arithmetic type, contiguous; null: the rows' own means */
-  const void* row_weights;  /* (N) arithmetic type: gradient of sum_s w_s KL_s instead; or null */
+  const void* incoming;     /* gradient of the value, arithmetic type: 1, C or N numbers; or null */
   double temperature;       /* tau > 0 */
-  double weight;            /* factor on value and gradient (not on row_weights) */
+  double weight;            /* factor on value and gradient */
   void* value;              /* arithmetic type: 1, C or N numbers, by reduction */
-  void* gradient;           /* (N, M) features' type: gradient of the sum of `value` */
+  void* gradient;           /* (N, M) features' type: of <incoming, value>, or the value's sum */
   void* mean_probabilities; /* (C, M) arithmetic type: Q; zeros for a class without rows */
   int32_t dtype;            /* cmik_dtype of features and gradient */
   int32_t reduction;        /* cmik_reduction */
   int32_t threads;          /* at most this many */
 } cmik_problem;
 
-/* What the GPU kernels take besides. Of the problem, `row_weights` and `threads` are not used. */
+/* What the GPU kernels take besides. They do not read the problem's `threads`. */
 typedef struct cmik_cuda_call {
   cmik_problem problem;
-  const void* incoming;    /* gradient of the value, arithmetic type: 1, C or N numbers; or null */
   void* workspace;         /* on the device, aligned to 256 bytes */
   int64_t workspace_bytes; /* at least what cmik_cuda_workspace says */
   int64_t largest;         /* rows of the largest class, where there are offsets */
   void* stream;            /* of the device */
   int32_t device;
-  int32_t skip_one; /* leave `gradient` as it is where `incoming` is 1 */
+  int32_t unless_one; /* leave `gradient` as it is where `incoming` is 1 */
 } cmik_cuda_call;
 
 /* Statuses of the GPU functions besides CMIK_OK: those of the CUDA runtime, and these. */

@@ -121,7 +121,7 @@ def class_rows(
     features, row_stride, channel_stride, order, offsets, given, class_q, class_rho, mean_weights,
     incoming, value, gradient, means, num_classes, rows_per_class, rows_per_slot, channels,
     inverse_tau: tl.float64, weight: tl.float64,
-    ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, SKIP_ONE: tl.constexpr,
+    ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, UNLESS_ONE: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Value and gradient of a slot's rows; without rows_per_slot, of all rows of a class.
@@ -139,7 +139,7 @@ def class_rows(
         slot = tl.num_programs(0) - 1 - slot  # what slot_sums read last is still in L2
         y, begin, end, count = slot_rows(slot, offsets, num_classes, rows_per_class, rows_per_slot)
     c = y + tl.arange(0, 1)
-    if SKIP_ONE:
+    if UNLESS_ONE:
         if is_all_one(incoming, c, num_classes, REDUCTION == "class"):
             return
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
@@ -186,13 +186,13 @@ def class_rows(
 def slot_sums(
     features, row_stride, channel_stride, order, offsets, incoming, mean_weights, sums,
     weighted_sums, num_classes, rows_per_class, rows_per_slot, channels, inverse_tau: tl.float64,
-    ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, SKIP_ONE: tl.constexpr,
+    ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, UNLESS_ONE: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Sum of P over each slot's rows, `(slots, M)`, and with mean_weights of (w - mean w) P."""
     slot = tl.program_id(0).to(tl.int64)
     y, begin, end, _ = slot_rows(slot, offsets, num_classes, rows_per_class, rows_per_slot)
-    if SKIP_ONE:
+    if UNLESS_ONE:
         if is_all_one(incoming, y + tl.arange(0, 1), num_classes, REDUCTION == "class"):
             return
     m = columns(0, BLOCK_K, BLOCK_J)

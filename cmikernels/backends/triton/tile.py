@@ -19,7 +19,7 @@ Every kernel's arguments, by name:
     order (N) rows by class, None: they are; offsets (C + 1), None: rows_per_class in each
     given (C, M) centroids, None: the rows' own      inverse_tau 1 / tau
     incoming: gradient of the value: one number, (C) or (N) by REDUCTION "total", "class" or "none"
-    SKIP_ONE: do nothing where incoming is 1, since the gradient is right as it is
+    UNLESS_ONE: do nothing where incoming is 1, since the gradient is right as it is
     weight: factor on a row's KL in value and gradient ("class": before division by its rows)
     value, gradient (N, M), means (C, M): what is wanted, or None
 """

@@ -27,7 +27,7 @@ from cmikernels.backends.triton.tile import (
 def class_tiles(
     features, row_stride, channel_stride, order, offsets, given, incoming, value, gradient, means,
     num_classes, rows_per_class, channels, inverse_tau: tl.float64, weight: tl.float64,
-    ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, SKIP_ONE: tl.constexpr,
+    ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, UNLESS_ONE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """Everything about groups of BLOCK_C classes of at most BLOCK_N rows.
@@ -35,7 +35,7 @@ def class_tiles(
     `value` is each program's sum (reduction "total"), each class's or each row's number. A program
     takes several groups, so that the next one is on its way while one is computed.
     """
-    if SKIP_ONE and REDUCTION == "total":
+    if UNLESS_ONE and REDUCTION == "total":
         if tl.load(incoming) == 1.0:
             return
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
@@ -48,7 +48,7 @@ def class_tiles(
     for group in tl.range(tl.program_id(0), groups, tl.num_programs(0), num_stages=2):
         c = (tl.arange(0, BLOCK_C) + group * BLOCK_C).to(tl.int64)
         c_valid = c < num_classes
-        if SKIP_ONE and REDUCTION == "class":
+        if UNLESS_ONE and REDUCTION == "class":
             c_valid = c_valid & (tl.load(incoming + c, mask=c_valid, other=1.0) != 1.0)
         if offsets is None:
             first = c * rows_per_class

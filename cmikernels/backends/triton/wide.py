@@ -32,11 +32,11 @@ from cmikernels.backends.triton.tile import (
 @triton.jit
 def row_statistics(
     features, row_stride, channel_stride, incoming, peaks, totals, channels,
-    inverse_tau: tl.float64, ARITHMETIC: tl.constexpr, SKIP_ONE: tl.constexpr,
+    inverse_tau: tl.float64, ARITHMETIC: tl.constexpr, UNLESS_ONE: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Peak and total of each row, however wide. SKIP_ONE looks at a scalar only."""
-    if SKIP_ONE:
+    """Peak and total of each row, however wide. UNLESS_ONE looks at a scalar only."""
+    if UNLESS_ONE:
         if tl.load(incoming) == 1.0:
             return
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
@@ -63,14 +63,14 @@ def slot_column_sums(
     features, row_stride, channel_stride, order, offsets, peaks, totals, incoming, mean_weights,
     sums, weighted_sums, num_classes, rows_per_class, rows_per_slot, channels,
     inverse_tau: tl.float64, ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr,
-    SKIP_ONE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
+    UNLESS_ONE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """slot_sums for a block of columns, of rows whose peak and total are known."""
     # One axis for both: the others of a grid end at 65535.
     blocks = (channels + BLOCK_K * BLOCK_J - 1) // (BLOCK_K * BLOCK_J)
     slot = (tl.program_id(0) // blocks).to(tl.int64)
     y, begin, end, _ = slot_rows(slot, offsets, num_classes, rows_per_class, rows_per_slot)
-    if SKIP_ONE:
+    if UNLESS_ONE:
         if is_all_one(incoming, y + tl.arange(0, 1), num_classes, REDUCTION == "class"):
             return
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
@@ -130,13 +130,13 @@ def wide_rows(
     features, row_stride, channel_stride, order, offsets, peaks, totals, given, class_q, class_rho,
     incoming, value, gradient, num_classes, rows_per_class, rows_per_slot, channels,
     inverse_tau: tl.float64, weight: tl.float64, ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr,
-    SKIP_ONE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
+    UNLESS_ONE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """class_rows for rows wider than a tile: two sweeps over a block of rows, column by column."""
     slot = tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64)
     y, begin, end, count = slot_rows(slot, offsets, num_classes, rows_per_class, rows_per_slot)
     c = y + tl.arange(0, 1)
-    if SKIP_ONE:
+    if UNLESS_ONE:
         if is_all_one(incoming, c, num_classes, REDUCTION == "class"):
             return
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cmikernels import ClassIndex, class_centroids, cmi_value_and_grad, fused_cmi
-from cmikernels.backends import cuda
+from cmikernels.backends import cuda, operations
 from tests.support.compare import assert_gradient, assert_value, value_and_gradient
 from tests.support.oracle import Oracle, torch_gradient
 from tests.support.tables import DTYPES, GPU, HALF, make_features, make_labels, make_probabilities
@@ -398,9 +398,9 @@ def test_an_incoming_gradient_of_one_leaves_the_gradient_alone(
     incoming = torch.ones(classes)
     incoming[1] = 2.0
     marked = torch.full_like(z, 7.0)
-    assert cuda.scale(marked, z, problem, incoming) is marked
+    assert operations.scale(cuda, marked, z, problem, incoming) is marked
     assert (marked[[0, 2]] == 7).all(), "it was made anew"
-    assert torch.equal(marked[1], cuda.backward(z, problem, incoming)[1])
+    assert torch.equal(marked[1], operations.backward(cuda, z, problem, incoming)[1])
 
 
 # The door: workspace and errors.
