@@ -7,6 +7,7 @@
 
 #include "cmikernels.h"
 #include "cuda/plan.hpp"
+#include "problem_of.hpp"
 #if defined(CMIK_CUDA)
 #include "cuda/bindings.hpp"
 #endif
@@ -22,28 +23,10 @@ X* at(Address address) {
   return reinterpret_cast<X*>(address);
 }
 
-void cpu_cmi(Address features, int dtype, int64_t rows, int64_t channels, int64_t row_stride,
-             int64_t channel_stride, int64_t classes, Address order, Address offsets,
-             Address centroids, Address incoming, double temperature, double weight, int reduction,
-             Address value, Address gradient, Address mean_probabilities, int threads) {
-  const cmik_problem problem{at<const void>(features),
-                             rows,
-                             channels,
-                             row_stride,
-                             channel_stride,
-                             classes,
-                             at<const int64_t>(order),
-                             at<const int64_t>(offsets),
-                             at<const void>(centroids),
-                             at<const void>(incoming),
-                             temperature,
-                             weight,
-                             at<void>(value),
-                             at<void>(gradient),
-                             at<void>(mean_probabilities),
-                             dtype,
-                             reduction,
-                             threads};
+// One call, in a dict; see problem_of.hpp.
+void cpu_cmi(const py::dict& call, int threads) {
+  cmik_problem problem = cmik::problem_of(call);
+  problem.threads = threads;
   int status;
   {
     py::gil_scoped_release release;

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cmikernels.backends.operations import in_memory
-from cmikernels.native import DTYPE_CODES, IMPORT_ERROR, REDUCTION_CODES, address, native
+from cmikernels.backends.operations import native_call
+from cmikernels.native import IMPORT_ERROR, native
 from cmikernels.problem import Problem
 
 NAME = "cpu"
@@ -41,37 +41,13 @@ def fill(
 ) -> None:
     """Compute the outputs that are given, as `operations.Backend` says."""
     if unless_one and gradient is not None and incoming is not None:
-        if bool(incoming == 1 if incoming.dim() == 0 else (incoming == 1).all()):
+        if incoming.item() == 1 if incoming.dim() == 0 else bool((incoming == 1).all()):
             return
         if gradient.dtype not in _HALF:  # half precision would round a second time
             _multiply(gradient, problem, incoming)
             return
-    classes, order, offsets = problem.classes, 0, 0
-    if classes is not None:
-        offsets = classes.offsets.data_ptr()
-        order = address(classes.order)
-    channels = features.shape[-1]
-    features, row_stride, channel_stride = in_memory(features)
-    native.cpu_cmi(
-        features.data_ptr(),
-        DTYPE_CODES[features.dtype],
-        problem.num_rows,
-        channels,
-        row_stride,
-        channel_stride,
-        problem.num_classes,
-        order,
-        offsets,
-        address(problem.centroids),
-        address(incoming),
-        problem.temperature,
-        problem.weight,
-        REDUCTION_CODES[problem.reduction],
-        address(value),
-        address(gradient),
-        address(means),
-        torch.get_num_threads(),
-    )
+    call, _alive = native_call(features, problem, value, gradient, means, incoming)
+    native.cpu_cmi(call, torch.get_num_threads())
 
 
 def _multiply(gradient: Tensor, problem: Problem, incoming: Tensor) -> None:

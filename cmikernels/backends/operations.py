@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from cmikernels.native import DTYPE_CODES, REDUCTION_CODES, address
 from cmikernels.problem import Problem, arithmetic_dtype, as_rows
+
+_Fill = TypeVar("_Fill", bound=Callable[..., None])
 
 
 class Backend(Protocol):
@@ -33,18 +38,18 @@ class Backend(Protocol):
         incoming: Tensor | None = None,
         unless_one: bool = False,
     ) -> None:
-        """Compute the outputs that are given, all in one pass, on the current device and stream.
+        """Compute the outputs that are given, all in one pass, on the device's current stream.
 
         Args:
             features: `(N, M)`, or `(..., C, n, M)` where the problem has no ClassIndex, of any
-                strides and with at least one row. It is only read.
+                strides. It is only read.
             problem: the call.
             value: the reduced value, flat, in the arithmetic dtype.
             gradient: d(sum of value)/d features, or d<incoming, value>/d features, in the shape and
                 dtype of the features, contiguous.
             means: `(C, M)` mean probabilities of each class, zeros for a class without rows. Asked
                 for only where the problem has no given centroids.
-            incoming: the gradient of the value, in the value's shape and dtype, contiguous.
+            incoming: the gradient of the value, in the value's shape and dtype, of any strides.
             unless_one: `gradient` holds d(sum of value)/d features already. Leave the gradient as
                 it is where `incoming` is 1; the kernel tests this, so the host does not wait.
         """
@@ -56,7 +61,7 @@ def forward(
     """Reduced value, flat, and the gradient of its sum where asked for."""
     value = empty_value(features, problem)
     gradient = empty_gradient(features) if with_gradient else None
-    _fill(backend, features, problem, value=value, gradient=gradient)
+    backend.fill(features, problem, value=value, gradient=gradient)
     return value, gradient
 
 
@@ -68,57 +73,66 @@ def scale(
     On a GPU the kernel makes it anew where grad_value is not 1. That moves as many bytes as scaling
     would, needs no second kernel and rounds once.
     """
-    incoming = grad_value.contiguous().resolve_neg()
-    _fill(backend, features, problem, gradient=gradient, incoming=incoming, unless_one=True)
+    backend.fill(features, problem, gradient=gradient, incoming=grad_value, unless_one=True)
     return gradient
 
 
 def backward(backend: Backend, features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
     """d<grad_value, value>/d features from scratch."""
     gradient = empty_gradient(features)
-    incoming = grad_value.contiguous().resolve_neg()
-    _fill(backend, features, problem, gradient=gradient, incoming=incoming)
+    backend.fill(features, problem, gradient=gradient, incoming=grad_value)
     return gradient
 
 
 def centroids(backend: Backend, features: Tensor, problem: Problem) -> Tensor:
     """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
     means = empty_means(features, problem)
-    _fill(backend, features, problem, means=means)
+    backend.fill(features, problem, means=means)
     return means
 
 
-def _fill(backend: Backend, features: Tensor, problem: Problem, **arguments: Any) -> None:
-    if problem.num_rows == 0:
-        for name in ("value", "means"):
-            if arguments.get(name) is not None:
-                arguments[name].zero_()
-    elif features.is_cuda:
+def on_gpu(fill: _Fill) -> _Fill:
+    """Have `fill` run on the features' device, and only where there are rows."""
+
+    @functools.wraps(fill)
+    def guarded(features: Tensor, problem: Problem, **arguments: Any) -> None:
+        if problem.num_rows == 0:
+            for name in ("value", "means"):
+                if arguments.get(name) is not None:
+                    arguments[name].zero_()
+            return
         with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
-            backend.fill(features, problem, **arguments)
-    else:
-        backend.fill(features, problem, **arguments)
+            fill(features, problem, **arguments)
+
+    return cast("_Fill", guarded)
 
 
-# Outputs for a backend to fill. Their device is said, because a default device may be set.
+# Outputs for a backend to fill. They are made from the features, because a default device may be
+# set.
 
 
 def empty_value(features: Tensor, problem: Problem) -> Tensor:
     """The reduced value, flat, in the arithmetic dtype."""
-    sizes = {"none": (problem.num_rows,), "class": (problem.num_classes,)}
-    size = sizes.get(problem.reduction, ())
-    return torch.empty(size, dtype=arithmetic_dtype(features.dtype), device=features.device)
+    size: tuple[int, ...] = ()
+    if problem.reduction == "none":
+        size = (problem.num_rows,)
+    elif problem.reduction == "class":
+        size = (problem.num_classes,)
+    return features.new_empty(size, dtype=arithmetic_dtype(features.dtype))
 
 
 def empty_gradient(features: Tensor) -> Tensor:
     """Of the features' shape and dtype, contiguous."""
-    return torch.empty(features.shape, dtype=features.dtype, device=features.device)
+    return torch.empty_like(features, memory_format=torch.contiguous_format)
 
 
 def empty_means(features: Tensor, problem: Problem) -> Tensor:
     """`(C, M)` in the arithmetic dtype."""
     size = (problem.num_classes, features.shape[-1])
-    return torch.empty(size, dtype=arithmetic_dtype(features.dtype), device=features.device)
+    return features.new_empty(size, dtype=arithmetic_dtype(features.dtype))
+
+
+# What kernels read.
 
 
 def in_memory(features: Tensor) -> tuple[Tensor, int, int]:
@@ -130,3 +144,46 @@ def in_memory(features: Tensor) -> tuple[Tensor, int, int]:
     features = as_rows(features)
     row_stride, channel_stride = features.stride()
     return features, row_stride, channel_stride
+
+
+def in_order(incoming: Tensor) -> Tensor:
+    """An incoming gradient as a kernel reads it: it may be expanded or lazily negated."""
+    return incoming.contiguous().resolve_neg()
+
+
+def native_call(
+    features: Tensor,
+    problem: Problem,
+    value: Tensor | None,
+    gradient: Tensor | None,
+    means: Tensor | None,
+    incoming: Tensor | None,
+) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
+    """A call as the native core takes it, by the names of `cmik_problem` in cmikernels.h.
+
+    The tensors that come with it may be copies. They have to live until the call has returned.
+    """
+    classes, centroids = problem.classes, problem.centroids
+    features, row_stride, channel_stride = in_memory(features)
+    if incoming is not None:
+        incoming = in_order(incoming)
+    call = {
+        "features": features.data_ptr(),
+        "rows": problem.num_rows,
+        "channels": features.shape[-1],
+        "row_stride": row_stride,
+        "channel_stride": channel_stride,
+        "classes": problem.num_classes,
+        "order": 0 if classes is None else address(classes.order),
+        "offsets": 0 if classes is None else classes.offsets.data_ptr(),
+        "centroids": 0 if centroids is None else centroids.data_ptr(),
+        "incoming": 0 if incoming is None else incoming.data_ptr(),
+        "temperature": problem.temperature,
+        "weight": problem.weight,
+        "value": 0 if value is None else value.data_ptr(),
+        "gradient": 0 if gradient is None else gradient.data_ptr(),
+        "means": 0 if means is None else means.data_ptr(),
+        "dtype": DTYPE_CODES[features.dtype],
+        "reduction": REDUCTION_CODES[problem.reduction],
+    }
+    return call, (features, incoming)

@@ -161,8 +161,8 @@ struct Passes {
       const T share = T(1 / double(rows.count));
       add_blocks(state.centroid, state.partial, rows.blocks, width, share);
       if (job.has_rho) add_blocks(state.rho, state.weighted_partial, rows.blocks, width, share);
-      if (p.mean_probabilities) {
-        T* out = static_cast<T*>(p.mean_probabilities) + cls * p.channels;
+      if (p.means) {
+        T* out = static_cast<T*>(p.means) + cls * p.channels;
         for (int64_t j = 0; j < p.channels; ++j) out[j] = state.centroid[j];
       }
     }

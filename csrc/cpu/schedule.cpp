@@ -256,9 +256,8 @@ class Run {
     const ClassRows rows = class_rows(p, cls);
     double sum = 0;
     if (rows.count == 0) {
-      if (p.mean_probabilities)
-        std::memset(static_cast<T*>(p.mean_probabilities) + cls * p.channels, 0,
-                    size_t(p.channels) * sizeof(T));
+      if (p.means)
+        std::memset(static_cast<T*>(p.means) + cls * p.channels, 0, size_t(p.channels) * sizeof(T));
     } else {
       ClassState<T>& state = thread_states_[size_t(thread)];
       Scratch& scratch = scratch_[size_t(thread)];

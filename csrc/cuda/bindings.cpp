@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "../problem_of.hpp"
 #include "cmikernels.h"
 #include "plan.hpp"
 #if defined(CMIK_EMULATED)
@@ -15,51 +16,25 @@ namespace py = pybind11;
 
 namespace {
 
-using Address = std::uintptr_t;
-
-void* at(Address address) { return reinterpret_cast<void*>(address); }
-
 void check(int status) {
   if (status != CMIK_OK)
     throw std::runtime_error(std::string("CUDA kernels of cmikernels: ") +
                              cmik_cuda_message(status));
 }
 
-// One call; `allocate(bytes)` gives the address of workspace.
-void cuda_cmi(Address features, int dtype, int64_t rows, int64_t channels, int64_t row_stride,
-              int64_t channel_stride, int64_t classes, int64_t largest, Address order,
-              Address offsets, Address centroids, Address incoming, bool unless_one,
-              double temperature, double weight, int reduction, Address value, Address gradient,
-              Address mean_probabilities, int device, Address stream,
-              const py::function& allocate) {
+// One call, in a dict; see problem_of.hpp. `allocate(bytes)` gives a tensor for workspace.
+void cuda_cmi(const py::dict& arguments, const py::function& allocate) {
+  static const cmik::Field<cmik_cuda_call> fields[] = {
+      CMIK_FIELD(cmik_cuda_call, largest), CMIK_FIELD(cmik_cuda_call, stream),
+      CMIK_FIELD(cmik_cuda_call, device), CMIK_FIELD(cmik_cuda_call, unless_one)};
   cmik_cuda_call call{};
-  cmik_problem& p = call.problem;
-  p.features = at(features);
-  p.rows = rows;
-  p.channels = channels;
-  p.row_stride = row_stride;
-  p.channel_stride = channel_stride;
-  p.classes = classes;
-  p.order = static_cast<const int64_t*>(at(order));
-  p.offsets = static_cast<const int64_t*>(at(offsets));
-  p.centroids = at(centroids);
-  p.incoming = at(incoming);
-  p.temperature = temperature;
-  p.weight = weight;
-  p.value = at(value);
-  p.gradient = at(gradient);
-  p.mean_probabilities = at(mean_probabilities);
-  p.dtype = dtype;
-  p.reduction = reduction;
-  call.largest = largest;
-  call.stream = at(stream);
-  call.device = device;
-  call.unless_one = unless_one;
+  call.problem = cmik::problem_of(arguments);
+  cmik::read_fields(arguments, fields, call);
   check(cmik_cuda_workspace(&call, &call.workspace_bytes));
   py::object workspace;  // until the launches are in the stream
   if (call.workspace_bytes > 0) {
     workspace = allocate(call.workspace_bytes);
-    call.workspace = at(workspace.attr("data_ptr")().cast<Address>());
+    call.workspace = cmik::number_from<void*>(workspace.attr("data_ptr")().ptr());
   }
   int status;
   {

@@ -103,7 +103,7 @@ Task task_of(const cmik_cuda_call& call, const Shape& shape, const Plan& plan) {
   task.parts = reinterpret_cast<double*>(workspace + at.parts);
   task.stats = workspace + at.stats;
   task.slot_sums = workspace + at.sums;
-  task.centroids = p.mean_probabilities ? p.mean_probabilities : workspace + at.centroids;
+  task.centroids = p.means ? p.means : workspace + at.centroids;
   task.rho = workspace + at.rho;
   return task;
 }

@@ -18,24 +18,24 @@ enum cmik_status { CMIK_OK = 0, CMIK_OUT_OF_MEMORY = 1 };
 /* One call. "Arithmetic type" is double for float64 features and float for all others.
  * Outputs that are null are not computed; outputs are contiguous. */
 typedef struct cmik_problem {
-  const void* features;     /* (rows, channels), any strides */
-  int64_t rows;             /* N */
-  int64_t channels;         /* M, at least 1 */
-  int64_t row_stride;       /* elements from a row to the next */
-  int64_t channel_stride;   /* elements from a channel to the next */
-  int64_t classes;          /* C */
-  const int64_t* order;     /* (N) row at each class-sorted position; null: rows are sorted */
-  const int64_t* offsets;   /* (C + 1) first position of each class; null: N / C rows in each */
-  const void* centroids;    /* (C, M) arithmetic type, contiguous; null: the rows' own means */
-  const void* incoming;     /* gradient of the value, arithmetic type: 1, C or N numbers; or null */
-  double temperature;       /* tau > 0 */
-  double weight;            /* factor on value and gradient */
-  void* value;              /* arithmetic type: 1, C or N numbers, by reduction */
-  void* gradient;           /* (N, M) features' type: of <incoming, value>, or the value's sum */
-  void* mean_probabilities; /* (C, M) arithmetic type: Q; zeros for a class without rows */
-  int32_t dtype;            /* cmik_dtype of features and gradient */
-  int32_t reduction;        /* cmik_reduction */
-  int32_t threads;          /* at most this many */
+  const void* features;   /* (rows, channels), any strides */
+  int64_t rows;           /* N */
+  int64_t channels;       /* M, at least 1 */
+  int64_t row_stride;     /* elements from a row to the next */
+  int64_t channel_stride; /* elements from a channel to the next */
+  int64_t classes;        /* C */
+  const int64_t* order;   /* (N) row at each class-sorted position; null: rows are sorted */
+  const int64_t* offsets; /* (C + 1) first position of each class; null: N / C rows in each */
+  const void* centroids;  /* (C, M) arithmetic type, contiguous; null: the rows' own means */
+  const void* incoming;   /* gradient of the value, arithmetic type: 1, C or N numbers; or null */
+  double temperature;     /* tau > 0 */
+  double weight;          /* factor on value and gradient */
+  void* value;            /* arithmetic type: 1, C or N numbers, by reduction */
+  void* gradient;         /* (N, M) features' type: of <incoming, value>, or the value's sum */
+  void* means;            /* (C, M) arithmetic type: Q; zeros for a class without rows */
+  int32_t dtype;          /* cmik_dtype of features and gradient */
+  int32_t reduction;      /* cmik_reduction */
+  int32_t threads;        /* at most this many */
 } cmik_problem;
 
 /* What the GPU kernels take besides. They do not read the problem's `threads`. */

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmikernels.backends.operations import on_gpu
 from cmikernels.problem import Problem
 
 NAME = "triton"
@@ -83,6 +84,7 @@ def describe() -> str:
         return f"Triton {triton.__version__}"
 
 
+@on_gpu
 def fill(
     features: Tensor,
     problem: Problem,

@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from cmikernels.backends.operations import in_memory
+from cmikernels.backends.operations import in_memory, in_order
 from cmikernels.backends.triton.plan import Chip, ceil_div, make_plan
 from cmikernels.backends.triton.rows import class_rows, slot_sums
 from cmikernels.backends.triton.slots import class_means, sum_values, weight_means
@@ -80,7 +80,7 @@ class Call:
             "inverse_tau": 1.0 / problem.temperature,
         }
         self.options: dict[str, Any] = {
-            "incoming": incoming,
+            "incoming": None if incoming is None else in_order(incoming),
             "num_classes": problem.num_classes,
             "ARITHMETIC": _ARITHMETIC[self.dtype],
             "REDUCTION": reduction,

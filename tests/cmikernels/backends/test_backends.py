@@ -163,3 +163,11 @@ def test_one_call_fills_value_gradient_and_class_means(
     assert torch.equal(together["value"], value)
     assert torch.equal(together["gradient"], gradient)
     assert torch.equal(together["means"], operations.centroids(chosen, features, problem))
+
+
+def test_the_native_core_names_what_a_call_lacks() -> None:
+    native = pytest.importorskip("cmikernels._native")
+    with pytest.raises(KeyError, match="features"):
+        native.cpu_cmi({}, 1)
+    with pytest.raises(KeyError, match="rows"):
+        native.cpu_cmi({"features": 0}, 1)

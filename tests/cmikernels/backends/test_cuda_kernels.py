@@ -416,9 +416,9 @@ class Workspaces:
         self.before_each = before_each
         self.given: list[tuple[int, Tensor]] = []
 
-    def cuda_cmi(self, *arguments: Any) -> None:
-        """Call the kernels with this allocator in place of the last argument."""
-        emulated.cuda_cmi(*arguments[:-1], self.allocate)
+    def cuda_cmi(self, call: dict[str, float], _: object) -> None:
+        """Call the kernels with this allocator in place of the backend's."""
+        emulated.cuda_cmi(call, self.allocate)
 
     def allocate(self, size: int) -> Tensor:
         """Give memory full of NaN."""
