@@ -15,8 +15,8 @@
 #include <immintrin.h>
 #endif
 
-#include "cmi_math.hpp"
 #include "job.hpp"
+#include "math/cmi_math.hpp"
 
 #if defined(__AVX512F__)
 #define CMIK_VECTOR_BYTES 64
@@ -29,10 +29,12 @@
 namespace cmik {
 namespace CMIK_ISA {
 
-#include "convert.hpp"
-#include "vector.hpp"
-// the sweeps use both
-#include "sweeps.hpp"
+// No headers, but parts of this file: each stands in the namespace of the instruction set, after
+// what it uses. None may have a function that the linker could merge with that of another set.
+#include "convert.inl"
+#include "vector.inl"
+// after both
+#include "sweeps.inl"
 
 // Kernels for features stored as S and computed in T.
 template <class S, class T>

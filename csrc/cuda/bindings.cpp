@@ -1,16 +1,11 @@
 // Python's door to the GPU kernels: pointers and sizes in, exceptions out. Checks are the caller's.
-// Built twice: into the native core, and with CMIK_EMULATED as a module of its own, for tests.
 #include "bindings.hpp"
 
-#include <cstdint>
 #include <stdexcept>
 
-#include "../problem_of.hpp"
 #include "cmikernels.h"
 #include "plan.hpp"
-#if defined(CMIK_EMULATED)
-#include "runtime.cuh"
-#endif
+#include "problem_of.hpp"
 
 namespace py = pybind11;
 
@@ -46,9 +41,7 @@ void cuda_cmi(const py::dict& arguments, const py::function& allocate) {
 
 py::dict cuda_info() {
   py::dict info;
-#if !defined(CMIK_EMULATED)
   info["architectures"] = CMIK_ARCHITECTURES;
-#endif
   info["driver"] = cmik_cuda_driver_version();
   info["runtime"] = cmik_cuda_runtime_version();
   return info;
@@ -76,24 +69,3 @@ void cmik::bind_cuda(py::module_& module) {
   module.def("cuda_chip", &cuda_chip, "What plans for a device depend on.");
   module.def("cuda_info", &cuda_info, "What the GPU kernels were built for, and the driver.");
 }
-
-#if defined(CMIK_EMULATED)
-PYBIND11_MODULE(_emulated, module) {
-  module.doc() = "The GPU kernels of cmikernels on an emulated GPU, for tests.";
-  cmik::bind_cuda(module);
-  module.def(
-      "emulate",
-      [](uint64_t seed, int capability, int processors, int largest_cluster, int clusters_of_16,
-         int64_t block_bytes, int64_t processor_bytes, int64_t cache_bytes) {
-        cmik::emulator::seed() = seed;
-        cmik::emulator::bulk_copies() = capability >= 90;
-        cmik::emulated_chip() = {capability,  processors,      largest_cluster, clusters_of_16,
-                                 block_bytes, processor_bytes, cache_bytes};
-      },
-      py::kw_only(), py::arg("seed") = 0, py::arg("capability") = 90, py::arg("processors") = 4,
-      py::arg("largest_cluster") = 16, py::arg("clusters_of_16") = 1,
-      py::arg("block_bytes") = 24 << 10, py::arg("processor_bytes") = 32 << 10,
-      py::arg("cache_bytes") = 256 << 10,
-      "Describe the GPU to be emulated, and the order in which its threads take turns.");
-}
-#endif

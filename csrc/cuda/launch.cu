@@ -1,7 +1,5 @@
 // One call: its plan, what its kernels are told, and their launches one after the other.
 #include <algorithm>
-#include <map>
-#include <mutex>
 
 #include "runtime.cuh"
 
@@ -31,24 +29,7 @@ const GpuKernels& kernels_of(int dtype) {
 
 int element_bytes(int dtype) { return dtype == CMIK_FLOAT64 ? 8 : dtype == CMIK_FLOAT32 ? 4 : 2; }
 
-// What the device is like; asked until it has answered once.
-int chip_of(int device, Chip& chip) {
-#if defined(CMIK_EMULATED)
-  return find_chip(device, gpu_kernels_Float32(), chip);
-#else
-  static std::mutex mutex;
-  static std::map<int, Chip> known;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find(device);
-  if (found != known.end()) {
-    chip = found->second;
-    return 0;
-  }
-  const int error = find_chip(device, gpu_kernels_Float32(), chip);
-  if (!error) known[device] = chip;
-  return error;
-#endif
-}
+int chip_of(int device, Chip& chip) { return find_chip(device, gpu_kernels_Float32(), chip); }
 
 int64_t mean_blocks(int64_t classes, int64_t channels) {
   return classes * ceil_div(channels, kMeanColumns);

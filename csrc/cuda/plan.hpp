@@ -11,8 +11,8 @@
 
 #include <cstdint>
 
-#include "cmi_math.hpp"
 #include "cmikernels.h"
+#include "math/cmi_math.hpp"
 
 namespace cmik {
 

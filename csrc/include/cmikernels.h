@@ -38,6 +38,23 @@ typedef struct cmik_problem {
   int32_t threads;        /* at most this many */
 } cmik_problem;
 
+/* Smallest and largest of at least one label. */
+void cmik_label_bounds(const int64_t* labels, int64_t rows, int64_t* low, int64_t* high);
+
+/* Rows by class, each class's in their order: offsets (classes + 1) and order (rows). Labels lie in
+ * [0, classes). Returns 1 where they are sorted already; order is then left as it was. */
+int cmik_index_labels(const int64_t* labels, int64_t rows, int64_t classes, int64_t* offsets,
+                      int64_t* order);
+
+/* Compute on the CPU, on the calling thread and up to threads - 1 others. */
+int cmik_cpu_run(const cmik_problem* problem);
+
+/* The instruction set the CPU kernels use here: "avx512", "avx2" or "baseline". */
+const char* cmik_cpu_isa(void);
+
+/* Whose threads the CPU kernels run on. */
+const char* cmik_cpu_threading(void);
+
 /* What the GPU kernels take besides. They do not read the problem's `threads`. */
 typedef struct cmik_cuda_call {
   cmik_problem problem;
@@ -78,23 +95,6 @@ int cmik_cuda_chip_of(int device, cmik_cuda_chip* chip);
  * that the kernels were built with. */
 int cmik_cuda_driver_version(void);
 int cmik_cuda_runtime_version(void);
-
-/* Compute on the CPU, on the calling thread and up to threads - 1 others. */
-int cmik_cpu_run(const cmik_problem* problem);
-
-/* Smallest and largest of at least one label. */
-void cmik_label_bounds(const int64_t* labels, int64_t rows, int64_t* low, int64_t* high);
-
-/* Rows by class, each class's in their order: offsets (classes + 1) and order (rows). Labels lie in
- * [0, classes). Returns 1 where they are sorted already; order is then left as it was. */
-int cmik_index_labels(const int64_t* labels, int64_t rows, int64_t classes, int64_t* offsets,
-                      int64_t* order);
-
-/* The instruction set the CPU kernels use here: "avx512", "avx2" or "baseline". */
-const char* cmik_cpu_isa(void);
-
-/* Whose threads the CPU kernels run on. */
-const char* cmik_cpu_threading(void);
 
 #ifdef __cplusplus
 }

@@ -9,7 +9,7 @@ relative to its largest entry `top`,
 
     d = log P - log Q = u - log(Q / top) - log(total top)
 
-whose parts are as small as the differences between rows are. See csrc/include/cmi_math.hpp for the
+whose parts are as small as the differences between rows are. See csrc/math/cmi_math.hpp for the
 two forms of the value. Absent tensors are None, which is known at compile time, like the block
 sizes, the reduction and the arithmetic type; nothing else is.
 

@@ -1,7 +1,7 @@
 """The CUDA kernels on emulated GPUs: every way of the plan is right, whatever order threads run in.
 
 Small GPUs make small calls take the ways that large ones take on real ones. A barrier that a kernel
-lacks shows as other bits under another schedule of its threads (csrc/cuda/emulator.hpp).
+lacks shows as other bits under another schedule of its threads (csrc/cuda/emulated/emulator.hpp).
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 // Vectors of the widest registers this translation unit is compiled for, on the compilers' vector
 // extension: operators work elementwise, comparisons give lane masks, `mask ? a : b` selects.
-//
-// Included once per instruction set, inside that set's namespace. Nothing here may be a function
-// that the linker could merge with the same function built for another instruction set.
 
 template <class T>
 struct Lanes;

@@ -1,4 +1,4 @@
-// The sweeps over a row, or a few of them, that the passes are made of. Included like vector.hpp.
+// The sweeps over a row, or a few of them, that the passes are made of.
 
 // Vectors in flight at once, to cover the latency of dependent additions.
 constexpr int kUnroll = 4;
