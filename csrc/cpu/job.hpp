@@ -19,10 +19,10 @@ struct ClassRows {
 // Of one row, between the passes.
 template <class T>
 struct RowStats {
-  T peak;          // largest entry
-  T inverse_sum;   // 1 / sum_j exp((z_j - peak) / tau)
-  double log_sum;  // log of that sum
-  bool tame;       // no exponential of the row can underflow and no entry is -inf
+  T peak;             // largest entry
+  T inverse_sum;      // 1 / sum_j exp((z_j - peak) / tau)
+  double log_sum;     // log of that sum
+  bool finite_range;  // all exponentials of the row are normal numbers
 };
 
 // Column vectors of one class, (M) each. Rows of `partial` are block sums, (blocks, M).

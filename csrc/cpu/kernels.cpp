@@ -108,11 +108,11 @@ struct Passes {
         T* exponentials = row_exponents(job, rows, group + i, scratch, tile_base, i);
         const Peak<T> peak = row_peak(z, p.channels, scale);
         double sum =
-            row_exponentials(z, p.channels, peak.value, scale, peak.tame, exponentials,
+            row_exponentials(z, p.channels, peak.value, scale, peak.finite_range, exponentials,
                              row_memory(p, position + 1 < p.rows ? position + 1 : position));
         if (peak.poisoned) sum = std::numeric_limits<double>::quiet_NaN();
         stats[position].peak = peak.value;
-        stats[position].tame = peak.tame;
+        stats[position].finite_range = peak.finite_range;
         sums_of_rows[i] = sum;
         e[i] = exponentials;
       }
@@ -227,30 +227,31 @@ struct Passes {
   static double finish_rows(const Job& job, const ClassRows& rows, int64_t first,
                             const ClassState<T>& state, Scratch& scratch, int64_t tile_base,
                             bool& expect_small) {
-    bool tame = true;
+    bool finite_range = true;
     for (int r = 0; r < R; ++r)
-      tame &= static_cast<const RowStats<T>*>(job.row_stats)[rows.first + first + r].tame;
-    return tame ? finish_rows_as<true, Weighted, R>(job, rows, first, state, scratch, tile_base,
-                                                    expect_small)
-                : finish_rows_as<false, Weighted, R>(job, rows, first, state, scratch, tile_base,
-                                                     expect_small);
+      finite_range &=
+          static_cast<const RowStats<T>*>(job.row_stats)[rows.first + first + r].finite_range;
+    return finite_range ? finish_rows_as<true, Weighted, R>(job, rows, first, state, scratch,
+                                                            tile_base, expect_small)
+                        : finish_rows_as<false, Weighted, R>(job, rows, first, state, scratch,
+                                                             tile_base, expect_small);
   }
 
   // Gradient and value of R rows of the class from `first` on; returns the sum of their KL.
-  template <bool Tame, bool Weighted, int R>
+  template <bool FiniteRange, bool Weighted, int R>
   static double finish_rows_as(const Job& job, const ClassRows& rows, int64_t first,
                                const ClassState<T>& state, Scratch& scratch, int64_t tile_base,
                                bool& expect_small) {
     const cmik_problem& p = job.problem;
     const int64_t channels = p.channels, width = padded<T>(channels);
     const RowStats<T>* stats = static_cast<const RowStats<T>*>(job.row_stats) + rows.first + first;
-    Rows<T, Tame, R> at_hand;
+    Rows<T, FiniteRange, R> at_hand;
     for (int r = 0; r < R; ++r) {
       const T* z = row_values(p, rows.first + first + r, scratch, r);
       T* e = row_exponents(job, rows, first + r, scratch, tile_base, r);
       if (tile_base == kNowhere)
-        row_exponentials_as<T, Tame>(z, channels, stats[r].peak, T(job.exponent_scale), e,
-                                     reinterpret_cast<const char*>(z));
+        row_exponentials_as<T, FiniteRange>(z, channels, stats[r].peak, T(job.exponent_scale), e,
+                                            reinterpret_cast<const char*>(z));
       at_hand.z[r] = z;
       at_hand.e[r] = e;
       at_hand.log_ratio[r] = {stats[r].peak, T(job.inverse_tau), T(stats[r].log_sum - state.level)};
@@ -259,33 +260,35 @@ struct Passes {
     double kl[R], rho_mean[R] = {};
     bool accurate = p.value && !Weighted && expect_small;
     if (!accurate)
-      rows_direct<T, Tame, Weighted, R>(at_hand, channels, state.target, state.rho, kl, rho_mean);
+      rows_direct<T, FiniteRange, Weighted, R>(at_hand, channels, state.target, state.rho, kl,
+                                               rho_mean);
     for (int r = 0; r < R; ++r) {
       if (!accurate) {
         kl[r] *= double(stats[r].inverse_sum);
         rho_mean[r] *= double(stats[r].inverse_sum);
         if (!p.value || !needs_accurate_form(kl[r], state.missing_mass)) continue;
       }
-      kl[r] = row_accurate<T, Tame>(at_hand.z[r], at_hand.e[r], channels, at_hand.log_ratio[r],
-                                    stats[r].inverse_sum, state.target, state.centroid) +
-              state.missing_mass;
+      kl[r] =
+          row_accurate<T, FiniteRange>(at_hand.z[r], at_hand.e[r], channels, at_hand.log_ratio[r],
+                                       stats[r].inverse_sum, state.target, state.centroid) +
+          state.missing_mass;
       expect_small = needs_accurate_form(kl[r], state.missing_mass);
     }
 
     // A class of one row is its own centroid: exactly nothing, or NaN if the row is.
-    const double distinct = !p.centroids && rows.count == 1 ? 0 : 1;
+    const double has_peers = !p.centroids && rows.count == 1 ? 0 : 1;
     double sum = 0;
     RowSlope<T> slopes[R];
     S* out[R];
     T* g[R];
     for (int r = 0; r < R; ++r) {
-      kl[r] *= distinct;
+      kl[r] *= has_peers;
       sum += kl[r];
       const int64_t position = rows.first + first + r, target_row = source_row(p, position);
       if (p.value && p.reduction == CMIK_NONE)
         static_cast<T*>(p.value)[target_row] = T(p.weight * kl[r]);
       at_hand.log_ratio[r].offset = T(stats[r].log_sum - state.level + kl[r]);
-      const double mass = distinct * double(stats[r].inverse_sum) * job.inverse_tau;
+      const double mass = has_peers * double(stats[r].inverse_sum) * job.inverse_tau;
       slopes[r] = {T(row_weight(job, state, position) * mass), T(rho_mean[r] * mass), T(mass)};
       out[r] = static_cast<S*>(p.gradient) + target_row * channels;
       if constexpr (std::is_same_v<S, T>)
@@ -294,7 +297,8 @@ struct Passes {
         g[r] = reinterpret_cast<T*>(scratch.gradients) + r * width;
     }
     if (!p.gradient) return sum;
-    rows_gradient<T, Tame, Weighted, R>(at_hand, channels, state.target, state.rho, slopes, g);
+    rows_gradient<T, FiniteRange, Weighted, R>(at_hand, channels, state.target, state.rho, slopes,
+                                               g);
     if constexpr (!std::is_same_v<S, T>)
       for (int r = 0; r < R; ++r) narrow(g[r], channels, out[r]);
     return sum;

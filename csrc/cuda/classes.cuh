@@ -143,7 +143,7 @@ struct ClassWorker {
       for (int j = thread(); j < width; j += threads())
         columns.rho()[j] /= at_least_normal(columns.centroid()[j]);
     }
-    aim(task, width, columns, T(0));
+    prepare_target(task, width, columns, T(0));
   }
 
   CMIK_DEVICE void write_results(int cls, double value, const T* centroid) const {

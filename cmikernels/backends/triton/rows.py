@@ -79,7 +79,7 @@ def mean_of_rows(
 @triton.jit
 def finish_rows(
     features, row_stride, channel_stride, order, incoming, value, gradient, begin, end, y, m, q,
-    rho, missing, distinct, size, channels, inverse_tau, weight,
+    rho, missing, has_peers, size, channels, inverse_tau, weight,
     ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Value and gradient of rows of one class with centroid `[1, K, J]`; returns the sum of KL."""
@@ -101,17 +101,17 @@ def finish_rows(
             u, e, total, inverse_total, top, target, q, missing, row_valid, ARITHMETIC,
             value is not None,
         )  # fmt: skip
-        best = best * distinct
+        best = best * has_peers
         sums, lost = add_exactly(sums, lost, best)
         if value is not None and REDUCTION == "none":
             tl.store(value + rows, best * weight, mask=row_valid)
         if gradient is not None:
             w = row_weights(row_scale, incoming, rows, y, row_valid, REDUCTION)
-            tilt = distinct * inverse_total * inverse_tau
+            row_factor = has_peers * inverse_total * inverse_tau
             rho_mean = None
             if rho is not None:
                 rho_mean = row_sum(e * rho[:, :, None, :]) * inverse_total
-            result = row_gradient(e, d, kl, w * tilt, rho, rho_mean, weight * tilt)
+            result = row_gradient(e, d, kl, w * row_factor, rho, rho_mean, weight * row_factor)
             store_tile(gradient, rows, row_valid, m, channels, result, EVEN)
     return tl.sum(tl.sum(sums, 1), 0)
 
@@ -149,12 +149,12 @@ def class_rows(
     places = c[:, None, None] * channels + m[None, :, :]
     size = tl.maximum(count, 1).to(ARITHMETIC)
     missing = tl.zeros((1,), ARITHMETIC)
-    distinct = tl.where(count == 1, 0.0, 1.0).to(ARITHMETIC)  # see class_tiles
+    has_peers = tl.where(count == 1, 0.0, 1.0).to(ARITHMETIC)  # see class_tiles
     rho = None
     if given is not None:
         q, mass = given_centroids(given, c, m, m_valid, channels, ARITHMETIC)
         missing = (1.0 - mass).to(ARITHMETIC)
-        distinct = tl.full((), 1.0, ARITHMETIC)
+        has_peers = tl.full((), 1.0, ARITHMETIC)
     elif class_q is not None:
         q = tl.load(class_q + places, mask=m_valid, other=0.0)
         if class_rho is not None:
@@ -173,7 +173,7 @@ def class_rows(
         return
     total = finish_rows(
         features, row_stride, channel_stride, order, incoming, value, gradient, begin, end, y, m,
-        q, rho, missing, distinct, size, channels, inverse_tau, weight,
+        q, rho, missing, has_peers, size, channels, inverse_tau, weight,
         ARITHMETIC, REDUCTION, BLOCK_N, EVEN,
     )  # fmt: skip
     if value is not None and REDUCTION != "none":

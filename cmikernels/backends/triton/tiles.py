@@ -72,11 +72,11 @@ def class_tiles(
             q = tl.sum(e * inverse_total[:, None, :, None], 2) / size[:, None, None]
             missing = tl.zeros_like(size)
             # A class of one row is its own centroid: exactly nothing, or NaN if the row is.
-            distinct = tl.where(count == 1, 0.0, 1.0).to(ARITHMETIC)
+            has_peers = tl.where(count == 1, 0.0, 1.0).to(ARITHMETIC)
         else:
             q, mass = given_centroids(given, c, m, q_valid, channels, ARITHMETIC)
             missing = (1.0 - mass).to(ARITHMETIC)
-            distinct = tl.full((BLOCK_C,), 1.0, ARITHMETIC)
+            has_peers = tl.full((BLOCK_C,), 1.0, ARITHMETIC)
         if means is not None:
             tl.store(means + c[:, None, None] * channels + m[None, :, :], q, mask=q_valid)
 
@@ -88,7 +88,7 @@ def class_tiles(
                 value is not None,
             )  # fmt: skip
         if value is not None:
-            best = best * distinct[:, None]
+            best = best * has_peers[:, None]
             if REDUCTION == "none":
                 tl.store(value + rows, best * weight, mask=row_valid)
             elif REDUCTION == "class":
@@ -101,7 +101,7 @@ def class_tiles(
                 row_scale = weight / size[:, None]
             some_class = tl.minimum(c, num_classes - 1)[:, None]
             w = row_weights(row_scale, incoming, rows, some_class, row_valid, REDUCTION)
-            tilt = distinct[:, None] * inverse_total * inverse_tau
+            row_factor = has_peers[:, None] * inverse_total * inverse_tau
             rho = None
             rho_mean = None
             if (REDUCTION == "none" and incoming is not None) and given is None:
@@ -109,7 +109,7 @@ def class_tiles(
                 weighted = tl.sum(e * excess[:, None, :, None], 2)
                 rho = rho_of(weighted, q, size[:, None, None], ARITHMETIC)
                 rho_mean = row_sum(e * rho[:, :, None, :]) * inverse_total
-            result = row_gradient(e, d, kl, w * tilt, rho, rho_mean, tilt)
+            result = row_gradient(e, d, kl, w * row_factor, rho, rho_mean, row_factor)
             store_tile(gradient, rows, row_valid, m, channels, result, False)
     if value is not None and REDUCTION == "total":
         tl.store(value + tl.program_id(0), tl.sum(tl.sum(part, 1), 0))
