@@ -29,8 +29,9 @@
 namespace cmik {
 namespace CMIK_ISA {
 
-// No headers, but parts of this file: each stands in the namespace of the instruction set, after
-// what it uses. None may have a function that the linker could merge with that of another set.
+// The .inl files are no headers but parts of this one: they stand in this order in the namespace of
+// the instruction set. Nothing in them may be a function that the linker could merge with that of
+// another set.
 #include "convert.inl"
 #include "vector.inl"
 // after both
