@@ -1,29 +1,14 @@
 """Native kernels; addresses are integers, 0 for none. See csrc/include/cmikernels.h."""
 
-def cpu_cmi(
-    features: int,
-    dtype: int,
-    rows: int,
-    channels: int,
-    row_stride: int,
-    channel_stride: int,
-    classes: int,
-    order: int,
-    offsets: int,
-    centroids: int,
-    row_weights: int,
-    temperature: float,
-    weight: float,
-    reduction: int,
-    value: int,
-    gradient: int,
-    mean_probabilities: int,
-    threads: int,
-    /,
-) -> None: ...
+from collections.abc import Callable
+
+from torch import Tensor
+
+def cpu_cmi(call: dict[str, float], threads: int, /) -> None: ...
 def label_bounds(labels: int, rows: int, /) -> tuple[int, int]: ...
 def index_labels(labels: int, rows: int, classes: int, offsets: int, order: int, /) -> bool: ...
 def cpu_info() -> dict[str, str]: ...
+def cuda_constants() -> dict[str, int]: ...
 def cuda_plan(
     *,
     rows: int,
@@ -45,5 +30,6 @@ def cuda_plan(
 ) -> dict[str, int | str]: ...
 
 # Where there are GPU kernels in the build.
+def cuda_cmi(call: dict[str, float], allocate: Callable[[int], Tensor], /) -> None: ...
 def cuda_chip(device: int, /) -> dict[str, int]: ...
 def cuda_info() -> dict[str, str | int]: ...

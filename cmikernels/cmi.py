@@ -8,7 +8,7 @@
 
 In eager mode one `torch.autograd.Function` serves a call; under `torch.compile` a registered op
 does (`compiled.py`), because Function costs half as much per call and only an op is opaque to the
-compiler. `bench/overhead.py` measures both.
+compiler. `bench/kernels/overhead.py` measures both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from cmikernels import compiled
-from cmikernels.backends import Backend, choose_backend, plain
+from cmikernels.backends import choose_backend, operations
+from cmikernels.backends.operations import Backend
 from cmikernels.class_index import ClassIndex, check_num_classes
 from cmikernels.native import has_memory
 from cmikernels.problem import (
@@ -31,7 +32,7 @@ from cmikernels.problem import (
     check_options,
     checked_call,
 )
-from cmikernels.reference import differentiable_gradient, reference_cmi
+from cmikernels.reference import differentiable_gradient, reference_centroids, reference_cmi
 
 
 def fused_cmi(
@@ -87,7 +88,7 @@ def fused_cmi(
     elif features.requires_grad and torch.is_grad_enabled():
         value = _FusedCMI.apply(features, problem, chosen)  # type: ignore[no-untyped-call]
     else:
-        value, _ = chosen.forward(features, problem, False)
+        value, _ = operations.forward(chosen, features, problem, False)
     return _shape_value(value, features, problem)
 
 
@@ -111,10 +112,8 @@ def cmi_value_and_grad(
     )
     check_memory(features)
     chosen = choose_backend(backend, features.device.type)
-    features = features.detach()
-    value, gradient = chosen.forward(features, problem, True)
-    if gradient is None:
-        gradient = chosen.backward(features, problem, torch.ones_like(value))
+    value, gradient = operations.forward(chosen, features.detach(), problem, True)
+    assert gradient is not None
     return _shape_value(value, features, problem), gradient
 
 
@@ -135,8 +134,9 @@ def class_centroids(
     check_memory(features)
     chosen = choose_backend(backend, features.device.type)
     if features.requires_grad and torch.is_grad_enabled():
-        chosen = plain
-    result = chosen.centroids(features, problem)
+        result = reference_centroids(features, problem).to(arithmetic_dtype(features.dtype))
+    else:
+        result = operations.centroids(chosen, features, problem)
     return result.view(*features.shape[:-2], features.shape[-1]) if classes is None else result
 
 
@@ -201,8 +201,7 @@ class _FusedCMI(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, problem: Problem, backend: Backend) -> Tensor:
         # The rows' weights in "none" are known in the backward only.
         in_one_pass = problem.reduction != "none"
-        value, ctx.gradient = backend.forward(features, problem, in_one_pass)
-        ctx.has_gradient = ctx.gradient is not None
+        value, ctx.gradient = operations.forward(backend, features, problem, in_one_pass)
         ctx.save_for_backward(features, problem.centroids)
         ctx.problem, ctx.backend = problem, backend
         return value
@@ -214,13 +213,11 @@ class _FusedCMI(torch.autograd.Function):
         if torch.is_grad_enabled():
             return differentiable_gradient(features, problem, grad_value), None, None
         gradient = ctx.__dict__.pop("gradient", None)
-        if gradient is None and ctx.has_gradient:  # handed out before
-            _, gradient = backend.forward(features, problem, True)
-        if gradient is None:
-            gradient = backend.backward(features, problem, grad_value)
-        else:
-            gradient = backend.scale(gradient, features, problem, grad_value)
-        return gradient, None, None
+        if problem.reduction == "none":
+            return operations.backward(backend, features, problem, grad_value), None, None
+        if gradient is None:  # handed out before
+            _, gradient = operations.forward(backend, features, problem, True)
+        return operations.scale(backend, gradient, features, problem, grad_value), None, None
 
 
 def _shape_value(value: Tensor, features: Tensor, problem: Problem) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmikernels.backends import choose_backend
+from cmikernels.backends import choose_backend, operations
 from cmikernels.class_index import ClassIndex
 from cmikernels.problem import Problem, arithmetic_dtype
 from cmikernels.reference import differentiable_gradient
@@ -78,7 +78,7 @@ def _problem(
     return Problem(index, rows, num_classes, centroids, temperature, weight, reduction)
 
 
-# Written out, because not every torch can read it off annotations that are strings.
+# What `_problem` takes, and who computes it. With a schema the functions below need not spell it.
 _ARGUMENTS = (
     "Tensor features, Tensor? labels, Tensor? order, Tensor? offsets, Tensor? centroids, "
     "SymInt? largest, SymInt num_classes, float temperature, float weight, str reduction, "
@@ -91,56 +91,17 @@ _ARGUMENTS = (
     mutates_args=(),
     schema=f"({_ARGUMENTS}, bool keep_gradient) -> (Tensor, Tensor)",
 )
-def _cmi(
-    features: Tensor,
-    labels: Tensor | None,
-    order: Tensor | None,
-    offsets: Tensor | None,
-    centroids: Tensor | None,
-    largest: int | None,
-    num_classes: int,
-    temperature: float,
-    weight: float,
-    reduction: str,
-    backend: str | None,
-    keep_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    problem = _problem(
-        features,
-        labels,
-        order,
-        offsets,
-        centroids,
-        largest,
-        num_classes,
-        temperature,
-        weight,
-        reduction,
-    )
+def _cmi(features: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *parts, backend, keep_gradient = arguments
+    problem = _problem(features, *parts)
     chosen = choose_backend(backend, features.device.type)
-    value, gradient = chosen.forward(features, problem, keep_gradient)
-    if not keep_gradient:
-        return value, features.new_empty(0)
-    if gradient is None:
-        gradient = chosen.backward(features, problem, torch.ones_like(value))
-    return value, gradient
+    value, gradient = operations.forward(chosen, features, problem, keep_gradient)
+    return value, features.new_empty(0) if gradient is None else gradient
 
 
 @_cmi.register_fake
-def _(
-    features: Tensor,
-    labels: Tensor | None,
-    order: Tensor | None,
-    offsets: Tensor | None,
-    centroids: Tensor | None,
-    largest: int | None,
-    num_classes: int,
-    temperature: float,
-    weight: float,
-    reduction: str,
-    backend: str | None,
-    keep_gradient: bool,
-) -> tuple[Tensor, Tensor]:
+def _(features: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *_, num_classes, _, _, reduction, _, keep_gradient = arguments
     sizes = {"none": (features.numel() // features.shape[-1],), "class": (num_classes,)}
     value = features.new_empty(sizes.get(reduction, ()), dtype=arithmetic_dtype(features.dtype))
     return value, features.new_empty(features.shape if keep_gradient else (0,))
@@ -151,34 +112,11 @@ def _(
     mutates_args=(),
     schema=f"({_ARGUMENTS}, Tensor grad_value) -> Tensor",
 )
-def _cmi_backward(
-    features: Tensor,
-    labels: Tensor | None,
-    order: Tensor | None,
-    offsets: Tensor | None,
-    centroids: Tensor | None,
-    largest: int | None,
-    num_classes: int,
-    temperature: float,
-    weight: float,
-    reduction: str,
-    backend: str | None,
-    grad_value: Tensor,
-) -> Tensor:
-    problem = _problem(
-        features,
-        labels,
-        order,
-        offsets,
-        centroids,
-        largest,
-        num_classes,
-        temperature,
-        weight,
-        reduction,
-    )
+def _cmi_backward(features: Tensor, *arguments: Any) -> Tensor:
+    *parts, backend, grad_value = arguments
+    problem = _problem(features, *parts)
     chosen = choose_backend(backend, features.device.type)
-    return chosen.backward(features, problem, grad_value)
+    return operations.backward(chosen, features, problem, grad_value)
 
 
 @_cmi_backward.register_fake
@@ -208,7 +146,7 @@ def _backward(ctx: Any, grad_value: Tensor, _: None) -> tuple[Tensor | None, ...
         result = gradient * grad_value.view(*features.shape[:-2], 1, 1)
     else:
         result = gradient * grad_value[labels.long()][:, None]
-    return result, *[None] * 11
+    return result, *[None] * (len(ctx.needs_input_grad) - 1)
 
 
 _cmi.register_autograd(_backward, setup_context=_setup_context)

@@ -118,6 +118,12 @@ def reference_cmi(features: Tensor, problem: Problem) -> Tensor:
         return reduce_rows(row_divergences(features, problem), problem)
 
 
+def reference_centroids(features: Tensor, problem: Problem) -> Tensor:
+    """Mean probabilities of each class, `(C, M)` in float64, differentiable."""
+    log_p = log_probabilities(as_rows(features), problem.temperature)
+    return log_centroids(log_p, problem).exp()
+
+
 def differentiable_gradient(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
     """d<grad_value, value>/d features with a graph of its own, through the plain formula."""
     with torch.enable_grad():

@@ -1,31 +1,20 @@
-"""The whole regulariser: images -> frozen network -> features -> weighted CMI, in chunks.
+"""The whole regulariser: images -> frozen network -> features -> weighted CMI.
 
-The cost is the network's, not the loss's, and its activations grow with the number of images. CMI
-is a sum over classes that need nothing of one another, so images go through the network in chunks
-of whole classes, each with its value and gradient, and only one chunk's activations live at a time:
-
-    value = sum over chunks of (1/N) sum_s KL_s,    d value / d images chunk by chunk
-
-A class larger than a chunk goes through twice: pieces without a graph give its features, the
-features give value and d value / d features, and each piece again takes its share of that back to
-the images. Both are the sums that one batch would give, in memory O(chunk_size).
+Images go through the networks in chunks, see `chunked.py`.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 
+from cmikernels.chunked import Chunk, Term, cmi_in_chunks, cut_into_chunks
 from cmikernels.class_index import ClassIndex
-from cmikernels.cmi import class_centroids, cmi_value_and_grad, fused_cmi
+from cmikernels.cmi import class_centroids, fused_cmi
 from cmikernels.embedding import embed
 from cmikernels.problem import arithmetic_dtype
 
@@ -101,7 +90,7 @@ class CMIRegularizer:
         self.seed = seed
         self.backend = backend
         self.step = 0
-        self._plan: tuple[ClassIndex, list[_Chunk]] | None = None
+        self._plan: tuple[ClassIndex, list[Chunk]] | None = None
 
     def __call__(
         self, images: Tensor, classes: Tensor | ClassIndex, *, step: int | None = None
@@ -145,7 +134,7 @@ class CMIRegularizer:
                     for term in terms
                 ]
             ).sum()
-        value: Tensor = _in_chunks(images, terms, self._chunks(index))
+        value: Tensor = cmi_in_chunks(images, terms, self._chunks(index))
         return value
 
     def draw(self, step: int) -> list[int]:
@@ -187,11 +176,11 @@ class CMIRegularizer:
             )
         return network
 
-    def _term(self, number: int) -> _Term:
+    def _term(self, number: int) -> Term:
         centroids = self.centroids
         if centroids is not None and centroids.dim() == 3:
             centroids = centroids[number]
-        return _Term(
+        return Term(
             self._network(number),
             self.layer,
             centroids,
@@ -200,164 +189,12 @@ class CMIRegularizer:
             self.backend,
         )
 
-    def _chunks(self, index: ClassIndex) -> list[_Chunk]:
+    def _chunks(self, index: ClassIndex) -> list[Chunk]:
         """How `index` is cut, kept from call to call: on a GPU making it waits for the device."""
         assert self.chunk_size is not None
         if self._plan is None or self._plan[0] is not index:
-            self._plan = index, _cut(index, self.chunk_size)
+            self._plan = index, cut_into_chunks(index, self.chunk_size)
         return self._plan[1]
-
-
-@dataclass(frozen=True)
-class _Term:
-    """CMI by one network: everything but the images."""
-
-    network: nn.Module
-    layer: str
-    centroids: Tensor | None  # (C, M)
-    temperature: float
-    weight: float
-    backend: str | None
-
-    def features(self, images: Tensor) -> Tensor:
-        """What the network makes of images, `(N, M)`."""
-        return embed(self.network, images, self.layer)
-
-    def options(self) -> dict[str, Any]:
-        """What `fused_cmi` is told whichever way the images go."""
-        return {
-            "centroids": self.centroids,
-            "temperature": self.temperature,
-            "backend": self.backend,
-        }
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Whole classes that fit a chunk, as one piece; or one larger class, in several."""
-
-    pieces: tuple[slice | Tensor, ...]  # which rows of the images
-    index: ClassIndex  # of the rows of all pieces, classes counted from first_class
-    first_class: int
-
-
-def _cut(index: ClassIndex, chunk_size: int) -> list[_Chunk]:
-    """Consecutive classes together as long as they fit; a larger class alone, in equal pieces."""
-    offsets = index.offsets.tolist()
-
-    def rows(start: int, stop: int) -> slice | Tensor:
-        return slice(start, stop) if index.order is None else index.order[start:stop]
-
-    chunks = []
-    first = 0
-    while first < index.num_classes:
-        start, last = offsets[first], first + 1
-        while last < index.num_classes and offsets[last + 1] - start <= chunk_size:
-            last += 1
-        stop = offsets[last]
-        count = -(-(stop - start) // chunk_size)
-        bounds = [start + (stop - start) * i // max(count, 1) for i in range(count + 1)]
-        pieces = tuple(rows(a, b) for a, b in itertools.pairwise(bounds))
-        part = index.offsets[first : last + 1] - start
-        labels = index.labels[rows(start, stop)] - first
-        if pieces:
-            of_chunk = ClassIndex.from_parts(labels, None, part, index.largest)
-            chunks.append(_Chunk(pieces, of_chunk, first))
-        first = last
-    return chunks
-
-
-@_disable_dynamo  # torch.compiler.disable would load the compiler at import, twice the time
-def _in_chunks(images: Tensor, terms: list[_Term], chunks: list[_Chunk]) -> Tensor:
-    if images.requires_grad and torch.is_grad_enabled():
-        value: Tensor = _ChunkedCMI.apply(images, terms, chunks)  # type: ignore[no-untyped-call]
-        return value
-    return _compute(images, terms, chunks, None)
-
-
-class _ChunkedCMI(torch.autograd.Function):
-    """Value and gradient of the images now; the gradient handed out once, as in `cmi._FusedCMI`."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, terms: list[_Term], chunks: list[_Chunk]) -> Tensor:
-        ctx.gradient = torch.zeros_like(images)
-        ctx.save_for_backward(images)
-        ctx.terms, ctx.chunks = terms, chunks
-        return _compute(images, terms, chunks, ctx.gradient)
-
-    @staticmethod
-    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "CMIRegularizer: expected a first derivative, got a backward with create_graph; "
-                "chunk_size=None keeps the graph that a second one needs"
-            )
-        (images,) = ctx.saved_tensors
-        gradient = ctx.__dict__.pop("gradient", None)
-        if gradient is None:  # handed out before
-            gradient = torch.zeros_like(images)
-            _compute(images, ctx.terms, ctx.chunks, gradient)
-        return gradient.mul_(grad_value), None, None
-
-
-def _compute(
-    images: Tensor, terms: list[_Term], chunks: list[_Chunk], gradient: Tensor | None
-) -> Tensor:
-    """The value; its derivative is added to `gradient` where there is one."""
-    images = images.detach()
-    values = []
-    # As in `embed`, and for the backward through the network, which is part of the same call here.
-    with torch.autocast(images.device.type, enabled=False):
-        for term in terms:
-            for chunk in chunks:
-                scaled = _scaled(term, chunk, len(images))
-                in_chunk = _one_piece if len(chunk.pieces) == 1 else _in_pieces
-                values.append(in_chunk(images, term, chunk, scaled, gradient))
-    total = torch.stack(values).sum(dtype=torch.float64)
-    return total.to(arithmetic_dtype(images.dtype))
-
-
-def _scaled(term: _Term, chunk: _Chunk, num_images: int) -> dict[str, Any]:
-    """Options under which the chunks' values add up to the mean over all images."""
-    options = term.options()
-    options |= {"weight": term.weight / num_images, "reduction": "sum"}
-    if term.centroids is not None:
-        last = chunk.first_class + chunk.index.num_classes
-        options["centroids"] = term.centroids[chunk.first_class : last]
-    return options
-
-
-def _one_piece(
-    images: Tensor, term: _Term, chunk: _Chunk, scaled: dict[str, Any], gradient: Tensor | None
-) -> Tensor:
-    (rows,) = chunk.pieces
-    with torch.set_grad_enabled(gradient is not None):
-        # A copy: a network that works in place on its input must not reach the caller's images.
-        piece = images[rows].clone().requires_grad_(gradient is not None)
-        value = fused_cmi(term.features(piece), chunk.index, **scaled)
-        if gradient is not None:
-            (of_piece,) = torch.autograd.grad(value, piece)
-            gradient[rows] += of_piece
-    return value.detach()
-
-
-def _in_pieces(
-    images: Tensor, term: _Term, chunk: _Chunk, scaled: dict[str, Any], gradient: Tensor | None
-) -> Tensor:
-    with torch.no_grad():
-        features = torch.cat([term.features(images[rows].clone()) for rows in chunk.pieces])
-        if gradient is None:
-            return fused_cmi(features, chunk.index, **scaled)
-        value, of_features = cmi_value_and_grad(features, chunk.index, **scaled)
-    start = 0
-    for rows in chunk.pieces:
-        with torch.enable_grad():
-            piece = images[rows].requires_grad_()
-            z = term.features(piece)
-        (of_piece,) = torch.autograd.grad(z, piece, of_features[start : start + len(piece)])
-        gradient[rows] += of_piece
-        start += len(piece)
-    return value
 
 
 def _zero(images: Tensor) -> Tensor:

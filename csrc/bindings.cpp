@@ -7,6 +7,7 @@
 
 #include "cmikernels.h"
 #include "cuda/plan.hpp"
+#include "problem_of.hpp"
 #if defined(CMIK_CUDA)
 #include "cuda/bindings.hpp"
 #endif
@@ -22,29 +23,10 @@ X* at(Address address) {
   return reinterpret_cast<X*>(address);
 }
 
-void cpu_cmi(Address features, int dtype, int64_t rows, int64_t channels, int64_t row_stride,
-             int64_t channel_stride, int64_t classes, Address order, Address offsets,
-             Address centroids, Address row_weights, double temperature, double weight,
-             int reduction, Address value, Address gradient, Address mean_probabilities,
-             int threads) {
-  const cmik_problem problem{at<const void>(features),
-                             rows,
-                             channels,
-                             row_stride,
-                             channel_stride,
-                             classes,
-                             at<const int64_t>(order),
-                             at<const int64_t>(offsets),
-                             at<const void>(centroids),
-                             at<const void>(row_weights),
-                             temperature,
-                             weight,
-                             at<void>(value),
-                             at<void>(gradient),
-                             at<void>(mean_probabilities),
-                             dtype,
-                             reduction,
-                             threads};
+// One call, in a dict; see problem_of.hpp.
+void cpu_cmi(const py::dict& call, int threads) {
+  cmik_problem problem = cmik::problem_of(call);
+  problem.threads = threads;
   int status;
   {
     py::gil_scoped_release release;
@@ -81,6 +63,7 @@ py::dict cuda_plan(int64_t rows, int64_t classes, int64_t largest, int64_t chann
   py::dict result;
   result["kind"] = kinds[int(plan.kind)];
   result["form"] = forms[int(plan.form)];
+  result["packs"] = cmik::thread_packs(element_bytes, plan.form);
   result["lanes"] = plan.lanes;
   result["threads"] = plan.threads;
   result["cluster"] = plan.cluster;
@@ -92,6 +75,22 @@ py::dict cuda_plan(int64_t rows, int64_t classes, int64_t largest, int64_t chann
   result["shared_bytes"] = plan.shared_bytes;
   result["parts"] = plan.parts;
   result["workspace_bytes"] = plan.workspace_bytes;
+  return result;
+}
+
+// What every plan keeps to, for those who check plans or predict times; see csrc/cuda/plan.hpp.
+py::dict cuda_constants() {
+  py::dict result;
+  result["pack_bytes"] = cmik::kPackBytes;
+  result["most_threads"] = cmik::kMostThreads;
+  result["most_stages"] = cmik::kMostStages;
+  result["processor_threads"] = cmik::kProcessorThreads;
+  result["reserved_bytes"] = cmik::kReservedBytes;
+  result["few_rows_per_slot"] = cmik::kFewRowsPerSlot;
+  result["fewest_rows_per_slot"] = cmik::kFewestRowsPerSlot;
+  result["column_cost"] = cmik::kColumnCost;
+  result["remote_cost"] = cmik::kRemoteCost;
+  result["sum_bytes"] = cmik::kSumBytes;
   return result;
 }
 
@@ -115,6 +114,7 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
              py::arg("processors"), py::arg("largest_cluster"), py::arg("clusters_of_16"),
              py::arg("block_bytes"), py::arg("processor_bytes"), py::arg("cache_bytes"),
              "How the GPU kernels would compute a call on a chip; see csrc/cuda/plan.hpp.");
+  module.def("cuda_constants", &cuda_constants, "What every plan keeps to; csrc/cuda/plan.hpp.");
   module.def("cpu_info", &cpu_info, "Instruction set and threads of the CPU kernel.");
 #if defined(CMIK_CUDA)
   cmik::bind_cuda(module);

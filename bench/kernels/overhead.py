@@ -18,6 +18,7 @@ from bench.harness.records import Record, Row, head_of, rows_of
 from bench.harness.tables import table
 from cmikernels import compiled
 from cmikernels.backends import choose_backend
+from cmikernels.backends.operations import forward
 from cmikernels.problem import Problem
 
 SHAPES = ((10, 10, 512), (1, 2, 16))
@@ -53,8 +54,8 @@ def ways_in(shape: tuple[int, int, int], device: str) -> dict[str, Contender]:
     }
     modes = {"no_grad": "value", "forward": "forward", "forward + backward": "value+gradient"}
     ways = {
-        "backend, value": Contender(lambda _: backend.forward(plain, problem, False)),
-        "backend, value and gradient": Contender(lambda _: backend.forward(plain, problem, True)),
+        "backend, value": Contender(lambda _: forward(backend, plain, problem, False)),
+        "backend, value and gradient": Contender(lambda _: forward(backend, plain, problem, True)),
     }
     for name, loss in losses.items():
         for text, mode in modes.items():

@@ -1,53 +1,18 @@
-"""What computes: one small file per backend behind one interface, and the choice between them.
+"""What computes: one file or folder per backend behind one verb, and the choice between them.
 
-A backend is one file here and one entry in `_BACKENDS`, fastest first.
+A new backend is a module that offers what `operations.Backend` says and one entry in `_BACKENDS`.
 """
 
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, Protocol
-
-from torch import Tensor
+from typing import NamedTuple
 
 from cmikernels.backends import cpu, cuda, plain, triton
-from cmikernels.problem import Problem
+from cmikernels.backends.operations import Backend
 
-
-class Backend(Protocol):
-    """What a backend module offers.
-
-    `features` is `(N, M)`, or `(..., C, n, M)` where the problem has no ClassIndex, of any strides,
-    and only read. Gradients come back in its shape and dtype, contiguous.
-    """
-
-    NAME: str
-    DEVICE_TYPE: str  # where it computes
-
-    def obstacle(self, device_type: str) -> str | None:
-        """Why this backend cannot serve tensors of that device type; None when it can."""
-
-    def describe(self) -> str:
-        """How it will run here, in a few words."""
-
-    def forward(
-        self, features: Tensor, problem: Problem, with_gradient: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Reduced value, flat, and the gradient of its sum where asked for and cheap."""
-
-    def scale(
-        self, gradient: Tensor, features: Tensor, problem: Problem, grad_value: Tensor
-    ) -> Tensor:
-        """Turn forward's gradient, to be used up, into d<grad_value, value>/d features."""
-
-    def backward(self, features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
-        """d<grad_value, value>/d features from scratch."""
-
-    def centroids(self, features: Tensor, problem: Problem) -> Tensor:
-        """Mean probabilities of each class, `(C, M)`; zeros for a class without rows."""
-
-
-# Triton's kernels before those of CUDA C++ until a GPU has shown which are the faster.
+# The fastest first. Triton's kernels stand before those of CUDA C++ until a GPU has shown which are
+# the faster.
 _BACKENDS: dict[str, Backend] = {backend.NAME: backend for backend in (cpu, triton, cuda, plain)}
 
 ENVIRONMENT_VARIABLE = "CMIKERNELS_BACKEND"

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmikernels.backends.operations import Operations, in_memory
-from cmikernels.native import DTYPE_CODES, IMPORT_ERROR, REDUCTION_CODES, address, native
+from cmikernels.backends.operations import native_call, on_gpu
+from cmikernels.native import IMPORT_ERROR, native
 from cmikernels.problem import Problem
 
 NAME = "cuda"
@@ -114,55 +114,24 @@ def describe() -> str:
         return built
 
 
-def _run(
+@on_gpu
+def fill(
     features: Tensor,
     problem: Problem,
-    value: Tensor | None,
-    gradient: Tensor | None,
-    means: Tensor | None,
-    incoming: Tensor | None,
-    skip_one: bool,
+    *,
+    value: Tensor | None = None,
+    gradient: Tensor | None = None,
+    means: Tensor | None = None,
+    incoming: Tensor | None = None,
+    unless_one: bool = False,
 ) -> None:
-    """Start what fills the outputs that are given."""
-    classes, order, offsets, largest = problem.classes, 0, 0, 0
-    if classes is not None:
-        offsets, largest = classes.offsets.data_ptr(), classes.largest
-        order = address(classes.order)
+    """Start what computes the outputs that are given, as `operations.Backend` says."""
     device = features.device
-    channels = features.shape[-1]
-    features, row_stride, channel_stride = in_memory(features)
-    if incoming is not None:
-        incoming = incoming.contiguous().resolve_neg()
-    index, stream = 0, 0
+    call, _alive = native_call(features, problem, value, gradient, means, incoming)
+    call["largest"] = 0 if problem.classes is None else problem.classes.largest
+    call["unless_one"] = unless_one
+    call["device"] = call["stream"] = 0
     if device.type == "cuda":
-        index = torch.cuda.current_device()
-        stream = torch.cuda.current_stream().cuda_stream
-    _core().cuda_cmi(
-        features.data_ptr(),
-        DTYPE_CODES[features.dtype],
-        problem.num_rows,
-        channels,
-        row_stride,
-        channel_stride,
-        problem.num_classes,
-        largest,
-        order,
-        offsets,
-        address(problem.centroids),
-        address(incoming),
-        skip_one,
-        problem.temperature,
-        problem.weight,
-        REDUCTION_CODES[problem.reduction],
-        address(value),
-        address(gradient),
-        address(means),
-        index,
-        stream,
-        lambda size: torch.empty(size, dtype=torch.uint8, device=device),
-    )
-
-
-_operations = Operations(_run)
-forward, scale = _operations.forward, _operations.scale
-backward, centroids = _operations.backward, _operations.centroids
+        call["device"] = torch.cuda.current_device()
+        call["stream"] = torch.cuda.current_stream().cuda_stream
+    _core().cuda_cmi(call, lambda size: torch.empty(size, dtype=torch.uint8, device=device))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from cmikernels.problem import Problem, arithmetic_dtype, as_rows
-from cmikernels.reference import (
-    closed_form_gradient,
-    log_centroids,
-    log_probabilities,
-    reference_cmi,
-)
+from cmikernels.backends.operations import empty_value
+from cmikernels.problem import Problem, as_rows
+from cmikernels.reference import closed_form_gradient, reference_centroids, reference_cmi
 
 NAME = "reference"
 DEVICE_TYPE = "cpu"  # among others
@@ -26,27 +23,25 @@ def describe() -> str:
     return "plain torch in float64, any device, slow"
 
 
-def forward(
-    features: Tensor, problem: Problem, with_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Value, and no gradient: backward makes it."""
-    value = reference_cmi(as_rows(features.detach()), problem)
-    return value.to(arithmetic_dtype(features.dtype)), None
-
-
-def scale(gradient: Tensor, features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
-    """Forward makes no gradient, so there is nothing to scale but a new one."""
-    return backward(features, problem, grad_value)
-
-
-def backward(features: Tensor, problem: Problem, grad_value: Tensor) -> Tensor:
-    """The closed form."""
-    row_weights = problem.row_weights(grad_value)
-    result = closed_form_gradient(as_rows(features.detach()), problem, row_weights)
-    return result.to(features.dtype).contiguous().view(features.shape)
-
-
-def centroids(features: Tensor, problem: Problem) -> Tensor:
-    """Mean probabilities of each class, `(C, M)`, differentiable."""
-    log_p = log_probabilities(as_rows(features), problem.temperature)
-    return log_centroids(log_p, problem).exp().to(arithmetic_dtype(features.dtype))
+def fill(
+    features: Tensor,
+    problem: Problem,
+    *,
+    value: Tensor | None = None,
+    gradient: Tensor | None = None,
+    means: Tensor | None = None,
+    incoming: Tensor | None = None,
+    unless_one: bool = False,
+) -> None:
+    """Compute the outputs that are given, as `operations.Backend` says."""
+    rows = as_rows(features.detach())
+    if value is not None:
+        value.copy_(reference_cmi(rows, problem))
+    if means is not None:
+        means.copy_(reference_centroids(rows, problem))
+    if gradient is None or (unless_one and incoming is not None and bool((incoming == 1).all())):
+        return
+    if incoming is None:
+        incoming = torch.ones_like(empty_value(features, problem))
+    result = closed_form_gradient(rows, problem, problem.row_weights(incoming))
+    gradient.copy_(result.view(features.shape))

@@ -19,10 +19,10 @@ struct ClassRows {
 // Of one row, between the passes.
 template <class T>
 struct RowStats {
-  T peak;          // largest entry
-  T inverse_sum;   // 1 / sum_j exp((z_j - peak) / tau)
-  double log_sum;  // log of that sum
-  bool tame;       // no exponential of the row can underflow and no entry is -inf
+  T peak;             // largest entry
+  T inverse_sum;      // 1 / sum_j exp((z_j - peak) / tau)
+  double log_sum;     // log of that sum
+  bool finite_range;  // all exponentials of the row are normal numbers
 };
 
 // Column vectors of one class, (M) each. Rows of `partial` are block sums, (blocks, M).
@@ -30,12 +30,13 @@ template <class T>
 struct ClassState {
   T* centroid;          // Q
   T* target;            // log Q + level = log(Q / max Q)
-  T* rho;               // class mean of (w - mean w) P / Q, with row weights only
+  T* rho;               // class mean of (w - mean w) P / Q, where rows' weights differ
   T* partial;           // block sums of P
   T* weighted_partial;  // block sums of (w - mean w) P
   double level;         // -log max Q, close to every row's log_sum
   double missing_mass;  // 1 - sum_j Q of a given centroid
-  double mean_weight;
+  double weight;        // dL/dKL of the rows; to be multiplied by each row's incoming number
+  double mean_weight;   // of the rows, where these differ
 };
 
 // One thread's workspace.
@@ -51,6 +52,8 @@ struct Job {
   double inverse_tau;     // 1 / temperature
   double exponent_scale;  // log2(e) / temperature
   double row_scale;       // of a row's KL in the value, but for the reduction "class"
+  bool row_weights;       // every row has an incoming number of its own
+  bool has_rho;           // and so the centroid, which is the rows' own, adds to the gradient
 };
 
 // Rows of a workspace start at multiples of this many bytes.
@@ -68,8 +71,8 @@ struct Kernels {
   // Row statistics of a block and, unless centroids are given, its partial sums.
   void (*first_pass)(const Job&, const ClassRows&, int64_t block, void* state, Scratch&,
                      int64_t tile_base);
-  // Before the first pass: the mean of the row weights.
-  void (*start_class)(const Job&, const ClassRows&, void* state);
+  // Before the first pass: the weight of the class's rows and, where they differ, its mean.
+  void (*start_class)(const Job&, const ClassRows&, int64_t cls, void* state);
   // Between the passes: centroid, target and rho, from partial sums or the given centroid.
   void (*finish_class)(const Job&, const ClassRows&, int64_t cls, void* state);
   // Gradient and row values of a block; returns the sum of its KL.

@@ -15,8 +15,8 @@
 #include <immintrin.h>
 #endif
 
-#include "cmi_math.hpp"
 #include "job.hpp"
+#include "math/cmi_math.hpp"
 
 #if defined(__AVX512F__)
 #define CMIK_VECTOR_BYTES 64
@@ -29,10 +29,13 @@
 namespace cmik {
 namespace CMIK_ISA {
 
-#include "convert.hpp"
-#include "vector.hpp"
-// the sweeps use both
-#include "sweeps.hpp"
+// The .inl files are no headers but parts of this one: they stand in this order in the namespace of
+// the instruction set. Nothing in them may be a function that the linker could merge with that of
+// another set.
+#include "convert.inl"
+#include "vector.inl"
+// after both
+#include "sweeps.inl"
 
 // Kernels for features stored as S and computed in T.
 template <class S, class T>
@@ -71,8 +74,11 @@ struct Passes {
     return reinterpret_cast<T*>(scratch.tile) + tile_row * padded<T>(p.channels);
   }
 
-  static double row_weight(const cmik_problem& p, int64_t position) {
-    return double(static_cast<const T*>(p.row_weights)[source_row(p, position)]);
+  // dL/dKL of a row.
+  static double row_weight(const Job& job, const ClassState<T>& state, int64_t position) {
+    const cmik_problem& p = job.problem;
+    if (!job.row_weights) return state.weight;
+    return state.weight * double(static_cast<const T*>(p.incoming)[source_row(p, position)]);
   }
 
   static void first_pass(const Job& job, const ClassRows& rows, int64_t block, void* class_state,
@@ -84,7 +90,7 @@ struct Passes {
     auto* stats = static_cast<RowStats<T>*>(job.row_stats);
     T* sums = state.partial + block * width;
     T* weighted_sums = state.weighted_partial + block * width;
-    const bool own = !p.centroids, weighted = own && p.row_weights;
+    const bool own = !p.centroids, weighted = job.has_rho;
     if (own)
       for (int64_t j = 0; j < width; j += kWidth<T>) store(sums + j, Vec<T>{});
     if (weighted)
@@ -103,11 +109,11 @@ struct Passes {
         T* exponentials = row_exponents(job, rows, group + i, scratch, tile_base, i);
         const Peak<T> peak = row_peak(z, p.channels, scale);
         double sum =
-            row_exponentials(z, p.channels, peak.value, scale, peak.tame, exponentials,
+            row_exponentials(z, p.channels, peak.value, scale, peak.finite_range, exponentials,
                              row_memory(p, position + 1 < p.rows ? position + 1 : position));
         if (peak.poisoned) sum = std::numeric_limits<double>::quiet_NaN();
         stats[position].peak = peak.value;
-        stats[position].tame = peak.tame;
+        stats[position].finite_range = peak.finite_range;
         sums_of_rows[i] = sum;
         e[i] = exponentials;
       }
@@ -120,19 +126,23 @@ struct Passes {
         row.inverse_sum = factor[i] = T(1 / sums_of_rows[i]);
         if (weighted)
           weighted_factor[i] =
-              factor[i] * T(row_weight(p, rows.first + group + i) - state.mean_weight);
+              factor[i] * T(row_weight(job, state, rows.first + group + i) - state.mean_weight);
       }
       if (own) add_rows(sums, width, e, factor, count);
       if (weighted) add_rows(weighted_sums, width, e, weighted_factor, count);
     }
   }
 
-  static void start_class(const Job& job, const ClassRows& rows, void* class_state) {
+  static void start_class(const Job& job, const ClassRows& rows, int64_t cls, void* class_state) {
     const cmik_problem& p = job.problem;
     auto& state = *static_cast<ClassState<T>*>(class_state);
-    if (!p.row_weights) return;
+    const bool by_class = p.reduction == CMIK_CLASS;
+    state.weight = by_class ? p.weight / double(rows.count) : job.row_scale;
+    if (p.incoming && !job.row_weights)
+      state.weight *= double(static_cast<const T*>(p.incoming)[by_class ? cls : 0]);
+    if (!job.has_rho) return;
     double sum = 0;
-    for (int64_t i = 0; i < rows.count; ++i) sum += row_weight(p, rows.first + i);
+    for (int64_t i = 0; i < rows.count; ++i) sum += row_weight(job, state, rows.first + i);
     state.mean_weight = sum / double(rows.count);
   }
 
@@ -153,9 +163,9 @@ struct Passes {
     } else {
       const T share = T(1 / double(rows.count));
       add_blocks(state.centroid, state.partial, rows.blocks, width, share);
-      if (p.row_weights) add_blocks(state.rho, state.weighted_partial, rows.blocks, width, share);
-      if (p.mean_probabilities) {
-        T* out = static_cast<T*>(p.mean_probabilities) + cls * p.channels;
+      if (job.has_rho) add_blocks(state.rho, state.weighted_partial, rows.blocks, width, share);
+      if (p.means) {
+        T* out = static_cast<T*>(p.means) + cls * p.channels;
         for (int64_t j = 0; j < p.channels; ++j) out[j] = state.centroid[j];
       }
     }
@@ -176,7 +186,7 @@ struct Passes {
       const Vec<T> log_q = q <= std::numeric_limits<T>::max() ? log_normal(q * share) : q;
       store(state.target + j, q < tiny ? Vec<T>{} : log_q);
     }
-    if (p.row_weights && !p.centroids)
+    if (job.has_rho)
       for (int64_t j = 0; j < width; j += kWidth<T>) {
         const Vec<T> q = load(state.centroid + j);
         store(state.rho + j, q < tiny ? Vec<T>{} : load(state.rho + j) / q);
@@ -193,9 +203,8 @@ struct Passes {
 
   static double second_pass(const Job& job, const ClassRows& rows, int64_t block,
                             const void* class_state, Scratch& scratch, int64_t tile_base) {
-    return job.problem.row_weights && !job.problem.centroids
-               ? second_pass_as<true>(job, rows, block, class_state, scratch, tile_base)
-               : second_pass_as<false>(job, rows, block, class_state, scratch, tile_base);
+    return job.has_rho ? second_pass_as<true>(job, rows, block, class_state, scratch, tile_base)
+                       : second_pass_as<false>(job, rows, block, class_state, scratch, tile_base);
   }
 
   template <bool Weighted>
@@ -219,30 +228,31 @@ struct Passes {
   static double finish_rows(const Job& job, const ClassRows& rows, int64_t first,
                             const ClassState<T>& state, Scratch& scratch, int64_t tile_base,
                             bool& expect_small) {
-    bool tame = true;
+    bool finite_range = true;
     for (int r = 0; r < R; ++r)
-      tame &= static_cast<const RowStats<T>*>(job.row_stats)[rows.first + first + r].tame;
-    return tame ? finish_rows_as<true, Weighted, R>(job, rows, first, state, scratch, tile_base,
-                                                    expect_small)
-                : finish_rows_as<false, Weighted, R>(job, rows, first, state, scratch, tile_base,
-                                                     expect_small);
+      finite_range &=
+          static_cast<const RowStats<T>*>(job.row_stats)[rows.first + first + r].finite_range;
+    return finite_range ? finish_rows_as<true, Weighted, R>(job, rows, first, state, scratch,
+                                                            tile_base, expect_small)
+                        : finish_rows_as<false, Weighted, R>(job, rows, first, state, scratch,
+                                                             tile_base, expect_small);
   }
 
   // Gradient and value of R rows of the class from `first` on; returns the sum of their KL.
-  template <bool Tame, bool Weighted, int R>
+  template <bool FiniteRange, bool Weighted, int R>
   static double finish_rows_as(const Job& job, const ClassRows& rows, int64_t first,
                                const ClassState<T>& state, Scratch& scratch, int64_t tile_base,
                                bool& expect_small) {
     const cmik_problem& p = job.problem;
     const int64_t channels = p.channels, width = padded<T>(channels);
     const RowStats<T>* stats = static_cast<const RowStats<T>*>(job.row_stats) + rows.first + first;
-    Rows<T, Tame, R> at_hand;
+    Rows<T, FiniteRange, R> at_hand;
     for (int r = 0; r < R; ++r) {
       const T* z = row_values(p, rows.first + first + r, scratch, r);
       T* e = row_exponents(job, rows, first + r, scratch, tile_base, r);
       if (tile_base == kNowhere)
-        row_exponentials_as<T, Tame>(z, channels, stats[r].peak, T(job.exponent_scale), e,
-                                     reinterpret_cast<const char*>(z));
+        row_exponentials_as<T, FiniteRange>(z, channels, stats[r].peak, T(job.exponent_scale), e,
+                                            reinterpret_cast<const char*>(z));
       at_hand.z[r] = z;
       at_hand.e[r] = e;
       at_hand.log_ratio[r] = {stats[r].peak, T(job.inverse_tau), T(stats[r].log_sum - state.level)};
@@ -251,37 +261,36 @@ struct Passes {
     double kl[R], rho_mean[R] = {};
     bool accurate = p.value && !Weighted && expect_small;
     if (!accurate)
-      rows_direct<T, Tame, Weighted, R>(at_hand, channels, state.target, state.rho, kl, rho_mean);
+      rows_direct<T, FiniteRange, Weighted, R>(at_hand, channels, state.target, state.rho, kl,
+                                               rho_mean);
     for (int r = 0; r < R; ++r) {
       if (!accurate) {
         kl[r] *= double(stats[r].inverse_sum);
         rho_mean[r] *= double(stats[r].inverse_sum);
         if (!p.value || !needs_accurate_form(kl[r], state.missing_mass)) continue;
       }
-      kl[r] = row_accurate<T, Tame>(at_hand.z[r], at_hand.e[r], channels, at_hand.log_ratio[r],
-                                    stats[r].inverse_sum, state.target, state.centroid) +
-              state.missing_mass;
+      kl[r] =
+          row_accurate<T, FiniteRange>(at_hand.z[r], at_hand.e[r], channels, at_hand.log_ratio[r],
+                                       stats[r].inverse_sum, state.target, state.centroid) +
+          state.missing_mass;
       expect_small = needs_accurate_form(kl[r], state.missing_mass);
     }
 
     // A class of one row is its own centroid: exactly nothing, or NaN if the row is.
-    const double distinct = !p.centroids && rows.count == 1 ? 0 : 1;
-    const double row_scale =
-        p.reduction == CMIK_CLASS ? p.weight / double(rows.count) : job.row_scale;
+    const double has_peers = !p.centroids && rows.count == 1 ? 0 : 1;
     double sum = 0;
     RowSlope<T> slopes[R];
     S* out[R];
     T* g[R];
     for (int r = 0; r < R; ++r) {
-      kl[r] *= distinct;
+      kl[r] *= has_peers;
       sum += kl[r];
       const int64_t position = rows.first + first + r, target_row = source_row(p, position);
       if (p.value && p.reduction == CMIK_NONE)
         static_cast<T*>(p.value)[target_row] = T(p.weight * kl[r]);
       at_hand.log_ratio[r].offset = T(stats[r].log_sum - state.level + kl[r]);
-      const double mass = distinct * double(stats[r].inverse_sum) * job.inverse_tau;
-      const double w = p.row_weights ? row_weight(p, position) : row_scale;
-      slopes[r] = {T(w * mass), T(rho_mean[r] * mass), T(mass)};
+      const double mass = has_peers * double(stats[r].inverse_sum) * job.inverse_tau;
+      slopes[r] = {T(row_weight(job, state, position) * mass), T(rho_mean[r] * mass), T(mass)};
       out[r] = static_cast<S*>(p.gradient) + target_row * channels;
       if constexpr (std::is_same_v<S, T>)
         g[r] = out[r];
@@ -289,7 +298,8 @@ struct Passes {
         g[r] = reinterpret_cast<T*>(scratch.gradients) + r * width;
     }
     if (!p.gradient) return sum;
-    rows_gradient<T, Tame, Weighted, R>(at_hand, channels, state.target, state.rho, slopes, g);
+    rows_gradient<T, FiniteRange, Weighted, R>(at_hand, channels, state.target, state.rho, slopes,
+                                               g);
     if constexpr (!std::is_same_v<S, T>)
       for (int r = 0; r < R; ++r) narrow(g[r], channels, out[r]);
     return sum;

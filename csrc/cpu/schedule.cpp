@@ -108,6 +108,8 @@ class Run {
     job_.row_scale = problem.weight;
     if (problem.reduction == CMIK_MEAN)
       job_.row_scale /= double(std::max<int64_t>(problem.rows, 1));
+    job_.row_weights = problem.incoming && problem.reduction == CMIK_NONE;
+    job_.has_rho = job_.row_weights && !problem.centroids;
     const bool wide_type = problem.dtype == CMIK_FLOAT32 || problem.dtype == CMIK_FLOAT64;
     gradient_is_tile_ =
         wide_type && problem.gradient && (problem.channels * int64_t(sizeof(T))) % kAlign == 0;
@@ -129,7 +131,7 @@ class Run {
     for (size_t i = 0; i < splits_.size(); ++i) {
       splits_[i].first_passes_left = first_tasks(splits_[i]);
       splits_[i].ready = false;
-      kernels_.start_class(job_, splits_[i].rows, &split_states_[i]);
+      kernels_.start_class(job_, splits_[i].rows, splits_[i].cls, &split_states_[i]);
     }
     run_on_threads(
         threads_, [](void* self, int thread) { static_cast<Run*>(self)->work(thread); }, this);
@@ -189,7 +191,7 @@ class Run {
 
   void take_state(Arena& arena, ClassState<T>& state, int64_t blocks) {
     const cmik_problem& p = job_.problem;
-    const bool own = !p.centroids, weighted = own && p.row_weights;
+    const bool own = !p.centroids, weighted = job_.has_rho;
     state.centroid = arena.take<T>(width_);
     state.target = arena.take<T>(width_);
     state.rho = arena.take<T>(weighted ? width_ : 0);
@@ -254,13 +256,12 @@ class Run {
     const ClassRows rows = class_rows(p, cls);
     double sum = 0;
     if (rows.count == 0) {
-      if (p.mean_probabilities)
-        std::memset(static_cast<T*>(p.mean_probabilities) + cls * p.channels, 0,
-                    size_t(p.channels) * sizeof(T));
+      if (p.means)
+        std::memset(static_cast<T*>(p.means) + cls * p.channels, 0, size_t(p.channels) * sizeof(T));
     } else {
       ClassState<T>& state = thread_states_[size_t(thread)];
       Scratch& scratch = scratch_[size_t(thread)];
-      kernels_.start_class(job_, rows, &state);
+      kernels_.start_class(job_, rows, cls, &state);
       if (p.centroids) {
         kernels_.finish_class(job_, rows, cls, &state);
         for (int64_t b = 0; b < rows.blocks; ++b) sum += both_passes(rows, b, &state, scratch);

@@ -1,23 +1,15 @@
 // Python's door to the GPU kernels: pointers and sizes in, exceptions out. Checks are the caller's.
-// Built twice: into the native core, and with CMIK_EMULATED as a module of its own, for tests.
 #include "bindings.hpp"
 
-#include <cstdint>
 #include <stdexcept>
 
 #include "cmikernels.h"
 #include "plan.hpp"
-#if defined(CMIK_EMULATED)
-#include "runtime.cuh"
-#endif
+#include "problem_of.hpp"
 
 namespace py = pybind11;
 
 namespace {
-
-using Address = std::uintptr_t;
-
-void* at(Address address) { return reinterpret_cast<void*>(address); }
 
 void check(int status) {
   if (status != CMIK_OK)
@@ -25,41 +17,19 @@ void check(int status) {
                              cmik_cuda_message(status));
 }
 
-// One call; `allocate(bytes)` gives the address of workspace.
-void cuda_cmi(Address features, int dtype, int64_t rows, int64_t channels, int64_t row_stride,
-              int64_t channel_stride, int64_t classes, int64_t largest, Address order,
-              Address offsets, Address centroids, Address incoming, bool skip_one,
-              double temperature, double weight, int reduction, Address value, Address gradient,
-              Address mean_probabilities, int device, Address stream,
-              const py::function& allocate) {
+// One call, in a dict; see problem_of.hpp. `allocate(bytes)` gives a tensor for workspace.
+void cuda_cmi(const py::dict& arguments, const py::function& allocate) {
+  static const cmik::Field<cmik_cuda_call> fields[] = {
+      CMIK_FIELD(cmik_cuda_call, largest), CMIK_FIELD(cmik_cuda_call, stream),
+      CMIK_FIELD(cmik_cuda_call, device), CMIK_FIELD(cmik_cuda_call, unless_one)};
   cmik_cuda_call call{};
-  cmik_problem& p = call.problem;
-  p.features = at(features);
-  p.rows = rows;
-  p.channels = channels;
-  p.row_stride = row_stride;
-  p.channel_stride = channel_stride;
-  p.classes = classes;
-  p.order = static_cast<const int64_t*>(at(order));
-  p.offsets = static_cast<const int64_t*>(at(offsets));
-  p.centroids = at(centroids);
-  p.temperature = temperature;
-  p.weight = weight;
-  p.value = at(value);
-  p.gradient = at(gradient);
-  p.mean_probabilities = at(mean_probabilities);
-  p.dtype = dtype;
-  p.reduction = reduction;
-  call.incoming = at(incoming);
-  call.largest = largest;
-  call.stream = at(stream);
-  call.device = device;
-  call.skip_one = skip_one;
+  call.problem = cmik::problem_of(arguments);
+  cmik::read_fields(arguments, fields, call);
   check(cmik_cuda_workspace(&call, &call.workspace_bytes));
   py::object workspace;  // until the launches are in the stream
   if (call.workspace_bytes > 0) {
     workspace = allocate(call.workspace_bytes);
-    call.workspace = at(workspace.attr("data_ptr")().cast<Address>());
+    call.workspace = cmik::number_from<void*>(workspace.attr("data_ptr")().ptr());
   }
   int status;
   {
@@ -71,9 +41,7 @@ void cuda_cmi(Address features, int dtype, int64_t rows, int64_t channels, int64
 
 py::dict cuda_info() {
   py::dict info;
-#if !defined(CMIK_EMULATED)
   info["architectures"] = CMIK_ARCHITECTURES;
-#endif
   info["driver"] = cmik_cuda_driver_version();
   info["runtime"] = cmik_cuda_runtime_version();
   return info;
@@ -101,24 +69,3 @@ void cmik::bind_cuda(py::module_& module) {
   module.def("cuda_chip", &cuda_chip, "What plans for a device depend on.");
   module.def("cuda_info", &cuda_info, "What the GPU kernels were built for, and the driver.");
 }
-
-#if defined(CMIK_EMULATED)
-PYBIND11_MODULE(_emulated, module) {
-  module.doc() = "The GPU kernels of cmikernels on an emulated GPU, for tests.";
-  cmik::bind_cuda(module);
-  module.def(
-      "emulate",
-      [](uint64_t seed, int capability, int processors, int largest_cluster, int clusters_of_16,
-         int64_t block_bytes, int64_t processor_bytes, int64_t cache_bytes) {
-        cmik::emulator::seed() = seed;
-        cmik::emulator::bulk_copies() = capability >= 90;
-        cmik::emulated_chip() = {capability,  processors,      largest_cluster, clusters_of_16,
-                                 block_bytes, processor_bytes, cache_bytes};
-      },
-      py::kw_only(), py::arg("seed") = 0, py::arg("capability") = 90, py::arg("processors") = 4,
-      py::arg("largest_cluster") = 16, py::arg("clusters_of_16") = 1,
-      py::arg("block_bytes") = 24 << 10, py::arg("processor_bytes") = 32 << 10,
-      py::arg("cache_bytes") = 256 << 10,
-      "Describe the GPU to be emulated, and the order in which its threads take turns.");
-}
-#endif

@@ -143,14 +143,14 @@ struct ClassWorker {
       for (int j = thread(); j < width; j += threads())
         columns.rho()[j] /= at_least_normal(columns.centroid()[j]);
     }
-    aim(task, width, columns, T(0));
+    prepare_target(task, width, columns, T(0));
   }
 
   CMIK_DEVICE void write_results(int cls, double value, const T* centroid) const {
     const cmik_problem& p = task.problem;
     const int64_t count = rows_of_class(task, cls).count;
-    if (p.mean_probabilities && rank() == 0) {
-      T* out = static_cast<T*>(p.mean_probabilities) + int64_t(cls) * p.channels;
+    if (p.means && rank() == 0) {
+      T* out = static_cast<T*>(p.means) + int64_t(cls) * p.channels;
       for (int64_t j = thread(); j < p.channels; j += threads())
         out[j] = count > 0 ? centroid[j] : T(0);
     }

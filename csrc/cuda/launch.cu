@@ -1,7 +1,5 @@
 // One call: its plan, what its kernels are told, and their launches one after the other.
 #include <algorithm>
-#include <map>
-#include <mutex>
 
 #include "runtime.cuh"
 
@@ -31,24 +29,7 @@ const GpuKernels& kernels_of(int dtype) {
 
 int element_bytes(int dtype) { return dtype == CMIK_FLOAT64 ? 8 : dtype == CMIK_FLOAT32 ? 4 : 2; }
 
-// What the device is like; asked until it has answered once.
-int chip_of(int device, Chip& chip) {
-#if defined(CMIK_EMULATED)
-  return find_chip(device, gpu_kernels_Float32(), chip);
-#else
-  static std::mutex mutex;
-  static std::map<int, Chip> known;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find(device);
-  if (found != known.end()) {
-    chip = found->second;
-    return 0;
-  }
-  const int error = find_chip(device, gpu_kernels_Float32(), chip);
-  if (!error) known[device] = chip;
-  return error;
-#endif
-}
+int chip_of(int device, Chip& chip) { return find_chip(device, gpu_kernels_Float32(), chip); }
 
 int64_t mean_blocks(int64_t classes, int64_t channels) {
   return classes * ceil_div(channels, kMeanColumns);
@@ -68,7 +49,7 @@ Shape shape_of(const cmik_cuda_call& call) {
   shape.element_bytes = element_bytes(p.dtype);
   shape.ragged = p.offsets != nullptr;
   shape.given = p.centroids != nullptr;
-  shape.weighted = call.incoming && p.reduction == CMIK_NONE && !p.centroids;
+  shape.weighted = p.incoming && p.reduction == CMIK_NONE && !p.centroids;
   shape.aligned = p.channel_stride == 1 && multiple_of(p.features, kPackBytes) &&
                   multiple_of(p.gradient, kPackBytes) &&
                   p.channels * shape.element_bytes % kPackBytes == 0 &&
@@ -82,8 +63,7 @@ Task task_of(const cmik_cuda_call& call, const Shape& shape, const Plan& plan) {
   task.problem = p;
   task.plan = plan;
   task.shared = shared_layout(shape, plan);
-  task.incoming = call.incoming;
-  task.skip_one = call.skip_one && call.incoming && p.reduction != CMIK_NONE;
+  task.unless_one = call.unless_one && p.incoming && p.reduction != CMIK_NONE;
   task.weighted = shape.weighted;
   task.consecutive = !p.order && p.row_stride == p.channels;
   task.rows_per_class = shape.ragged ? 0 : shape.largest;
@@ -104,7 +84,7 @@ Task task_of(const cmik_cuda_call& call, const Shape& shape, const Plan& plan) {
   task.parts = reinterpret_cast<double*>(workspace + at.parts);
   task.stats = workspace + at.stats;
   task.slot_sums = workspace + at.sums;
-  task.centroids = p.mean_probabilities ? p.mean_probabilities : workspace + at.centroids;
+  task.centroids = p.means ? p.means : workspace + at.centroids;
   task.rho = workspace + at.rho;
   return task;
 }

@@ -16,24 +16,16 @@ constexpr Holding kHoldings[] = {
     {32, 1},  {64, 1},  {128, 1}, {128, 2},  {128, 4}, {128, 8}, {256, 1},  {256, 2},
     {256, 4}, {256, 8}, {512, 1}, {256, 16}, {512, 4}, {512, 8}, {512, 16},
 };
-constexpr int kProcessorThreads = 512;
-constexpr int64_t kReservedBytes = 1024;  // of a block's shared memory, by the system
-
-constexpr int64_t kMostShareRows = 4096;   // of a class in a block: their statistics stay there
-constexpr int64_t kFewRowsPerSlot = 32;    // at least, so that sums take little memory,
-constexpr int64_t kFewestRowsPerSlot = 8;  // or these, where they would not fill the chip
+constexpr int64_t kMostShareRows = 4096;  // of a class in a block: their statistics stay there
 constexpr int64_t kSlotsPerProcessor = 16;
 constexpr double kBusyThreads = 256;  // of a multiprocessor, from which on it issues what it can
 constexpr int kWideThreads = 256;
 constexpr int64_t kFarAway = INT32_MAX;  // an offset beyond all shared memory
 
 // The estimate, in instructions that a multiprocessor could have issued, 128 a cycle: counted in
-// the machine code (bench/NOTES.md), or in its place an H200's time for the rest.
+// the machine code (docs/design/cuda.md), or in its place an H200's time for the rest.
 constexpr double kEntryCost = 26;     // of a feature: sums of P, value and gradient
-constexpr double kColumnCost = 70;    // of a column of a class, in every block that has some
-constexpr double kRemoteCost = 20;    // more in a cluster
 constexpr double kByteCost = 6.7;     // moved to or from memory
-constexpr double kSumBytes = 24;      // of a column of a slot: sums and centroids, out and in
 constexpr double kClusterCost = 4e5;  // of its two barriers and of starting it
 constexpr double kLaunchCost = 3e5;   // of a launch more
 

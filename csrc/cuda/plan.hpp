@@ -11,8 +11,8 @@
 
 #include <cstdint>
 
-#include "cmi_math.hpp"
 #include "cmikernels.h"
+#include "math/cmi_math.hpp"
 
 namespace cmik {
 
@@ -77,6 +77,16 @@ constexpr int kMostStages = 4;
 constexpr int kWarpThreads = 32;
 
 constexpr int kMostSumRows = 4;
+constexpr int kProcessorThreads = 512;     // that a multiprocessor's registers serve
+constexpr int64_t kReservedBytes = 1024;   // of a block's shared memory, by the system
+constexpr int64_t kFewRowsPerSlot = 32;    // at least, so that sums take little memory,
+constexpr int64_t kFewestRowsPerSlot = 8;  // or these, where they would not fill the chip
+
+// Of the estimate, see plan.cpp.
+constexpr double kColumnCost = 70;  // of a column of a class, in every block that has some
+constexpr double kRemoteCost = 20;  // more in a cluster
+constexpr double kSumBytes = 24;    // of a column of a slot: sums and centroids, out and in
+
 // Where slots are put together: columns of a class that a block adds up, and threads for each.
 constexpr int kMeanColumns = 32, kMeanThreads = 8;
 

@@ -125,7 +125,8 @@ struct Columns {
 // Target and the rest from the centroid, which every thread has put where columns j = thread,
 // thread + threads ... are.
 template <class T>
-CMIK_DEVICE void aim(const Task& task, int width, const Columns<T>& columns, T missing_mass) {
+CMIK_DEVICE void prepare_target(const Task& task, int width, const Columns<T>& columns,
+                                T missing_mass) {
   T top = 0;
 #pragma unroll 1
   for (int j = thread(); j < width; j += threads()) top = maximum(top, columns.centroid()[j]);
@@ -151,7 +152,7 @@ CMIK_DEVICE void take_given(const Task& task, int64_t cls, int width, const Colu
     sum += double(columns.centroid()[j]);
   }
   sum = reduce_block(sum, in_shared<double>(task.shared.reduction), Sum{});
-  aim(task, width, columns, T(1 - sum));
+  prepare_target(task, width, columns, T(1 - sum));
 }
 
 // Value and gradient of the rows. Returns the sum of their KL, of the block's rows on every thread.

@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) slot_rows_kernel(const CMIK_C
         columns.centroid()[j] = j < p.channels ? centroid[j] : T(0);
         if (task.weighted) columns.rho()[j] = j < p.channels ? rho[j] : T(0);
       }
-      aim(task, width, columns, T(0));
+      prepare_target(task, width, columns, T(0));
     }
     value = finish_rows<S, form>(task, slot.cls, slot.all.count,
                                  SlotSource<S>{task, slot.mine.first, int(slot.mine.count)},

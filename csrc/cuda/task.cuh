@@ -20,8 +20,7 @@ struct Task {
   cmik_problem problem;
   Plan plan;
   SharedLayout shared;
-  const void* incoming;    // gradient of the value, in arithmetic type: 1, C or N numbers; or null
-  bool skip_one;           // leave the gradient alone where `incoming` is 1
+  bool unless_one;         // leave the gradient as it is where `incoming` is 1
   bool weighted;           // rows' weights differ and centroids are the rows' own
   bool consecutive;        // rows of a class follow one another without gaps
   int64_t rows_per_class;  // where offsets are null
@@ -118,7 +117,7 @@ CMIK_DEVICE int64_t source_row(const Task& task, int64_t position) {
 template <class T>
 CMIK_DEVICE T class_weight(const Task& task, int64_t cls, int64_t count) {
   const cmik_problem& p = task.problem;
-  const T* incoming = static_cast<const T*>(task.incoming);
+  const T* incoming = static_cast<const T*>(p.incoming);
   T weight = factors_of<T>(task).row_scale;
   if (p.reduction == CMIK_CLASS) weight = T(p.weight / double(count));
   if (incoming && p.reduction != CMIK_NONE) weight *= incoming[p.reduction == CMIK_CLASS ? cls : 0];
@@ -126,15 +125,16 @@ CMIK_DEVICE T class_weight(const Task& task, int64_t cls, int64_t count) {
 }
 template <class T>
 CMIK_DEVICE T row_weight(const Task& task, T weight_of_class, int64_t row) {
-  if (!task.incoming || task.problem.reduction != CMIK_NONE) return weight_of_class;
-  return weight_of_class * static_cast<const T*>(task.incoming)[row];
+  const cmik_problem& p = task.problem;
+  if (!p.incoming || p.reduction != CMIK_NONE) return weight_of_class;
+  return weight_of_class * static_cast<const T*>(p.incoming)[row];
 }
 
 // Whether the gradient of the class is right as it stands.
 template <class T>
 CMIK_DEVICE bool leave_alone(const Task& task, int64_t cls) {
-  if (!task.skip_one) return false;
-  const T* incoming = static_cast<const T*>(task.incoming);
+  if (!task.unless_one) return false;
+  const T* incoming = static_cast<const T*>(task.problem.incoming);
   return incoming[task.problem.reduction == CMIK_CLASS ? cls : 0] == T(1);
 }
 

@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) wide_rows_kernel(const CMIK_C
   const T* rho = static_cast<const T*>(task.rho) + slot.cls * channels;
   T* target = static_cast<T*>(task.slot_sums) + number * channels;  // the sums have been used
 
-  // As aim() and take_given() have it.
+  // As prepare_target() and take_given() have it.
   T top = 0;
   double sum = 0;
   for (int64_t j = thread(); j < channels; j += threads()) {
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) wide_rows_kernel(const CMIK_C
   for (int64_t j = thread(); j < channels; j += threads())
     target[j] = log_of(at_least_normal(centroid[j]) / top);
 
-  const T distinct = !p.centroids && slot.all.count == 1 ? T(0) : T(1);
+  const T has_peers = !p.centroids && slot.all.count == 1 ? T(0) : T(1);
   const T weight_of_class = class_weight<T>(task, slot.cls, slot.all.count);
   double value = 0;
   for (int64_t r = 0; r < slot.mine.count; ++r) {
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) wide_rows_kernel(const CMIK_C
           const T q = p.centroids ? at_least_normal(centroid[j]) : centroid[j];
           return divergence(probability(j), q, d(j), T(0));
         });
-      accurate *= distinct;
+      accurate *= has_peers;
       value += double(accurate);
       if (p.reduction == CMIK_NONE && thread() == 0)
         static_cast<T*>(p.value)[source] = T(p.weight) * accurate;
@@ -122,9 +122,9 @@ __global__ void __launch_bounds__(kMostThreads, 1) wide_rows_kernel(const CMIK_C
         task.weighted ? row.fold(T(0), Sum{}, [&](int64_t j) { return probability(j) * rho[j]; })
                       : T(0);
     S* out = static_cast<S*>(p.gradient) + source * channels;
-    const T mass = distinct * factors_of<T>(task).inverse_tau;
+    const T mass = has_peers * factors_of<T>(task).inverse_tau;
     const T slope =
-        distinct * (row_weight(task, weight_of_class, source) * factors_of<T>(task).inverse_tau);
+        has_peers * (row_weight(task, weight_of_class, source) * factors_of<T>(task).inverse_tau);
     for (int64_t j = thread(); j < channels; j += threads()) {
       T g = probability(j) * slope * (d(j) - kl);
       if (task.weighted) g += probability(j) * mass * (rho_mean - rho[j]);

@@ -18,36 +18,52 @@ enum cmik_status { CMIK_OK = 0, CMIK_OUT_OF_MEMORY = 1 };
 /* One call. "Arithmetic type" is double for float64 features and float for all others.
  * Outputs that are null are not computed; outputs are contiguous. */
 typedef struct cmik_problem {
-  const void* features;     /* (rows, channels), any strides */
-  int64_t rows;             /* N */
-  int64_t channels;         /* M, at least 1 */
-  int64_t row_stride;       /* elements from a row to the next */
-  int64_t channel_stride;   /* elements from a channel to the next */
-  int64_t classes;          /* C */
-  const int64_t* order;     /* (N) row at each class-sorted position; null: rows are sorted */
-  const int64_t* offsets;   /* (C + 1) first position of each class; null: N / C rows in each */
-  const void* centroids;    /* (C, M) arithmetic type, contiguous; null: the rows' own means */
-  const void* row_weights;  /* (N) arithmetic type: gradient of sum_s w_s KL_s instead; or null */
-  double temperature;       /* tau > 0 */
-  double weight;            /* factor on value and gradient (not on row_weights) */
-  void* value;              /* arithmetic type: 1, C or N numbers, by reduction */
-  void* gradient;           /* (N, M) features' type: gradient of the sum of `value` */
-  void* mean_probabilities; /* (C, M) arithmetic type: Q; zeros for a class without rows */
-  int32_t dtype;            /* cmik_dtype of features and gradient */
-  int32_t reduction;        /* cmik_reduction */
-  int32_t threads;          /* at most this many */
+  const void* features;   /* (rows, channels), any strides */
+  int64_t rows;           /* N */
+  int64_t channels;       /* M, at least 1 */
+  int64_t row_stride;     /* elements from a row to the next */
+  int64_t channel_stride; /* elements from a channel to the next */
+  int64_t classes;        /* C */
+  const int64_t* order;   /* (N) row at each class-sorted position; null: rows are sorted */
+  const int64_t* offsets; /* (C + 1) first position of each class; null: N / C rows in each */
+  const void* centroids;  /* (C, M) arithmetic type, contiguous; null: the rows' own means */
+  const void* incoming;   /* gradient of the value, arithmetic type: 1, C or N numbers; or null */
+  double temperature;     /* tau > 0 */
+  double weight;          /* factor on value and gradient */
+  void* value;            /* arithmetic type: 1, C or N numbers, by reduction */
+  void* gradient;         /* (N, M) features' type: of <incoming, value>, or the value's sum */
+  void* means;            /* (C, M) arithmetic type: Q; zeros for a class without rows */
+  int32_t dtype;          /* cmik_dtype of features and gradient */
+  int32_t reduction;      /* cmik_reduction */
+  int32_t threads;        /* at most this many */
 } cmik_problem;
 
-/* What the GPU kernels take besides. Of the problem, `row_weights` and `threads` are not used. */
+/* Smallest and largest of at least one label. */
+void cmik_label_bounds(const int64_t* labels, int64_t rows, int64_t* low, int64_t* high);
+
+/* Rows by class, each class's in their order: offsets (classes + 1) and order (rows). Labels lie in
+ * [0, classes). Returns 1 where they are sorted already; order is then left as it was. */
+int cmik_index_labels(const int64_t* labels, int64_t rows, int64_t classes, int64_t* offsets,
+                      int64_t* order);
+
+/* Compute on the CPU, on the calling thread and up to threads - 1 others. */
+int cmik_cpu_run(const cmik_problem* problem);
+
+/* The instruction set the CPU kernels use here: "avx512", "avx2" or "baseline". */
+const char* cmik_cpu_isa(void);
+
+/* Whose threads the CPU kernels run on. */
+const char* cmik_cpu_threading(void);
+
+/* What the GPU kernels take besides. They do not read the problem's `threads`. */
 typedef struct cmik_cuda_call {
   cmik_problem problem;
-  const void* incoming;    /* gradient of the value, arithmetic type: 1, C or N numbers; or null */
   void* workspace;         /* on the device, aligned to 256 bytes */
   int64_t workspace_bytes; /* at least what cmik_cuda_workspace says */
   int64_t largest;         /* rows of the largest class, where there are offsets */
   void* stream;            /* of the device */
   int32_t device;
-  int32_t skip_one; /* leave `gradient` as it is where `incoming` is 1 */
+  int32_t unless_one; /* leave `gradient` as it is where `incoming` is 1 */
 } cmik_cuda_call;
 
 /* Statuses of the GPU functions besides CMIK_OK: those of the CUDA runtime, and these. */
@@ -79,23 +95,6 @@ int cmik_cuda_chip_of(int device, cmik_cuda_chip* chip);
  * that the kernels were built with. */
 int cmik_cuda_driver_version(void);
 int cmik_cuda_runtime_version(void);
-
-/* Compute on the CPU, on the calling thread and up to threads - 1 others. */
-int cmik_cpu_run(const cmik_problem* problem);
-
-/* Smallest and largest of at least one label. */
-void cmik_label_bounds(const int64_t* labels, int64_t rows, int64_t* low, int64_t* high);
-
-/* Rows by class, each class's in their order: offsets (classes + 1) and order (rows). Labels lie in
- * [0, classes). Returns 1 where they are sorted already; order is then left as it was. */
-int cmik_index_labels(const int64_t* labels, int64_t rows, int64_t classes, int64_t* offsets,
-                      int64_t* order);
-
-/* The instruction set the CPU kernels use here: "avx512", "avx2" or "baseline". */
-const char* cmik_cpu_isa(void);
-
-/* Whose threads the CPU kernels run on. */
-const char* cmik_cpu_threading(void);
 
 #ifdef __cplusplus
 }

@@ -26,6 +26,7 @@ import torch
 
 from bench.harness.tables import table
 from cmikernels import ClassIndex
+from cmikernels.backends import operations
 from cmikernels.backends import triton as backend
 from cmikernels.backends.triton.plan import Chip
 from cmikernels.problem import Problem, arithmetic_dtype
@@ -186,13 +187,13 @@ def _call(case: Case) -> None:
     sizes = {"class": (case.classes,), "none": (rows,), "mean": ()}
     incoming = torch.empty(sizes[reduction], dtype=wide)
     if case.mode == "centroids":
-        backend.centroids(features, problem)
+        operations.centroids(backend, features, problem)
     elif case.mode == "row weights":
-        backend.backward(features, problem, incoming)
+        operations.backward(backend, features, problem, incoming)
     elif case.mode.startswith("rescale"):
-        backend.scale(features.clone(), features, problem, incoming)
+        operations.scale(backend, features.clone(), features, problem, incoming)
     else:
-        backend.forward(features, problem, case.mode != "value")
+        operations.forward(backend, features, problem, case.mode != "value")
 
 
 def compile_for(targets: Iterable[int]) -> list[Variant]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmikernels.backends.operations import Operations
+from cmikernels.backends.operations import on_gpu
 from cmikernels.problem import Problem
 
 NAME = "triton"
@@ -84,20 +84,17 @@ def describe() -> str:
         return f"Triton {triton.__version__}"
 
 
-def _run(
+@on_gpu
+def fill(
     features: Tensor,
     problem: Problem,
-    value: Tensor | None,
-    gradient: Tensor | None,
-    means: Tensor | None,
-    incoming: Tensor | None,
-    skip_one: bool,
+    *,
+    value: Tensor | None = None,
+    gradient: Tensor | None = None,
+    means: Tensor | None = None,
+    incoming: Tensor | None = None,
+    unless_one: bool = False,
 ) -> None:
-    """Launch what fills the outputs that are given."""
+    """Launch what computes the outputs that are given, as `operations.Backend` says."""
     launch, _ = _load()
-    launch.Call(features, problem, incoming, skip_one).run(value, gradient, means)
-
-
-_operations = Operations(_run)
-forward, scale = _operations.forward, _operations.scale
-backward, centroids = _operations.backward, _operations.centroids
+    launch.Call(features, problem, incoming, unless_one).run(value, gradient, means)

@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from cmikernels.backends.operations import in_memory
+from cmikernels.backends.operations import in_memory, in_order
 from cmikernels.backends.triton.plan import Chip, ceil_div, make_plan
 from cmikernels.backends.triton.rows import class_rows, slot_sums
 from cmikernels.backends.triton.slots import class_means, sum_values, weight_means
@@ -46,7 +46,7 @@ class Call:
     """One call's arguments as the kernels take them, and the launches of each kind of plan."""
 
     def __init__(
-        self, features: Tensor, problem: Problem, incoming: Tensor | None, skip_one: bool
+        self, features: Tensor, problem: Problem, incoming: Tensor | None, unless_one: bool
     ) -> None:
         classes = problem.classes
         features, row_stride, channel_stride = in_memory(features)
@@ -80,11 +80,11 @@ class Call:
             "inverse_tau": 1.0 / problem.temperature,
         }
         self.options: dict[str, Any] = {
-            "incoming": None if incoming is None else incoming.contiguous().resolve_neg(),
+            "incoming": None if incoming is None else in_order(incoming),
             "num_classes": problem.num_classes,
             "ARITHMETIC": _ARITHMETIC[self.dtype],
             "REDUCTION": reduction,
-            "SKIP_ONE": skip_one and reduction != "none",
+            "UNLESS_ONE": unless_one and reduction != "none",
         }
         together = min(plan.block_channels, _WARP_BYTES // features.element_size())
         block = {
@@ -150,7 +150,7 @@ class Call:
         q = rho = None
         if self.problem.centroids is None:
             q, rho = self.class_means(statistics, means)
-        if means is not None:
+        if outputs["value"] is None and outputs["gradient"] is None:
             return
         extra: dict[str, Any] = statistics
         if not wide:
@@ -222,7 +222,7 @@ class Call:
             **statistics,
             incoming=self.options["incoming"],
             ARITHMETIC=self.options["ARITHMETIC"],
-            SKIP_ONE=self.options["SKIP_ONE"] and total,
+            UNLESS_ONE=self.options["UNLESS_ONE"] and total,
             BLOCK_M=_ROW_BLOCK,
         )
         return statistics

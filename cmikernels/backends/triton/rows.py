@@ -79,7 +79,7 @@ def mean_of_rows(
 @triton.jit
 def finish_rows(
     features, row_stride, channel_stride, order, incoming, value, gradient, begin, end, y, m, q,
-    rho, missing, distinct, size, channels, inverse_tau, weight,
+    rho, missing, has_peers, size, channels, inverse_tau, weight,
     ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Value and gradient of rows of one class with centroid `[1, K, J]`; returns the sum of KL."""
@@ -101,17 +101,17 @@ def finish_rows(
             u, e, total, inverse_total, top, target, q, missing, row_valid, ARITHMETIC,
             value is not None,
         )  # fmt: skip
-        best = best * distinct
+        best = best * has_peers
         sums, lost = add_exactly(sums, lost, best)
         if value is not None and REDUCTION == "none":
             tl.store(value + rows, best * weight, mask=row_valid)
         if gradient is not None:
             w = row_weights(row_scale, incoming, rows, y, row_valid, REDUCTION)
-            tilt = distinct * inverse_total * inverse_tau
+            row_factor = has_peers * inverse_total * inverse_tau
             rho_mean = None
             if rho is not None:
                 rho_mean = row_sum(e * rho[:, :, None, :]) * inverse_total
-            result = row_gradient(e, d, kl, w * tilt, rho, rho_mean, weight * tilt)
+            result = row_gradient(e, d, kl, w * row_factor, rho, rho_mean, weight * row_factor)
             store_tile(gradient, rows, row_valid, m, channels, result, EVEN)
     return tl.sum(tl.sum(sums, 1), 0)
 
@@ -121,7 +121,7 @@ def class_rows(
     features, row_stride, channel_stride, order, offsets, given, class_q, class_rho, mean_weights,
     incoming, value, gradient, means, num_classes, rows_per_class, rows_per_slot, channels,
     inverse_tau: tl.float64, weight: tl.float64,
-    ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, SKIP_ONE: tl.constexpr,
+    ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, UNLESS_ONE: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Value and gradient of a slot's rows; without rows_per_slot, of all rows of a class.
@@ -139,7 +139,7 @@ def class_rows(
         slot = tl.num_programs(0) - 1 - slot  # what slot_sums read last is still in L2
         y, begin, end, count = slot_rows(slot, offsets, num_classes, rows_per_class, rows_per_slot)
     c = y + tl.arange(0, 1)
-    if SKIP_ONE:
+    if UNLESS_ONE:
         if is_all_one(incoming, c, num_classes, REDUCTION == "class"):
             return
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
@@ -149,12 +149,12 @@ def class_rows(
     places = c[:, None, None] * channels + m[None, :, :]
     size = tl.maximum(count, 1).to(ARITHMETIC)
     missing = tl.zeros((1,), ARITHMETIC)
-    distinct = tl.where(count == 1, 0.0, 1.0).to(ARITHMETIC)  # see class_tiles
+    has_peers = tl.where(count == 1, 0.0, 1.0).to(ARITHMETIC)  # see class_tiles
     rho = None
     if given is not None:
         q, mass = given_centroids(given, c, m, m_valid, channels, ARITHMETIC)
         missing = (1.0 - mass).to(ARITHMETIC)
-        distinct = tl.full((), 1.0, ARITHMETIC)
+        has_peers = tl.full((), 1.0, ARITHMETIC)
     elif class_q is not None:
         q = tl.load(class_q + places, mask=m_valid, other=0.0)
         if class_rho is not None:
@@ -173,7 +173,7 @@ def class_rows(
         return
     total = finish_rows(
         features, row_stride, channel_stride, order, incoming, value, gradient, begin, end, y, m,
-        q, rho, missing, distinct, size, channels, inverse_tau, weight,
+        q, rho, missing, has_peers, size, channels, inverse_tau, weight,
         ARITHMETIC, REDUCTION, BLOCK_N, EVEN,
     )  # fmt: skip
     if value is not None and REDUCTION != "none":
@@ -186,13 +186,13 @@ def class_rows(
 def slot_sums(
     features, row_stride, channel_stride, order, offsets, incoming, mean_weights, sums,
     weighted_sums, num_classes, rows_per_class, rows_per_slot, channels, inverse_tau: tl.float64,
-    ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, SKIP_ONE: tl.constexpr,
+    ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, UNLESS_ONE: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Sum of P over each slot's rows, `(slots, M)`, and with mean_weights of (w - mean w) P."""
     slot = tl.program_id(0).to(tl.int64)
     y, begin, end, _ = slot_rows(slot, offsets, num_classes, rows_per_class, rows_per_slot)
-    if SKIP_ONE:
+    if UNLESS_ONE:
         if is_all_one(incoming, y + tl.arange(0, 1), num_classes, REDUCTION == "class"):
             return
     m = columns(0, BLOCK_K, BLOCK_J)

@@ -97,13 +97,13 @@ def weight_means(order, offsets, incoming, mean_weights, rows_per_class, BLOCK: 
 @triton.jit(do_not_specialize=PLAIN_INTEGERS)
 def class_means(
     sums, weighted_sums, offsets, incoming, q, rho, rows_per_class, rows_per_slot, num_classes,
-    channels, ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, SKIP_ONE: tl.constexpr,
+    channels, ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, UNLESS_ONE: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """Centroid, and rho, of each class from its slots' sums, in their order."""
     blocks = (channels + BLOCK_M - 1) // BLOCK_M  # see slot_column_sums
     y = (tl.program_id(0) // blocks).to(tl.int64)
-    if SKIP_ONE:
+    if UNLESS_ONE:
         if is_all_one(incoming, y + tl.arange(0, 1), num_classes, REDUCTION == "class"):
             return
     begin, slots, count = class_slots(y, offsets, rows_per_class, rows_per_slot)

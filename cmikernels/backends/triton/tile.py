@@ -9,7 +9,7 @@ relative to its largest entry `top`,
 
     d = log P - log Q = u - log(Q / top) - log(total top)
 
-whose parts are as small as the differences between rows are. See csrc/include/cmi_math.hpp for the
+whose parts are as small as the differences between rows are. See csrc/math/cmi_math.hpp for the
 two forms of the value. Absent tensors are None, which is known at compile time, like the block
 sizes, the reduction and the arithmetic type; nothing else is.
 
@@ -19,7 +19,7 @@ Every kernel's arguments, by name:
     order (N) rows by class, None: they are; offsets (C + 1), None: rows_per_class in each
     given (C, M) centroids, None: the rows' own      inverse_tau 1 / tau
     incoming: gradient of the value: one number, (C) or (N) by REDUCTION "total", "class" or "none"
-    SKIP_ONE: do nothing where incoming is 1, since the gradient is right as it is
+    UNLESS_ONE: do nothing where incoming is 1, since the gradient is right as it is
     weight: factor on a row's KL in value and gradient ("class": before division by its rows)
     value, gradient (N, M), means (C, M): what is wanted, or None
 """
@@ -169,7 +169,7 @@ def accurate_terms(d, p, q, ARITHMETIC: tl.constexpr):
 
 
 @triton.jit
-def is_small(kl, missing, row_valid):
+def needs_accurate_form(kl, missing, row_valid):
     """Which rows take the accurate form, which needs a Q that nearly sums to 1."""
     near_one = (tl.abs(missing) < DIRECT_FORM_FLOOR)[:, None]
     return (row_valid & near_one) & (tl.abs(kl) < DIRECT_FORM_FLOOR)
@@ -185,7 +185,7 @@ def divergences(
     kl = tl.where(row_valid, row_sum(e * d) * inverse_total, 0.0)
     best = kl
     if ACCURATE:
-        small = is_small(kl, missing, row_valid)
+        small = needs_accurate_form(kl, missing, row_valid)
         if tl.max(tl.max(small.to(tl.int32), 1), 0) == 1:
             p = e * inverse_total[:, None, :, None]
             terms = accurate_terms(d, p, q[:, :, None, :], ARITHMETIC)
@@ -200,12 +200,12 @@ def rho_of(weighted, q, size, ARITHMETIC: tl.constexpr):
 
 
 @triton.jit
-def row_gradient(e, d, kl, slope, rho, rho_mean, tilt):
-    """e slope (d - KL) - e tilt (rho - sum P rho). e comes first, so that 0 wins over any d."""
+def row_gradient(e, d, kl, slope, rho, rho_mean, row_factor):
+    """e slope (d - KL) - e row_factor (rho - sum P rho), e first so that 0 wins over any d."""
     gradient = (e * slope[:, None, :, None]) * (d - kl[:, None, :, None])
     if rho is not None:
         excess = rho[:, :, None, :] - rho_mean[:, None, :, None]
-        gradient -= (e * tilt[:, None, :, None]) * excess
+        gradient -= (e * row_factor[:, None, :, None]) * excess
     return gradient
 
 

@@ -27,7 +27,7 @@ from cmikernels.backends.triton.tile import (
 def class_tiles(
     features, row_stride, channel_stride, order, offsets, given, incoming, value, gradient, means,
     num_classes, rows_per_class, channels, inverse_tau: tl.float64, weight: tl.float64,
-    ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, SKIP_ONE: tl.constexpr,
+    ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr, UNLESS_ONE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """Everything about groups of BLOCK_C classes of at most BLOCK_N rows.
@@ -35,7 +35,7 @@ def class_tiles(
     `value` is each program's sum (reduction "total"), each class's or each row's number. A program
     takes several groups, so that the next one is on its way while one is computed.
     """
-    if SKIP_ONE and REDUCTION == "total":
+    if UNLESS_ONE and REDUCTION == "total":
         if tl.load(incoming) == 1.0:
             return
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
@@ -48,7 +48,7 @@ def class_tiles(
     for group in tl.range(tl.program_id(0), groups, tl.num_programs(0), num_stages=2):
         c = (tl.arange(0, BLOCK_C) + group * BLOCK_C).to(tl.int64)
         c_valid = c < num_classes
-        if SKIP_ONE and REDUCTION == "class":
+        if UNLESS_ONE and REDUCTION == "class":
             c_valid = c_valid & (tl.load(incoming + c, mask=c_valid, other=1.0) != 1.0)
         if offsets is None:
             first = c * rows_per_class
@@ -72,11 +72,11 @@ def class_tiles(
             q = tl.sum(e * inverse_total[:, None, :, None], 2) / size[:, None, None]
             missing = tl.zeros_like(size)
             # A class of one row is its own centroid: exactly nothing, or NaN if the row is.
-            distinct = tl.where(count == 1, 0.0, 1.0).to(ARITHMETIC)
+            has_peers = tl.where(count == 1, 0.0, 1.0).to(ARITHMETIC)
         else:
             q, mass = given_centroids(given, c, m, q_valid, channels, ARITHMETIC)
             missing = (1.0 - mass).to(ARITHMETIC)
-            distinct = tl.full((BLOCK_C,), 1.0, ARITHMETIC)
+            has_peers = tl.full((BLOCK_C,), 1.0, ARITHMETIC)
         if means is not None:
             tl.store(means + c[:, None, None] * channels + m[None, :, :], q, mask=q_valid)
 
@@ -88,7 +88,7 @@ def class_tiles(
                 value is not None,
             )  # fmt: skip
         if value is not None:
-            best = best * distinct[:, None]
+            best = best * has_peers[:, None]
             if REDUCTION == "none":
                 tl.store(value + rows, best * weight, mask=row_valid)
             elif REDUCTION == "class":
@@ -101,7 +101,7 @@ def class_tiles(
                 row_scale = weight / size[:, None]
             some_class = tl.minimum(c, num_classes - 1)[:, None]
             w = row_weights(row_scale, incoming, rows, some_class, row_valid, REDUCTION)
-            tilt = distinct[:, None] * inverse_total * inverse_tau
+            row_factor = has_peers[:, None] * inverse_total * inverse_tau
             rho = None
             rho_mean = None
             if (REDUCTION == "none" and incoming is not None) and given is None:
@@ -109,7 +109,7 @@ def class_tiles(
                 weighted = tl.sum(e * excess[:, None, :, None], 2)
                 rho = rho_of(weighted, q, size[:, None, None], ARITHMETIC)
                 rho_mean = row_sum(e * rho[:, :, None, :]) * inverse_total
-            result = row_gradient(e, d, kl, w * tilt, rho, rho_mean, tilt)
+            result = row_gradient(e, d, kl, w * row_factor, rho, rho_mean, row_factor)
             store_tile(gradient, rows, row_valid, m, channels, result, False)
     if value is not None and REDUCTION == "total":
         tl.store(value + tl.program_id(0), tl.sum(tl.sum(part, 1), 0))

@@ -18,10 +18,10 @@ from cmikernels.backends.triton.tile import (
     columns,
     given_centroids,
     is_all_one,
-    is_small,
     load_tile,
     log_ratio,
     log_target,
+    needs_accurate_form,
     row_gradient,
     row_sum,
     row_weights,
@@ -32,11 +32,11 @@ from cmikernels.backends.triton.tile import (
 @triton.jit
 def row_statistics(
     features, row_stride, channel_stride, incoming, peaks, totals, channels,
-    inverse_tau: tl.float64, ARITHMETIC: tl.constexpr, SKIP_ONE: tl.constexpr,
+    inverse_tau: tl.float64, ARITHMETIC: tl.constexpr, UNLESS_ONE: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Peak and total of each row, however wide. SKIP_ONE looks at a scalar only."""
-    if SKIP_ONE:
+    """Peak and total of each row, however wide. UNLESS_ONE looks at a scalar only."""
+    if UNLESS_ONE:
         if tl.load(incoming) == 1.0:
             return
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
@@ -63,14 +63,14 @@ def slot_column_sums(
     features, row_stride, channel_stride, order, offsets, peaks, totals, incoming, mean_weights,
     sums, weighted_sums, num_classes, rows_per_class, rows_per_slot, channels,
     inverse_tau: tl.float64, ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr,
-    SKIP_ONE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
+    UNLESS_ONE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """slot_sums for a block of columns, of rows whose peak and total are known."""
     # One axis for both: the others of a grid end at 65535.
     blocks = (channels + BLOCK_K * BLOCK_J - 1) // (BLOCK_K * BLOCK_J)
     slot = (tl.program_id(0) // blocks).to(tl.int64)
     y, begin, end, _ = slot_rows(slot, offsets, num_classes, rows_per_class, rows_per_slot)
-    if SKIP_ONE:
+    if UNLESS_ONE:
         if is_all_one(incoming, y + tl.arange(0, 1), num_classes, REDUCTION == "class"):
             return
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
@@ -130,13 +130,13 @@ def wide_rows(
     features, row_stride, channel_stride, order, offsets, peaks, totals, given, class_q, class_rho,
     incoming, value, gradient, num_classes, rows_per_class, rows_per_slot, channels,
     inverse_tau: tl.float64, weight: tl.float64, ARITHMETIC: tl.constexpr, REDUCTION: tl.constexpr,
-    SKIP_ONE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
+    UNLESS_ONE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """class_rows for rows wider than a tile: two sweeps over a block of rows, column by column."""
     slot = tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64)
     y, begin, end, count = slot_rows(slot, offsets, num_classes, rows_per_class, rows_per_slot)
     c = y + tl.arange(0, 1)
-    if SKIP_ONE:
+    if UNLESS_ONE:
         if is_all_one(incoming, c, num_classes, REDUCTION == "class"):
             return
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
@@ -154,10 +154,10 @@ def wide_rows(
         mass += part
     top = tl.minimum(top, 1.0)
     missing = tl.zeros((1,), ARITHMETIC)
-    distinct = tl.where(count == 1, 0.0, 1.0).to(ARITHMETIC)
+    has_peers = tl.where(count == 1, 0.0, 1.0).to(ARITHMETIC)
     if given is not None:
         missing = (1.0 - mass).to(ARITHMETIC)
-        distinct = tl.full((), 1.0, ARITHMETIC)
+        has_peers = tl.full((), 1.0, ARITHMETIC)
 
     sums = tl.zeros((1, BLOCK_N), ARITHMETIC)
     lost = tl.zeros((1, BLOCK_N), ARITHMETIC)
@@ -186,14 +186,14 @@ def wide_rows(
         kl = tl.where(row_valid, kl * inverse_total, 0.0)
         rho_mean = rho_mean * inverse_total
         if value is not None:
-            small = is_small(kl, missing, row_valid)
-            best = tl.where(small, accurate + missing[:, None], kl) * distinct
+            small = needs_accurate_form(kl, missing, row_valid)
+            best = tl.where(small, accurate + missing[:, None], kl) * has_peers
             sums, lost = add_exactly(sums, lost, best)
             if REDUCTION == "none":
                 tl.store(value + rows, best * weight, mask=row_valid)
         if gradient is not None:
             w = row_weights(row_scale, incoming, rows, y, row_valid, REDUCTION)
-            tilt = distinct * inverse_total * inverse_tau
+            row_factor = has_peers * inverse_total * inverse_tau
             for start in range(0, channels, BLOCK_K * BLOCK_J):
                 m = columns(start, BLOCK_K, BLOCK_J)
                 e, d, q = wide_tile(
@@ -201,7 +201,7 @@ def wide_rows(
                     offset, inverse_tau, given, class_q, c, top, ARITHMETIC,
                 )  # fmt: skip
                 rho = wide_rho(class_rho, c, m, channels)
-                result = row_gradient(e, d, kl, w * tilt, rho, rho_mean, weight * tilt)
+                result = row_gradient(e, d, kl, w * row_factor, rho, rho_mean, weight * row_factor)
                 store_tile(gradient, rows, row_valid, m, channels, result, False)
     if value is not None and REDUCTION != "none":
         tl.store(value + slot, tl.sum(tl.sum(sums, 1), 0))

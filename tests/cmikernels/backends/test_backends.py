@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 
 from cmikernels import (
     BackendStatus,
+    ClassIndex,
     available_backends,
     class_centroids,
     cmi_value_and_grad,
     fused_cmi,
 )
-from cmikernels.backends import choose_backend
-from tests.support.tables import BACKENDS, DEVICE_OF
+from cmikernels.backends import choose_backend, operations
+from cmikernels.problem import checked_call
+from tests.support.tables import BACKENDS, DEVICE_OF, REDUCTIONS, make_features, make_labels
 
 FEATURES = torch.randn(2, 3, 4)
 
@@ -85,6 +88,7 @@ def test_an_empty_environment_variable_is_as_good_as_none(
 # An installation whose compiled core is missing.
 WITHOUT_NATIVE = """
 import sys
+from typing import Any
 sys.modules["cmikernels._native"] = None  # importing it raises ImportError
 import torch
 from cmikernels import ClassIndex, available_backends, fused_cmi
@@ -134,3 +138,36 @@ def test_every_public_function_takes_a_backend(backend: str) -> None:
     value, _ = cmi_value_and_grad(features, backend=backend)
     assert torch.equal(value, fused_cmi(features, backend=backend))
     assert class_centroids(features.detach(), backend=backend).shape == (2, 4)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("grouped", [True, False], ids=["equal classes", "labels"])
+def test_one_call_fills_value_gradient_and_class_means(
+    backend: str, grouped: bool, reduction: str
+) -> None:
+    device = DEVICE_OF[backend]
+    features, classes = make_features((3, 5), 40).to(device), None
+    if not grouped:
+        features = features.flatten(0, 1)
+        classes = ClassIndex(make_labels((7, 0, 1, 7), shuffle_seed=1).to(device))
+    problem, _ = checked_call(features, classes, None, None, 0.7, 3.0, reduction)
+    chosen = choose_backend(backend, device)
+    value, gradient = operations.forward(chosen, features, problem, True)
+    assert gradient is not None
+    together: dict[str, Any] = {
+        "value": torch.full_like(value, 7.0),
+        "gradient": torch.full_like(gradient, 7.0),
+        "means": torch.full_like(operations.centroids(chosen, features, problem), 7.0),
+    }
+    chosen.fill(features, problem, **together)
+    assert torch.equal(together["value"], value)
+    assert torch.equal(together["gradient"], gradient)
+    assert torch.equal(together["means"], operations.centroids(chosen, features, problem))
+
+
+def test_the_native_core_names_what_a_call_lacks() -> None:
+    native = pytest.importorskip("cmikernels._native")
+    with pytest.raises(KeyError, match="features"):
+        native.cpu_cmi({}, 1)
+    with pytest.raises(KeyError, match="rows"):
+        native.cpu_cmi({"features": 0}, 1)

@@ -47,7 +47,7 @@ def test_rounding_does_not_grow_with_the_class(
 def test_an_incoming_gradient_of_one_leaves_the_gradient_alone(
     shape: tuple[int, ...], reduction: str
 ) -> None:
-    from cmikernels.backends import triton
+    from cmikernels.backends import operations, triton
     from cmikernels.problem import Problem
 
     features = make_features(shape[:2], shape[2]).to(DEVICE_OF["triton"])
@@ -55,7 +55,7 @@ def test_an_incoming_gradient_of_one_leaves_the_gradient_alone(
     size = shape[:1] if reduction == "class" else ()
     marked = torch.full_like(features, 7.0)
     one = torch.ones(size, device=features.device)
-    assert triton.scale(marked, features, problem, one) is marked
+    assert operations.scale(triton, marked, features, problem, one) is marked
     assert (marked == 7).all(), "it was made anew"
-    twice = triton.scale(marked.clone(), features, problem, 2 * one)
-    assert torch.equal(twice, triton.backward(features, problem, 2 * one))
+    twice = operations.scale(triton, marked.clone(), features, problem, 2 * one)
+    assert torch.equal(twice, operations.backward(triton, features, problem, 2 * one))

@@ -1,8 +1,5 @@
 // Vectors of the widest registers this translation unit is compiled for, on the compilers' vector
 // extension: operators work elementwise, comparisons give lane masks, `mask ? a : b` selects.
-//
-// Included once per instruction set, inside that set's namespace. Nothing here may be a function
-// that the linker could merge with the same function built for another instruction set.
 
 template <class T>
 struct Lanes;
@@ -96,15 +93,16 @@ inline T horizontal_max(Vec<T> v) {
 
 // exp((z - peak) / tau) for z <= peak, with scale = log2(e) / tau.
 //
-// `Tame` promises results of normal size from finite z. Otherwise results below the smallest normal
-// number are exactly 0, as they are for -inf, and NaN gives 0 or NaN: the caller marks such rows.
-template <class T, bool Tame>
+// `FiniteRange` promises that z is finite and that every result is a normal number. Without it,
+// results below the smallest normal number are exactly 0, as they are for -inf. NaN then gives 0 or
+// NaN, and the caller marks such rows.
+template <class T, bool FiniteRange>
 inline Vec<T> flush_small(Vec<T> log2_of_it, Vec<T> value) {
-  if constexpr (Tame) return value;
+  if constexpr (FiniteRange) return value;
   return log2_of_it >= Limits<T>::lowest_exponent ? value : Vec<T>{};
 }
 
-template <class T, bool Tame>
+template <class T, bool FiniteRange>
 struct Exponential {
   T peak, scale;
 
@@ -117,14 +115,14 @@ struct Exponential {
     // Adding to the exponent field multiplies by 2^whole.
     const auto bits = reinterpret_cast<typename L::Words>(power) +
                       (reinterpret_cast<typename L::Words>(rounded) << L::mantissa_bits);
-    return flush_small<T, Tame>(whole, reinterpret_cast<Vec<T>>(bits));
+    return flush_small<T, FiniteRange>(whole, reinterpret_cast<Vec<T>>(bits));
   }
 };
 
 #if defined(__AVX512F__)
 // A table of sixteenths of an octave in one register saves two of five polynomial steps.
-template <bool Tame>
-struct Exponential<float, Tame> {
+template <bool FiniteRange>
+struct Exponential<float, FiniteRange> {
   float peak, scale;
 
   inline Vec<float> operator()(Vec<float> z) const {
@@ -143,7 +141,7 @@ struct Exponential<float, Tame> {
         reinterpret_cast<__m512i>(steps), reinterpret_cast<__m512i>(table)));
     const Vec<float> base =
         reinterpret_cast<Vec<float>>(entry + (steps << (Lanes<float>::mantissa_bits - 4)));
-    return flush_small<float, Tame>(whole, base * r * exp2_sixteenth(r) + base);
+    return flush_small<float, FiniteRange>(whole, base * r * exp2_sixteenth(r) + base);
   }
 };
 #endif

@@ -1,21 +1,18 @@
-// What the kernels ask of the hardware, each in one small function. With CMIK_EMULATED the same
-// functions come from emulator.hpp, and the kernels run on the host, for tests.
+// What the kernels ask of the hardware, each in one small function. The include path can put those
+// of emulated/ in their place, and the kernels then run on the host, for tests.
 //
 // A cluster is a group of blocks that can read and write one another's shared memory (sm_90 and
 // newer; elsewhere every block is a cluster of its own). A bulk copy brings bytes from global to
 // shared memory without passing through registers, and is awaited at a barrier in shared memory.
 #pragma once
 
-#include <cstdint>
-
-#include "cmi_math.hpp"
-
-#if defined(CMIK_EMULATED)
-#include "emulator.hpp"
-#else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "math/cmi_math.hpp"
 
 #define CMIK_DEVICE __device__ __forceinline__
 #define CMIK_CONSTANT __grid_constant__
@@ -181,4 +178,3 @@ CMIK_DEVICE void round_pair(float a, float b, Float16 (&out)[2]) {
 
 }  // namespace gpu
 }  // namespace cmik
-#endif

@@ -1,8 +1,8 @@
-// What the launcher asks of the CUDA runtime, and of the emulator in its place. Errors are those of
-// the runtime, 0 for none.
+// What the launcher asks of the CUDA runtime. Errors are those of the runtime, 0 for none.
 #pragma once
 
 #include <algorithm>
+#include <map>
 #include <mutex>
 #include <set>
 #include <utility>
@@ -10,43 +10,6 @@
 #include "launch.hpp"
 
 namespace cmik {
-
-#if defined(CMIK_EMULATED)
-
-// A GPU to be emulated: small, so that small tests need clusters, several stages and slots.
-inline Chip& emulated_chip() {
-  static Chip chip{90, 4, 16, 1, 24 << 10, 32 << 10, 256 << 10};
-  return chip;
-}
-
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int) {}
-  int error() const { return 0; }
-};
-
-inline int find_chip(int, const GpuKernels&, Chip& chip) {
-  chip = emulated_chip();
-  return 0;
-}
-inline const char* error_text(int) { return "emulated"; }
-inline int driver_version() { return 0; }
-constexpr int runtime_version() { return 0; }
-
-// Starts kernel(arguments...).
-template <class... Arguments>
-int start(void (*kernel)(Arguments...), const Launch& launch, const Arguments&... arguments) {
-  const auto body = [&] { kernel(arguments...); };
-  emulator::launch(body, launch.blocks, launch.threads, launch.cluster,
-                   size_t(launch.shared_bytes));
-  return 0;
-}
-template <class Kernel>
-int complete_chip(Kernel, int, Chip&) {
-  return 0;
-}
-
-#else
 
 class DeviceGuard {
  public:
@@ -70,8 +33,8 @@ class DeviceGuard {
   cudaError_t error_;
 };
 
-// Of the current device.
-inline int find_chip(int device, const GpuKernels& kernels, Chip& chip) {
+// Asks the current device.
+inline int ask_chip(int device, const GpuKernels& kernels, Chip& chip) {
   const auto attribute = [device](cudaDeviceAttr which, auto& number) {
     int value = 0;
     const cudaError_t error = cudaDeviceGetAttribute(&value, which, device);
@@ -88,6 +51,21 @@ inline int find_chip(int device, const GpuKernels& kernels, Chip& chip) {
     return error;
   if (int error = attribute(cudaDevAttrL2CacheSize, chip.cache_bytes)) return error;
   return kernels.complete(10 * major + minor, chip);
+}
+
+// What the device is like; asked until it has answered once.
+inline int find_chip(int device, const GpuKernels& kernels, Chip& chip) {
+  static std::mutex mutex;
+  static std::map<int, Chip> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) {
+    chip = found->second;
+    return 0;
+  }
+  const int error = ask_chip(device, kernels, chip);
+  if (!error) known[device] = chip;
+  return error;
 }
 
 inline const char* error_text(int error) { return cudaGetErrorString(cudaError_t(error)); }
@@ -173,7 +151,5 @@ int complete_chip(Kernel kernel, int capability, Chip& chip) {
   }
   return 0;
 }
-
-#endif
 
 }  // namespace cmik

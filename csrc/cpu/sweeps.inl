@@ -1,4 +1,4 @@
-// The sweeps over a row, or a few of them, that the passes are made of. Included like vector.hpp.
+// The sweeps over a row, or a few of them, that the passes are made of.
 
 // Vectors in flight at once, to cover the latency of dependent additions.
 constexpr int kUnroll = 4;
@@ -40,9 +40,9 @@ inline Vec<T> combine(const Vec<T> (&sums)[N]) {
 
 template <class T>
 struct Peak {
-  T value;        // the largest entry
-  bool tame;      // all entries are finite and their exponentials of normal size
-  bool poisoned;  // there is NaN or +inf, or nothing but -inf
+  T value;            // the largest entry
+  bool finite_range;  // all entries are finite and their exponentials normal numbers
+  bool poisoned;      // there is NaN or +inf, or nothing but -inf
 };
 
 template <class T>
@@ -74,7 +74,7 @@ inline Peak<T> row_peak(const T* z, int64_t channels, T scale) {
   T largest;
   __builtin_memcpy(&largest, &largest_bits, sizeof largest);
   // No entry is further below the peak than the peak's distance to -largest.
-  peak.tame = (peak.value + largest) * scale < -Limits<T>::lowest_exponent - 2;
+  peak.finite_range = (peak.value + largest) * scale < -Limits<T>::lowest_exponent - 2;
   peak.poisoned = false;
   if (!(largest < infinity)) {
     peak.poisoned = !(peak.value < infinity) || peak.value == -infinity;
@@ -85,10 +85,10 @@ inline Peak<T> row_peak(const T* z, int64_t channels, T scale) {
 
 // e = exp((z - peak) / tau) with zeros up to the padding; returns the sum. Meanwhile the memory at
 // `next` is called for: arithmetic hides its way here.
-template <class T, bool Tame>
+template <class T, bool FiniteRange>
 inline double row_exponentials_as(const T* z, int64_t channels, T peak, T scale, T* e,
                                   const char* next) {
-  const Exponential<T, Tame> exponential{peak, scale};
+  const Exponential<T, FiniteRange> exponential{peak, scale};
   double total = 0;
   for (int64_t begin = 0; begin < channels; begin += kChunk) {
     const int64_t end = begin + kChunk < channels ? begin + kChunk : channels;
@@ -117,10 +117,10 @@ inline double row_exponentials_as(const T* z, int64_t channels, T peak, T scale,
 }
 
 template <class T>
-inline double row_exponentials(const T* z, int64_t channels, T peak, T scale, bool tame, T* e,
-                               const char* next) {
-  return tame ? row_exponentials_as<T, true>(z, channels, peak, scale, e, next)
-              : row_exponentials_as<T, false>(z, channels, peak, scale, e, next);
+inline double row_exponentials(const T* z, int64_t channels, T peak, T scale, bool finite_range,
+                               T* e, const char* next) {
+  return finite_range ? row_exponentials_as<T, true>(z, channels, peak, scale, e, next)
+                      : row_exponentials_as<T, false>(z, channels, peak, scale, e, next);
 }
 
 // sums_j += sum_r factor_r e_rj over up to four rows.
@@ -139,31 +139,31 @@ inline void add_rows(T* sums, int64_t width, const T* const* e, const T* factor,
       store(sums + j, load(sums + j) + load(e[r] + j) * factor[r]);
 }
 
-// What turns an entry of a row into d = log P - log Q. Of a tame row all d are finite; elsewhere
-// -inf becomes a number, so that 0 * d is 0.
-template <class T, bool Tame>
+// Turns an entry of a row into d = log P - log Q. In a row of finite range every d is finite. In
+// others -inf becomes a number, so that 0 * d is 0.
+template <class T, bool FiniteRange>
 struct RowLogRatio {
   T peak, inverse_tau, offset;
   inline Vec<T> operator()(Vec<T> z, Vec<T> target) const {
     const Vec<T> d = (z - peak) * inverse_tau - target - offset;
-    if constexpr (Tame) return d;
+    if constexpr (FiniteRange) return d;
     return maximum<T>(Vec<T>{} + T(kLowest), d);
   }
 };
 
 // The rows at hand: entries, exponentials and what makes d of them.
-template <class T, bool Tame, int R>
+template <class T, bool FiniteRange, int R>
 struct Rows {
   const T* z[R];
   const T* e[R];
-  RowLogRatio<T, Tame> log_ratio[R];
+  RowLogRatio<T, FiniteRange> log_ratio[R];
 };
 
 // sums_r = sum_j e_rj d_rj and, with row weights, rho_sums_r = sum_j e_rj rho_j.
-template <class T, bool Tame, bool Weighted, int R>
-inline void rows_direct(const Rows<T, Tame, R>& at_hand, int64_t channels, const T* target,
+template <class T, bool FiniteRange, bool Weighted, int R>
+inline void rows_direct(const Rows<T, FiniteRange, R>& at_hand, int64_t channels, const T* target,
                         const T* rho, double (&sums)[R], double (&rho_sums)[R]) {
-  const Rows<T, Tame, R> rows = at_hand;  // kept in registers
+  const Rows<T, FiniteRange, R> rows = at_hand;  // kept in registers
   constexpr int unroll = kUnroll / R;
   for (int r = 0; r < R; ++r) sums[r] = rho_sums[r] = 0;
   for (int64_t begin = 0; begin < channels; begin += kChunk) {
@@ -191,10 +191,10 @@ inline void rows_direct(const Rows<T, Tame, R>& at_hand, int64_t channels, const
 }
 
 // sum_j Q_j f(d_j), every term to full relative accuracy.
-template <class T, bool Tame>
+template <class T, bool FiniteRange>
 inline double row_accurate(const T* z, const T* e, int64_t channels,
-                           const RowLogRatio<T, Tame>& log_ratio, T inverse_sum, const T* target,
-                           const T* centroid) {
+                           const RowLogRatio<T, FiniteRange>& log_ratio, T inverse_sum,
+                           const T* target, const T* centroid) {
   double total = 0;
   for (int64_t begin = 0; begin < channels; begin += kChunk) {
     const int64_t end = begin + kChunk < channels ? begin + kChunk : channels;
@@ -211,17 +211,17 @@ inline double row_accurate(const T* z, const T* e, int64_t channels,
   return total;
 }
 
-// What turns d into gradient: g_j = e_j (slope d_j + (lift - tilt rho_j)).
+// What turns d into gradient: g_j = e_j (slope d_j + (lift - row_factor rho_j)).
 template <class T>
 struct RowSlope {
-  T slope, lift, tilt;
+  T slope, lift, row_factor;
 };
 
-template <class T, bool Tame, bool Weighted, int R>
-inline void rows_gradient(const Rows<T, Tame, R>& at_hand, int64_t channels, const T* target,
+template <class T, bool FiniteRange, bool Weighted, int R>
+inline void rows_gradient(const Rows<T, FiniteRange, R>& at_hand, int64_t channels, const T* target,
                           const T* rho, const RowSlope<T> (&all_slopes)[R],
                           T* const (&gradients)[R]) {
-  const Rows<T, Tame, R> rows = at_hand;  // kept in registers, which stores cannot touch
+  const Rows<T, FiniteRange, R> rows = at_hand;  // kept in registers, which stores cannot touch
   RowSlope<T> slopes[R];
   T* g[R];
   for (int r = 0; r < R; ++r) slopes[r] = all_slopes[r], g[r] = gradients[r];
@@ -230,7 +230,7 @@ inline void rows_gradient(const Rows<T, Tame, R>& at_hand, int64_t channels, con
     const RowSlope<T>& s = slopes[r];
     const Vec<T> mass = load(rows.e[r] + j);  // first, so that 0 wins over whatever d is
     const Vec<T> own = mass * s.slope * d;
-    if constexpr (Weighted) return own + mass * (s.lift - load(rho + j) * s.tilt);
+    if constexpr (Weighted) return own + mass * (s.lift - load(rho + j) * s.row_factor);
     return own;
   };
   sweep<T, kUnroll / R>(

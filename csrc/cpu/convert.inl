@@ -1,5 +1,5 @@
 // Rows between their stored type and the arithmetic type, rounding to nearest even. Branch-free, so
-// that compilers make vectors of the loops. Included like vector.hpp.
+// that compilers make vectors of the loops.
 
 struct Bfloat16 {
   uint16_t bits;

@@ -1,0 +1,128 @@
+// What the kernels ask of the hardware (see hardware/primitives.cuh), asked of the emulator.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "emulator.hpp"
+#include "math/cmi_math.hpp"
+
+#define CMIK_DEVICE inline
+#define CMIK_CONSTANT
+#define __global__
+#define __launch_bounds__(...)
+
+namespace cmik {
+namespace gpu {
+
+#include "cpu/convert.inl"
+
+inline int thread() { return emulator::fiber().thread; }
+inline int threads() { return emulator::machine().block_threads; }
+inline int64_t block() { return emulator::fiber().block->number; }
+inline int64_t blocks() { return emulator::machine().blocks; }
+inline char* shared_memory() { return emulator::fiber().block->shared; }
+
+inline void sync_block() { emulator::wait(emulator::fiber().block->whole, threads()); }
+inline bool any_in_block(bool holds) {
+  emulator::Block& block = *emulator::fiber().block;
+  block.any |= holds;
+  sync_block();
+  const bool any = block.any;
+  sync_block();
+  block.any = false;
+  sync_block();
+  return any;
+}
+
+template <class T>
+T exchange(T value, int mask) {
+  emulator::Fiber& f = emulator::fiber();
+  auto& lanes = f.block->lanes[f.turn];
+  f.turn ^= 1;
+  std::memcpy(&lanes[size_t(f.thread)], &value, sizeof value);
+  emulator::wait(f.block->warps[size_t(f.thread / emulator::kWarp)], emulator::kWarp);
+  std::memcpy(&value, &lanes[size_t(f.thread ^ mask)], sizeof value);
+  return value;
+}
+
+inline bool any_in_warp(bool holds) {
+  int any = holds;
+  for (int mask = 1; mask < emulator::kWarp; mask *= 2) any |= exchange(any, mask);
+  return any;
+}
+
+inline bool has_bulk_copies() { return emulator::bulk_copies(); }
+
+inline int rank_in_cluster() { return emulator::fiber().block->rank; }
+inline void sync_cluster() {
+  emulator::Machine& m = emulator::machine();
+  emulator::wait(m.whole_cluster, int(m.cluster.size()) * m.block_threads);
+}
+template <class T>
+T* in_block(T* mine, int rank) {
+  const char* here = reinterpret_cast<const char*>(mine);
+  emulator::Block& theirs = emulator::machine().cluster[size_t(rank)];
+  return reinterpret_cast<T*>(theirs.shared + (here - shared_memory()));
+}
+
+inline emulator::Arrival& arrival_at(uint64_t* barrier) {
+  const auto found = emulator::fiber().block->arrivals.find(barrier);
+  if (found == emulator::fiber().block->arrivals.end()) emulator::fail("barrier not started");
+  return found->second;
+}
+inline void start_barrier(uint64_t* barrier) { emulator::fiber().block->arrivals[barrier] = {}; }
+inline void publish_barriers() {}
+inline void announce_bytes(uint64_t* barrier, uint32_t bytes) {
+  emulator::Arrival& arrival = arrival_at(barrier);
+  if (arrival.announced >= 0) emulator::fail("bytes announced twice in a phase");
+  arrival.announced = bytes;
+}
+inline void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
+  emulator::Arrival& arrival = arrival_at(barrier);
+  const auto bits = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | bytes;
+  if (bits % 16) emulator::fail("bulk copy of odd address or size");
+  const emulator::Block& block = *emulator::fiber().block;
+  char* target = static_cast<char*>(to);
+  if (target < block.shared || target + bytes > block.shared + block.shared_bytes)
+    emulator::fail("bulk copy beyond shared memory");
+  arrival.copied += bytes;
+  if (emulator::seed() & 1)
+    std::memcpy(to, from, bytes);
+  else
+    arrival.copies.push_back({target, static_cast<const char*>(from), bytes});
+}
+inline void await_bytes(uint64_t* barrier, uint32_t parity) {
+  emulator::Arrival& arrival = arrival_at(barrier);
+  while ((arrival.phase & 1) == parity) {
+    emulator::arrive(arrival);
+    if ((arrival.phase & 1) == parity) emulator::yield();
+  }
+}
+
+inline float exp2_of(float x) {
+  const float result = std::exp2(x);
+  return result < Limits<float>::smallest_normal ? 0 : result;
+}
+inline double exp2_of(double x) { return std::exp2(x); }
+template <class T>
+T log_of(T x) {
+  return std::log(x);
+}
+template <class T>
+T maximum(T a, T b) {
+  return a > b || a != a ? a : b;
+}
+
+template <class T, class S>
+void round_pair(T a, T b, S (&out)[2]) {
+  if constexpr (std::is_same_v<S, T>)
+    out[0] = a, out[1] = b;
+  else
+    round_to(a, out[0]), round_to(b, out[1]);
+}
+
+}  // namespace gpu
+}  // namespace cmik

@@ -1,0 +1,41 @@
+// What the launcher asks of the CUDA runtime (see hardware/runtime.cuh), asked of the emulator.
+#pragma once
+
+#include "launch.hpp"
+
+namespace cmik {
+
+// A GPU to be emulated: small, so that small tests need clusters, several stages and slots.
+inline Chip& emulated_chip() {
+  static Chip chip{90, 4, 16, 1, 24 << 10, 32 << 10, 256 << 10};
+  return chip;
+}
+
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int) {}
+  int error() const { return 0; }
+};
+
+inline int find_chip(int, const GpuKernels&, Chip& chip) {
+  chip = emulated_chip();
+  return 0;
+}
+inline const char* error_text(int) { return "emulated"; }
+inline int driver_version() { return 0; }
+constexpr int runtime_version() { return 0; }
+
+// Runs kernel(arguments...).
+template <class... Arguments>
+int start(void (*kernel)(Arguments...), const Launch& launch, const Arguments&... arguments) {
+  const auto body = [&] { kernel(arguments...); };
+  emulator::launch(body, launch.blocks, launch.threads, launch.cluster,
+                   size_t(launch.shared_bytes));
+  return 0;
+}
+template <class Kernel>
+int complete_chip(Kernel, int, Chip&) {
+  return 0;
+}
+
+}  // namespace cmik
