@@ -1,4 +1,5 @@
 # Two commands: `make demo` and `make test`. Each makes its own environment in .venv first.
+# While you work, `make check`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ DEMO := out/demo
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CXX_FILES := $(filter csrc/%,$(SOURCES))
 
-.PHONY: demo test bench lint format sanitize clean
+.PHONY: demo test check bench lint format sanitize clean
 
 demo: $(READY)  ## the main job, small: distil scikit-learn's digits and report, in about two minutes
 	rm -rf $(DEMO)
@@ -24,6 +25,13 @@ demo: $(READY)  ## the main job, small: distil scikit-learn's digits and report,
 test: $(READY)  ## the whole test suite
 	CMIKERNELS_REQUIRE_NATIVE=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses=4 \
 		$(PYTEST_ARGS)
+
+# The fast half: without kernels that are interpreted, and fewer of hypothesis' examples.
+check: $(READY)  ## style, types and the fast half of the tests, in about two minutes
+	$(MAKE) lint
+	HYPOTHESIS_PROFILE=quick OMP_WAIT_POLICY=passive $(BIN)/pytest -q -x -n auto --maxprocesses=4 \
+		-m "not slow" -k "not triton and not cuda and not reference" \
+		tests/cmikernels tests/cmidd $(PYTEST_ARGS)
 
 bench: $(READY)  ## record the kernels' measurements of docs/results; leave the machine alone
 	$(BIN)/python -m bench.kernels --sweeps ipc channels classes

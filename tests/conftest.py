@@ -14,10 +14,11 @@ from tests.support.tables import BACKENDS, DEVICE_OF, INTERPRETED
 
 _ANY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("default", _ANY, max_examples=100, derandomize=True)
+settings.register_profile("quick", _ANY, max_examples=10, derandomize=True)
 settings.register_profile("thorough", _ANY, max_examples=2000)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
 settings.load_profile(PROFILE)
-EXAMPLES, FINITE_INPUTS = (2000, 100_000) if PROFILE == "thorough" else (100, 400)
+EXAMPLES, FINITE_INPUTS = {"quick": (10, 40), "thorough": (2000, 100_000)}.get(PROFILE, (100, 400))
 
 
 def examples(backend: str, most: int = EXAMPLES) -> settings:

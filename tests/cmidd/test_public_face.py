@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import cmidd
+from cmidd.training import Recipe
 from tests.support.tiny import quiet
 
 
@@ -35,9 +36,13 @@ def test_a_whole_job_from_python(tmp_path: Path) -> None:
     result = cmidd.distill(run, run.folder(tmp_path / "run"))
     loaded = cmidd.SyntheticSet.load(tmp_path / "run" / "result.safetensors")
     assert torch.equal(loaded.images, result.images)
-    (accuracy,) = cmidd.evaluate_set(loaded, data, ["mlp"], repeats=1, lr=0.05, say=quiet)
+    recipe = Recipe(epochs=3)
+    (accuracy,) = cmidd.evaluate_set(
+        loaded, data, ["mlp"], repeats=1, recipe=recipe, lr=0.05, say=quiet
+    )
     assert 0 <= accuracy.mean <= 1
-    assert cmidd.train_on(loaded, "mlp")(data.to_input(data.test.images)).shape == (359, 10)
+    network = cmidd.train_on(loaded, "mlp", recipe=recipe)
+    assert network(data.to_input(data.test.images)).shape == (359, 10)
     again = cmidd.distill(run, run.folder(tmp_path / "run", resume=True), say=quiet)
     assert torch.equal(again.images, result.images)
     with pytest.raises(FileExistsError, match="holds a run already"):

@@ -95,7 +95,13 @@ def run_until(count: int, path: Path, patch: pytest.MonkeyPatch, *run: Any, **mo
 
 
 @pytest.mark.parametrize(
-    ("name", "momentum"), [("dm", 0.5), ("dm", 0.0), ("dsa", 0.5), ("mtt", 0.5), ("mtt", 0.0)]
+    ("name", "momentum"),
+    [
+        ("dm", 0.5),
+        ("dm", 0.0),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("dsa", 0.5), ("mtt", 0.5))),
+        pytest.param("mtt", 0.0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_stopped_at_any_write_goes_on_to_the_same_files(
     tmp_path: Path,

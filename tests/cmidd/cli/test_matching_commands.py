@@ -30,6 +30,7 @@ def experts(elsewhere: Path) -> Path:
     return elsewhere / "runs" / "experts.safetensors"
 
 
+@pytest.mark.slow
 def test_whitened_images_and_soft_labels_from_experts_to_the_report(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,7 @@ def peak(run: Callable[[], object]) -> int:
     return max(itertools.accumulate(int(event.nbytes()) for event in events))
 
 
+@pytest.mark.slow
 def test_fifty_steps_take_the_memory_of_one_and_their_weights() -> None:
     # As at full size the graph of a chunk is more than fifty sets of weights.
     network = build_network("convnet:width=8", 3, 32, 10)
