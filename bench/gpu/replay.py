@@ -19,21 +19,13 @@ from bench.harness.race import Contender, Timing, race
 
 GRAPH_SECONDS = 3e-3  # of work in a graph at least: its own launch, some 10 us, must not count
 MOST_CALLS = 512
-LAUNCHES = {"1 launch": 1, "2 launches": 2, "3 launches": 3}
+LAUNCH = "one launch"
 
 
-def launch_floors(device: torch.device | str) -> dict[str, Contender]:
-    """Give what launching alone costs: one, two and three kernels that write four bytes."""
+def launch_floor(device: torch.device | str) -> Contender:
+    """Give what launching alone costs: a kernel that writes four bytes."""
     single = torch.empty(1, device=device)
-
-    def launch(count: int) -> Contender:
-        def run(_: object) -> None:
-            for _ in range(count):
-                single.fill_(1.0)
-
-        return Contender(run)
-
-    return {name: launch(count) for name, count in LAUNCHES.items()}
+    return Contender(lambda _: single.fill_(1.0))
 
 
 def replay_race(

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bench.gpu.launches import add_launches
 from bench.harness.command import add_rows, benchmark_parser, finish, new_record
 from bench.harness.providers import MODES, PROVIDERS, USUAL
 from bench.harness.shapes import SETS, SWEEPS, shapes_of
+from bench.kernels import plots
 from bench.kernels.measure import measure
-from bench.kernels.report import pictures, report
+from bench.kernels.report import report
 
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 
@@ -77,9 +77,7 @@ def main() -> None:
         memory = group == "shapes" and not args.no_memory
         mine = measure(shape, dtype, modes, args.providers, args.device, args.budget, memory)
         add_rows(record, args, [{"group": group, **row} for row in mine])
-    if torch.device(args.device).type == "cuda":
-        add_launches(record.rows, args.device)
-    finish(record, args, report, pictures)
+    finish(record, args, report, plots.kernels)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 A row holds the time of a call from Python and what follows from it; on a GPU the same again with
 `replay_` before the name, for the call replayed from a CUDA graph. Rows of the CUDA C++ backend
 hold its plan besides (`plan_kind`, ...), and what `model.py` expects of the replayed call
-(`predicted_seconds`), given the copy and the launches of the same race.
+(`predicted_seconds`), given the copy and the launch of the same race.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from bench.gpu.model import MODES as PREDICTED_MODES
 from bench.gpu.model import machine_here, plan_of, predict
-from bench.gpu.replay import LAUNCHES, launch_floors, replay_race
+from bench.gpu.replay import LAUNCH, launch_floor, replay_race
 from bench.harness.memory import extra_bytes, gpu_peak_extra_bytes
 from bench.harness.processes import apart
 from bench.harness.providers import PROVIDERS, contend, make_losses
@@ -57,7 +57,7 @@ def measure(
         ours_and_theirs = {name: contend(loss, mode, inputs) for name, loss in losses.items()}
         contenders = ours_and_theirs | floors(inputs)
         if on_gpu:
-            contenders |= launch_floors(device)
+            contenders[LAUNCH] = launch_floor(device)
         times = race(contenders, budget=budget, device=device)
         replays = _replays(contenders, times, len(inputs), budget) if on_gpu else {}
         sizes = _sizes(shape, torch_dtype, mode, losses)
@@ -65,9 +65,9 @@ def measure(
         predicted = prediction(shape, torch_dtype, mode, replays, device) if planned else {}
         for name, time in times.items():
             row: Row = {"shape": str(shape), **shape._asdict(), "dtype": dtype, "mode": mode}
-            row |= {"contender": name, **time.figures(), **_relations(name, times, sizes)}
+            row |= {"contender": name, **time.figures(), **relations(name, times, sizes)}
             if name in replays:
-                replayed = replays[name].figures() | _relations(name, replays, sizes)
+                replayed = replays[name].figures() | relations(name, replays, sizes)
                 row |= {f"replay_{key}": value for key, value in replayed.items()}
             if name in planned:
                 row |= planned[name] | predicted
@@ -129,11 +129,9 @@ def prediction(
     shape: Shape, dtype: torch.dtype, mode: str, replays: Mapping[str, Timing], device: str
 ) -> Row:
     """What the replayed call should take on this machine; nothing where that cannot be said."""
-    one, two = (name for name, count in LAUNCHES.items() if count in (1, 2))
-    if dtype.itemsize > 4 or not {COPY, one, two} <= replays.keys():
+    if dtype.itemsize > 4 or not {COPY, LAUNCH} <= replays.keys():
         return {}
-    launch = max(replays[two].median - replays[one].median, 0.0)
-    copy = replays[COPY].median
+    launch, copy = replays[LAUNCH].median, replays[COPY].median
     # The copy's launch is no part of its rate; but of a small copy little is left without.
     rate = 2 * shape.elements * dtype.itemsize / max(copy - launch, copy / 2)
     machine = machine_here(rate, launch, torch.device(device).index or 0)
@@ -151,7 +149,7 @@ def _sizes(
     return {COPY: copied, FRESH_COPY: copied, **dict.fromkeys(providers, moved)}
 
 
-def _relations(
+def relations(
     name: str, times: Mapping[str, Timing], sizes: Mapping[str, int | None]
 ) -> dict[str, float]:
     """Its time against the others' in the same race."""
@@ -161,7 +159,7 @@ def _relations(
         "over_exp_out": seconds[name] / seconds[EXP],
     }
     for other in times:
-        if other in PROVIDERS and not PROVIDERS[other].ours:
+        if other in PROVIDERS and other != "cmikernels":
             found[f"speedup_over_{other}"] = seconds[other] / seconds[name]
     size, copied = sizes.get(name), sizes[COPY]
     if size is not None and copied is not None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bench.gpu import model
-from bench.harness.race import COPY, Timing
+from bench.gpu.replay import LAUNCH
+from bench.harness.race import COPY, EXP, FRESH_EXP, Timing
 from bench.harness.records import Row
 from bench.harness.shapes import SETS, SWEEPS, Shape
 from bench.kernels import measure
@@ -84,7 +85,7 @@ def test_predictions_use_what_the_race_measured(monkeypatch: pytest.MonkeyPatch)
         return model.H200
 
     monkeypatch.setattr(measure, "machine_here", machine_here)
-    seconds = {COPY: 201e-6, "1 launch": 1.5e-6, "2 launches": 2.5e-6}
+    seconds = {COPY: 201e-6, LAUNCH: 1e-6}
     replays = {name: Timing(time, time, time, 9, None) for name, time in seconds.items()}
 
     def prediction(dtype: torch.dtype) -> Row:
@@ -103,3 +104,12 @@ def test_rows_measured_on_the_cpu_have_no_prediction() -> None:
         Shape(2, 3, 8), "float32", ["value"], ["cmikernels"], "cpu", 0.01, memory=False
     )
     assert not any(key.startswith(("plan_", "predicted_")) for row in rows for key in row)
+
+
+def test_every_backend_is_compared_with_every_provider_that_was_raced_with_it() -> None:
+    seconds = {"published": 8.0, "triton": 1.0, "cuda": 1.25, COPY: 0.5, EXP: 1.0, FRESH_EXP: 2.0}
+    times = {name: Timing(time, time, time, 9, None) for name, time in seconds.items()}
+    found = measure.relations("cuda", times, {"cuda": 10, COPY: 10})
+    assert found["speedup_over_published"] == pytest.approx(6.4)
+    assert found["speedup_over_triton"] == pytest.approx(0.8)
+    assert found["of_copy"] == pytest.approx(0.4)

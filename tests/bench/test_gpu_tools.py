@@ -1,13 +1,12 @@
-"""What becomes of the output of ncu and of a profiler's trace; needs no GPU."""
+"""What becomes of the output of ncu; needs no GPU."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
 
-from bench.gpu import counters, launches
+from bench.gpu import counters
 from bench.harness.shapes import Shape
 
 NCU = """==PROF== Connected to process 7
@@ -37,19 +36,3 @@ def test_counters_are_read_from_the_raw_page(tmp_path: Path) -> None:
 
 def test_no_kernels_in_other_output() -> None:
     assert counters.kernels("==ERROR== ERR_NVGPUCTRPERM") == []
-
-
-def test_launches_are_the_device_events_of_a_trace() -> None:
-    events = [
-        {"cat": "kernel", "name": "class_tiles"},
-        {"cat": "kernel", "name": "class_tiles"},
-        {"cat": "gpu_memcpy", "name": "Memcpy HtoD"},
-        {"cat": "cuda_runtime", "name": "cudaLaunchKernel"},
-        {"ph": "M", "name": "process_name"},
-    ]
-    assert launches.on_device(events) == {"class_tiles": 2, "Memcpy HtoD": 1}
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has launches")
-def test_nothing_is_launched_without_a_gpu() -> None:
-    assert launches.launches(lambda: torch.ones(3).exp()) == {}
