@@ -243,7 +243,7 @@ profile_part() {
   for backend in "${backends[@]}"; do
     for shape in "${shapes[@]}"; do
       step "profile/$backend/$shape" "$python" -m bench.gpu.counters --backend "$backend" \
-        --shape "$shape" --out "$out" ${dry_run:+--dry-run --device cpu}
+        --shape "$shape" --out "$out" ${dry_run:+--dry-run}
     done
   done
 }

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from bench.gpu import counters
-from bench.harness.shapes import Shape
 
 NCU = """==PROF== Connected to process 7
 "ID","Process ID","Kernel Name","Block Size","Grid Size","{}"
@@ -19,18 +16,18 @@ NCU = """==PROF== Connected to process 7
 
 def test_counters_are_read_from_the_raw_page(tmp_path: Path) -> None:
     first, second = counters.kernels(NCU)
-    assert (first["kernel"], first["seconds"], first["written_bytes"]) == (
+    assert (first["kernel"], first["time"], first["written"]) == (
         "class_tiles",
-        pytest.approx(2e-4),
-        2000,
+        "200,000 ns",
+        "2,000 byte",
     )
-    assert second["written_bytes"] is None
+    assert second["written"].startswith("n/a")
     for _ in range(2):  # a later run replaces an earlier one
-        counters.file_of(tmp_path, "triton", Shape(10_000, 10, 1024), "float32").write_text(NCU)
-    assert "200 us" in counters.show(tmp_path)
+        (tmp_path / "counters-triton-10000x10x1024.csv").write_text(NCU)
+    assert "200,000 ns" in counters.show(tmp_path)
     assert len(counters.show(tmp_path).splitlines()) == 4
     one = NCU.rpartition('"1"')[0]
-    counters.file_of(tmp_path, "triton", Shape(10_000, 10, 1024), "bfloat16").write_text(one)
+    (tmp_path / "counters-cuda-10000x10x1024.csv").write_text(one)
     assert len(counters.show(tmp_path).splitlines()) == 5
 
 
