@@ -210,7 +210,7 @@ bench_part() {
   else
     step bench/large "${kernels[@]}" --shapes large small --providers "${theirs[@]}" "${backends[@]}"
     step bench/headline "${kernels[@]}" --shapes headline --dtypes float32 \
-      --providers "${theirs[@]}" compile-max-autotune liger "${backends[@]}"
+      --providers "${theirs[@]}" compile-max-autotune "${backends[@]}"
     step bench/headline-bfloat16 "${kernels[@]}" --shapes headline --dtypes bfloat16 \
       --providers "${theirs[@]}" "${backends[@]}"
     step bench/float16 "${kernels[@]}" --shapes 10000x10x1024 --dtypes float16 \

@@ -24,7 +24,6 @@ from bench.harness.race import (
     EXP,
     FRESH_COPY,
     FRESH_EXP,
-    Contender,
     Timing,
     bytes_moved,
     floors,
@@ -54,12 +53,16 @@ def measure(
     losses = make_losses(providers, inputs[0], None, tqdm.write)
     rows = []
     for mode in modes:
-        ours_and_theirs = {name: contend(loss, mode, inputs) for name, loss in losses.items()}
-        contenders = ours_and_theirs | floors(inputs)
+        contenders = {name: contend(loss, mode, inputs) for name, loss in losses.items()}
+        contenders |= floors(inputs)
         if on_gpu:
             contenders[LAUNCH] = launch_floor(device)
         times = race(contenders, budget=budget, device=device)
-        replays = _replays(contenders, times, len(inputs), budget) if on_gpu else {}
+        replays = (
+            replay_race(contenders, times, inputs=len(inputs), budget=budget, report=tqdm.write)
+            if on_gpu
+            else {}
+        )
         sizes = _sizes(shape, torch_dtype, mode, losses)
         planned = _planned(shape, torch_dtype, mode, losses, device)
         predicted = prediction(shape, torch_dtype, mode, replays, device) if planned else {}
@@ -96,17 +99,6 @@ def _peak_extra_bytes(provider: str, shape: Shape, dtype: str) -> int:
         features.grad = None
 
     return extra_bytes(first, call)
-
-
-def _replays(
-    contenders: Mapping[str, Contender], called: Mapping[str, Timing], inputs: int, budget: float
-) -> dict[str, Timing]:
-    fit = {
-        name: contender
-        for name, contender in contenders.items()
-        if name not in PROVIDERS or not PROVIDERS[name].waits
-    }
-    return replay_race(fit, called, inputs=inputs, budget=budget, report=tqdm.write)
 
 
 def _planned(

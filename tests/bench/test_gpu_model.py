@@ -14,6 +14,7 @@ from bench.harness.race import COPY, EXP, FRESH_EXP, Timing
 from bench.harness.records import Row
 from bench.harness.shapes import SETS, SWEEPS, Shape
 from bench.kernels import measure
+from tests.support.h200 import H200
 
 ALL_SHAPES = sorted({shape for group in (*SETS.values(), *SWEEPS.values()) for shape in group})
 CALLS = [
@@ -26,9 +27,9 @@ CALLS = [
 def test_every_shape_has_a_prediction(dtype: torch.dtype, mode: str) -> None:
     for shape in ALL_SHAPES:
         above, below = (
-            model.predict(shape, dtype, mode, model.H200, accurate) for accurate in (False, True)
+            model.predict(shape, dtype, mode, H200, accurate) for accurate in (False, True)
         )
-        floor = shape.elements * dtype.itemsize * (1 + (mode != "value")) / model.H200.copy_rate
+        floor = shape.elements * dtype.itemsize * (1 + (mode != "value")) / H200.copy_rate
         assert floor < above.seconds <= below.seconds
         assert above.limit in ("launches", "memory", "issue", "exps", "latency")
 
@@ -40,23 +41,23 @@ def test_predictions_grow_with_the_size(axis: str, dtype: torch.dtype, mode: str
     grown = [
         smallest._replace(**{axis: getattr(smallest, axis) * factor}) for factor in (1, 8, 64, 512)
     ]
-    seconds = [model.predict(shape, dtype, mode, model.H200).seconds for shape in grown]
+    seconds = [model.predict(shape, dtype, mode, H200).seconds for shape in grown]
     assert seconds == sorted(seconds)
 
 
 def test_large_calls_that_wait_for_memory_come_near_a_copy() -> None:
     shares = []
     for shape in SETS["large"]:
-        found = model.predict(shape, torch.float32, "value+gradient", model.H200)
+        found = model.predict(shape, torch.float32, "value+gradient", H200)
         if found.limit == "memory":
-            shares.append(2 * shape.elements * 4 / model.H200.copy_rate / found.seconds)
+            shares.append(2 * shape.elements * 4 / H200.copy_rate / found.seconds)
     assert len(shares) >= 3
     assert all(0.5 < share < 1 for share in shares)
 
 
 def test_launches_are_those_of_the_plan() -> None:
     def launches_of(shape: Shape, mode: str) -> tuple[str, int]:
-        found = model.predict(shape, torch.float32, mode, model.H200)
+        found = model.predict(shape, torch.float32, mode, H200)
         return found.plan["kind"], found.launches
 
     held, slots = Shape(10, 10, 512), Shape(10, 10_000, 1024)
@@ -68,9 +69,9 @@ def test_launches_are_those_of_the_plan() -> None:
 
 def test_a_slow_machine_is_predicted_to_be_limited_by_what_is_slow() -> None:
     slow = {
-        "memory": replace(model.H200, copy_rate=1e9),
-        "issue": replace(model.H200, clock=1e7),
-        "launches": replace(model.H200, launch=1.0),
+        "memory": replace(H200, copy_rate=1e9),
+        "issue": replace(H200, clock=1e7),
+        "launches": replace(H200, launch=1.0),
     }
     for limit, gpu in slow.items():
         found = model.predict(Shape(20_000, 10, 512), torch.float32, "value+gradient", gpu)
@@ -82,7 +83,7 @@ def test_predictions_use_what_the_race_measured(monkeypatch: pytest.MonkeyPatch)
 
     def machine_here(copy_rate: float, launch: float, device: int) -> model.Machine:
         asked.update(copy_rate=copy_rate, launch=launch)
-        return model.H200
+        return H200
 
     monkeypatch.setattr(measure, "machine_here", machine_here)
     seconds = {COPY: 201e-6, LAUNCH: 1e-6}

@@ -17,6 +17,7 @@ from bench.harness.shapes import Shape
 from bench.kernels import __main__ as kernels
 from bench.kernels import plots
 from bench.kernels.report import report, times_table
+from tests.support.h200 import H200
 
 
 def row(
@@ -35,7 +36,7 @@ def row(
 def cuda_row(
     shape: str, of_copy: float, speedup: float, seconds: float, predicted: float, **more: float
 ) -> Row:
-    plan = model.plan_of(Shape.parse(shape), torch.float32, model.H200.chip)
+    plan = model.plan_of(Shape.parse(shape), torch.float32, H200.chip)
     of_plan = {f"plan_{key}": plan[key] for key in ("kind", "cluster", "threads", "stages")}
     found = row(shape, "cuda", of_copy, speedup, seconds, **of_plan, predicted_seconds=predicted)
     for clock in gpu_report.CLOCKS.values():
