@@ -6,6 +6,7 @@ python -m bench.kernels.overhead
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,22 +92,20 @@ def measure_matmul(budget: float) -> list[Row]:
     rows: list[Row] = []
     left = torch.randn(MATMUL_SIZE, MATMUL_SIZE)
     right, out = torch.randn_like(left), torch.empty_like(left)
+
+    def matmul(_: object) -> Tensor:
+        return torch.mm(left, right, out=out)
+
     for shape in ((10, 10, 512), (10, 100, 512)):
         features = random_features(shape, torch.float32, "cpu")[0]
         value_and_gradient = contend(PROVIDERS["cmikernels"].make(), "value+gradient", [features])
-
-        def matmul(_: object) -> Tensor:
-            return torch.mm(left, right, out=out)
-
-        def after_exp(features: Tensor = features) -> Tensor:
-            return torch.exp(features.detach())
 
         def after_cmi(before: Contender = value_and_gradient) -> object:
             return before.run(before.prepare())
 
         contenders = {
             "matmul alone": Contender(matmul),
-            "matmul after torch.exp": Contender(matmul, after_exp),
+            "matmul after torch.exp": Contender(matmul, partial(torch.exp, features.detach())),
             "matmul after fused_cmi": Contender(matmul, after_cmi),
         }
         times = race(contenders, budget=budget)
@@ -157,14 +156,12 @@ def main() -> None:
     parser = benchmark_parser("bench.kernels.overhead", __doc__, "overhead")
     add = parser.add_argument
     add("--budget", type=float, default=5.0, help="seconds for each table's shape (%(default)s)")
-    add("--calls-only", action="store_true",
-        help="leave out the matmuls, which only threads of the CPU can disturb")  # fmt: skip
     add("--quick", action="store_true", help="a look: the tiny shape only, few calls")
     args = parser.parse_args()
     shapes, calls = (SHAPES[-1:], 2) if args.quick else (SHAPES, CALLS)
     record = new_record("overhead", args, {"budget": args.budget})
     record.rows = measure_calls(shapes, args.budget, calls, args.device)
-    if not args.calls_only:
+    if args.device == "cpu":  # whose threads are what can disturb a matmul
         record.rows += measure_matmul(args.budget)
     finish(record, args, report)
 
