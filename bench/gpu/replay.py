@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 
@@ -51,7 +50,7 @@ def replay_race(
         except RuntimeError as error:
             report(f"{name} not replayed: {str(error).splitlines()[0]}")
     times = race(graphs, budget=budget, device="cuda")
-    return {name: _each(time, calls[name]) for name, time in times.items()}
+    return {name: time / calls[name] for name, time in times.items()}
 
 
 def _replayed(contender: Contender, calls: int) -> Contender:
@@ -71,8 +70,3 @@ def _replayed(contender: Contender, calls: int) -> Contender:
     finally:
         gc.enable()
     return Contender(lambda _: graph.replay())
-
-
-def _each(time: Timing, calls: int) -> Timing:
-    seconds = (time.median / calls, time.low / calls, time.high / calls)
-    return replace(time, median=seconds[0], low=seconds[1], high=seconds[2])

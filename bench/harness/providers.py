@@ -25,8 +25,6 @@ from cmikernels.backends import choose_backend
 
 Loss = Callable[[Tensor, ClassIndex | None], Tensor]
 
-MODES = ("value", "value+gradient", "forward")
-
 
 def published(features: Tensor, classes: ClassIndex | None) -> Tensor:
     """Compute the published expression (arXiv 2412.09945): every step a full-size tensor."""
@@ -159,7 +157,7 @@ def ready_call(name: str, shape: tuple[int, ...], dtype: str, mode: str, device:
 def contend(
     loss: Loss, mode: str, inputs: Sequence[Tensor], classes: ClassIndex | None = None
 ) -> Contender:
-    """Put the loss into one of `MODES`; inputs require a gradient and are taken in turn."""
+    """Put the loss into one of the three modes; inputs require a gradient and are taken in turn."""
     turns = itertools.cycle(inputs)
 
     def fresh() -> Tensor:

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 import torch
 from tqdm import tqdm
 
-from bench.gpu.model import MODES as PREDICTED_MODES
 from bench.gpu.model import machine_here, plan_of, predict
 from bench.gpu.replay import LAUNCH, launch_floor, replay_race
 from bench.harness.memory import extra_bytes, gpu_peak_extra_bytes
@@ -25,7 +24,6 @@ from bench.harness.race import (
     FRESH_COPY,
     FRESH_EXP,
     Timing,
-    bytes_moved,
     floors,
     four_digits,
     race,
@@ -35,6 +33,8 @@ from bench.harness.records import Row
 from bench.harness.shapes import Shape
 from cmikernels.backends import choose_backend
 from cmikernels.native import native
+
+PASSES = {"value": 1, "value+gradient": 2}  # over the features, of a mode; a copy has two
 
 
 def measure(
@@ -49,7 +49,7 @@ def measure(
     """Race the providers in each mode, and measure the peak memory of value+gradient."""
     torch_dtype: torch.dtype = getattr(torch, dtype)
     inputs = random_features(shape, torch_dtype, device)
-    on_gpu = inputs[0].device.type == "cuda"
+    on_gpu, size = inputs[0].device.type == "cuda", inputs[0].nbytes
     losses = make_losses(providers, inputs[0], None, tqdm.write)
     rows = []
     for mode in modes:
@@ -63,17 +63,16 @@ def measure(
             if on_gpu
             else {}
         )
-        sizes = _sizes(shape, torch_dtype, mode, losses)
-        planned = _planned(shape, torch_dtype, mode, losses, device)
-        predicted = prediction(shape, torch_dtype, mode, replays, device) if planned else {}
+        by_cuda = [name for name in losses if on_gpu and _served_by_cuda(name)]
         for name, time in times.items():
             row: Row = {"shape": str(shape), **shape._asdict(), "dtype": dtype, "mode": mode}
-            row |= {"contender": name, **time.figures(), **relations(name, times, sizes)}
+            row |= {"contender": name, **time.figures(), **relations(name, times, size, mode)}
             if name in replays:
-                replayed = replays[name].figures() | relations(name, replays, sizes)
+                replayed = replays[name].figures() | relations(name, replays, size, mode)
                 row |= {f"replay_{key}": value for key, value in replayed.items()}
-            if name in planned:
-                row |= planned[name] | predicted
+            if name in by_cuda:
+                row |= plan_row(shape, torch_dtype, device)
+                row |= prediction(shape, torch_dtype, mode, replays, device)
             if on_gpu:
                 row["one_tile"] = shape.fits_a_tile
             if memory and name in losses and mode == "value+gradient":
@@ -101,20 +100,16 @@ def _peak_extra_bytes(provider: str, shape: Shape, dtype: str) -> int:
     return extra_bytes(first, call)
 
 
-def _planned(
-    shape: Shape, dtype: torch.dtype, mode: str, providers: Iterable[str], device: str
-) -> dict[str, Row]:
-    """Plans of those who are served by the CUDA C++ backend, as their rows have them."""
-    where = torch.device(device)
-    names = [name for name in providers if PROVIDERS[name].ours and where.type == "cuda"]
-    names = [
-        name for name in names if choose_backend(PROVIDERS[name].backend, "cuda").NAME == "cuda"
-    ]
-    if not names or mode not in PREDICTED_MODES:
-        return {}
-    plan = plan_of(shape, dtype, native.cuda_chip(where.index or 0))
-    found = {f"plan_{key}": plan[key] for key in ("kind", "cluster", "threads", "stages")}
-    return dict.fromkeys(names, found)
+def plan_row(shape: Shape, dtype: torch.dtype, device: str) -> Row:
+    """How the CUDA C++ backend goes about such a call."""
+    plan = plan_of(shape, dtype, native.cuda_chip(torch.device(device).index or 0))
+    return {f"plan_{key}": plan[key] for key in ("kind", "cluster", "threads", "stages")}
+
+
+def _served_by_cuda(provider: str) -> bool:
+    """Whether its calls on a GPU go to the CUDA C++ backend."""
+    found = PROVIDERS[provider]
+    return found.ours and choose_backend(found.backend, "cuda").NAME == "cuda"
 
 
 def prediction(
@@ -132,17 +127,8 @@ def prediction(
     return {"predicted_seconds": four_digits(found.seconds), "predicted_limit": found.limit}
 
 
-def _sizes(
-    shape: Shape, dtype: torch.dtype, mode: str, providers: Iterable[str]
-) -> dict[str, int | None]:
-    """Bytes that each contender moves, where a rate makes sense."""
-    copied = 2 * shape.elements * dtype.itemsize
-    moved = bytes_moved(shape.elements, dtype.itemsize, mode)
-    return {COPY: copied, FRESH_COPY: copied, **dict.fromkeys(providers, moved)}
-
-
 def relations(
-    name: str, times: Mapping[str, Timing], sizes: Mapping[str, int | None]
+    name: str, times: Mapping[str, Timing], feature_bytes: int, mode: str
 ) -> dict[str, float]:
     """Its time against the others' in the same race."""
     seconds = {other: time.median for other, time in times.items()}
@@ -153,9 +139,8 @@ def relations(
     for other in times:
         if other in PROVIDERS and other != "cmikernels":
             found[f"speedup_over_{other}"] = seconds[other] / seconds[name]
-    size, copied = sizes.get(name), sizes[COPY]
-    if size is not None and copied is not None:
-        rate = size / seconds[name]
-        found["gb_per_s"] = rate / 1e9
-        found["of_copy"] = rate * seconds[COPY] / copied
+    moved = 2 if name in (COPY, FRESH_COPY) else PASSES[mode] if name in PROVIDERS else None
+    if moved is not None:
+        found["gb_per_s"] = moved * feature_bytes / seconds[name] / 1e9
+        found["of_copy"] = moved / 2 * seconds[COPY] / seconds[name]
     return {key: four_digits(value) for key, value in found.items()}
