@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from bench.harness.providers import PROVIDERS, ready_call
+from bench.harness.providers import PROVIDERS, contend, make_losses
+from bench.harness.race import random_features
 from bench.harness.shapes import Shape
 from bench.harness.tables import table
 
@@ -39,7 +40,10 @@ _UNABLE = ("ERR_NVGPUCTRPERM", "Failed to initialize the profiler", "No kernels 
 
 def call(backend: str, shape: Shape, device: str) -> None:
     """Make the call that is profiled."""
-    contender = ready_call(backend, shape, "float32", "value+gradient", device)
+    inputs = random_features(shape, torch.float32, device)[:1]
+    losses = make_losses([backend], inputs[0], None, print)  # which calls them once
+    contender = contend(losses[backend], "value+gradient", inputs)
+    contender.run(contender.prepare())
     prepared = contender.prepare()
     if device == "cpu":
         contender.run(prepared)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
+from tqdm import tqdm
 
 from bench.harness.race import Contender, Timing, race
 
@@ -30,10 +31,8 @@ def launch_floor(device: torch.device | str) -> Contender:
 def replay_race(
     contenders: Mapping[str, Contender],
     called: Mapping[str, Timing],
-    *,
     inputs: int,
     budget: float,
-    report: Callable[[str], None],
 ) -> dict[str, Timing]:
     """Race the graphs of these contenders; `called` are their times from Python.
 
@@ -48,7 +47,7 @@ def replay_race(
         try:
             graphs[name] = _replayed(contender, calls[name])
         except RuntimeError as error:
-            report(f"{name} not replayed: {str(error).splitlines()[0]}")
+            tqdm.write(f"{name} not replayed: {str(error).splitlines()[0]}")
     times = race(graphs, budget=budget, device="cuda")
     return {name: time / calls[name] for name, time in times.items()}
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.harness.race import Contender, random_features
+from bench.harness.race import Contender
 from cmikernels import ClassIndex, fused_cmi
 from cmikernels.backends import choose_backend
 
@@ -140,18 +140,6 @@ def make_losses(
             continue
         losses[name] = loss
     return losses
-
-
-def ready_call(name: str, shape: tuple[int, ...], dtype: str, mode: str, device: str) -> Contender:
-    """A provider's call on random features, made twice, so that all is loaded and compiled."""
-    inputs = random_features(shape, getattr(torch, dtype), device)[:1]
-    found = make_losses([name], inputs[0], None, print)
-    if name not in found:
-        raise SystemExit(1)
-    contender = contend(found[name], mode, inputs)
-    for _ in range(2):
-        contender.run(contender.prepare())
-    return contender
 
 
 def contend(

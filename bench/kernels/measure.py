@@ -58,11 +58,7 @@ def measure(
         if on_gpu:
             contenders[LAUNCH] = launch_floor(device)
         times = race(contenders, budget=budget, device=device)
-        replays = (
-            replay_race(contenders, times, inputs=len(inputs), budget=budget, report=tqdm.write)
-            if on_gpu
-            else {}
-        )
+        replays = replay_race(contenders, times, len(inputs), budget) if on_gpu else {}
         by_cuda = [name for name in losses if on_gpu and _served_by_cuda(name)]
         for name, time in times.items():
             row: Row = {"shape": str(shape), **shape._asdict(), "dtype": dtype, "mode": mode}

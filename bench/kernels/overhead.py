@@ -16,12 +16,13 @@ from bench.harness.command import benchmark_parser, finish, new_record
 from bench.harness.providers import PROVIDERS, contend
 from bench.harness.race import Contender, Timing, four_digits, race, random_features
 from bench.harness.records import Record, Row, head_of, rows_of
+from bench.harness.shapes import Shape
 from bench.harness.tables import table
 from cmikernels import compiled
 from cmikernels.backends import choose_backend
 from cmikernels.problem import Problem
 
-SHAPES = ((10, 10, 512), (1, 2, 16))
+SHAPES = (Shape(10, 10, 512), Shape(1, 2, 16))
 MATMUL_SIZE = 512
 CALLS = 50  # in one sample
 
@@ -39,12 +40,11 @@ class _Empty(torch.autograd.Function):
         return ctx.saved_tensors[0], None
 
 
-def ways_in(shape: tuple[int, int, int], device: str) -> dict[str, Contender]:
+def ways_in(shape: Shape, device: str) -> dict[str, Contender]:
     """List the same call through every layer, each with its backward where it has one."""
-    classes, rows, channels = shape
     features = random_features(shape, torch.float32, device)[0]
-    plain = features.detach().view(-1, channels)
-    problem = Problem(None, classes * rows, classes, None, 1.0, 1.0, "mean")
+    plain = features.detach().view(-1, shape.channels)
+    problem = Problem(None, shape.classes * shape.rows, shape.classes, None, 1.0, 1.0, "mean")
     backend = choose_backend(None, features.device.type)
     scalar = torch.zeros((), device=device)
     losses = {
@@ -75,9 +75,7 @@ def _fresh_gradient(contender: Contender, features: Tensor) -> Contender:
     return Contender(run, contender.prepare)
 
 
-def measure_calls(
-    shapes: Sequence[tuple[int, int, int]], budget: float, calls: int, device: str
-) -> list[Row]:
+def measure_calls(shapes: Sequence[Shape], budget: float, calls: int, device: str) -> list[Row]:
     """Every way in, at every shape."""
     rows: list[Row] = []
     for shape in shapes:
@@ -96,7 +94,7 @@ def measure_matmul(budget: float) -> list[Row]:
     def matmul(_: object) -> Tensor:
         return torch.mm(left, right, out=out)
 
-    for shape in ((10, 10, 512), (10, 100, 512)):
+    for shape in (Shape(10, 10, 512), Shape(10, 100, 512)):
         features = random_features(shape, torch.float32, "cpu")[0]
         value_and_gradient = contend(PROVIDERS["cmikernels"].make(), "value+gradient", [features])
 
@@ -114,13 +112,11 @@ def measure_matmul(budget: float) -> list[Row]:
     return rows
 
 
-def _rows(
-    what: str, shape: tuple[int, ...], times: dict[str, Timing], ratio: str, base: float
-) -> list[Row]:
+def _rows(what: str, shape: Shape, times: dict[str, Timing], ratio: str, base: float) -> list[Row]:
     """One row a contender, with its time over `base` seconds under the name `ratio`."""
     rows = []
     for name, time in times.items():
-        row: Row = {"what": what, "shape": "x".join(map(str, shape)), "contender": name}
+        row: Row = {"what": what, "shape": str(shape), "contender": name}
         points = {"microseconds": time.median, "p20": time.low, "p80": time.high}
         row |= {key: four_digits(seconds * 1e6) for key, seconds in points.items()}
         row |= {ratio: four_digits(time.median / base)}

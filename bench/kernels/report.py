@@ -41,8 +41,7 @@ def times_table(rows: list[Row], columns: Collection[Column], *floors: str) -> s
         if name in PROVIDERS or name in floors:
             shown = {**row, "spread": spread_text(row)}
             if memory := row.get("peak_extra_bytes"):
-                shown["over_gradient"] = memory / feature_bytes(row)
-                shown["memory"] = f"{bytes_text(memory)} ({shown['over_gradient']:.2f})"
+                shown["memory"] = f"{bytes_text(memory)} ({memory / feature_bytes(row):.2f})"
             if row.keys() >= {"predicted_seconds", "replay_seconds"}:
                 shown["over_prediction"] = row["replay_seconds"] / row["predicted_seconds"]
             label = PROVIDERS[name].label if name in PROVIDERS else name

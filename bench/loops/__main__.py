@@ -93,12 +93,8 @@ def main() -> None:
         (measure, case(*setting)) for setting in itertools.product(args.memory, args.ipc)
     ]
     if has_peaks(args.method):
-        runs = list(itertools.product(sizes.peaks, (PLAIN, OURS)))
-        jobs += [
-            (measure_peak, case("returned", ipc), loop, steps)
-            for ipc in args.ipc
-            for steps, loop in runs
-        ]
+        runs = itertools.product(args.ipc, sizes.peaks, (PLAIN, OURS))
+        jobs += [(measure_peak, case("returned", ipc), loop, steps) for ipc, steps, loop in runs]
     saved = {_job_of(row) for row in record.rows}
     for function, of_job, *rest in (bar := tqdm(jobs, unit="process")):
         bar.set_postfix_str(f"ipc {of_job.ipc}, memory {of_job.memory}")
