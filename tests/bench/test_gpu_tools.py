@@ -1,10 +1,11 @@
-"""What becomes of the output of ncu; needs no GPU."""
+"""What becomes of the output of ncu and of the times of graphs; needs no GPU."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from bench.gpu import counters
+from bench.harness.race import Timing
 
 NCU = """==PROF== Connected to process 7
 "ID","Process ID","Kernel Name","Block Size","Grid Size","{}"
@@ -33,3 +34,7 @@ def test_counters_are_read_from_the_raw_page(tmp_path: Path) -> None:
 
 def test_no_kernels_in_other_output() -> None:
     assert counters.kernels("==ERROR== ERR_NVGPUCTRPERM") == []
+
+
+def test_the_time_of_a_graph_is_divided_by_its_calls() -> None:
+    assert Timing(8.0, 4.0, 12.0, 9, None) / 4 == Timing(2.0, 1.0, 3.0, 9, None)
