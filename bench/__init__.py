@@ -1,1 +1,1 @@
-"""Benchmarks, profiling and plots, run as `python -m bench.kernels` and so on."""
+"""Benchmarks and their plots, run as `python -m bench.kernels` and so on."""

@@ -10,6 +10,7 @@ twice, the first time without a graph.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,6 +27,7 @@ from cmidd.seeds import generator
 from cmikernels import ClassIndex, CMIRegularizer
 
 PIXELS, CHUNK_SIZE = 32, 50
+WAYS = {"chunked": CHUNK_SIZE, "unchunked": None}
 MEMORY_OF = [(10, 10), (10, 50), (10, 500), (100, 50)]  # classes x images of each
 TIME_OF = [(10, 10), (10, 50), (2, 100)]
 # A CPU's memory has no error to recover from: 1000 images of a ResNet-18 keep about 8 GB.
@@ -55,47 +57,41 @@ def prepare(
 
 def peak_bytes(
     network: str, images: Images, chunk_size: int | None, device: str
-) -> tuple[int, int] | None:
-    """Peak and what of it was there after the imports, of this process; None: does not fit."""
+) -> tuple[int | None, int]:
+    """Peak of this process, None if it does not fit, and what of it the imports took."""
     imported = peak_so_far(torch.device(device))
     try:
         prepare(network, images, chunk_size, device)(None)
     except torch.OutOfMemoryError:
-        return None
+        return None, imported
     return peak_so_far(torch.device(device)), imported
 
 
 def measure_memory(network: str, sizes: Sequence[Images], device: str) -> list[Row]:
     """Every number of images, in chunks and all at once, each in a process of its own."""
     rows: list[Row] = []
-    for images in sizes:
-        for chunk_size in (CHUNK_SIZE, None):
-            count = images[0] * images[1]
-            if chunk_size is None and device == "cpu" and count > MOST_UNCHUNKED_ON_CPU:
-                continue
-            found = apart(peak_bytes, network, images, chunk_size, device, allocator={})
-            peak, imported = found or (None, None)
-            row: Row = {
-                "what": "memory",
-                "images": "x".join(map(str, images)),
-                "contender": _name(chunk_size),
-            }
-            rows.append({**row, "peak_bytes": peak, "imported_bytes": imported, "others": None})
+    for (classes, each), (name, chunk_size) in itertools.product(sizes, WAYS.items()):
+        if chunk_size is None and device == "cpu" and classes * each > MOST_UNCHUNKED_ON_CPU:
+            continue
+        given = (network, (classes, each), chunk_size, device)
+        peak, imported = apart(peak_bytes, *given, allocator={})
+        row: Row = {"what": "memory", "images": f"{classes}x{each}", "contender": name}
+        rows.append({**row, "peak_bytes": peak, "imported_bytes": imported, "others": None})
     return rows
 
 
 def measure_time(network: str, sizes: Sequence[Images], budget: float, device: str) -> list[Row]:
     """Chunked and unchunked calls in turn."""
     rows: list[Row] = []
-    for images in sizes:
+    for classes, each in sizes:
         contenders = {
-            _name(chunk_size): Contender(prepare(network, images, chunk_size, device))
-            for chunk_size in (None, CHUNK_SIZE)
+            name: Contender(prepare(network, (classes, each), chunk_size, device))
+            for name, chunk_size in WAYS.items()
         }
         times = race(contenders, budget=budget, device=device)
         for name, time in times.items():
-            row = _head("time", images, name)
-            ratio = four_digits(time.median / times[_name(None)].median)
+            row: Row = {"what": "time", "images": f"{classes}x{each}", "contender": name}
+            ratio = four_digits(time.median / times["unchunked"].median)
             rows.append({**row, **time.figures(), "over_unchunked": ratio})
     return rows
 
@@ -124,14 +120,6 @@ def report(record: Record) -> str:
             table(["classes x images", "how", "median", "20 .. 80 %", "over unchunked"], times),
         ]
     )
-
-
-def _head(what: str, images: Images, contender: str) -> Row:
-    return {"what": what, "images": "x".join(map(str, images)), "contender": contender}
-
-
-def _name(chunk_size: int | None) -> str:
-    return "unchunked" if chunk_size is None else "chunked"
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ KINDS = {
         "the value and `2 N M s` with the gradient. Peak memory is what one value+gradient call "
         "needs beyond the features.",
         kernels.report,
-        kernels.pictures,
+        plots.kernels,
     ),
     "accuracy": Kind(
         "bench.kernels.accuracy",

@@ -1,1 +1,1 @@
-"""What only a GPU needs: the suite, graphs, launches, counters, a model, reports."""
+"""What only a GPU needs: the suite, graphs, counters, a model, the report's columns."""

@@ -10,39 +10,29 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 
 import torch
+from tqdm import tqdm
 
 from bench.harness.race import Contender, Timing, race
 
 GRAPH_SECONDS = 3e-3  # of work in a graph at least: its own launch, some 10 us, must not count
 MOST_CALLS = 512
-LAUNCHES = {"1 launch": 1, "2 launches": 2, "3 launches": 3}
+LAUNCH = "one launch"
 
 
-def launch_floors(device: torch.device | str) -> dict[str, Contender]:
-    """Give what launching alone costs: one, two and three kernels that write four bytes."""
+def launch_floor(device: torch.device | str) -> Contender:
+    """Give what launching alone costs: a kernel that writes four bytes."""
     single = torch.empty(1, device=device)
-
-    def launch(count: int) -> Contender:
-        def run(_: object) -> None:
-            for _ in range(count):
-                single.fill_(1.0)
-
-        return Contender(run)
-
-    return {name: launch(count) for name, count in LAUNCHES.items()}
+    return Contender(lambda _: single.fill_(1.0))
 
 
 def replay_race(
     contenders: Mapping[str, Contender],
     called: Mapping[str, Timing],
-    *,
     inputs: int,
     budget: float,
-    report: Callable[[str], None],
 ) -> dict[str, Timing]:
     """Race the graphs of these contenders; `called` are their times from Python.
 
@@ -57,9 +47,9 @@ def replay_race(
         try:
             graphs[name] = _replayed(contender, calls[name])
         except RuntimeError as error:
-            report(f"{name} not replayed: {str(error).splitlines()[0]}")
+            tqdm.write(f"{name} not replayed: {str(error).splitlines()[0]}")
     times = race(graphs, budget=budget, device="cuda")
-    return {name: _each(time, calls[name]) for name, time in times.items()}
+    return {name: time / calls[name] for name, time in times.items()}
 
 
 def _replayed(contender: Contender, calls: int) -> Contender:
@@ -79,8 +69,3 @@ def _replayed(contender: Contender, calls: int) -> Contender:
     finally:
         gc.enable()
     return Contender(lambda _: graph.replay())
-
-
-def _each(time: Timing, calls: int) -> Timing:
-    seconds = (time.median / calls, time.low / calls, time.high / calls)
-    return replace(time, median=seconds[0], low=seconds[1], high=seconds[2])

@@ -2,11 +2,10 @@
 # Everything there is to check and measure on an NVIDIA GPU, without a network.
 #
 #   bench/gpu/suite.sh [--part build|tests|sanitize|bench|profile|all] [--dry-run] [--out DIR]
-#                      [--minutes M] [--budget S]
+#                      [--minutes M]
 #
 # A part stops after --minutes (9) and is gone on with by the same command: steps that finished on the
-# same sources and GPU are skipped, the benchmark also keeps every shape that finished. --budget is
-# seconds of timing for each shape, dtype and mode (1).
+# same sources and GPU are skipped, the benchmark also keeps every shape that finished.
 # --dry-run goes the same ways without a GPU: Triton's interpreter and, where they were built (see the
 # Makefile), emulated CUDA kernels on the CPU, tiny shapes, and the commands of compute-sanitizer and
 # ncu printed instead of run. PYTHON names the interpreter to use.
@@ -18,14 +17,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-part=all dry_run='' out='' minutes=9 budget=1
+part=all dry_run='' out='' minutes=9
 while (($#)); do
   case $1 in
     --part) part=$2 && shift ;;
     --dry-run) dry_run=1 ;;
     --out) out=$2 && shift ;;
     --minutes) minutes=$2 && shift ;;
-    --budget) budget=$2 && shift ;;
     --help | -h) sed -n '2,/^set/{/^set/d;s/^# \?//;p}' "$0" && exit ;;
     *) echo "unknown argument: $1; see --help" >&2 && exit 2 ;;
   esac
@@ -198,19 +196,18 @@ sanitize_part() {
 
 bench_part() {
   start bench python/cmidd bench/{harness,kernels,gpu,loops,plain,regularizer.py}
-  key+=-$budget # rows of another one would start over
   local common=(--json-only --out "$out" --device "$device") backend method
-  local kernels=("$python" -m bench.kernels --name gpu-kernels --resume "$key" --budget "$budget" "${common[@]}")
+  local kernels=("$python" -m bench.kernels --name gpu-kernels --resume "$key" --budget 1 "${common[@]}")
   local theirs=(published compile)
   if [[ $dry_run ]]; then
     step bench/kernels "${kernels[@]}" --shapes 3x4x64 2x20x1000 --dtypes float32 --budget 0.1 \
       --no-memory --providers published "${backends[@]}"
     step bench/accuracy "$python" -m bench.kernels.accuracy --name gpu-accuracy "${common[@]}" \
-      --shape 2 3 64 --draws 1 --providers published "${backends[@]}"
+      --shape 2x3x64 --draws 1 --providers published "${backends[@]}"
   else
     step bench/large "${kernels[@]}" --shapes large small --providers "${theirs[@]}" "${backends[@]}"
     step bench/headline "${kernels[@]}" --shapes headline --dtypes float32 \
-      --providers "${theirs[@]}" compile-max-autotune liger "${backends[@]}"
+      --providers "${theirs[@]}" compile-max-autotune "${backends[@]}"
     step bench/headline-bfloat16 "${kernels[@]}" --shapes headline --dtypes bfloat16 \
       --providers "${theirs[@]}" "${backends[@]}"
     step bench/float16 "${kernels[@]}" --shapes 10000x10x1024 --dtypes float16 \
@@ -220,7 +217,7 @@ bench_part() {
   fi
   for backend in "${backends[@]}"; do
     step "bench/overhead-$backend" env CMIKERNELS_BACKEND="$backend" "$python" -m bench.kernels.overhead \
-      --name "gpu-overhead-$backend" "${common[@]}" --calls-only ${dry_run:+--quick --budget 0.1}
+      --name "gpu-overhead-$backend" "${common[@]}" ${dry_run:+--quick --budget 0.1}
   done
   for method in dm dc dsa mtt; do
     [[ $dry_run && $method == dsa ]] && continue # goes the same ways as dc
@@ -243,7 +240,7 @@ profile_part() {
   for backend in "${backends[@]}"; do
     for shape in "${shapes[@]}"; do
       step "profile/$backend/$shape" "$python" -m bench.gpu.counters --backend "$backend" \
-        --shape "$shape" --out "$out" ${dry_run:+--dry-run --device cpu}
+        --shape "$shape" --out "$out" ${dry_run:+--dry-run}
     done
   done
 }

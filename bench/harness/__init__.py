@@ -1,1 +1,1 @@
-"""What all benchmarks share: the race, records, tables, pictures."""
+"""What all benchmarks share: the race, records, tables."""

@@ -11,13 +11,7 @@ from bench.harness.records import RESULTS, Record, Row, machine
 
 
 def benchmark_parser(
-    module: str,
-    doc: str | None,
-    name: str,
-    *,
-    unit: str = "",
-    epilog: str = "",
-    on_gpus: bool = True,
+    module: str, doc: str | None, name: str, *, unit: str = "", on_gpus: bool = True
 ) -> argparse.ArgumentParser:
     """A parser with what every benchmark takes.
 
@@ -26,11 +20,10 @@ def benchmark_parser(
         doc: its docstring, whose first paragraph says what it does.
         name: of the files written.
         unit: what a run is saved after each of, if it may be cut; `new_record` goes on with it.
-        epilog: a last paragraph of the help.
         on_gpus: whether it runs on them too.
     """
     text = (doc or "").split("\n\n")[0]
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=text, epilog=epilog)
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=text)
     add = parser.add_argument
     if on_gpus:
         add("--device", default="cpu", help="where it runs: cpu or cuda (%(default)s)")

@@ -19,13 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.harness.race import Contender, random_features
+from bench.harness.race import Contender
 from cmikernels import ClassIndex, fused_cmi
 from cmikernels.backends import choose_backend
 
 Loss = Callable[[Tensor, ClassIndex | None], Tensor]
-
-MODES = ("value", "value+gradient", "forward")
 
 
 def published(features: Tensor, classes: ClassIndex | None) -> Tensor:
@@ -60,27 +58,6 @@ def _max_autotuned() -> Loss:
     return _compiled("max-autotune-no-cudagraphs")
 
 
-def _liger() -> Loss:
-    """Compose the same value and gradient from Liger's Triton softmax and divergence.
-
-    Its KL has no gradient for the side where P stands, its Jensen-Shannon divergence does: with
-    beta 1 that is KL(P || Q). Q is detached, since the gradient through it is zero.
-    """
-    from liger_kernel.transformers.functional import liger_jsd, liger_softmax  # type: ignore[import-not-found]
-
-    def loss(features: Tensor, classes: ClassIndex | None) -> Tensor:
-        if classes is not None:
-            raise NotImplementedError("for equal classes without labels")
-        rows = features.reshape(-1, features.shape[-1])  # (N, M)
-        per_class = liger_softmax(rows.detach()).view(features.shape)
-        log_centroids = per_class.mean(dim=-2, keepdim=True).log()
-        targets = log_centroids.expand_as(per_class).reshape(rows.shape)
-        value: Tensor = liger_jsd(rows.log_softmax(dim=1), targets, beta=1.0)
-        return value
-
-    return loss
-
-
 def _through(backend: str | None) -> Callable[[], Loss]:
     def loss(features: Tensor, classes: ClassIndex | None) -> Tensor:
         return fused_cmi(features, classes, backend=backend)
@@ -98,7 +75,6 @@ class Provider:
     may_be_missing: bool = False  # it needs what a machine may lack, such as a C++ compiler
     ours: bool = False
     backend: str | None = None  # the one of ours that it asks for by name
-    waits: bool = False  # for the device, in every call: no CUDA graph can hold it
 
     def obstacle(self, device_type: str) -> str | None:
         """Why the backend it asks for cannot serve such tensors; None when it can."""
@@ -117,7 +93,6 @@ PROVIDERS: dict[str, Provider] = {
     "compile-max-autotune": Provider(
         "published, max-autotune", "#CC79A7", _max_autotuned, may_be_missing=True
     ),
-    "liger": Provider("Liger's pieces", "#999999", _liger, may_be_missing=True, waits=True),
     "cmikernels": Provider("cmikernels", "#0072B2", _through(None), ours=True),
     "triton": Provider(
         "cmikernels, Triton", "#56B4E9", _through("triton"), ours=True, backend="triton"
@@ -167,22 +142,10 @@ def make_losses(
     return losses
 
 
-def ready_call(name: str, shape: tuple[int, ...], dtype: str, mode: str, device: str) -> Contender:
-    """A provider's call on random features, made twice, so that all is loaded and compiled."""
-    inputs = random_features(shape, getattr(torch, dtype), device)[:1]
-    found = make_losses([name], inputs[0], None, print)
-    if name not in found:
-        raise SystemExit(1)
-    contender = contend(found[name], mode, inputs)
-    for _ in range(2):
-        contender.run(contender.prepare())
-    return contender
-
-
 def contend(
     loss: Loss, mode: str, inputs: Sequence[Tensor], classes: ClassIndex | None = None
 ) -> Contender:
-    """Put the loss into one of `MODES`; inputs require a gradient and are taken in turn."""
+    """Put the loss into one of the three modes; inputs require a gradient and are taken in turn."""
     turns = itertools.cycle(inputs)
 
     def fresh() -> Tensor:

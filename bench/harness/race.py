@@ -16,7 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,11 @@ class Timing:
     high: float
     samples: int
     others: float | None  # share of the cores that other processes took meanwhile; None: unknown
+
+    def __truediv__(self, calls: int) -> Timing:
+        """Of each call, where so many were timed as one."""
+        median, low, high = (seconds / calls for seconds in (self.median, self.low, self.high))
+        return replace(self, median=median, low=low, high=high)
 
     def figures(self) -> dict[str, float | int | None]:
         """The columns that a row of a record has of it."""
@@ -185,9 +190,3 @@ def floors(inputs: Iterable[Tensor]) -> dict[str, Contender]:
         FRESH_EXP: lambda pair: torch.exp(pair[0]),
     }
     return {name: Contender(run, lambda: next(turns)) for name, run in runs.items()}
-
-
-def bytes_moved(elements: int, element_size: int, mode: str) -> int | None:
-    """Bytes that `mode` cannot avoid moving; None where providers split the work differently."""
-    passes = {"value": 1, "value+gradient": 2}.get(mode)
-    return None if passes is None else passes * elements * element_size

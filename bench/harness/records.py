@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +42,8 @@ class Record:
         head = json.dumps(
             {"kind": self.kind, "machine": self.machine, "settings": self.settings}, indent=1
         )
-        rows = ",\n  ".join(
-            json.dumps(row) for row in self.rows
-        )  # one row a line: diffs stay readable
+        # One row a line: diffs stay readable.
+        rows = ",\n  ".join(json.dumps(row) for row in self.rows)
         unfinished = path.with_suffix(".part")  # a run that is cut here leaves the last one whole
         unfinished.write_text(head.removesuffix("\n}") + ',\n "rows": [\n  ' + rows + "\n ]\n}\n")
         unfinished.replace(path)
@@ -67,12 +67,12 @@ class Record:
 
 def machine(device: torch.device | str = "cpu", date: str | None = None) -> Row:
     """Where the numbers were taken, and with which versions."""
-    huge_pages = _first_line("/sys/kernel/mm/transparent_hugepage/enabled")
+    huge_pages = _text("/sys/kernel/mm/transparent_hugepage/enabled")
+    on_linux = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if on_linux else os.cpu_count()
     record: Row = {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": cores,
         "threads": torch.get_num_threads(),
         "transparent_huge_pages": huge_pages.partition("[")[2].partition("]")[0] or "unknown",
         "system": platform.platform(terse=True),
@@ -131,17 +131,12 @@ def feature_bytes(row: Row) -> int:
 
 
 def _cpu_model() -> str:
-    for line in (
-        Path("/proc/cpuinfo").read_text().splitlines() if _first_line("/proc/cpuinfo") else ()
-    ):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    found = re.search(r"model name\s*: (.*)", _text("/proc/cpuinfo"))
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def _first_line(path: str) -> str:
+def _text(path: str) -> str:
     try:
-        with open(path) as file:
-            return file.readline().strip()
+        return Path(path).read_text()
     except OSError:
         return ""

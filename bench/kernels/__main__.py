@@ -2,6 +2,8 @@
 
 python -m bench.kernels --quick
 python -m bench.kernels --name cpu --sweeps ipc channels classes
+
+Keep the machine idle meanwhile.
 """
 
 from __future__ import annotations
@@ -9,27 +11,21 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from bench.gpu.launches import add_launches
 from bench.harness.command import add_rows, benchmark_parser, finish, new_record
-from bench.harness.providers import MODES, PROVIDERS, USUAL
+from bench.harness.providers import PROVIDERS, USUAL
 from bench.harness.shapes import SETS, SWEEPS, shapes_of
+from bench.kernels import plots
 from bench.kernels.measure import measure
-from bench.kernels.report import pictures, report
+from bench.kernels.report import report
 
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    epilog = (
-        "Ratios: 'x published' and 'x exp' compare with the published expression and with one "
-        "torch.exp over the features, 'of copy' with a copy of the features into memory already "
-        "there, all in the same process and in turn. Keep the machine idle meanwhile."
-    )
-    parser = benchmark_parser("bench.kernels", __doc__, "kernels", unit="shape", epilog=epilog)
+    parser = benchmark_parser("bench.kernels", __doc__, "kernels", unit="shape")
     add = parser.add_argument
 
     def several(flag: str, default: list[str], choices: Any, text: str) -> None:
@@ -39,14 +35,12 @@ def parse() -> argparse.Namespace:
     add("--shapes", nargs="+", metavar="NAME", default=["headline"],
         help=f"sets ({', '.join(SETS)}) or single ones such as 10x10x512")  # fmt: skip
     several("--providers", list(USUAL), PROVIDERS, "whom to time, of")
-    several("--modes", ["value", "value+gradient"], MODES, "what to ask of them, of")
     several("--dtypes", DTYPES[:2], DTYPES, "of the features, of")
     several("--sweeps", [], SWEEPS, "also how time of value+gradient in float32 grows with")
     add("--budget", type=float, default=4.0,
         help="seconds for each shape, dtype and mode (%(default)s)")  # fmt: skip
     add("--no-memory", action="store_true",
         help="skip peak memory, which on a CPU takes a process each")  # fmt: skip
-    add("--threads", type=int, help="of torch and cmikernels (default: torch's own choice)")
     add("--quick", action="store_true",
         help="half a minute's look: float32, the three smallest shapes, no memory")  # fmt: skip
     return parser.parse_args()
@@ -55,31 +49,25 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, write."""
     args = parse()
-    if args.threads:
-        torch.set_num_threads(args.threads)
     shapes = shapes_of(args.shapes)
     if args.quick:
         shapes, args.dtypes, args.no_memory = shapes[:3], ["float32"], True
         args.budget = min(args.budget, 0.5)
-    cells = [("shapes", shape, dtype, args.modes) for dtype in args.dtypes for shape in shapes]
+    cells = [("shapes", shape, dtype) for dtype in args.dtypes for shape in shapes]
     swept = dict.fromkeys(shape for name in args.sweeps for shape in SWEEPS[name])
-    cells += [
-        ("sweep", shape, "float32", ["value+gradient"]) for shape in swept if shape not in shapes
-    ]
+    cells += [("sweep", shape, "float32") for shape in swept if shape not in shapes]
     record = new_record("kernels", args, {"budget": args.budget, "device": args.device})
-    saved = {(row["shape"], row["dtype"], row["mode"]) for row in record.rows}
+    saved = {(row["shape"], row["dtype"]) for row in record.rows}
     progress = tqdm(cells, unit="shape", dynamic_ncols=True)
-    for group, shape, dtype, modes in progress:
+    for group, shape, dtype in progress:
         progress.set_postfix_str(f"{shape} {dtype}")
-        modes = [mode for mode in modes if (str(shape), dtype, mode) not in saved]
-        if not modes:
+        if (str(shape), dtype) in saved:
             continue
+        modes = ["value", "value+gradient"] if group == "shapes" else ["value+gradient"]
         memory = group == "shapes" and not args.no_memory
         mine = measure(shape, dtype, modes, args.providers, args.device, args.budget, memory)
         add_rows(record, args, [{"group": group, **row} for row in mine])
-    if torch.device(args.device).type == "cuda":
-        add_launches(record.rows, args.device)
-    finish(record, args, report, pictures)
+    finish(record, args, report, plots.kernels)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from bench.harness.command import benchmark_parser, finish, new_record
 from bench.harness.providers import PROVIDERS, Loss, make_losses
 from bench.harness.records import Record, Row, machine_line
+from bench.harness.shapes import Shape
 from bench.harness.tables import table
 from bench.kernels import plots
 from cmikernels import ClassIndex, fused_cmi
@@ -27,50 +28,45 @@ NAMES = {"cmikernels": "ours"}
 SPREADS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 30.0)
 
 
-def draw(shape: tuple[int, int, int], spread: float | None, seed: int) -> Tensor:
+def draw(shape: Shape, spread: float | None, seed: int) -> Tensor:
     """Features `(C, n, M)`; spread None is the underflow case."""
     generator = torch.Generator().manual_seed(seed)
-    classes, _, channels = shape
-    center = torch.randn(classes, 1, channels, generator=generator)
-    features = center + (1.0 if spread is None else spread) * torch.randn(
-        shape, generator=generator
-    )
+    center = torch.randn(shape.classes, 1, shape.channels, generator=generator)
+    noise = torch.randn(shape, generator=generator)
+    features = center + (1.0 if spread is None else spread) * noise
     if spread is None:
         features[..., 0] = features.amax(dim=-1) - 110
     return features
 
 
-def value_and_gradient(
-    loss: Loss, features: Tensor, classes: ClassIndex | None
-) -> tuple[float, Tensor]:
+def exact(features: Tensor, _: ClassIndex | None = None) -> Tensor:
+    """What the errors are from, given float64."""
+    return fused_cmi(features, backend="reference")
+
+
+def value_and_gradient(loss: Loss, features: Tensor) -> tuple[float, Tensor]:
     """Through autograd, the gradient in float64."""
     leaf = features.clone().requires_grad_()
-    value = loss(leaf, classes)
+    value = loss(leaf, None)
     (gradient,) = torch.autograd.grad(value, leaf)
     return value.item(), gradient.double()
 
 
-def errors(loss: Loss, features: Tensor, classes: ClassIndex | None = None) -> tuple[float, float]:
+def errors(loss: Loss, features: Tensor) -> tuple[float, float]:
     """Relative error of the value, and of the gradient in norm, against float64; may be NaN."""
-    exact_value, exact_gradient = value_and_gradient(_exact, features.double(), classes)
-    value, gradient = value_and_gradient(loss, features, classes)
+    exact_value, exact_gradient = value_and_gradient(exact, features.double())
+    value, gradient = value_and_gradient(loss, features)
     distance = (gradient - exact_gradient).norm() / exact_gradient.norm()
     return abs(value / exact_value - 1), distance.item()
 
 
-def _exact(features: Tensor, classes: ClassIndex | None) -> Tensor:
-    return fused_cmi(features, classes, backend="reference")
-
-
-def measure(
-    shape: tuple[int, int, int], draws: int, providers: list[str], device: str
-) -> list[Row]:
+def measure(shape: Shape, draws: int, providers: list[str], device: str) -> list[Row]:
     """Find the worst error over the draws, for each spread and contender; None stands for NaN."""
     rows = []
     losses = make_losses(providers, draw(shape, 1.0, 0).to(device), None, tqdm.write)
     for spread in tqdm((*SPREADS, None), unit="spread", dynamic_ncols=True):
         drawn = [draw(shape, spread, seed).to(device) for seed in range(draws)]
-        cmi = _exact(drawn[0].double(), None).item()
+        cmi = exact(drawn[0].double()).item()
         for name, loss in losses.items():
             found = [errors(loss, features) for features in drawn]
             row: Row = {"spread": spread, "cmi": float(f"{cmi:.3g}"), "contender": name}
@@ -94,35 +90,31 @@ def report(record: Record) -> str:
         line = ["underflow" if spread is None else f"{spread:g}"]
         line.append(f"{next(iter(mine.values()))['cmi']:.2e}")
         for quantity in ("value_error", "gradient_error"):
-            line += [_error_text(mine[name][quantity]) for name in contenders]
+            errors = [mine[name][quantity] for name in contenders]
+            line += ["NaN" if error is None else f"{error:.1e}" for error in errors]
         lines.append(line)
     header = ["spread", "CMI"]
     for quantity in ("value", "gradient"):
         header += [f"{quantity}: {NAMES.get(name, name)}" for name in contenders]
-    classes, rows, channels = record.settings["shape"]
+    shape = Shape(*record.settings["shape"])
     return (
         f"`{machine_line(record.machine)}`\n\n"
-        f"Relative error against float64, float32 features {classes}x{rows}x{channels}, worst of "
+        f"Relative error against float64, float32 features {shape}, worst of "
         f"{record.settings['draws']} draws.\n\n{table(header, lines)}"
     )
-
-
-def _error_text(error: float | None) -> str:
-    return "NaN" if error is None else f"{error:.1e}"
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = benchmark_parser("bench.kernels.accuracy", __doc__, "accuracy")
     add = parser.add_argument
-    add("--shape", type=int, nargs=3, default=(10, 50, 2048), metavar=("C", "N", "M"),
-        help="classes, rows of each, channels (default: 10 50 2048)")  # fmt: skip
+    add("--shape", type=Shape.parse, default=Shape(10, 50, 2048), help="(%(default)s)")
     add("--draws", type=int, default=5, help="random draws for each spread (%(default)s)")
     add("--providers", nargs="+", choices=PROVIDERS, default=["published", "cmikernels"],
         metavar="NAME", help="whose (default: published cmikernels)")  # fmt: skip
     args = parser.parse_args()
     record = new_record("accuracy", args, {"shape": list(args.shape), "draws": args.draws})
-    record.rows = measure(tuple(args.shape), args.draws, args.providers, args.device)
+    record.rows = measure(args.shape, args.draws, args.providers, args.device)
     finish(record, args, report, plots.accuracy)
 
 

@@ -3,7 +3,7 @@
 A row holds the time of a call from Python and what follows from it; on a GPU the same again with
 `replay_` before the name, for the call replayed from a CUDA graph. Rows of the CUDA C++ backend
 hold its plan besides (`plan_kind`, ...), and what `model.py` expects of the replayed call
-(`predicted_seconds`), given the copy and the launches of the same race.
+(`predicted_seconds`), given the copy and the launch of the same race.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from tqdm import tqdm
 
-from bench.gpu.model import MODES as PREDICTED_MODES
 from bench.gpu.model import machine_here, plan_of, predict
-from bench.gpu.replay import LAUNCHES, launch_floors, replay_race
+from bench.gpu.replay import LAUNCH, launch_floor, replay_race
 from bench.harness.memory import extra_bytes, gpu_peak_extra_bytes
 from bench.harness.processes import apart
 from bench.harness.providers import PROVIDERS, contend, make_losses
@@ -24,9 +23,7 @@ from bench.harness.race import (
     EXP,
     FRESH_COPY,
     FRESH_EXP,
-    Contender,
     Timing,
-    bytes_moved,
     floors,
     four_digits,
     race,
@@ -36,6 +33,8 @@ from bench.harness.records import Row
 from bench.harness.shapes import Shape
 from cmikernels.backends import choose_backend
 from cmikernels.native import native
+
+PASSES = {"value": 1, "value+gradient": 2}  # over the features, of a mode; a copy has two
 
 
 def measure(
@@ -50,27 +49,26 @@ def measure(
     """Race the providers in each mode, and measure the peak memory of value+gradient."""
     torch_dtype: torch.dtype = getattr(torch, dtype)
     inputs = random_features(shape, torch_dtype, device)
-    on_gpu = inputs[0].device.type == "cuda"
+    on_gpu, size = inputs[0].device.type == "cuda", inputs[0].nbytes
     losses = make_losses(providers, inputs[0], None, tqdm.write)
     rows = []
     for mode in modes:
-        ours_and_theirs = {name: contend(loss, mode, inputs) for name, loss in losses.items()}
-        contenders = ours_and_theirs | floors(inputs)
+        contenders = {name: contend(loss, mode, inputs) for name, loss in losses.items()}
+        contenders |= floors(inputs)
         if on_gpu:
-            contenders |= launch_floors(device)
+            contenders[LAUNCH] = launch_floor(device)
         times = race(contenders, budget=budget, device=device)
-        replays = _replays(contenders, times, len(inputs), budget) if on_gpu else {}
-        sizes = _sizes(shape, torch_dtype, mode, losses)
-        planned = _planned(shape, torch_dtype, mode, losses, device)
-        predicted = prediction(shape, torch_dtype, mode, replays, device) if planned else {}
+        replays = replay_race(contenders, times, len(inputs), budget) if on_gpu else {}
+        by_cuda = [name for name in losses if on_gpu and _served_by_cuda(name)]
         for name, time in times.items():
             row: Row = {"shape": str(shape), **shape._asdict(), "dtype": dtype, "mode": mode}
-            row |= {"contender": name, **time.figures(), **_relations(name, times, sizes)}
+            row |= {"contender": name, **time.figures(), **relations(name, times, size, mode)}
             if name in replays:
-                replayed = replays[name].figures() | _relations(name, replays, sizes)
+                replayed = replays[name].figures() | relations(name, replays, size, mode)
                 row |= {f"replay_{key}": value for key, value in replayed.items()}
-            if name in planned:
-                row |= planned[name] | predicted
+            if name in by_cuda:
+                row |= plan_row(shape, torch_dtype, device)
+                row |= prediction(shape, torch_dtype, mode, replays, device)
             if on_gpu:
                 row["one_tile"] = shape.fits_a_tile
             if memory and name in losses and mode == "value+gradient":
@@ -98,42 +96,25 @@ def _peak_extra_bytes(provider: str, shape: Shape, dtype: str) -> int:
     return extra_bytes(first, call)
 
 
-def _replays(
-    contenders: Mapping[str, Contender], called: Mapping[str, Timing], inputs: int, budget: float
-) -> dict[str, Timing]:
-    fit = {
-        name: contender
-        for name, contender in contenders.items()
-        if name not in PROVIDERS or not PROVIDERS[name].waits
-    }
-    return replay_race(fit, called, inputs=inputs, budget=budget, report=tqdm.write)
+def plan_row(shape: Shape, dtype: torch.dtype, device: str) -> Row:
+    """How the CUDA C++ backend goes about such a call."""
+    plan = plan_of(shape, dtype, native.cuda_chip(torch.device(device).index or 0))
+    return {f"plan_{key}": plan[key] for key in ("kind", "cluster", "threads", "stages")}
 
 
-def _planned(
-    shape: Shape, dtype: torch.dtype, mode: str, providers: Iterable[str], device: str
-) -> dict[str, Row]:
-    """Plans of those who are served by the CUDA C++ backend, as their rows have them."""
-    where = torch.device(device)
-    names = [name for name in providers if PROVIDERS[name].ours and where.type == "cuda"]
-    names = [
-        name for name in names if choose_backend(PROVIDERS[name].backend, "cuda").NAME == "cuda"
-    ]
-    if not names or mode not in PREDICTED_MODES:
-        return {}
-    plan = plan_of(shape, dtype, native.cuda_chip(where.index or 0))
-    found = {f"plan_{key}": plan[key] for key in ("kind", "cluster", "threads", "stages")}
-    return dict.fromkeys(names, found)
+def _served_by_cuda(provider: str) -> bool:
+    """Whether its calls on a GPU go to the CUDA C++ backend."""
+    found = PROVIDERS[provider]
+    return found.ours and choose_backend(found.backend, "cuda").NAME == "cuda"
 
 
 def prediction(
     shape: Shape, dtype: torch.dtype, mode: str, replays: Mapping[str, Timing], device: str
 ) -> Row:
     """What the replayed call should take on this machine; nothing where that cannot be said."""
-    one, two = (name for name, count in LAUNCHES.items() if count in (1, 2))
-    if dtype.itemsize > 4 or not {COPY, one, two} <= replays.keys():
+    if dtype.itemsize > 4 or not {COPY, LAUNCH} <= replays.keys():
         return {}
-    launch = max(replays[two].median - replays[one].median, 0.0)
-    copy = replays[COPY].median
+    launch, copy = replays[LAUNCH].median, replays[COPY].median
     # The copy's launch is no part of its rate; but of a small copy little is left without.
     rate = 2 * shape.elements * dtype.itemsize / max(copy - launch, copy / 2)
     machine = machine_here(rate, launch, torch.device(device).index or 0)
@@ -142,17 +123,8 @@ def prediction(
     return {"predicted_seconds": four_digits(found.seconds), "predicted_limit": found.limit}
 
 
-def _sizes(
-    shape: Shape, dtype: torch.dtype, mode: str, providers: Iterable[str]
-) -> dict[str, int | None]:
-    """Bytes that each contender moves, where a rate makes sense."""
-    copied = 2 * shape.elements * dtype.itemsize
-    moved = bytes_moved(shape.elements, dtype.itemsize, mode)
-    return {COPY: copied, FRESH_COPY: copied, **dict.fromkeys(providers, moved)}
-
-
-def _relations(
-    name: str, times: Mapping[str, Timing], sizes: Mapping[str, int | None]
+def relations(
+    name: str, times: Mapping[str, Timing], feature_bytes: int, mode: str
 ) -> dict[str, float]:
     """Its time against the others' in the same race."""
     seconds = {other: time.median for other, time in times.items()}
@@ -161,11 +133,10 @@ def _relations(
         "over_exp_out": seconds[name] / seconds[EXP],
     }
     for other in times:
-        if other in PROVIDERS and not PROVIDERS[other].ours:
+        if other in PROVIDERS and other != "cmikernels":
             found[f"speedup_over_{other}"] = seconds[other] / seconds[name]
-    size, copied = sizes.get(name), sizes[COPY]
-    if size is not None and copied is not None:
-        rate = size / seconds[name]
-        found["gb_per_s"] = rate / 1e9
-        found["of_copy"] = rate * seconds[COPY] / copied
+    moved = 2 if name in (COPY, FRESH_COPY) else PASSES[mode] if name in PROVIDERS else None
+    if moved is not None:
+        found["gb_per_s"] = moved * feature_bytes / seconds[name] / 1e9
+        found["of_copy"] = moved / 2 * seconds[COPY] / seconds[name]
     return {key: four_digits(value) for key, value in found.items()}

@@ -6,6 +6,7 @@ python -m bench.kernels.overhead
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +16,14 @@ from bench.harness.command import benchmark_parser, finish, new_record
 from bench.harness.providers import PROVIDERS, contend
 from bench.harness.race import Contender, Timing, four_digits, race, random_features
 from bench.harness.records import Record, Row, head_of, rows_of
+from bench.harness.shapes import Shape
 from bench.harness.tables import table
 from cmikernels import compiled
 from cmikernels.backends import choose_backend
 from cmikernels.backends.operations import forward
 from cmikernels.problem import Problem
 
-SHAPES = ((10, 10, 512), (1, 2, 16))
+SHAPES = (Shape(10, 10, 512), Shape(1, 2, 16))
 MATMUL_SIZE = 512
 CALLS = 50  # in one sample
 
@@ -39,12 +41,11 @@ class _Empty(torch.autograd.Function):
         return ctx.saved_tensors[0], None
 
 
-def ways_in(shape: tuple[int, int, int], device: str) -> dict[str, Contender]:
+def ways_in(shape: Shape, device: str) -> dict[str, Contender]:
     """List the same call through every layer, each with its backward where it has one."""
-    classes, rows, channels = shape
     features = random_features(shape, torch.float32, device)[0]
-    plain = features.detach().view(-1, channels)
-    problem = Problem(None, classes * rows, classes, None, 1.0, 1.0, "mean")
+    plain = features.detach().view(-1, shape.channels)
+    problem = Problem(None, shape.classes * shape.rows, shape.classes, None, 1.0, 1.0, "mean")
     backend = choose_backend(None, features.device.type)
     scalar = torch.zeros((), device=device)
     losses = {
@@ -75,9 +76,7 @@ def _fresh_gradient(contender: Contender, features: Tensor) -> Contender:
     return Contender(run, contender.prepare)
 
 
-def measure_calls(
-    shapes: Sequence[tuple[int, int, int]], budget: float, calls: int, device: str
-) -> list[Row]:
+def measure_calls(shapes: Sequence[Shape], budget: float, calls: int, device: str) -> list[Row]:
     """Every way in, at every shape."""
     rows: list[Row] = []
     for shape in shapes:
@@ -92,22 +91,20 @@ def measure_matmul(budget: float) -> list[Row]:
     rows: list[Row] = []
     left = torch.randn(MATMUL_SIZE, MATMUL_SIZE)
     right, out = torch.randn_like(left), torch.empty_like(left)
-    for shape in ((10, 10, 512), (10, 100, 512)):
+
+    def matmul(_: object) -> Tensor:
+        return torch.mm(left, right, out=out)
+
+    for shape in (Shape(10, 10, 512), Shape(10, 100, 512)):
         features = random_features(shape, torch.float32, "cpu")[0]
         value_and_gradient = contend(PROVIDERS["cmikernels"].make(), "value+gradient", [features])
-
-        def matmul(_: object) -> Tensor:
-            return torch.mm(left, right, out=out)
-
-        def after_exp(features: Tensor = features) -> Tensor:
-            return torch.exp(features.detach())
 
         def after_cmi(before: Contender = value_and_gradient) -> object:
             return before.run(before.prepare())
 
         contenders = {
             "matmul alone": Contender(matmul),
-            "matmul after torch.exp": Contender(matmul, after_exp),
+            "matmul after torch.exp": Contender(matmul, partial(torch.exp, features.detach())),
             "matmul after fused_cmi": Contender(matmul, after_cmi),
         }
         times = race(contenders, budget=budget)
@@ -116,13 +113,11 @@ def measure_matmul(budget: float) -> list[Row]:
     return rows
 
 
-def _rows(
-    what: str, shape: tuple[int, ...], times: dict[str, Timing], ratio: str, base: float
-) -> list[Row]:
+def _rows(what: str, shape: Shape, times: dict[str, Timing], ratio: str, base: float) -> list[Row]:
     """One row a contender, with its time over `base` seconds under the name `ratio`."""
     rows = []
     for name, time in times.items():
-        row: Row = {"what": what, "shape": "x".join(map(str, shape)), "contender": name}
+        row: Row = {"what": what, "shape": str(shape), "contender": name}
         points = {"microseconds": time.median, "p20": time.low, "p80": time.high}
         row |= {key: four_digits(seconds * 1e6) for key, seconds in points.items()}
         row |= {ratio: four_digits(time.median / base)}
@@ -158,14 +153,12 @@ def main() -> None:
     parser = benchmark_parser("bench.kernels.overhead", __doc__, "overhead")
     add = parser.add_argument
     add("--budget", type=float, default=5.0, help="seconds for each table's shape (%(default)s)")
-    add("--calls-only", action="store_true",
-        help="leave out the matmuls, which only threads of the CPU can disturb")  # fmt: skip
     add("--quick", action="store_true", help="a look: the tiny shape only, few calls")
     args = parser.parse_args()
     shapes, calls = (SHAPES[-1:], 2) if args.quick else (SHAPES, CALLS)
     record = new_record("overhead", args, {"budget": args.budget})
     record.rows = measure_calls(shapes, args.budget, calls, args.device)
-    if not args.calls_only:
+    if args.device == "cpu":  # whose threads are what can disturb a matmul
         record.rows += measure_matmul(args.budget)
     finish(record, args, report)
 

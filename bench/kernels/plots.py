@@ -1,18 +1,40 @@
-"""Pictures of the kernels' recorded results: speed-ups, bandwidth, growth, accuracy."""
+"""Pictures of the kernels' recorded results: speed-ups, bandwidth, growth, accuracy.
+
+They need a Record only, so that old runs can be drawn again.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.harness import plots
-from bench.harness.plots import FAINT, INK
 from bench.harness.providers import PROVIDERS
 from bench.harness.race import FRESH_COPY, FRESH_EXP
-from bench.harness.records import Record, Row, rows_of
+from bench.harness.records import Record, Row, machine_line, rows_of
 
+matplotlib.use("Agg")
+
+_INK, _FAINT = "#333333", "#8A8A8A"
+_STYLE: Any = {
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "font.size": 10,
+    "grid.color": "#E4E4E4",
+    "legend.frameon": False,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
 FLOOR_STYLES = {FRESH_EXP: ("one torch.exp", (0, (4, 2))), FRESH_COPY: ("one copy", (0, (1, 1.5)))}
 SWEPT = {  # axis of a sweep: title, row field, values of the other two fields
     "images per class n": ("rows", {"classes": 10, "channels": 512}),
@@ -24,29 +46,32 @@ _UNITS |= {1.0: "1 s", 10.0: "10 s"}
 
 
 def kernels(record: Record, stem: Path) -> list[Path]:
-    """Speed-up and copy-fraction bars for the shapes, and the sweeps that were run."""
+    """Speed-up and copy-fraction bars for the shapes, and the sweeps that were run.
+
+    Of a GPU's record the bars are of the calls that were replayed.
+    """
+    clock, how = ("replay_", ", replayed") if "gpu" in record.machine else ("", "")
     written = []
-    with matplotlib.rc_context(plots.STYLE):
-        for dtype in dict.fromkeys(row["dtype"] for row in record.rows):
-            of_shapes = rows_of(record.rows, dtype=dtype, mode="value+gradient", group="shapes")
-            if of_shapes:
-                title = f"Value + gradient, {dtype}: bandwidth against a copy of the features"
-                path = Path(f"{stem}-copy-{dtype}.png")
-                written += [
-                    _speedups(of_shapes, dtype, record, Path(f"{stem}-speedup-{dtype}.png")),
-                    plots.shares_of_copy(of_shapes, "of_copy", title, record, path),
-                ]
-        rows = rows_of(record.rows, dtype="float32", mode="value+gradient")
-        sweeps = {name: _sweep(rows, *SWEPT[name]) for name in SWEPT}
-        sweeps = {name: points for name, points in sweeps.items() if len(points) >= 3}
-        if sweeps:
+    with matplotlib.rc_context(_STYLE):
+        rows = rows_of(record.rows, mode="value+gradient")
+        shaped = [row for row in rows_of(rows, group="shapes") if f"{clock}seconds" in row]
+        for dtype in dict.fromkeys(row["dtype"] for row in shaped):
+            of_shapes = rows_of(shaped, dtype=dtype)
+            what = f"Value + gradient, {dtype}{how}"
+            written += [
+                _speedups(of_shapes, clock, what, record, Path(f"{stem}-speedup-{dtype}.png")),
+                _shares_of_copy(of_shapes, clock, what, record, Path(f"{stem}-copy-{dtype}.png")),
+            ]
+        rows = rows_of(rows, dtype="float32")
+        sweeps = {name: points for name in SWEPT if (points := _sweep(rows, *SWEPT[name]))}
+        if sweeps and rows_of(rows, group="sweep"):
             written.append(_growth(sweeps, rows, record, Path(f"{stem}-growth.png")))
     return written
 
 
 def accuracy(record: Record, stem: Path) -> list[Path]:
     """Relative error of value and of gradient against the spread of the rows of a class."""
-    with matplotlib.rc_context(plots.STYLE):
+    with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
         rows = [row for row in record.rows if row["spread"] is not None]
@@ -61,11 +86,11 @@ def accuracy(record: Record, stem: Path) -> list[Path]:
                 )  # fmt: skip
             axis.set(xscale="log", yscale="log", title=f"{quantity}: relative error")
             axis.set_xlabel("spread of a class's rows around its mean (logits)")
-            axis.axhline(6e-8, color=FAINT, lw=1, ls=":")
+            axis.axhline(6e-8, color=_FAINT, lw=1, ls=":")
             axis.grid(True)
         axes[0].set_ylabel("worst of the draws, against float64")
-        axes[1].text(9e-4, 6.6e-8, "half a float32 step", va="bottom", fontsize=8, color=FAINT)
-        return [plots.save(figure, record, Path(f"{stem}.png"))]
+        axes[1].text(9e-4, 6.6e-8, "half a float32 step", va="bottom", fontsize=8, color=_FAINT)
+        return [_save(figure, record, Path(f"{stem}.png"))]
 
 
 def _above_zero(error: float | None) -> float:
@@ -82,18 +107,61 @@ def _sweep(rows: list[Row], field: str, fixed: dict[str, int]) -> dict[str, list
     return points if longest >= 3 else {}
 
 
-def _speedups(rows: list[Row], dtype: str, record: Record, path: Path) -> Path:
-    figure, axis = plots.bars(
-        rows, "speedup_over_published", lambda factor: f"{factor:.3g}x", skip="published", start=1.0
-    )
+def _bars(
+    rows: list[Row], field: str, text: Callable[[float], str], *, skip: str = "", start: float = 0.0
+) -> tuple[Figure, Axes]:
+    """Horizontal bars of a field, a shape a line and a provider a colour, each with its number."""
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    names = [
+        name for name in PROVIDERS if name != skip and any(row["contender"] == name for row in rows)
+    ]
+    found = {(row["shape"], row["contender"]): row.get(field) for row in rows}
+    figure = Figure(figsize=(9, 1.8 + 0.18 * len(shapes) * (len(names) + 1)), layout="constrained")
+    axis = figure.subplots()
+    height = 0.8 / len(names)
+    for place, name in enumerate(names):
+        offset = (place - (len(names) - 1) / 2) * height
+        values = [found.get((shape, name)) for shape in shapes]
+        numbers = [float("nan") if value is None else value for value in values]
+        drawn = axis.barh(
+            [group + offset for group in range(len(shapes))],
+            [number - start for number in numbers],
+            height * 0.92,
+            left=start,
+            color=PROVIDERS[name].color,
+            label=PROVIDERS[name].label,
+        )
+        axis.bar_label(drawn, [text(number) for number in numbers], padding=3, fontsize=9)
+    axis.set_yticks(range(len(shapes)), [shape.replace("x", " x ") for shape in shapes])
+    axis.set_ylabel("classes x rows x channels")
+    axis.invert_yaxis()
+    axis.tick_params(axis="y", length=0)
+    axis.grid(True, axis="x")
+    axis.axvline(1, color=_INK, lw=1)
+    axis.set_axisbelow(True)
+    return figure, axis
+
+
+def _speedups(rows: list[Row], clock: str, what: str, record: Record, path: Path) -> Path:
+    field = f"{clock}speedup_over_published"
+    figure, axis = _bars(rows, field, lambda factor: f"{factor:.3g}x", skip="published", start=1.0)
     axis.set_xscale("log")
-    axis.set_title(f"Value + gradient, {dtype}: speed-up over the published expression")
+    axis.set_title(f"{what}: speed-up over the published expression")
     axis.set_xlabel("times as fast as published, eager (log scale)")
     axis.xaxis.set_major_formatter(lambda factor, _: f"{factor:g}x")
     axis.xaxis.set_minor_formatter("")
     low, high = axis.get_xlim()
     axis.set_xlim(min(low, 0.8), high * 1.5)
-    return plots.save(figure, record, path)
+    return _save(figure, record, path)
+
+
+def _shares_of_copy(rows: list[Row], clock: str, what: str, record: Record, path: Path) -> Path:
+    figure, axis = _bars(rows, f"{clock}of_copy", lambda share: f"{share:.1%}")
+    axis.set_title(f"{what}: bandwidth against a copy of the features")
+    axis.set_xlabel("share of a copy's bandwidth (100 % is the floor: every byte moved once)")
+    axis.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axis.set_xlim(0, max(1.08, axis.get_xlim()[1] * 1.08))
+    return _save(figure, record, path)
 
 
 def _growth(
@@ -115,7 +183,7 @@ def _growth(
                 axis.fill_between(x, low, high, color=provider.color, alpha=0.2, lw=0)
             else:
                 label, dashes = FLOOR_STYLES[contender]
-                axis.plot(x, y, lw=1.3, ls=dashes, color=INK, label=label)
+                axis.plot(x, y, lw=1.3, ls=dashes, color=_INK, label=label)
         others = ", ".join(f"{value} {key}" for key, value in fixed.items())
         axis.set(xscale="log", yscale="log", xlabel=name, title=f"over {name}\n({others})")
         axis.set_yticks(list(_UNITS), list(_UNITS.values()))
@@ -125,4 +193,13 @@ def _growth(
     seconds = [row["seconds"] for row in rows]
     axes[0].set_ylim(min(seconds) / 1.6, max(seconds) * 1.6)
     axes[0].set_ylabel("value + gradient, one call")
-    return plots.save(figure, record, path)
+    return _save(figure, record, path)
+
+
+def _save(figure: Figure, record: Record, path: Path) -> Path:
+    """Write with a legend above and the machine below."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    figure.supxlabel(machine_line(record.machine), fontsize=7, color=_FAINT)
+    figure.savefig(path, dpi=140)
+    return path

@@ -1,12 +1,13 @@
-"""What `bench.kernels` measured: tables in Markdown, and pictures, as suits the device."""
+"""What `bench.kernels` measured: tables in Markdown, as suits the device."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Collection
 
-from bench.gpu import plots as gpu_plots
 from bench.gpu import report as gpu_report
+from bench.gpu.replay import LAUNCH
 from bench.harness.providers import PROVIDERS
+from bench.harness.race import COPY
 from bench.harness.records import Record, Row, feature_bytes, head_of, rows_of
 from bench.harness.shapes import FIVE, THREE_LARGEST
 from bench.harness.tables import (
@@ -19,7 +20,6 @@ from bench.harness.tables import (
     spread_text,
     table,
 )
-from bench.kernels import plots
 
 COLUMNS: tuple[Column, ...] = (
     ("median", "seconds", seconds_text),
@@ -33,17 +33,20 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-def times_table(rows: list[Row]) -> str:
-    """Every shape and provider of one mode and dtype."""
+def times_table(rows: list[Row], columns: Collection[Column], *floors: str) -> str:
+    """Every shape of one mode and dtype, with its providers and these floors."""
     lines = []
     for row in rows:
-        if row["contender"] in PROVIDERS:
+        name = row["contender"]
+        if name in PROVIDERS or name in floors:
             shown = {**row, "spread": spread_text(row)}
             if memory := row.get("peak_extra_bytes"):
                 shown["memory"] = f"{bytes_text(memory)} ({memory / feature_bytes(row):.2f})"
-            label = PROVIDERS[row["contender"]].label
-            lines.append([row["shape"], label, *cells(shown, COLUMNS)])
-    return table(["C x n x M", "provider", *(header for header, *_ in COLUMNS)], lines)
+            if row.keys() >= {"predicted_seconds", "replay_seconds"}:
+                shown["over_prediction"] = row["replay_seconds"] / row["predicted_seconds"]
+            label = PROVIDERS[name].label if name in PROVIDERS else name
+            lines.append([row["shape"], label, *cells(shown, columns)])
+    return table(["C x n x M", "provider", *(header for header, *_ in columns)], lines)
 
 
 def summary(rows: list[Row]) -> list[str]:
@@ -73,20 +76,18 @@ def summary(rows: list[Row]) -> list[str]:
 
 def report(record: Record) -> str:
     """Render all of a record as Markdown."""
-    if "gpu" in record.machine:
-        return gpu_report.report(record)
+    on_gpu = "gpu" in record.machine
     parts = head_of(record)
+    if on_gpu:  # whose times hardly depend on what else the cores do
+        parts = [parts[0], gpu_report.EXPLANATION, gpu_report.ratios(record.rows)]
     rows = rows_of(record.rows, group="shapes")
     for dtype, mode in dict.fromkeys((row["dtype"], row["mode"]) for row in rows):
         chosen = rows_of(rows, dtype=dtype, mode=mode)
-        parts += [f"### {mode}, {dtype}", times_table(chosen)]
+        parts.append(f"### {mode}, {dtype}")
+        if on_gpu:
+            parts.append(times_table(chosen, gpu_report.COLUMNS, COPY, LAUNCH))
+            continue
+        parts.append(times_table(chosen, COLUMNS))
         lines = [f"- cmikernels: {line}" for line in summary(chosen)]
         parts += ["\n".join(lines)] if lines else []
     return "\n\n".join(parts)
-
-
-def pictures(record: Record, stem: Path) -> list[Path]:
-    """Draw what suits the device."""
-    if "gpu" in record.machine:
-        return gpu_plots.kernels(record, stem)
-    return plots.kernels(record, stem)

@@ -14,7 +14,8 @@ allocator, which holds for both loops:
 parts are the ranges that the loops name, as torch.profiler saw them in steps of their own.
 
 Peak memory of MTT is that of an iteration in a process of its own, in which glibc gives every large
-block back as soon as it is freed, and what of it was not there before.
+block back as soon as it is freed, and what of it was not there before. Keep the machine idle
+meanwhile.
 """
 
 from __future__ import annotations
@@ -50,18 +51,12 @@ def _job_of(row: Row) -> tuple[Any, ...]:
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    keep_idle = "Keep the machine idle meanwhile."
-    parser = benchmark_parser("bench.loops", __doc__, "loops", unit="process", epilog=keep_idle)
+    parser = benchmark_parser("bench.loops", __doc__, "loops", unit="process")
     add = parser.add_argument
-    several: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
     add("--method", choices=METHODS, default="dm", help="which loop (%(default)s)")
     add("--ipc", type=int, nargs="+", default=[1, 10, 50], help="images per class (%(default)s)")
-    add("--memory", choices=MEMORY, default=list(MEMORY), **several,
+    add("--memory", choices=MEMORY, default=list(MEMORY), nargs="+", metavar="NAME",
         help="glibc's allocator, of default and kept (%(default)s); a GPU has its own")  # fmt: skip
-    add("--variants", choices=VARIANTS, default=list(VARIANTS), **several,
-        help="of our loop, those that the method has options for (%(default)s)")  # fmt: skip
-    add("--steps", type=int, default=Sizes.student_steps,
-        help="of MTT's student, where time is measured (%(default)s)")  # fmt: skip
     add("--budget", type=float, default=20.0, help="seconds for each race (%(default)s)")
     add("--rounds", type=int, default=5,
         help="of a race at least, however long they take (%(default)s)")  # fmt: skip
@@ -77,33 +72,29 @@ def main() -> None:
     """Measure, print, write."""
     args = parse()
     torch.set_num_threads(args.threads)
-    sizes, rounds = Sizes(student_steps=args.steps), (args.rounds, 2000)
+    sizes, rounds, variants = Sizes(), (args.rounds, 2000), list(VARIANTS)
     if args.quick:
-        sizes, rounds, args.ipc, args.variants = QUICK, (2, 5), [2], ["exact", "bf16"]
+        sizes, rounds, variants, args.ipc = QUICK, (2, 5), ["exact", "bf16"], [2]
         args.budget = min(args.budget, 1.0)
     if torch.device(args.device).type == "cuda":
         args.memory = ["default"]
-    variants = variants_of(args.method, args.variants)
+    chosen = variants_of(args.method, variants)
     settings: Row = {"method": args.method, "sizes": asdict(sizes)}
     settings |= {"budget": args.budget, "device": args.device}
-    settings |= {"rounds": rounds[0], "variants": [VARIANTS[name][0] for name in variants]}
+    settings |= {"rounds": rounds[0], "variants": [VARIANTS[name][0] for name in chosen]}
     settings["arguments"] = f"--ipc {' '.join(map(str, args.ipc))} --rounds {rounds[0]}"
     record = new_record("loops", args, settings)
 
     def case(memory: str, ipc: int) -> Case:
-        return Case(args.method, sizes, ipc, memory, variants, args.device, args.threads,
+        return Case(args.method, sizes, ipc, memory, chosen, args.device, args.threads,
                     args.budget, rounds)  # fmt: skip
 
     jobs: list[tuple[Any, ...]] = [
         (measure, case(*setting)) for setting in itertools.product(args.memory, args.ipc)
     ]
     if has_peaks(args.method):
-        runs = list(itertools.product(sizes.peaks, (PLAIN, OURS)))
-        jobs += [
-            (measure_peak, case("returned", ipc), loop, steps)
-            for ipc in args.ipc
-            for steps, loop in runs
-        ]
+        runs = itertools.product(args.ipc, sizes.peaks, (PLAIN, OURS))
+        jobs += [(measure_peak, case("returned", ipc), loop, steps) for ipc, steps, loop in runs]
     saved = {_job_of(row) for row in record.rows}
     for function, of_job, *rest in (bar := tqdm(jobs, unit="process")):
         bar.set_postfix_str(f"ipc {of_job.ipc}, memory {of_job.memory}")

@@ -9,15 +9,23 @@ all many small operations; whole steps are timed without it.
 from __future__ import annotations
 
 import bisect
+import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from bench.harness.trace import ON_DEVICE, Event, trace_of
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Event = dict[str, Any]
 
 REST = "rest"
 
+_ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
 _CONVOLUTIONS = ("aten::convolution", "aten::convolution_backward")
 
@@ -56,12 +64,32 @@ def profiled(calls: Iterator[Callable[[], object]], budget: float, most: int = 3
     }
 
 
+def trace_of(call: Callable[[], object]) -> list[Event]:
+    """Make the call and give its trace, the GPU's part included where there is a GPU.
+
+    The profiler's hooks stay in the process and slow later launches, so time comes before this.
+    """
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+        torch.cuda.synchronize()
+    with profile(activities=activities) as profiler:
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events: list[Event] = json.loads(path.read_text())["traceEvents"]
+    return events
+
+
 def parts_of(events: Iterable[Event]) -> Parts:
     """Sum the ranges of a trace; what is in none of them is `REST`."""
     timed = [event for event in events if "ts" in event and "dur" in event]
     ranges = _outermost(event for event in timed if event.get("cat") == "user_annotation")
     convolutions = _outermost(event for event in timed if event["name"] in _CONVOLUTIONS)
-    kernels = [event for event in timed if event.get("cat") in ON_DEVICE]
+    kernels = [event for event in timed if event.get("cat") in _ON_DEVICE]
     found: Parts = {}
 
     def add(at: float, microseconds: float, in_convolutions: float) -> None:

@@ -3,46 +3,41 @@
 from __future__ import annotations
 
 import itertools
-from typing import Generic, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.plain.cmi import PlainCMI
 from bench.plain.networks import PlainNetwork, convnet, made
 from cmidd.augment import Draw, Strategy
 from cmidd.datasets import Dataset
-from cmidd.methods.class_draws import draw_for_classes
+from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
+from cmidd.methods.dc import DCOptions
+from cmidd.methods.dm import DMOptions
 from cmidd.networks import initialize
 from cmidd.seeds import generator
 
 
-class _ClasswiseOptions(Protocol):
-    @property
-    def network(self) -> str: ...
-    @property
-    def batch_real(self) -> int: ...
-    @property
-    def augmentation(self) -> str: ...
-
-
-_Options = TypeVar("_Options", bound=_ClasswiseOptions)
-
-
-class ClasswiseLoop(Generic[_Options]):
+class ClasswiseLoop:
     """A dataset and a method's options, with what a step draws of them."""
+
+    options: Any
 
     def __init__(
         self,
         dataset: Dataset,
         labels: Tensor,
-        options: _Options,
+        options: DMOptions | DCOptions,
         seed: int,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        *,
+        cmi: PlainCMI | None = None,
     ) -> None:
         """Prepare steps on images whose labels are `labels`, ascending."""
         self.dataset, self.options, self.seed = dataset, options, seed
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.cmi = device, dtype, cmi
         self.labels = labels.to(device)
         self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
         self.real = dataset.to_input(dataset.train.images.to(device), dtype)
@@ -61,12 +56,9 @@ class ClasswiseLoop(Generic[_Options]):
 
     def real_batches(self, *step: int) -> list[Tensor]:
         """Normalised real images of each class; `step` is the iteration and, if any, the update."""
-        batches = []
-        for c, (first, last) in enumerate(itertools.pairwise(self.dataset.train.offsets.tolist())):
-            draws = generator(self.seed, "real", *step, c)
-            rows = first + torch.randperm(last - first, generator=draws)[: self.options.batch_real]
-            batches.append(self.real[rows.to(self.device)])
-        return batches
+        count = self.options.batch_real
+        rows = draw_real_rows(self.dataset.train, count, self.seed, "real", *step)
+        return [self.real[of_class.to(self.device)] for of_class in rows]
 
     def augmentation(self, *step: int) -> Draw:
         """What is drawn to change the images of each class."""

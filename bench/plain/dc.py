@@ -41,18 +41,26 @@ def row_distance(synthetic: Tensor, real: Tensor) -> Tensor:
     return distances.sum()
 
 
-class PlainDC(ClasswiseLoop[DCOptions]):
+class PlainDC(ClasswiseLoop):
     """The updates on one dataset; arguments as of `cmidd.methods.dc.GradientMatching`."""
 
+    options: DCOptions
+
     def step(self, images: Tensor, iteration: int, update: int = 0) -> tuple[Tensor, Tensor]:
-        """Loss and its gradient."""
+        """Loss, weighted CMI included, and its gradient."""
         if update == 0:
             with record_function("dc.network"):
                 self.network = self.new_network(iteration)
         else:
             with record_function("dc.inner_training"):
                 self.train_network(images.detach(), iteration, update - 1)
-        return self.match(images, iteration, update)
+        loss, gradient = self.match(images, iteration, update)
+        if self.cmi is not None:
+            with record_function("cmi"):
+                value = self.cmi.weighted(images, self.classes, iteration)
+                loss = loss + value.detach()
+                gradient = gradient + torch.autograd.grad(value, images)[0]
+        return loss, gradient
 
     def match(self, images: Tensor, iteration: int, update: int) -> tuple[Tensor, Tensor]:
         """Loss and gradient with the network as it is."""

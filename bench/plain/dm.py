@@ -19,9 +19,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from bench.plain.classwise import ClasswiseLoop
-from bench.plain.cmi import PlainCMI
 from cmidd.augment import Draw, Strategy
-from cmidd.datasets import Dataset
 from cmidd.methods.dm import DMOptions
 
 
@@ -101,23 +99,10 @@ def augmented(images: Tensor, strategy: Strategy, drawn: Draw, group: int) -> Te
     return images
 
 
-class PlainDM(ClasswiseLoop[DMOptions]):
+class PlainDM(ClasswiseLoop):
     """The step on one dataset; arguments as of `cmidd.methods.dm.DM`, and the regulariser."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        labels: Tensor,
-        options: DMOptions,
-        seed: int,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        *,
-        cmi: PlainCMI | None = None,
-    ) -> None:
-        """Prepare steps on images whose labels are `labels`, ascending."""
-        super().__init__(dataset, labels, options, seed, device, dtype)
-        self.cmi = cmi
+    options: DMOptions
 
     def step(self, images: Tensor, iteration: int) -> tuple[Tensor, Tensor, Tensor]:
         """Loss of DM, weighted CMI, and the gradient of their sum."""

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from bench.plain.cmi import PlainCMI
 from bench.plain.dc import PlainDC
@@ -43,19 +41,9 @@ def _dm(*given: Any, cmi: PlainCMI | None) -> tuple[Step, int]:
 
 
 def _dc(*given: Any, cmi: PlainCMI | None) -> tuple[Step, int]:
-    loop = PlainDC(*given)
-
-    def step(images: Tensor, iteration: int, update: int) -> tuple[Tensor, Tensor]:
-        loss, gradient = loop.step(images, iteration, update)
-        if cmi is not None:
-            with record_function("cmi"):
-                value = cmi.weighted(images, loop.classes, iteration)
-                loss = loss + value.detach()
-                gradient = gradient + torch.autograd.grad(value, images)[0]
-        return loss, gradient
-
+    loop = PlainDC(*given, cmi=cmi)
     assert loop.options.outer_steps is not None
-    return step, loop.options.outer_steps
+    return loop.step, loop.options.outer_steps
 
 
 def _mtt(*given: Any, cmi: None) -> tuple[Step, int]:

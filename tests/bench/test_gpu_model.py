@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from bench.gpu import model
-from bench.harness.race import COPY, Timing
+from bench.gpu.replay import LAUNCH
+from bench.harness.race import COPY, EXP, FRESH_EXP, Timing
 from bench.harness.records import Row
 from bench.harness.shapes import SETS, SWEEPS, Shape
 from bench.kernels import measure
+from tests.support.h200 import H200
 
 ALL_SHAPES = sorted({shape for group in (*SETS.values(), *SWEEPS.values()) for shape in group})
 CALLS = [
     pytest.param(dtype, mode, id=f"{dtype}-{mode}")
-    for dtype, mode in itertools.product((torch.float32, torch.bfloat16), model.MODES)
+    for dtype, mode in itertools.product((torch.float32, torch.bfloat16), measure.PASSES)
 ]
 
 
@@ -25,9 +27,9 @@ CALLS = [
 def test_every_shape_has_a_prediction(dtype: torch.dtype, mode: str) -> None:
     for shape in ALL_SHAPES:
         above, below = (
-            model.predict(shape, dtype, mode, model.H200, accurate) for accurate in (False, True)
+            model.predict(shape, dtype, mode, H200, accurate) for accurate in (False, True)
         )
-        floor = shape.elements * dtype.itemsize * (1 + (mode != "value")) / model.H200.copy_rate
+        floor = shape.elements * dtype.itemsize * (1 + (mode != "value")) / H200.copy_rate
         assert floor < above.seconds <= below.seconds
         assert above.limit in ("launches", "memory", "issue", "exps", "latency")
 
@@ -39,23 +41,23 @@ def test_predictions_grow_with_the_size(axis: str, dtype: torch.dtype, mode: str
     grown = [
         smallest._replace(**{axis: getattr(smallest, axis) * factor}) for factor in (1, 8, 64, 512)
     ]
-    seconds = [model.predict(shape, dtype, mode, model.H200).seconds for shape in grown]
+    seconds = [model.predict(shape, dtype, mode, H200).seconds for shape in grown]
     assert seconds == sorted(seconds)
 
 
 def test_large_calls_that_wait_for_memory_come_near_a_copy() -> None:
     shares = []
     for shape in SETS["large"]:
-        found = model.predict(shape, torch.float32, "value+gradient", model.H200)
+        found = model.predict(shape, torch.float32, "value+gradient", H200)
         if found.limit == "memory":
-            shares.append(2 * shape.elements * 4 / model.H200.copy_rate / found.seconds)
+            shares.append(2 * shape.elements * 4 / H200.copy_rate / found.seconds)
     assert len(shares) >= 3
     assert all(0.5 < share < 1 for share in shares)
 
 
 def test_launches_are_those_of_the_plan() -> None:
     def launches_of(shape: Shape, mode: str) -> tuple[str, int]:
-        found = model.predict(shape, torch.float32, mode, model.H200)
+        found = model.predict(shape, torch.float32, mode, H200)
         return found.plan["kind"], found.launches
 
     held, slots = Shape(10, 10, 512), Shape(10, 10_000, 1024)
@@ -67,9 +69,9 @@ def test_launches_are_those_of_the_plan() -> None:
 
 def test_a_slow_machine_is_predicted_to_be_limited_by_what_is_slow() -> None:
     slow = {
-        "memory": replace(model.H200, copy_rate=1e9),
-        "issue": replace(model.H200, clock=1e7),
-        "launches": replace(model.H200, launch=1.0),
+        "memory": replace(H200, copy_rate=1e9),
+        "issue": replace(H200, clock=1e7),
+        "launches": replace(H200, launch=1.0),
     }
     for limit, gpu in slow.items():
         found = model.predict(Shape(20_000, 10, 512), torch.float32, "value+gradient", gpu)
@@ -81,10 +83,10 @@ def test_predictions_use_what_the_race_measured(monkeypatch: pytest.MonkeyPatch)
 
     def machine_here(copy_rate: float, launch: float, device: int) -> model.Machine:
         asked.update(copy_rate=copy_rate, launch=launch)
-        return model.H200
+        return H200
 
     monkeypatch.setattr(measure, "machine_here", machine_here)
-    seconds = {COPY: 201e-6, "1 launch": 1.5e-6, "2 launches": 2.5e-6}
+    seconds = {COPY: 201e-6, LAUNCH: 1e-6}
     replays = {name: Timing(time, time, time, 9, None) for name, time in seconds.items()}
 
     def prediction(dtype: torch.dtype) -> Row:
@@ -103,3 +105,12 @@ def test_rows_measured_on_the_cpu_have_no_prediction() -> None:
         Shape(2, 3, 8), "float32", ["value"], ["cmikernels"], "cpu", 0.01, memory=False
     )
     assert not any(key.startswith(("plan_", "predicted_")) for row in rows for key in row)
+
+
+def test_every_backend_is_compared_with_every_provider_that_was_raced_with_it() -> None:
+    seconds = {"published": 8.0, "triton": 1.0, "cuda": 1.25, COPY: 0.5, EXP: 1.0, FRESH_EXP: 2.0}
+    times = {name: Timing(time, time, time, 9, None) for name, time in seconds.items()}
+    found = measure.relations("cuda", times, 5, "value+gradient")
+    assert found["speedup_over_published"] == pytest.approx(6.4)
+    assert found["speedup_over_triton"] == pytest.approx(0.8)
+    assert found["of_copy"] == pytest.approx(0.4)

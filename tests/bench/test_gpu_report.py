@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from bench.gpu import model
-from bench.gpu import plots as gpu_plots
 from bench.gpu import report as gpu_report
+from bench.gpu.replay import LAUNCH
 from bench.harness.command import saved_rows
 from bench.harness.records import Record, Row, machine
 from bench.harness.shapes import Shape
 from bench.kernels import __main__ as kernels
-from bench.kernels.report import report
-
-FILL = "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<float>>(int)"
+from bench.kernels import plots
+from bench.kernels.report import report, times_table
+from tests.support.h200 import H200
 
 
 def row(
@@ -33,17 +33,15 @@ def row(
     return found | more
 
 
-def triton_row(shape: str, of_copy: float, speedup: float, seconds: float = 1e-3) -> Row:
-    by = {"launches": 2, "kernels": "class_tiles x1, sum_values x1"}
-    return row(shape, "triton", of_copy, speedup, seconds, **by)
-
-
-def cuda_row(shape: str, of_copy: float, speedup: float, seconds: float, predicted: float) -> Row:
-    plan = model.plan_of(Shape.parse(shape), torch.float32, model.H200.chip)
-    more = {f"plan_{key}": plan[key] for key in ("kind", "cluster", "threads", "stages")}
-    by = {"launches": 4, "kernels": f"class_kernel x2, total_kernel x1, {FILL} x1"}
-    more |= {**by, "predicted_seconds": predicted}
-    return row(shape, "cuda", of_copy, speedup, seconds, **more)
+def cuda_row(
+    shape: str, of_copy: float, speedup: float, seconds: float, predicted: float, **more: float
+) -> Row:
+    plan = model.plan_of(Shape.parse(shape), torch.float32, H200.chip)
+    of_plan = {f"plan_{key}": plan[key] for key in ("kind", "cluster", "threads", "stages")}
+    found = row(shape, "cuda", of_copy, speedup, seconds, **of_plan, predicted_seconds=predicted)
+    for clock in gpu_report.CLOCKS.values():
+        found |= {f"{clock}{key}": value for key, value in more.items()}
+    return found
 
 
 @pytest.fixture
@@ -51,15 +49,14 @@ def record() -> Record:
     """A record with made-up numbers of three shapes, as a GPU would give it."""
     where = {**machine(), "gpu": "a GPU", "cuda": "0"}
     rows = [
-        triton_row("20000x10x512", 0.9, 4.0),
-        triton_row("10x10000x1024", 0.5, 16.0),
-        triton_row("10x10x512", 0.1, 9.0, 11e-6),
-        row("10x10x512", "2 launches", 0.0, 1.0, 4e-6),
-        row("10x10x512", "3 launches", 0.0, 1.0, 6e-6),
-        cuda_row("20000x10x512", 0.92, 16.0, 8e-4, 4e-4),
+        row("20000x10x512", "triton", 0.9, 4.0),
+        row("10x10000x1024", "triton", 0.5, 16.0),
+        row("10x10x512", "triton", 0.1, 9.0, 11e-6),
+        row("10x10x512", LAUNCH, 0.0, 1.0, 2e-6),
+        cuda_row("20000x10x512", 0.92, 16.0, 8e-4, 4e-4, speedup_over_triton=1.25),
         cuda_row("2000x50x1024", 0.85, 16.0, 9e-4, 1e-3),
-        cuda_row("10x10000x1024", 0.7, 16.0, 1.25e-3, 1e-3),
-        cuda_row("10x10x512", 0.1, 32.0, 10e-6, 8e-6),
+        cuda_row("10x10000x1024", 0.7, 16.0, 1.25e-3, 1e-3, speedup_over_triton=0.8),
+        cuda_row("10x10x512", 0.1, 32.0, 10e-6, 8e-6, speedup_over_triton=1.1),
     ]
     return Record("kernels", where, {"key": "k"}, rows)
 
@@ -70,43 +67,40 @@ def ratios(record: Record, contender: str) -> list[list[str]]:
 
 
 def test_ratios_are_taken_from_the_rows(record: Record) -> None:
-    mean, compiled, fits, does_not, count, _ = ratios(record, "triton")
+    mean, compiled, fits, does_not = ratios(record, "triton")
     assert mean[1:] == ["3", "8.32 (4 to 16)", "8.32 (4 to 16)"]
     assert compiled[2:] == ["-", "-"]  # nothing was measured
     # Of a tile; the small shape is left out.
     assert fits[1:3] == ["1", "90% (20000x10x512) to 90%"]
     assert does_not[1:3] == ["1", "50% (10x10000x1024) to 50%"]
-    assert count[1:3] == ["1", "2 (10x10x512) to 2"]
 
 
 def test_the_cuda_backend_is_compared_with_its_plan_and_with_triton(record: Record) -> None:
-    mean, _, fits, does_not, count, floor, against = ratios(record, "cuda")
+    mean, _, fits, does_not, against = ratios(record, "cuda")
     assert mean[3] == "19 (16 to 32)"
     # 50 rows of 1024 channels are beyond a tile, but held by a cluster.
     assert fits[1:3] == ["2", "85% (2000x50x1024) to 92%"]
     assert does_not[1:3] == ["1", "70% (10x10000x1024) to 70%"]
-    assert count[1:3] == ["1", "3 (10x10x512) to 3"]  # torch's own is not counted
-    # Four launches, from the time of three, in which a graph has no more than a pace.
-    assert floor[1:] == ["1", "-", "1.25 (10x10x512) to 1.25"]
     assert against[3] == "0.8 (10x10000x1024) to 1.25"
 
 
 def test_predictions_stand_beside_times(record: Record) -> None:
-    text = gpu_report.times_table(record.rows, "value+gradient", "float32")
+    text = times_table(record.rows, gpu_report.COLUMNS, LAUNCH)
     header, _, *lines = ([cell.strip() for cell in line.split("|")] for line in text.splitlines())
     at = header.index("predicted")
     assert header[at - 1 : at + 2] == ["replayed", "predicted", "x predicted"]
     shown = {(line[1], line[2]): line[at - 1 : at + 2] for line in lines}
     assert shown["20000x10x512", "cmikernels, CUDA"] == ["800 us", "400 us", "2.00"]
     assert shown["20000x10x512", "cmikernels, Triton"] == ["1 ms", "-", "-"]
+    assert shown["10x10x512", LAUNCH] == ["2 us", "-", "-"]
 
 
 def test_a_gpu_record_is_shown(record: Record, tmp_path: Path) -> None:
     text = report(record)
     assert "a GPU" in text
     assert "cmikernels, Triton" in text
-    pictures = gpu_plots.kernels(record, tmp_path / "gpu")
-    assert [path.name for path in pictures] == ["gpu-size-float32.png", "gpu-copy-float32.png"]
+    pictures = plots.kernels(record, tmp_path / "gpu")
+    assert [path.name for path in pictures] == ["gpu-speedup-float32.png", "gpu-copy-float32.png"]
     assert all(path.stat().st_size > 0 for path in pictures)
 
 

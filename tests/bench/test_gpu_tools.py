@@ -1,14 +1,11 @@
-"""What becomes of the output of ncu and of a profiler's trace; needs no GPU."""
+"""What becomes of the output of ncu and of the times of graphs; needs no GPU."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-import torch
-
-from bench.gpu import counters, launches
-from bench.harness.shapes import Shape
+from bench.gpu import counters
+from bench.harness.race import Timing
 
 NCU = """==PROF== Connected to process 7
 "ID","Process ID","Kernel Name","Block Size","Grid Size","{}"
@@ -20,18 +17,18 @@ NCU = """==PROF== Connected to process 7
 
 def test_counters_are_read_from_the_raw_page(tmp_path: Path) -> None:
     first, second = counters.kernels(NCU)
-    assert (first["kernel"], first["seconds"], first["written_bytes"]) == (
+    assert (first["kernel"], first["time"], first["written"]) == (
         "class_tiles",
-        pytest.approx(2e-4),
-        2000,
+        "200,000 ns",
+        "2,000 byte",
     )
-    assert second["written_bytes"] is None
+    assert second["written"].startswith("n/a")
     for _ in range(2):  # a later run replaces an earlier one
-        counters.file_of(tmp_path, "triton", Shape(10_000, 10, 1024), "float32").write_text(NCU)
-    assert "200 us" in counters.show(tmp_path)
+        (tmp_path / "counters-triton-10000x10x1024.csv").write_text(NCU)
+    assert "200,000 ns" in counters.show(tmp_path)
     assert len(counters.show(tmp_path).splitlines()) == 4
     one = NCU.rpartition('"1"')[0]
-    counters.file_of(tmp_path, "triton", Shape(10_000, 10, 1024), "bfloat16").write_text(one)
+    (tmp_path / "counters-cuda-10000x10x1024.csv").write_text(one)
     assert len(counters.show(tmp_path).splitlines()) == 5
 
 
@@ -39,17 +36,5 @@ def test_no_kernels_in_other_output() -> None:
     assert counters.kernels("==ERROR== ERR_NVGPUCTRPERM") == []
 
 
-def test_launches_are_the_device_events_of_a_trace() -> None:
-    events = [
-        {"cat": "kernel", "name": "class_tiles"},
-        {"cat": "kernel", "name": "class_tiles"},
-        {"cat": "gpu_memcpy", "name": "Memcpy HtoD"},
-        {"cat": "cuda_runtime", "name": "cudaLaunchKernel"},
-        {"ph": "M", "name": "process_name"},
-    ]
-    assert launches.on_device(events) == {"class_tiles": 2, "Memcpy HtoD": 1}
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has launches")
-def test_nothing_is_launched_without_a_gpu() -> None:
-    assert launches.launches(lambda: torch.ones(3).exp()) == {}
+def test_the_time_of_a_graph_is_divided_by_its_calls() -> None:
+    assert Timing(8.0, 4.0, 12.0, 9, None) / 4 == Timing(2.0, 1.0, 3.0, 9, None)

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from torch.profiler import record_function
 
-from bench.harness.trace import Event, trace_of
 from bench.loops.floor import convolutions_of
-from bench.loops.parts import REST, Part, parts_of, profiled
+from bench.loops.parts import REST, Event, Part, parts_of, profiled, trace_of
 
 
 def event(cat: str, name: str, ts: float, dur: float, correlation: int | None = None) -> Event:

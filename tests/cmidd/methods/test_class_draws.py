@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from bench.plain.inputs import random_dataset
 from torch import Tensor
 
+from bench.plain.inputs import random_dataset
 from cmidd.augment import DSA, Strategy
 from cmidd.datasets import Dataset
 from cmidd.first_images import first_images
