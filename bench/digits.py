@@ -112,10 +112,14 @@ def distilled_and_judged(case: Case, folder: Path) -> dict[str, Any]:
     return {**asdict(case), "accuracy": found.mean, "accuracies": list(found.accuracies)}
 
 
+def _options_of(method: str) -> set[str]:
+    return {field.name for field in fields(METHODS[method].options)} if method in METHODS else set()
+
+
 def _distilled(case: Case, dataset: Dataset, folder: Path) -> tuple[Tensor, Tensor, float | None]:
     """Images, labels and, if one was learned, the learning rate to train with."""
     kind = METHODS[case.method].options
-    names = {field.name for field in fields(kind)}
+    names = _options_of(case.method)
     of_method: dict[str, Any] = SHORTER if "inner_epochs" in names else {}
     if "experts" in names:
         of_method = {**of_method, "experts": folder / "experts.safetensors"}
@@ -164,7 +168,7 @@ def run_all(cases: Sequence[Case], folder: Path, jobs: int) -> list[dict[str, An
     digits = load_dataset("digits")
     if not (bank := folder / "bank.safetensors").exists():
         train_bank(bank, digits, BANK, CPU, resume=True)
-    if any(case.method == "mtt" for case in cases):
+    if any("experts" in _options_of(case.method) for case in cases):
         train_experts(folder / "experts.safetensors", digits, EXPERTS, CPU, resume=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:

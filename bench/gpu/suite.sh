@@ -46,7 +46,7 @@ failed=0 cut=0
 
 # One number for the sources under some paths.
 sources() {
-  find "$@" -type f -regex '.*\.\(py\|cpp\|hpp\|h\|cu\|cuh\|txt\|toml\)' -print0 | LC_ALL=C sort -z |
+  find "$@" -type f -regex '.*\.\(py\|cpp\|hpp\|h\|inl\|cu\|cuh\|txt\|toml\)' -print0 | LC_ALL=C sort -z |
     xargs -0 sha256sum | sha256sum | cut -c1-12
 }
 

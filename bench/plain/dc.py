@@ -90,7 +90,6 @@ class PlainDC(ClasswiseLoop):
         """The training after an update; one operation changes a batch, each image by itself."""
         seed = seed_of(self.seed, "inner", iteration, update)
         optimizer = torch.optim.SGD(self.network.parameters(), self.options.lr_net)
-        assert self.options.inner_epochs is not None
         for epoch in range(self.options.inner_epochs):
             order = torch.randperm(len(images), generator=generator(seed, "order", epoch))
             for number, rows in enumerate(torch.split(order, self.options.batch_net)):

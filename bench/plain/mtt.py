@@ -102,8 +102,6 @@ class PlainMTT:
     def window(self, iteration: int) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters of an expert before and after some of its epochs."""
         options, draws = self.options, generator(self.seed, "expert", iteration)
-        assert options.max_start_epoch is not None
-        assert options.expert_epochs is not None
         expert = int(torch.randint(len(self.experts), (), generator=draws))
         epoch = int(torch.randint(options.max_start_epoch, (), generator=draws))
         return (
@@ -121,7 +119,6 @@ class PlainMTT:
 
     def batches(self, count: int, iteration: int) -> Iterator[Tensor]:
         """Rows of each student step; an order is drawn anew when it is used up."""
-        assert self.options.student_steps is not None
         size = self.options.batch_syn or count
         turn, left = 0, torch.empty(0, dtype=torch.int64)
         for _ in range(self.options.student_steps):

@@ -42,7 +42,6 @@ def _dm(*given: Any, cmi: PlainCMI | None) -> tuple[Step, int]:
 
 def _dc(*given: Any, cmi: PlainCMI | None) -> tuple[Step, int]:
     loop = PlainDC(*given, cmi=cmi)
-    assert loop.options.outer_steps is not None
     return loop.step, loop.options.outer_steps
 
 

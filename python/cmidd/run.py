@@ -152,10 +152,22 @@ def prepare(
 def distill(
     run: Run, folder: RunFolder, command: str = "", say: Callable[[str], None] = print
 ) -> SyntheticSet:
-    """Run a method to its end, going on from the folder's checkpoint if it has one."""
+    """Run a method to its end, going on from the folder's checkpoint if it has one.
+
+    Args:
+        run: from `prepare`; it serves once.
+        folder: from `Run.folder`, where everything is written.
+        command: that makes the same again, for the record.
+        say: told what the user may not expect.
+    """
     if folder.finished:
         say(f"{folder.path} is finished already")
         return SyntheticSet.load(folder.result)
+    if run.images.grad is not None:
+        raise RuntimeError(
+            "run: its images have moved already; prepare another, and give its folder resume=True "
+            "to go on from a checkpoint"
+        )
     method, options, images = run.method, run.options, run.images
     leaves = run.leaves
     rates = [options.lr_images, *(each.lr for each in method.extra_parameters.values())]

@@ -45,6 +45,8 @@ def test_a_whole_job_from_python(tmp_path: Path) -> None:
     assert network(data.to_input(data.test.images)).shape == (359, 10)
     again = cmidd.distill(run, run.folder(tmp_path / "run", resume=True), say=quiet)
     assert torch.equal(again.images, result.images)
+    with pytest.raises(RuntimeError, match="images have moved already; prepare another"):
+        cmidd.distill(run, run.folder(tmp_path / "another"))
     with pytest.raises(FileExistsError, match="holds a run already"):
         run.folder(tmp_path / "run")
 

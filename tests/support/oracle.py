@@ -1,4 +1,4 @@
-"""The formula of DESIGN section 1, class by class in float64, sharing no code with the library.
+"""The formula of CMI, class by class in float64, sharing no code with the library.
 
 P_s = softmax(z_s / tau),  Q_y = mean of P_s over class y, or given
 KL_s = sum_j P_sj (log P_sj - log Q_yj)

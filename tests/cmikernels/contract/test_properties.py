@@ -1,4 +1,4 @@
-"""Facts of DESIGN section 1 and agreement with float64, over calls that hypothesis makes up."""
+"""Facts of CMI's mathematics and agreement with float64, over calls that hypothesis makes up."""
 
 from __future__ import annotations
 
