@@ -49,16 +49,21 @@ def restore(
             word, _, owner = key.partition(" of ")
             if owner != name:
                 continue
-            if tensors[key].ndim and tensors[key].shape != leaf.shape:
+            if word == "momentum" and tensors[key].shape != leaf.shape:
                 raise FileError(
                     f"{folder.path}: expected a checkpoint with {key} of {expected[name]}, got "
                     f"{found[key]}"
                 )
             # A counter of steps stays on the CPU, where optimizers keep it.
-            device = leaf.device if tensors[key].ndim else torch.device("cpu")
+            device = torch.device("cpu") if word == "step" else leaf.device
             optimizer.state[leaf][words.get(word, word)] = tensors[key].to(device)
+    now = method.state()
+    state = {}
+    for key, tensor in of_method.items():
+        name = key.removeprefix(_STATE)
+        state[name] = tensor.to(now[name].device) if name in now else tensor
     try:
-        method.load_state({name.removeprefix(_STATE): each for name, each in of_method.items()})
+        method.load_state(state)
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise FileError(f"{folder.path}: {error}") from None
     return iteration
@@ -76,7 +81,13 @@ def save(
     tensors = dict(leaves)
     for name, leaf in leaves.items():
         for key, value in optimizer.state[leaf].items():
-            if isinstance(value, Tensor):
-                tensors[f"{_WORDS.get(key, key)} of {name}"] = value
+            if value is None:
+                continue
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"optimizer: expected tensors in its state, which a checkpoint can hold, got "
+                    f"{key} {value!r} of {name}"
+                )
+            tensors[f"{_WORDS.get(key, key)} of {name}"] = value
     tensors |= {f"{_STATE}{name}": tensor for name, tensor in method.state().items()}
     folder.save_checkpoint(iteration, tensors, about)

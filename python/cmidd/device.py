@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def usable_device(name: str | None = None) -> torch.device:
+def usable_device(name: torch.device | str | None = None) -> torch.device:
     """A device that is there; without a name a GPU where there is one, else the CPU.
 
     What is computed on it from now on is float32 where it says so. By default torch computes

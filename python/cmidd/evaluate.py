@@ -100,7 +100,7 @@ def evaluation_protocol(
 def evaluate_set(
     synthetic_set: SyntheticSet,
     dataset: Dataset,
-    networks: Sequence[str] | None = None,
+    networks: str | Sequence[str] | None = None,
     *,
     repeats: int = 5,
     recipe: Recipe | None = None,
@@ -126,16 +126,18 @@ def evaluate_set(
     """
     seen = synthetic_set.seen()
     judge, recipe, about = evaluation_protocol(seen, dataset, recipe or recipe_of(seen.record), lr)
+    judge.check_made_for(seen.record, "synthetic_set")
     say(about)
+    chosen = networks or seen.record.get("network") or usual_network(dataset.shape.height)
     return evaluate(
         seen.images,
         seen.targets,
         judge,
-        networks or (seen.record.get("network") or usual_network(dataset.shape.height),),
+        (chosen,) if isinstance(chosen, str) else chosen,
         repeats=repeats,
         recipe=recipe,
         seed=seed,
-        device=device if isinstance(device, torch.device) else usable_device(device),
+        device=usable_device(device),
         together=together,
         say=say,
     )
@@ -143,11 +145,11 @@ def evaluate_set(
 
 def train_on(
     synthetic_set: SyntheticSet,
+    dataset: Dataset,
     network: str | None = None,
     *,
     recipe: Recipe | None = None,
     lr: float | None = None,
-    mirror: bool = True,
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> Network:
@@ -155,29 +157,28 @@ def train_on(
 
     Args:
         synthetic_set: as it was distilled.
+        dataset: that it was distilled from.
         network: architecture; default: the one that the set was made for.
         recipe: default: as the set's method was published.
         lr: learning rate; default: what the set learned with its images, or the recipe's.
-        mirror: whether an image seen in a mirror keeps its class.
         seed: of first weights, order and augmentation.
         device: default: a GPU where there is one.
     """
     seen = synthetic_set.seen()
-    recipe = recipe or recipe_of(seen.record)
-    rate = lr if lr is not None else seen.learned_lr if seen.learned_lr is not None else recipe.lr
-    place = device if isinstance(device, torch.device) else usable_device(device)
-    spec = network or seen.record.get("network") or usual_network(seen.images.shape[-1])
+    judge, recipe, _ = evaluation_protocol(seen, dataset, recipe or recipe_of(seen.record), lr)
+    judge.check_made_for(seen.record, "synthetic_set")
+    place = usable_device(device)
+    spec = network or seen.record.get("network") or usual_network(dataset.shape.height)
     stack = fresh_and_trained(
         spec,
         seen.images.to(place),
         seen.targets.to(place),
-        seen.record["num_classes"],
+        dataset.num_classes,
         [seed_of(seed, "evaluation", 0)],
-        replace(recipe, lr=rate),
-        mirror=mirror,
+        recipe,
+        mirror=dataset.mirror,
     )
-    shape = seen.images.shape[1:]
-    return network_of(spec, shape, seen.record["num_classes"], stack.states()[0]).eval()
+    return network_of(spec, dataset.shape, dataset.num_classes, stack.states()[0]).eval()
 
 
 def evaluate(

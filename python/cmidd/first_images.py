@@ -12,6 +12,7 @@ from cmidd.seeds import generator
 from cmidd.storage.run_folder import KIND as CHECKPOINT
 from cmidd.storage.tensor_file import kind_of, read_tensors
 from cmidd.synthetic import SyntheticSet
+from cmidd.view import View
 
 
 def first_images(dataset: Dataset, ipc: int, init: str, seed: int) -> tuple[Tensor, Tensor]:
@@ -46,6 +47,20 @@ def first_images(dataset: Dataset, ipc: int, init: str, seed: int) -> tuple[Tens
         share = torch.cat(shares)
         return share * first + (1 - share) * second, labels
     return first, labels
+
+
+def check_view(init: str, view: View | None) -> None:
+    """Raise where first images from a file are stored in another way than `view` reads them."""
+    if not init.startswith("file:"):
+        return
+    path = Path(init.removeprefix("file:"))
+    found = read_tensors(path, kind_of(path) or CHECKPOINT)[1].get("view")
+    expected = None if view is None else view.as_record()
+    if found != expected:
+        raise ValueError(
+            f"init: {path}: expected images stored with the view {expected} of the method, got "
+            f"{found}"
+        )
 
 
 def _real(dataset: Dataset, ipc: int, seed: int, purpose: str) -> Tensor:

@@ -58,6 +58,8 @@ def _check(value: Any, bounds: Mapping[str, Any], is_whole: bool) -> None:
     if choices and value not in choices:
         raise ValueError(f"expected {' or '.join(choices)}")
     if least is None and above is None:
+        if value is None:
+            raise ValueError("expected a value")
         return
     if is_whole and type(value) is not int:
         raise ValueError(f"expected a whole number from {least} on")

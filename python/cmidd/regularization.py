@@ -90,6 +90,10 @@ class CMITerm:
         self._options, self._dataset, self._method = options, dataset, method
         self._labels = labels.to(images.device)
         self._regularizer: CMIRegularizer | None = None
+        if method.bank_draw not in ("iteration", "update"):
+            raise ValueError(
+                f"bank_draw: expected iteration or update of the method, got {method.bank_draw!r}"
+            )
         if options.bank is None:
             return
         batch = method.first_batch(0)

@@ -10,8 +10,8 @@ and makes a `Run`; `distill` runs it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from cmidd import checkpoint
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device
-from cmidd.first_images import first_images
+from cmidd.first_images import check_view, first_images
 from cmidd.methods import (
     Method,
     cmi_weight,
@@ -63,9 +63,9 @@ class DistillOptions(Options):
     checkpoint_every: int = option(AS_PUBLISHED, least=1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Run:
-    """A run that is settled and set up, but not begun."""
+    """A run that is settled and set up, and serves once."""
 
     method_name: str
     dataset: Dataset
@@ -80,6 +80,8 @@ class Run:
     labels: Tensor
     """Of the stored images, on the CPU."""
     cmi: CMITerm
+    begun: bool = False
+    """Whether `distill` has taken it."""
 
     @property
     def leaves(self) -> dict[str, Tensor]:
@@ -87,21 +89,31 @@ class Run:
         extra = {name: each.tensor for name, each in self.method.extra_parameters.items()}
         return {"images": self.images, **extra}
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What was asked for, with every default filled in."""
-        merged: dict[str, Any] = {"method": self.method_name, "dataset": self.dataset.name}
-        for part in (self.options, self.cmi_options, self.method_options):
-            merged |= asdict(part)
-        return merged
+    def folder(self, path: Path | str, *, resume: bool = False) -> RunFolder:
+        """The folder of this run, new or, with `resume`, begun before."""
+        parts = (self.options, self.cmi_options, self.method_options)
+        return run_folder(path, self.method_name, self.dataset, parts, resume=resume)
 
-    def folder(
-        self, path: Path | str, *, resume: bool = False, more: Mapping[str, Any] | None = None
-    ) -> RunFolder:
-        """The folder of this run, new or, with `resume`, begun before; `more` settings go first."""
-        settings = {"method": self.method_name, **(more or {}), **self.settings}
-        plain = {name: str(v) if isinstance(v, Path) else v for name, v in settings.items()}
-        return RunFolder(Path(path), plain, resume=resume)
+
+def run_folder(
+    path: Path | str,
+    method_name: str,
+    dataset: Dataset,
+    parts: Sequence[Options],
+    *,
+    resume: bool,
+    asked: Mapping[str, Any] | None = None,
+) -> RunFolder:
+    """The folder of a run with these options, which have been filled in.
+
+    `asked`: how the dataset was asked for, which a name need not say.
+    """
+    of_data = {"dataset": dataset.name, "zca": dataset.whitening is not None}
+    settings: dict[str, Any] = {"method": method_name, **(of_data if asked is None else asked)}
+    for part in parts:
+        settings |= asdict(part)
+    plain = {name: str(v) if isinstance(v, Path) else v for name, v in settings.items()}
+    return RunFolder(Path(path), plain, resume=resume)
 
 
 def prepare(
@@ -127,14 +139,27 @@ def prepare(
     """
     entry = method_entry(method_name)
     options, cmi = options or DistillOptions(), cmi or CMIOptions()
-    method_options = entry.options() if method_options is None else method_options
+    if method_options is None:
+        required = [each.name for each in fields(entry.options) if each.default is MISSING]
+        if required:
+            raise ValueError(
+                f"method_options: {method_name} needs {', '.join(required)}; give "
+                f"{entry.options.__name__}(...)"
+            )
+        method_options = entry.options()
+    if not isinstance(method_options, entry.options):
+        raise TypeError(
+            f"method_options: expected {entry.options.__name__} for {method_name}, got "
+            f"{type(method_options).__name__}"
+        )
     options, method_options, filled_in = fill_in_published(
         method_name, dataset, options.ipc, options, method_options
     )
-    place = device if isinstance(device, torch.device) else usable_device(device)
+    place = usable_device(device)
     images, labels = first_images(dataset, options.ipc, options.init, options.seed)
     images = images.to(place).requires_grad_()
     method = entry.make(dataset, labels, method_options, options.seed, place)
+    check_view(options.init, method.view)
 
     def weight() -> float:
         known = cmi_weight(method_name, dataset.name, options.ipc)
@@ -163,11 +188,12 @@ def distill(
     if folder.finished:
         say(f"{folder.path} is finished already")
         return SyntheticSet.load(folder.result)
-    if run.images.grad is not None:
+    if run.begun:
         raise RuntimeError(
             "run: its images have moved already; prepare another, and give its folder resume=True "
             "to go on from a checkpoint"
         )
+    run.begun = True
     method, options, images = run.method, run.options, run.images
     leaves = run.leaves
     rates = [options.lr_images, *(each.lr for each in method.extra_parameters.values())]

@@ -82,6 +82,7 @@ class SyntheticSet:
         if soft_labels is not None:
             soft_labels = view(self.images, soft_labels)[1]
         record = {name: value for name, value in self.record.items() if name != "view"}
+        record["shape"] = list(images.shape[1:])
         return SyntheticSet(images, labels, record, soft_labels, self.whitening)
 
     def whiten(self, dataset: Dataset) -> Dataset:

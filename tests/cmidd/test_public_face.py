@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import cmidd
+from cmidd.report.runs import read_runs
 from cmidd.training import Recipe
-from tests.support.tiny import quiet
+from tests.support.tiny import DM_OPTIONS, DSA_OPTIONS, OPTIONS, quiet, tiny_dataset
 
 
 def test_a_whole_job_from_python(tmp_path: Path) -> None:
@@ -37,11 +38,13 @@ def test_a_whole_job_from_python(tmp_path: Path) -> None:
     loaded = cmidd.SyntheticSet.load(tmp_path / "run" / "result.safetensors")
     assert torch.equal(loaded.images, result.images)
     recipe = Recipe(epochs=3)
+    (shown,), _ = read_runs([tmp_path / "run"], with_dataset=False)
+    assert shown.images_per_class == 2
     (accuracy,) = cmidd.evaluate_set(
-        loaded, data, ["mlp"], repeats=1, recipe=recipe, lr=0.05, say=quiet
+        loaded, data, "mlp", repeats=1, recipe=recipe, lr=0.05, say=quiet
     )
     assert 0 <= accuracy.mean <= 1
-    network = cmidd.train_on(loaded, "mlp", recipe=recipe)
+    network = cmidd.train_on(loaded, data, "mlp", recipe=recipe)
     assert network(data.to_input(data.test.images)).shape == (359, 10)
     again = cmidd.distill(run, run.folder(tmp_path / "run", resume=True), say=quiet)
     assert torch.equal(again.images, result.images)
@@ -49,6 +52,25 @@ def test_a_whole_job_from_python(tmp_path: Path) -> None:
         cmidd.distill(run, run.folder(tmp_path / "another"))
     with pytest.raises(FileExistsError, match="holds a run already"):
         run.folder(tmp_path / "run")
+
+
+def test_a_set_is_judged_by_its_own_dataset(tmp_path: Path) -> None:
+    data = tiny_dataset()
+    run = cmidd.prepare("dm", data, OPTIONS, DM_OPTIONS, device="cpu", say=quiet)
+    result = cmidd.distill(run, run.folder(tmp_path))
+    other = tiny_dataset("other")
+    for use in (cmidd.evaluate_set, cmidd.train_on):
+        with pytest.raises(ValueError, match="synthetic_set: expected dataset other as other has"):
+            use(result, other)
+
+
+def test_options_of_another_method_are_named() -> None:
+    with pytest.raises(TypeError, match="expected DMOptions for dm, got DSAOptions"):
+        cmidd.prepare("dm", tiny_dataset(), OPTIONS, DSA_OPTIONS)
+    with pytest.raises(ValueError, match=r"mtt needs experts; give MTTOptions\(...\)"):
+        cmidd.prepare("mtt", tiny_dataset())
+    with pytest.raises(ValueError, match="init: expected a value, got None"):
+        cmidd.DistillOptions(init=None)  # type: ignore[arg-type]
 
 
 def test_every_public_name_is_there_and_documented() -> None:

@@ -26,12 +26,13 @@ from cmidd.device import usable_device
 from cmidd.evaluate import evaluate_set
 from cmidd.exchange import export_png, export_pt
 from cmidd.first_images import first_images
+from cmidd.methods import fill_in_published
 from cmidd.networks import build_network
 from cmidd.networks.usual import usual_network
 from cmidd.pretrained.bank import Bank, BankOptions, train_bank
 from cmidd.pretrained.experts import ExpertOptions, train_experts
 from cmidd.regularization import CMIOptions
-from cmidd.run import DistillOptions, distill, prepare
+from cmidd.run import DistillOptions, distill, prepare, run_folder
 from cmidd.score import score
 from cmidd.storage.run_folder import versions
 from cmidd.storage.tensor_file import write_text
@@ -60,18 +61,23 @@ def run_method(
 ) -> None:
     """Distil, and say what to do with the result."""
     command = command_line(f"distill {method}", (data, run, options, cmi, of_method))
-    prepared = prepare(method, data.load(), options, of_method, cmi, device=data.torch_device())
-    if prepared.filled_in:
-        print(f"not given, so as known: {prepared.filled_in}")
+    dataset, device = data.load(), data.torch_device()
+    options, of_method, known = fill_in_published(method, dataset, options.ipc, options, of_method)
+    if known:
+        print(f"not given, so as known: {known}")
     if run.dry_run:
-        print(estimate(prepared))
+        print(estimate(prepare(method, dataset, options, of_method, cmi, device=device)))
         return
-    out = run.out or Path("runs") / method
-    folder = prepared.folder(out, resume=run.resume, more=asdict(data))
-    if not (folder.finished or folder.has_checkpoint):
-        print("a few updates are tried, to say what the run costs", flush=True)
-        print(estimate(prepared))
-    distill(prepared, folder, command)
+    out, parts = run.out or Path("runs") / method, (options, cmi, of_method)
+    folder = run_folder(out, method, dataset, parts, resume=run.resume, asked=asdict(data))
+    if folder.finished:
+        print(f"{folder.path} is finished already")
+    else:
+        prepared = prepare(method, dataset, options, of_method, cmi, device=device)
+        if not folder.has_checkpoint:
+            print("a few updates are tried, to say what the run costs", flush=True)
+            print(estimate(prepared))
+        distill(prepared, folder, command)
     evaluation = EvaluateOptions(sets=(folder.result,), out=folder.path / "evaluation.json")
     print(f"the synthetic set: {folder.result}")
     print("try it:", command_line("evaluate", (data, evaluation)))

@@ -58,7 +58,8 @@ def estimate(run: Run) -> Cost:
     seconds += method.updates * of_cmi / run.cmi_options.cmi_every
     made = sum(leaf.nbytes for leaf in run.leaves.values())
     lines = options.iterations // options.report_every
-    disk = 3 * made + lines * _LINE  # the result, the last checkpoint with its momentum, the log
+    # The result, the last checkpoint with at most two states of an optimizer, the log.
+    disk = 4 * made + lines * _LINE
     disk += sum(tensor.nbytes for tensor in state.values())
     if run.dataset.whitening is not None:
         disk += run.dataset.whitening.matrix.nbytes

@@ -1,7 +1,8 @@
 """The methods by name, and what is known of each where the user says nothing.
 
-A method is a file here and a line in `METHODS`; `register` adds one that stands elsewhere. Its file
-holds the loop's mathematics, its options, its published settings and its weights of CMI.
+A method is a file here and a line in `METHODS`; `register` adds one that stands elsewhere, and
+`__all__` has all that such a one needs. Its file holds the loop's mathematics, its options, its
+published settings and its weights of CMI.
 """
 
 from __future__ import annotations
@@ -12,24 +13,30 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cmidd.evaluate import PUBLISHED_RECIPE
 from cmidd.methods import dc, dm, mtt
 from cmidd.methods.base import CMIWeights, ExtraParameter, Method, MethodEntry, Published
-from cmidd.option_fields import Options, fill_in
+from cmidd.option_fields import AS_PUBLISHED, Options, fill_in, option
+from cmidd.view import View, register_view
 
 if TYPE_CHECKING:
     from cmidd.datasets import Dataset
 
 __all__ = [
+    "AS_PUBLISHED",
     "METHODS",
     "CMIWeights",
     "ExtraParameter",
     "Method",
     "MethodEntry",
+    "Options",
     "Published",
+    "View",
     "Weight",
     "cmi_weight",
     "evaluation_of",
     "fill_in_published",
     "method_entry",
+    "option",
     "register",
+    "register_view",
 ]
 
 METHODS: dict[str, MethodEntry] = {

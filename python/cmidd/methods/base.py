@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class Method(ABC):
     """Options that can make the loss NaN, beside the learning rates of what is optimised."""
     view: View | None = None
     """How stored images become those that CMI, evaluation and report see; None: as they are."""
-    bank_draw: str = "iteration"
+    bank_draw: Literal["iteration", "update"] = "iteration"
     """How often networks of the bank are drawn: once an "iteration" or for every "update"."""
     class_scale: Tensor | None = None
     """`(C,)` factors of the images' gradients, that of CMI included; None: 1."""
@@ -75,7 +75,10 @@ class Method(ABC):
         """
 
     def optimizer(self, groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:
-        """What moves images and extra parameters: `groups` of one tensor and its lr each."""
+        """What moves images and extra parameters: `groups` of one tensor and its lr each.
+
+        A checkpoint holds the tensors of its state. Learning rates stay what they are.
+        """
         return torch.optim.SGD(groups, momentum=momentum)
 
     def constrain(self) -> None:  # noqa: B027
@@ -94,7 +97,7 @@ class Method(ABC):
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave."""
+        """Put back what `state` gave, on the devices where its tensors were."""
         if state:
             raise ValueError(f"expected no state of the method, got {', '.join(state)}")
 

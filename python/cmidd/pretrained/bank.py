@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cmidd.datasets import Dataset
+from cmidd.device import usable_device
 from cmidd.networks import Network, build_network, freeze
 from cmidd.networks.usual import bank_network
 from cmidd.option_fields import Options, option
@@ -121,17 +122,20 @@ def train_bank(
     path: Path,
     dataset: Dataset,
     options: BankOptions,
-    device: torch.device,
+    device: torch.device | str | None = None,
     *,
     resume: bool = False,
     objective: Objective = cross_entropy,
     say: Callable[[str], None] = tqdm.write,
 ) -> Bank:
     """Train the networks that are not there yet, and give back the complete bank."""
+    place = usable_device(device)
     channels, size, _ = dataset.shape
     spec = options.network or bank_network(dataset.name, size)
     settings = {name: value for name, value in asdict(options).items() if name != "together"}
     record = {**dataset.describe(), **settings, "network": spec}
+    if objective is not cross_entropy:  # a key that older files lack
+        record["objective"] = f"{objective.__module__}.{objective.__qualname__}"
     state = build_network(spec, channels, size, dataset.num_classes).state_dict()
     growing = GrowingFile(
         path,
@@ -154,6 +158,6 @@ def train_bank(
 
     seeds = [seed_of(options.seed, "bank", k) for k in range(options.networks)]
     task = TrainingTask("network", spec, options.recipe(), seeds, options.together, objective)
-    fill(growing, task, dataset, device, at_the_end=last_state, say=say)
+    fill(growing, task, dataset, place, at_the_end=last_state, say=say)
     growing.complete()
-    return Bank.load(path, device)
+    return Bank.load(path, place)

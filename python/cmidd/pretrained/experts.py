@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from cmidd.augment import DSA, Strategy
 from cmidd.datasets import Dataset
+from cmidd.device import usable_device
 from cmidd.networks import build_network
 from cmidd.networks.usual import gradient_network
 from cmidd.option_fields import Options, option
@@ -127,12 +128,13 @@ def train_experts(
     path: Path,
     dataset: Dataset,
     options: ExpertOptions,
-    device: torch.device,
+    device: torch.device | str | None = None,
     *,
     resume: bool = False,
     say: Callable[[str], None] = tqdm.write,
 ) -> Experts:
     """Train the experts that are not there yet, and give back all of them."""
+    place = usable_device(device)
     Strategy.parse(options.augmentation)
     settings = {name: value for name, value in asdict(options).items() if name != "together"}
     spec = settings["network"] = options.network or gradient_network(dataset.shape.height)
@@ -164,7 +166,7 @@ def train_experts(
         growing,
         task,
         dataset,
-        device,
+        place,
         at_the_end=lambda *_: {},
         after_epoch=_Trajectories(growing, options.lr),
         say=say,

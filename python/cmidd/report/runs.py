@@ -95,7 +95,9 @@ def read_runs(
     dataset = None
     if with_dataset or not all((folder / "result.safetensors").exists() for folder in folders):
         first = configs[0]
-        dataset = load_dataset(first["dataset"], first["data"], size=first["size"])
+        # A run from Python need not say where its data are.
+        folder = first.get("data", "data")
+        dataset = load_dataset(first["dataset"], folder, size=first.get("size"))
         if first.get("zca"):  # which runs from before whitening lack
             dataset = dataset.whitened()
     runs = [
@@ -116,7 +118,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError):
         config = None
-    needed = ("method", "dataset", "data", "size")
+    needed = ("method", "dataset")
     if not isinstance(config, dict) or any(name not in config for name in needed):
         raise FileError(
             f"{path}: expected the configuration of a run, with {', '.join(needed)}; name a "
@@ -172,9 +174,7 @@ def _unfinished(
             f"{config['dataset']}"
         )
     labels = torch.arange(dataset.num_classes).repeat_interleave(per_class)
-    about: dict[str, Any] = {"dataset": config["dataset"]}
-    if "view" in record:
-        about["view"] = record["view"]
+    about = {"view": record["view"]} if "view" in record else {}
     shown = SyntheticSet.of(dataset, images, labels, about)
     return shown, record["iteration"]
 

@@ -95,7 +95,7 @@ class RunFolder:
             raise FileError(f"{self.checkpoint}: expected log_bytes and iteration, got {record}")
         if record.get("streams") != STREAMS:
             raise FileError(
-                f"{self.checkpoint}: was written by an older cmidd, which drew otherwise, so the "
+                f"{self.checkpoint}: was written by a cmidd whose draws had other names, so the "
                 "run cannot go on as it began; begin another, for which "
                 f"--init=file:{self.checkpoint} takes its images"
             )

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 
 from cmidd import __main__, cli
 from cmidd.cli import commands, main
+from cmidd.run import DistillOptions, run_folder
 from cmidd.synthetic import SyntheticSet
 from tests.support.parsed import made
+from tests.support.tiny import DM_OPTIONS, tiny_dataset
 
 
 def error_of(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -251,6 +253,31 @@ def test_a_set_is_exported(elsewhere: Path, capsys: pytest.CaptureFixture[str]) 
     images = torch.load("pair/images_best.pt", weights_only=True)
     assert torch.equal(images, SyntheticSet.load(Path(SET)).images)
     assert "png, pt: expected a folder" in error_of(["export", "--set", SET], capsys)
+
+
+def test_a_finished_run_needs_none_of_its_files(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["pretrain", "--networks=1", "--epochs=1", "--network=mlp", "--device=cpu"])
+    words = ["distill", "dm", "--ipc=2", "--iterations=1", "--network=convnet:width=4,depth=1",
+             "--bank=runs/bank.safetensors", "--device=cpu"]  # fmt: skip
+    main(words)
+    Path("runs/bank.safetensors").unlink()
+    main([*words, "--resume"])
+    assert "runs/dm is finished already" in capsys.readouterr().out
+    error_of(words, capsys)  # which names the folder, before a bank is looked for
+    with pytest.raises(SystemExit, match="out: runs/dm holds a run already"):
+        main(words)
+
+
+def test_a_dataset_is_kept_as_it_was_asked_for(elsewhere: Path) -> None:
+    asked = {"dataset": "hub:ylecun/mnist", "data": Path("there")}
+    options = DistillOptions(1, "real", 1, 1.0, 0.5, 0, 1, 1)
+    folder = run_folder(
+        "run", "dm", tiny_dataset("mnist"), (options, DM_OPTIONS), resume=False, asked=asked
+    )
+    assert folder.config["dataset"] == "hub:ylecun/mnist"
+    assert folder.config["data"] == "there"
 
 
 def test_without_its_packages_the_command_says_what_to_install(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmidd import checkpoint
 from cmidd.cli import main
 from cmidd.cli.costs import estimate
 from cmidd.evaluate import evaluate_set, train_on
@@ -210,7 +211,7 @@ def test_networks_learn_from_what_they_see(tmp_path: Path) -> None:
     expected = evaluate_set(result.seen(), DATASET, repeats=1, say=quiet, **options)
     assert found == expected
     assert found[0].network == NETWORK
-    network = train_on(result, mirror=DATASET.mirror, **options)
+    network = train_on(result, DATASET, **options)
     right = network(DATASET.to_input(DATASET.test.images)).argmax(1) == DATASET.test.labels
     assert right.double().mean() == found[0].accuracies[0]
 
@@ -244,6 +245,55 @@ def test_a_checkpoint_has_the_methods_state_and_that_of_the_optimizer(tmp_path: 
     tensors, _ = read_tensors(tmp_path / "b" / "checkpoint.safetensors", "checkpoint")
     words = ("step of ", "exp_avg of ", "exp_avg_sq of ", "")
     assert tensors.keys() == {f"{word}images" for word in words}
+
+
+def test_a_state_of_one_number_goes_where_its_tensor_is(tmp_path: Path) -> None:
+    """As on a GPU, for which torch's device without memory stands here."""
+
+    def leaves_on(device: str) -> dict[str, Tensor]:
+        return {"images": torch.zeros(3, 1, 8, 8, device=device, requires_grad=True),
+                "rate": torch.ones((), device=device, requires_grad=True)}  # fmt: skip
+
+    folder, leaves = RunFolder(tmp_path, CONFIG, resume=False), leaves_on("cpu")
+    optimizer = torch.optim.SGD(leaves.values(), 0.1, momentum=0.5)
+    torch.stack([leaf.sum() for leaf in leaves.values()]).sum().backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    folder.load_checkpoint()
+    with folder.logging(0):
+        checkpoint.save(folder, 1, leaves, optimizer, Pull(), {})
+    there = leaves_on("meta")
+    optimizer = torch.optim.SGD(there.values(), 0.1, momentum=0.5)
+    checkpoint.restore(RunFolder(tmp_path, CONFIG, resume=True), there, optimizer, Pull(), {})
+    momenta = [optimizer.state[leaf]["momentum_buffer"] for leaf in there.values()]
+    assert [momentum.device.type for momentum in momenta] == ["meta", "meta"]
+
+
+def test_a_state_that_a_checkpoint_cannot_hold_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counting(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            super().step(closure)
+            self.state[self.param_groups[0]["params"][0]]["steps"] = 3
+
+    monkeypatch.setattr(WithAdam, "optimizer", lambda _, groups, __: Counting(groups))
+    with pytest.raises(TypeError, match=r"expected tensors in its state, .* got steps 3 of images"):
+        run(tmp_path, "adam")
+
+
+def test_first_images_are_stored_as_the_method_reads_them(tmp_path: Path) -> None:
+    run(tmp_path / "a", "packed")
+    for name in ("result", "checkpoint"):
+        init = replace(OPTIONS, init=f"file:{tmp_path / 'a' / name}.safetensors")
+        with pytest.raises(ValueError, match=r"init: .* expected images stored with the view None"):
+            prepared("scaled", init)
+        assert prepared("packed", init).images.shape == (3, 1, 8, 8)
+
+
+def test_a_draw_of_the_bank_that_is_neither_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Drawing, "bank_draw", "updates")
+    with pytest.raises(ValueError, match="bank_draw: expected iteration or update of the method"):
+        prepared("drawing")
 
 
 def test_an_estimate_puts_the_methods_state_back() -> None:

@@ -5,14 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from cmidd.networks import build_network
-from cmidd.pretrained.bank import Bank
+from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.seeds import seed_of
-from cmidd.training import fresh_and_trained
+from cmidd.training import Stack, cross_entropy, fresh_and_trained
 from tests.support.tiny import (
     CPU,
     NETWORK,
+    quiet,
     silent,
     tiny_bank,
     tiny_dataset,
@@ -133,6 +135,18 @@ def test_networks_with_batch_norm_keep_their_statistics(tmp_path: Path) -> None:
 def test_networks_with_batch_norm_are_not_trained_together(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected one network at a time"):
         tiny_bank(tmp_path / "bank", DATASET, network=BATCH_NORM, together=2)
+
+
+def test_another_objective_is_part_of_the_record(tmp_path: Path) -> None:
+    path = tmp_path / "bank"
+    bank = train_bank(path, DATASET, tiny_options(), "cpu", objective=halved, say=quiet)
+    assert bank.record["objective"].endswith("test_bank.halved")
+    with pytest.raises(ValueError, match="with other settings"):
+        train_bank(path, DATASET, tiny_options(), "cpu", resume=True, say=quiet)
+
+
+def halved(stack: Stack, images: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(stack, images, targets) / 2
 
 
 def test_weights_that_are_nan_are_not_kept(tmp_path: Path) -> None:
