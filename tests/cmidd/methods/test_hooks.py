@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmidd import checkpoint
 from cmidd.cli import main
 from cmidd.cli.costs import estimate
 from cmidd.evaluate import evaluate_set, train_on
@@ -32,6 +31,8 @@ from cmikernels import CMIRegularizer
 from tests.support.tiny import CONFIG, CPU, NETWORK, quiet, tiny_dataset
 
 DATASET = tiny_dataset()
+
+
 OPTIONS = DistillOptions(
     ipc=1, init="real", iterations=6, lr_images=0.1, report_every=1, checkpoint_every=2
 )
@@ -245,27 +246,6 @@ def test_a_checkpoint_has_the_methods_state_and_that_of_the_optimizer(tmp_path: 
     tensors, _ = read_tensors(tmp_path / "b" / "checkpoint.safetensors", "checkpoint")
     words = ("step of ", "exp_avg of ", "exp_avg_sq of ", "")
     assert tensors.keys() == {f"{word}images" for word in words}
-
-
-def test_a_state_of_one_number_goes_where_its_tensor_is(tmp_path: Path) -> None:
-    """As on a GPU, for which torch's device without memory stands here."""
-
-    def leaves_on(device: str) -> dict[str, Tensor]:
-        return {"images": torch.zeros(3, 1, 8, 8, device=device, requires_grad=True),
-                "rate": torch.ones((), device=device, requires_grad=True)}  # fmt: skip
-
-    folder, leaves = RunFolder(tmp_path, CONFIG, resume=False), leaves_on("cpu")
-    optimizer = torch.optim.SGD(leaves.values(), 0.1, momentum=0.5)
-    torch.stack([leaf.sum() for leaf in leaves.values()]).sum().backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    folder.load_checkpoint()
-    with folder.logging(0):
-        checkpoint.save(folder, 1, leaves, optimizer, Pull(), {})
-    there = leaves_on("meta")
-    optimizer = torch.optim.SGD(there.values(), 0.1, momentum=0.5)
-    checkpoint.restore(RunFolder(tmp_path, CONFIG, resume=True), there, optimizer, Pull(), {})
-    momenta = [optimizer.state[leaf]["momentum_buffer"] for leaf in there.values()]
-    assert [momentum.device.type for momentum in momenta] == ["meta", "meta"]
 
 
 def test_a_state_that_a_checkpoint_cannot_hold_is_an_error(
