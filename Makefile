@@ -26,14 +26,15 @@ test: $(READY)  ## the whole test suite
 	CMIKERNELS_REQUIRE_NATIVE=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses=4 \
 		$(PYTEST_ARGS)
 
-# The fast half: without kernels that are interpreted, builds, other processes and the memory of a
-# process, and with fewer of hypothesis' examples.
+# The fast half: without kernels that are interpreted, builds, reports, other processes and the
+# memory of a process, and with fewer of hypothesis' examples.
 check: $(READY)  ## style, types and the fast half of the tests, in about two minutes
 	$(MAKE) lint
 	HYPOTHESIS_PROFILE=quick OMP_WAIT_POLICY=passive $(BIN)/pytest -q -x -n auto --maxprocesses=4 \
 		-m "not slow" -k "not triton and not cuda and not reference" \
 		--ignore-glob '*test_build.py' --ignore-glob '*test_process.py' \
-		--ignore-glob '*test_memory.py' tests/cmikernels tests/cmidd $(PYTEST_ARGS)
+		--ignore-glob '*test_memory.py' --ignore tests/cmidd/report \
+		tests/cmikernels tests/cmidd $(PYTEST_ARGS)
 
 bench: $(READY)  ## record the kernels' measurements of docs/results; leave the machine alone
 	$(BIN)/python -m bench.kernels --sweeps ipc channels classes
