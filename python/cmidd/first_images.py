@@ -10,7 +10,7 @@ from torch import Tensor
 from cmidd.datasets import Dataset
 from cmidd.seeds import generator
 from cmidd.storage.run_folder import KIND as CHECKPOINT
-from cmidd.storage.tensor_file import kind_of, read_tensors
+from cmidd.storage.tensor_file import kind_of, opened, read_tensors
 from cmidd.synthetic import SyntheticSet
 from cmidd.view import View
 
@@ -54,7 +54,8 @@ def check_view(init: str, view: View | None) -> None:
     if not init.startswith("file:"):
         return
     path = Path(init.removeprefix("file:"))
-    found = read_tensors(path, kind_of(path) or CHECKPOINT)[1].get("view")
+    with opened(path, kind_of(path) or CHECKPOINT) as (_, record):
+        found = record.get("view")
     expected = None if view is None else view.as_record()
     if found != expected:
         raise ValueError(

@@ -84,9 +84,13 @@ def _is_whole(options: type, name: str) -> bool:
     return hint is int or int in get_args(hint)
 
 
+def _not_given(options: Options) -> list[str]:
+    return [f.name for f in fields(options) if getattr(options, f.name) is AS_PUBLISHED]
+
+
 def fill_in(options: _Options, known: Mapping[str, Any]) -> tuple[_Options, dict[str, Any]]:
     """Options with what is known in the place of what was not given, and what that was."""
-    names = [f.name for f in fields(options) if getattr(options, f.name) is AS_PUBLISHED]
+    names = _not_given(options)
     missing = [name for name in names if name not in known]
     if missing:
         raise ValueError(f"{', '.join(missing)}: nothing is published for it; give it")
@@ -96,7 +100,7 @@ def fill_in(options: _Options, known: Mapping[str, Any]) -> tuple[_Options, dict
 
 def check_filled_in(options: Options) -> None:
     """Raise where an option still stands for a value that only `prepare` knows."""
-    names = [f.name for f in fields(options) if getattr(options, f.name) is AS_PUBLISHED]
+    names = _not_given(options)
     if names:
         raise ValueError(
             f"{', '.join(names)}: expected a value; give one, or let run.prepare fill in what "

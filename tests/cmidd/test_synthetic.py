@@ -28,10 +28,6 @@ def a_set(ipc: int = 2, init: str = "noise", **changes: Any) -> SyntheticSet:
     return SyntheticSet(*first_images(DATASET, ipc, init, 0), {**RECORD, **changes})
 
 
-def real_of(c: int) -> Tensor:
-    return DATASET.to_input(DATASET.train.of_class(c))
-
-
 def test_a_set_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     before = a_set()
     before.save(tmp_path / "set")

@@ -16,7 +16,6 @@ from cmidd.storage.growing_file import GrowingFile, partial_path
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
 from tests.support.tiny import (
     CPU,
-    NETWORK,
     quiet,
     tiny_bank,
     tiny_dataset,
@@ -26,19 +25,11 @@ from tests.support.tiny import (
 DATASET = tiny_dataset()
 
 
-BATCH_NORM = f"{NETWORK},norm=batch"
-
-
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bank") / "bank.safetensors"
     tiny_bank(path, DATASET)
     return path
-
-
-@pytest.fixture
-def bank(path: Path) -> Bank:
-    return Bank.load(path, CPU)
 
 
 def stopped_at(

@@ -32,7 +32,6 @@ DATASET = tiny_dataset()
 
 
 EXPERTS, EPOCHS = 3, 2  # of `expert_options`
-SIZE = sum(p.numel() for p in build_network(NETWORK, 1, 8, 3).parameters())
 
 
 @pytest.fixture(scope="module")
