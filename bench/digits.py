@@ -44,7 +44,7 @@ from cmidd.regularization import CMIOptions
 from cmidd.run import DistillOptions, distill, prepare
 from cmidd.seeds import seed_of
 from cmidd.storage.run_folder import RunFolder
-from cmidd.storage.tensor_file import write_text
+from cmidd.storage.output import write_text
 from cmidd.training import Recipe
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -148,10 +148,10 @@ class EpochDraws(NamedTuple):
 
 
 def draw_epochs(
-    seeds: Sequence[int], count: int, recipe: Recipe, strategy: Strategy
+    seeds: Sequence[int], count: int, recipe: Recipe, strategy: Strategy, first: int = 0
 ) -> Iterator[EpochDraws]:
-    """Epoch by epoch what is drawn to train networks of such seeds on `count` images."""
-    for epoch in range(recipe.epochs):
+    """From epoch `first` on what is drawn to train networks of such seeds on `count` images."""
+    for epoch in range(first, recipe.epochs):
         order = torch.stack(
             [torch.randperm(count, generator=generator(s, "order", epoch)) for s in seeds]
         )
@@ -180,6 +180,21 @@ def cross_entropy(stack: Stack, images: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(stack(images).flatten(0, 1), targets.flatten(0, 1), reduction="sum")
 
 
+@dataclass
+class Progress:
+    """How far training is: with the networks' state, all that the rest of it depends on."""
+
+    epoch: int = 0  # epochs that are done
+    step: int = 0  # steps that are done of the next one
+    loss: float = 0.0  # sum over the images of these steps
+    momentum: list[Tensor] = field(default_factory=list)
+    """SGD's buffer of each parameter of the stack; none before the first step."""
+
+
+def _never() -> bool:
+    return False
+
+
 def train(
     stack: Stack,
     images: Tensor,
@@ -190,8 +205,10 @@ def train(
     *,
     objective: Objective = cross_entropy,
     on_epoch: Callable[[int, float], None] | None = None,
-) -> None:
-    """Train every network of the stack, in place.
+    done: Progress | None = None,
+    stopping: Callable[[], bool] = _never,
+) -> Progress | None:
+    """Train every network of the stack, in place; how far it came, or None if it came to its end.
 
     A step's batch goes through one network alone in parts that suit a CPU, whose gradients add up.
 
@@ -201,21 +218,30 @@ def train(
         labels: `(N,)`, or `(N, C)` of probabilities.
         recipe: the hyper-parameters.
         strategy: how images are augmented.
-        epochs: what was drawn by `draw_epochs` for the recipe and the strategy.
+        epochs: what was drawn by `draw_epochs` for the recipe and the strategy, from the first
+            epoch on that is not done.
         objective: what is minimised, a sum over networks and images.
         on_epoch: called with the number of finished epochs and the mean loss of the last, for which
             a GPU has to wait.
+        done: what the stack has been trained already.
+        stopping: asked after each step whether to end there.
     """
+    done = done or Progress()
     stack.network.train()
     optimizer = torch.optim.SGD(
         stack.parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
     )
-    for epoch, drawn in enumerate(epochs):
-        if epoch == math.ceil(recipe.epochs * recipe.drop_at):
+    for parameter, buffer in zip(stack.parameters, done.momentum, strict=False):
+        optimizer.state[parameter]["momentum_buffer"] = buffer
+    for epoch, drawn in enumerate(epochs, done.epoch):
+        if epoch >= math.ceil(recipe.epochs * recipe.drop_at):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr / 10
-        total = torch.zeros((), device=images.device)
+        first_step = done.step if epoch == done.epoch else 0
+        total = torch.full((), done.loss if first_step else 0.0, device=images.device)
         for step, rows in enumerate(torch.split(drawn.order, recipe.batch_size, dim=1)):
+            if step < first_step:
+                continue
             x = images[rows.to(images.device)]  # (K, B, channels, height, width)
             if drawn.augmentation:
                 x = augment(x.flatten(0, 1), strategy, drawn.augmentation[step]).view_as(x)
@@ -228,8 +254,13 @@ def train(
                 (loss / rows.shape[1]).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
             optimizer.step()
+            if stopping():
+                buffers = [optimizer.state[p].get("momentum_buffer") for p in stack.parameters]
+                momentum = [buffer for buffer in buffers if buffer is not None]
+                return Progress(epoch, step + 1, total.item(), momentum)
         if on_epoch is not None:
             on_epoch(epoch + 1, total.item() / (len(images) * stack.size))
+    return None
 
 
 def fresh_and_trained(

@@ -34,8 +34,8 @@ from cmidd.pretrained.experts import ExpertOptions, train_experts
 from cmidd.regularization import CMIOptions
 from cmidd.run import DistillOptions, distill, prepare, run_folder
 from cmidd.score import score
+from cmidd.storage.output import write_text
 from cmidd.storage.run_folder import versions
-from cmidd.storage.tensor_file import write_text
 from cmidd.synthetic import SyntheticSet
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from cmidd.run import Run
-from cmidd.storage.tensor_file import in_words
+from cmidd.storage.output import in_words
 
 _LINE = 300  # bytes of a line of both logs
 

@@ -23,7 +23,8 @@ from cmidd.networks.usual import bank_network
 from cmidd.option_fields import Options, option
 from cmidd.pretrained.filler import TrainingTask, fill
 from cmidd.seeds import seed_of
-from cmidd.storage.growing_file import GrowingFile, check_complete
+from cmidd.storage.growing_file import CRC_OF, GrowingFile, check_complete, check_piece
+from cmidd.storage.lock import locked
 from cmidd.storage.tensor_file import FileError, opened
 from cmidd.training import Objective, Recipe, Stack, cross_entropy, network_of
 
@@ -41,14 +42,16 @@ class Bank(Sequence[Network]):
         self._networks: dict[int, Network] = {}
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> Bank:
-        """Read and check a complete bank."""
+    def load(cls, path: Path | str, device: torch.device | str | None = None) -> Bank:
+        """Read and check a complete bank, for a GPU where there is one unless told otherwise."""
+        path, device = Path(path), usable_device(device)
         check_complete(path, "bank")
         with opened(path, KIND) as (file, record):
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         count = record.get("networks")
-        if any(tensor.shape[:1] != (count,) for tensor in state.values()):
+        if any(tensor.shape[:1] != (count,) for tensor in found.values()):
             raise FileError(f"{path}: expected tensors of {count} networks each")
+        state = {name: found[name] for name in found if not name.startswith(CRC_OF)}
         try:
             trained = state.pop("trained")
             del state["accuracy"]
@@ -60,6 +63,10 @@ class Bank(Sequence[Network]):
             raise FileError(f"{path}: expected networks as its record says ({error!r})") from None
         if not trained.all():
             raise FileError(f"{path}: only {int(trained.sum())} of {len(trained)} are trained")
+        for name in state:
+            if CRC_OF + name in found:  # which older files lack
+                for each, crc in zip(found[name], found[CRC_OF + name], strict=True):
+                    check_piece(path, name, each, crc)
         return bank
 
     def __len__(self) -> int:
@@ -126,9 +133,21 @@ def train_bank(
     *,
     resume: bool = False,
     objective: Objective = cross_entropy,
+    command: str = "",
     say: Callable[[str], None] = tqdm.write,
 ) -> Bank:
-    """Train the networks that are not there yet, and give back the complete bank."""
+    """Train the networks that are not there yet, and give back the complete bank.
+
+    Args:
+        path: file of the bank.
+        dataset: what they learn.
+        options: of the networks; of a bank that is there, only their number may change, to more.
+        device: default: a GPU where there is one.
+        resume: go on with the bank that was begun there.
+        objective: what they minimise.
+        command: that makes the same again, for the record.
+        say: told each network's accuracy.
+    """
     place = usable_device(device)
     channels, size, _ = dataset.shape
     spec = options.network or bank_network(dataset.name, size)
@@ -137,16 +156,6 @@ def train_bank(
     if objective is not cross_entropy:  # a key that older files lack
         record["objective"] = f"{objective.__module__}.{objective.__qualname__}"
     state = build_network(spec, channels, size, dataset.num_classes).state_dict()
-    growing = GrowingFile(
-        path,
-        KIND,
-        record,
-        options.networks,
-        {**state, "accuracy": torch.empty(())},
-        resume=resume,
-        what="bank",
-        lower="networks",
-    )
 
     def last_state(stack: Stack, place: int, number: int) -> dict[str, Tensor]:
         state = stack.states()[place]
@@ -158,6 +167,19 @@ def train_bank(
 
     seeds = [seed_of(options.seed, "bank", k) for k in range(options.networks)]
     task = TrainingTask("network", spec, options.recipe(), seeds, options.together, objective)
-    fill(growing, task, dataset, place, at_the_end=last_state, say=say)
-    growing.complete()
+    with locked(path):
+        growing = GrowingFile(
+            path,
+            KIND,
+            record,
+            options.networks,
+            {**state, "accuracy": torch.empty(())},
+            resume=resume,
+            what="bank",
+            lower="networks",
+            grows="networks",
+            noted={"command": command},
+        )
+        fill(growing, task, dataset, place, at_the_end=last_state, say=say)
+        growing.complete()
     return Bank.load(path, place)

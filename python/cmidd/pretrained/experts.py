@@ -26,8 +26,10 @@ from cmidd.networks.usual import gradient_network
 from cmidd.option_fields import Options, option
 from cmidd.pretrained.filler import TrainingTask, fill
 from cmidd.seeds import seed_of
-from cmidd.storage.growing_file import GrowingFile, check_complete
-from cmidd.storage.tensor_file import FileError, in_words, opened
+from cmidd.storage.growing_file import CRC_OF, GrowingFile, check_complete, check_piece
+from cmidd.storage.lock import locked
+from cmidd.storage.output import in_words
+from cmidd.storage.tensor_file import FileError, opened
 from cmidd.training import Recipe, Stack
 
 KIND = "set of experts"
@@ -46,7 +48,11 @@ class Experts:
         check_complete(path, KIND)
         with opened(path, KIND) as (file, record):
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            found = {name: (s.get_dtype(), s.get_shape()) for name, s in slices.items()}
+            found = {
+                name: (s.get_dtype(), s.get_shape())
+                for name, s in slices.items()
+                if not name.startswith(CRC_OF)
+            }
             try:
                 count, epochs = record["experts"], record["epochs"]
                 size = _size(record["network"], record["shape"], record["num_classes"])
@@ -79,6 +85,9 @@ class Experts:
         # Opened anew each time: what was read of a mapping stays resident as long as it is open.
         with opened(self._path, KIND) as (file, _):
             row: Tensor = file.get_slice("parameters")[expert, epoch].clone()
+            if CRC_OF + "parameters" in file.keys():  # noqa: SIM118  # which older files lack
+                crc = file.get_slice(CRC_OF + "parameters")[expert, epoch]
+                check_piece(self._path, f"expert {expert + 1}, epoch {epoch},", row, crc)
         return row
 
 
@@ -131,47 +140,60 @@ def train_experts(
     device: torch.device | str | None = None,
     *,
     resume: bool = False,
+    command: str = "",
     say: Callable[[str], None] = tqdm.write,
 ) -> Experts:
-    """Train the experts that are not there yet, and give back all of them."""
+    """Train the experts that are not there yet, and give back all of them.
+
+    Args:
+        path: file of the trajectories.
+        dataset: what they learn.
+        options: of the experts; of a file that is there, only their number may change, to more.
+        device: default: a GPU where there is one.
+        resume: go on with the file that was begun there.
+        command: that makes the same again, for the record.
+        say: told each expert's accuracy.
+    """
     place = usable_device(device)
     Strategy.parse(options.augmentation)
     settings = {name: value for name, value in asdict(options).items() if name != "together"}
     spec = settings["network"] = options.network or gradient_network(dataset.shape.height)
     size = _size(spec, dataset.shape, dataset.num_classes)
-    growing = GrowingFile(
-        path,
-        KIND,
-        {**dataset.describe(), **settings},
-        options.experts,
-        {
-            "parameters": torch.empty(options.epochs + 1, size, device="meta"),
-            "accuracy": torch.empty(()),
-        },
-        resume=resume,
-        what=KIND,
-        lower="experts or epochs",
-    )
-    missing = growing.missing()
-    if missing:
-        epochs = len(missing) * options.epochs
-        steps = epochs * math.ceil(len(dataset.train) / options.batch_size)
-        say(
-            f"{path} takes {in_words(growing.size)} ({in_words(growing.free)} free there): "
-            f"experts to train: {len(missing)}, steps in all: {steps:,}"
+    with locked(path):
+        growing = GrowingFile(
+            path,
+            KIND,
+            {**dataset.describe(), **settings},
+            options.experts,
+            {
+                "parameters": torch.empty(options.epochs + 1, size, device="meta"),
+                "accuracy": torch.empty(()),
+            },
+            parts={"parameters": options.epochs + 1},
+            resume=resume,
+            what=KIND,
+            lower="experts or epochs",
+            grows="experts",
+            noted={"command": command},
         )
-    seeds = [seed_of(options.seed, "experts", k) for k in range(options.experts)]
-    task = TrainingTask("expert", spec, options.recipe(), seeds, options.together)
-    fill(
-        growing,
-        task,
-        dataset,
-        place,
-        at_the_end=lambda *_: {},
-        after_epoch=_Trajectories(growing, options.lr),
-        say=say,
-    )
-    growing.complete()
+        missing = len(growing.missing())
+        if missing:
+            steps = missing * options.epochs * math.ceil(len(dataset.train) / options.batch_size)
+            say(
+                f"{path} takes {in_words(growing.size)} ({in_words(growing.free)} free there): "
+                f"experts to train: {missing}, steps in all: {steps:,}"
+            )
+        seeds = [seed_of(options.seed, "experts", k) for k in range(options.experts)]
+        fill(
+            growing,
+            TrainingTask("expert", spec, options.recipe(), seeds, options.together),
+            dataset,
+            place,
+            at_the_end=lambda *_: {},
+            after_epoch=_Trajectories(growing, options.lr),
+            say=say,
+        )
+        growing.complete()
     return Experts.load(path)
 
 
@@ -180,7 +202,7 @@ class _Trajectories:
 
     def __init__(self, growing: GrowingFile, lr: float) -> None:
         self.growing, self.lr = growing, lr
-        self.before = torch.empty(0)
+        self.before: Tensor | None = None  # weights, unless training goes on in this epoch
 
     def __call__(self, stack: Stack, group: range, wanted: set[int], epoch: int) -> None:
         flat = torch.cat([p.detach().flatten(1) for p in stack.parameters], dim=1).cpu()  # (K, P)
@@ -189,7 +211,8 @@ class _Trajectories:
                 raise FloatingPointError(
                     f"expert {k + 1}: its weights are NaN or Inf after epoch {epoch}; lower lr"
                 )
-            moved = epoch == 0 or (flat[place] - self.before[place]).square().sum() > 0
+            before = self.before if epoch else None
+            moved = before is None or (flat[place] - before[place]).square().sum() > 0
             if not moved:  # MTT divides by it
                 raise ValueError(
                     f"lr: {self.lr} is too small: expert {k + 1} does not move in epoch {epoch}"

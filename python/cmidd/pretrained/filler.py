@@ -1,6 +1,7 @@
 """The training that fills a file of networks, group by group.
 
-Groups are the same after a kill: what is trained together is rounded together.
+Groups are the same after a kill: what is trained together is rounded together. A group that a
+signal stops is kept beside the file (`training_file.py`).
 """
 
 from __future__ import annotations
@@ -10,20 +11,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
+from cmidd.interruption import Stop, deferred
+from cmidd.progress import progress
 from cmidd.storage.growing_file import GrowingFile
-from cmidd.training import (
-    Objective,
-    Recipe,
-    Stack,
-    cross_entropy,
-    draw_epochs,
-    networks_together,
-    train,
-)
+from cmidd.training import Objective, Progress, Recipe, Stack, cross_entropy, networks_together
+from cmidd.training_file import TrainingFile, about_training, train_or_go_on, training_path
 
 
 @dataclass(frozen=True)
@@ -67,12 +62,17 @@ def fill(
     missing, count, recipe = set(growing.missing()), len(task.seeds), task.recipe
     if not missing:
         return
+    if len(missing) < count:
+        say(f"{count - len(missing)} of {count} {task.name}s are there already")
     images = dataset.to_input(dataset.train.images.to(device))
     labels = dataset.train.labels.to(device)
     strategy = Strategy.parse(recipe.augmentation, mirror=dataset.mirror)
     size = networks_together(task.spec, device, task.together)
     epochs = len(missing) * recipe.epochs
-    with tqdm(total=epochs, desc=f"training {task.name}s", unit="epoch") as bar:
+    with (
+        deferred() as stop,
+        progress(total=epochs, desc=f"training {task.name}s", unit="epoch") as bar,
+    ):
         for first in range(0, count, size):
             group = range(first, min(first + size, count))
             wanted = missing & set(group)
@@ -80,6 +80,20 @@ def fill(
                 continue
             seeds = [task.seeds[k] for k in group]
             stack = Stack.fresh(task.spec, dataset.shape, dataset.num_classes, seeds, device)
+            about = about_training(seeds, task.spec, recipe, dataset.describe())
+            kept = TrainingFile(training_path(growing.complete_path), about)
+
+            def begin(
+                done: Progress | None,
+                stack: Stack = stack,
+                group: range = group,
+                wanted: set[int] = wanted,
+            ) -> None:
+                if done is not None:
+                    say(f"{_words(task.name, group, count)}: going on in epoch {done.epoch + 1}")
+                    bar.update(done.epoch * len(wanted))
+                elif after_epoch is not None:
+                    after_epoch(stack, group, wanted, 0)
 
             def advance(
                 epoch: int,
@@ -91,20 +105,20 @@ def fill(
                 if after_epoch is not None:
                     after_epoch(stack, group, wanted, epoch)
                 bar.update(len(wanted))
-                progress = {task.name: f"{group[-1] + 1}/{count}", "loss": f"{loss:.3f}"}
-                bar.set_postfix(progress)
+                bar.set_postfix({task.name: f"{group[-1] + 1}/{count}", "loss": f"{loss:.3f}"})
 
-            if after_epoch is not None:
-                after_epoch(stack, group, wanted, 0)
-            drawn = draw_epochs(seeds, len(images), recipe, strategy)
-            train(
+            train_or_go_on(
                 stack,
                 images,
                 labels,
                 recipe,
                 strategy,
-                drawn,
+                seeds,
+                kept=kept,
+                stop=stop,
+                what=_words(task.name, group, count),
                 objective=task.objective,
+                at_start=begin,
                 on_epoch=advance,
             )
             accuracies = stack.accuracy(dataset.batches(dataset.test, device))
@@ -113,3 +127,17 @@ def fill(
                     accuracy = torch.tensor(accuracies[place])
                     growing.put(k, {**at_the_end(stack, place, k), "accuracy": accuracy})
                     say(f"{task.name} {k + 1} of {count}: {accuracy:.1%} of test images right")
+            kept.discard()
+            _end_if_asked(stop, task.name, len(growing.missing()), count)
+
+
+def _words(name: str, group: range, count: int) -> str:
+    if len(group) == 1:
+        return f"{name} {group[0] + 1} of {count}"
+    return f"{name}s {group[0] + 1} to {group[-1] + 1} of {count}"
+
+
+def _end_if_asked(stop: Stop, name: str, missing: int, count: int) -> None:
+    """What a signal during the test of a group leads to."""
+    if stop.asked and missing:
+        raise stop.interruption(f"interrupted after {count - missing} of {count} {name}s")

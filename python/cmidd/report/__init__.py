@@ -28,7 +28,7 @@ from cmidd.report.page import (
 )
 from cmidd.report.pictures import MOST_CLASSES, Curve, curves, line_key, strip
 from cmidd.report.runs import RunSummary, read_runs
-from cmidd.storage.tensor_file import write_text
+from cmidd.storage.output import write_text
 
 __all__ = ["write_report"]
 

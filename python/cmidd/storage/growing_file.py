@@ -1,10 +1,11 @@
 """A safetensors file of `count` items that is filled item by item, for long training.
 
-Every tensor is stacked, `(count, ...)`; `trained` (count,) uint8 says which items are done. The
-file is laid out whole at the start and each piece written into its place, so that filling a file of
-any size takes the memory of one piece. An item counts once its mark is on disk, which is written
-after all else of it, and a killed run goes on with the items that do not. Only a complete file has
-the name that was asked for; until then it ends in `.partial`.
+Every tensor is stacked, `(count, ...)`; `trained` (count,) uint8 says which items are done, and
+`crc32 of NAME` (count,) or (count, parts) int64 has the checksums of each. The file is laid out
+whole at the start and each piece written into its place, so that filling a file of any size takes
+the memory of one piece. An item counts once its mark is on disk, which is written after all else of
+it, and a killed run goes on with the items that do not. Only a complete file has the name that was
+asked for; until then it ends in `.partial`. A file of fewer items is taken over into one of more.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cmidd.storage.tensor_file import in_words, metadata
+from cmidd.storage.going_on import check_same, differences
+from cmidd.storage.output import check_room, writing
+from cmidd.storage.tensor_file import FileError, bytes_of, check_sum, metadata, without_checksums
 
 MARKS = "trained"
+CRC_OF = "crc32 of "
 _CODES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
+_COPIED = 2**24  # bytes at once
 
 
 def partial_path(path: Path) -> Path:
@@ -39,6 +44,20 @@ def check_complete(path: Path, what: str) -> None:
         )
 
 
+def check_new(path: Path, *, resume: bool) -> None:
+    """Raise where a file is there that may not be gone on with."""
+    for each in (path, partial_path(path)):
+        if each.exists() and not resume:
+            raise FileExistsError(
+                f"out: {each} exists already; add --resume to go on with it, or name another file"
+            )
+
+
+def check_piece(path: Path, name: str, tensor: Tensor, crc: Tensor) -> None:
+    """Raise where a piece of a tensor is not what was written."""
+    check_sum(f"{path}: a piece of {name}", zlib.crc32(bytes_of(tensor)), int(crc))
+
+
 class _Place(NamedTuple):
     """A stacked tensor in the file: where it starts and how much one item takes, in bytes."""
 
@@ -46,8 +65,35 @@ class _Place(NamedTuple):
     size: int
 
 
+class _Head(NamedTuple):
+    """How a file begins: what it is, how many items it has, and where they are."""
+
+    path: Path
+    settings: dict[str, Any]
+    items: int
+    entries: dict[str, Any]
+    length: int
+
+    @property
+    def places(self) -> dict[str, _Place]:
+        """Where each tensor is."""
+        return {
+            name: _Place(self.length + first, (last - first) // self.items)
+            for name, entry in self.entries.items()
+            for first, last in [entry["data_offsets"]]
+        }
+
+    def marks(self) -> bytes:
+        """A byte of 1 for each item that is done."""
+        with self.path.open("rb") as file:
+            file.seek(self.places[MARKS].start)
+            return file.read(self.items)
+
+
 class GrowingFile:
-    """The file while it is filled: new, or begun by a run with the same header.
+    """The file while it is filled: new, or begun by a run with the same settings.
+
+    Whoever fills it holds the lock of its path.
 
     Args:
         path: the name it has once it is complete.
@@ -55,9 +101,12 @@ class GrowingFile:
         record: what its items are made by.
         count: how many items there are.
         items: dtype and shape of an item's tensors, which may be without memory (meta).
+        parts: of tensors that are written part by part, in how many.
         resume: whether a file that is there may be gone on with.
         what: the file, in a word for messages.
         lower: the options that make it smaller, in words.
+        grows: the name in the record that counts the items.
+        noted: what the record says beside its settings, which may be another when it goes on.
     """
 
     def __init__(
@@ -68,36 +117,67 @@ class GrowingFile:
         count: int,
         items: Mapping[str, Tensor],
         *,
+        parts: Mapping[str, int] | None = None,
         resume: bool,
         what: str,
         lower: str,
+        grows: str = "",
+        noted: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path = path if path.exists() else partial_path(path)
-        begun = self.path.exists()
-        if begun and not resume:
-            raise FileExistsError(
-                f"out: {self.path} exists already; add --resume to go on with it, or name another "
-                "file"
+        check_new(path, resume=resume)
+        self.complete_path, self._count = path, count
+        noted = noted or {}
+        entries = _layout(count, items, parts or {})
+        head = _bytes_of_head(metadata(kind, {**record, **noted}), entries)
+        last = max(entry["data_offsets"][1] for entry in entries.values())
+        self.size = len(head) + last
+        begun = [_read_head(each, what) for each in (partial_path(path), path) if each.exists()]
+        # What the record of a file holds, and not its words, which are of the version that made it.
+        counted = grows or "items"
+        settings = json.loads(json.dumps({"kind": kind, **record, counted: count}))
+        found = [
+            differences(
+                {**each.settings, counted: each.items},
+                settings,
+                may_change=noted,
+                may_grow=(grows,),
             )
-        self._complete_path = path
-        self._count = count
-        head, self._places = _layout(metadata(kind, record), count, items)
-        self.size = len(head) + count * sum(place.size for place in self._places.values())
-        if begun:
-            with self.path.open("rb") as file:
-                if file.read(len(head)) != head:
-                    raise ValueError(
-                        f"resume: {self.path} is a {what} with other settings; give the same ones, "
-                        "or name another file"
-                    )
-        self._check_room(lower)
-        if not begun:
+            for each in begun
+        ]
+        same = [
+            each
+            for each, wrong in zip(begun, found, strict=True)
+            if each.items == count and not wrong
+        ]
+        self.path = same[0].path if same else partial_path(path)
+        self.free = check_room(path, self.size - (_on_disk(self.path) if same else 0), lower)
+        if not same:
+            for each, wrong in zip(begun, found, strict=True):
+                check_same(f"{each.path} is a {what}", wrong)
+            source = max(begun, key=lambda each: sum(each.marks()), default=None)
+            self._start(head, entries, source, what)
+            same = [_read_head(self.path, what)]
+        elif same[0].entries != entries:
+            raise _other_version(self.path, what)
+        self._places = same[0].places
+
+    def _start(self, head: bytes, entries: dict[str, Any], source: _Head | None, what: str) -> None:
+        """Lay the file out, with what is done of another that has fewer items."""
+        if source is not None and source.entries.keys() != entries.keys():
+            raise _other_version(source.path, what)
+        path = partial_path(self.complete_path)
+        started = path.with_name(f".{path.name}")
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            started = path.with_name(f".{self.path.name}")
             with started.open("wb") as file:
                 file.write(head)
                 file.truncate(self.size)
-            started.replace(self.path)
+                if source is not None:
+                    for name, place in source.places.items():
+                        file.seek(len(head) + entries[name]["data_offsets"][0])
+                        _copy(source.path, place.start, place.size * source.items, file)
+                _to_disk(file)
+            started.replace(path)
 
     def missing(self) -> list[int]:
         """The items that are not done."""
@@ -107,56 +187,98 @@ class GrowingFile:
         return [k for k in range(self._count) if marks[k : k + 1] != b"\x01"]
 
     def write(self, item: int, tensors: Mapping[str, Tensor], part: int = 0) -> None:
-        """Put tensors of an item on disk, or of each its equal part number `part`."""
-        with self.path.open("r+b") as file:
+        """Put tensors of an item on disk, or of each its part number `part`."""
+        with writing(self.path), self.path.open("r+b") as file:
             for name, tensor in tensors.items():
-                place = self._places[name]
-                content = tensor.detach().cpu().contiguous().numpy().tobytes()
-                file.seek(place.start + item * place.size + part * len(content))
-                file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+                content = bytes_of(tensor)
+                self._write_piece(file, name, item, part, content)
+                crc = torch.tensor(zlib.crc32(content))
+                self._write_piece(file, CRC_OF + name, item, part, bytes_of(crc))
+            _to_disk(file)
 
     def put(self, item: int, tensors: Mapping[str, Tensor]) -> None:
         """Write what an item still lacks; it counts once all of it is on disk."""
         self.write(item, tensors)
-        self.write(item, {MARKS: torch.ones((), dtype=torch.uint8)})
+        with writing(self.path), self.path.open("r+b") as file:
+            self._write_piece(file, MARKS, item, 0, b"\x01")
+            _to_disk(file)
+
+    def _write_piece(
+        self, file: BinaryIO, name: str, item: int, part: int, content: bytes | memoryview
+    ) -> None:
+        place = self._places[name]
+        file.seek(place.start + item * place.size + part * len(content))
+        file.write(content)
 
     def complete(self) -> None:
         """Give the file its name."""
-        self.path.replace(self._complete_path)
+        self.path.replace(self.complete_path)
 
-    def _check_room(self, lower: str) -> None:
-        """Raise where the disk cannot hold what is not on it yet: the file begins as a hole."""
-        on_disk = self.path.stat().st_blocks * 512 if self.path.exists() else 0
-        folder = next(parent for parent in self.path.absolute().parents if parent.exists())
-        self.free = shutil.disk_usage(folder).free
-        if self.size - on_disk > self.free:
-            raise ValueError(
-                f"out: {self._complete_path} takes {in_words(self.size - on_disk)}, and "
-                f"{folder} has {in_words(self.free)} free; lower {lower}, or name a file on "
-                "another disk"
-            )
+
+def _to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _on_disk(path: Path) -> int:
+    """Bytes that a file takes, which begins as a hole."""
+    return path.stat().st_blocks * 512
+
+
+def _copy(source: Path, start: int, size: int, target: BinaryIO) -> None:
+    with source.open("rb") as file:
+        file.seek(start)
+        while size:
+            content = file.read(min(size, _COPIED))
+            target.write(content)
+            size -= len(content)
 
 
 def _layout(
-    about: dict[str, str], count: int, items: Mapping[str, Tensor]
-) -> tuple[bytes, dict[str, _Place]]:
-    """The first bytes of the file, and where tensors are in it; wide types first, to be aligned."""
-    header: dict[str, Any] = {"__metadata__": about}
-    offsets: dict[str, _Place] = {}
+    count: int, items: Mapping[str, Tensor], parts: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
+    """The header's entry of each tensor; wide types first, to be aligned."""
+    crcs = {
+        CRC_OF + name: torch.empty([parts[name]] if name in parts else [], dtype=torch.int64)
+        for name in items
+    }
+    all_of_them = {**items, **crcs, MARKS: torch.empty((), dtype=torch.uint8)}
+    entries: dict[str, dict[str, Any]] = {}
     position = 0
-    entries = {**items, MARKS: torch.empty((), dtype=torch.uint8)}
-    for name, tensor in sorted(entries.items(), key=lambda e: -e[1].element_size()):
+    for name, tensor in sorted(all_of_them.items(), key=lambda e: -e[1].element_size()):
         size = tensor.element_size() * math.prod(tensor.shape)
-        header[name] = {
+        entries[name] = {
             "dtype": _CODES[tensor.dtype],
             "shape": [count, *tensor.shape],
             "data_offsets": [position, position + count * size],
         }
-        offsets[name] = _Place(position, size)
         position += count * size
-    text = json.dumps(header).encode()
+    return entries
+
+
+def _bytes_of_head(about: Mapping[str, str], entries: Mapping[str, Any]) -> bytes:
+    text = json.dumps({"__metadata__": about, **entries}).encode()
     text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    return head, {name: _Place(len(head) + at, size) for name, (at, size) in offsets.items()}
+    return len(text).to_bytes(8, "little") + text
+
+
+def _read_head(path: Path, what: str) -> _Head:
+    """How a file begins, which `GrowingFile` wrote."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entries = json.loads(file.read(min(length, path.stat().st_size)))
+        settings = without_checksums(json.loads(entries.pop("__metadata__")["cmidd"]))
+        del settings["format"]
+        return _Head(path, settings, entries[MARKS]["shape"][0], entries, 8 + length)
+    except (LookupError, TypeError, ValueError):
+        raise FileError(
+            f"resume: {path} is no {what} that cmidd began; name another file"
+        ) from None
+
+
+def _other_version(path: Path, what: str) -> FileError:
+    return FileError(
+        f"resume: {path} is a {what} that another version of cmidd began, with other tensors; name "
+        "another file"
+    )

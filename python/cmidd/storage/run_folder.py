@@ -26,7 +26,8 @@ from torch import Tensor
 
 import cmikernels
 from cmidd.seeds import STREAMS
-from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors, write_text
+from cmidd.storage.output import write_text
+from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
 
 KIND = "checkpoint"
 

@@ -1,28 +1,31 @@
 """Files of tensors: safetensors with a JSON record, written whole or not at all, read with checks.
 
-A file says in its metadata what it is:
+A file says in its metadata what it is, with checksums (CRC-32) of that and of its tensors:
 
-    {"cmidd": '{"kind": "synthetic set", "format": 1, ...}'}
+    {"cmidd": '{"kind": "synthetic set", "format": 1, ..., "crc32": ..., "crc32 of tensors": ...}'}
 
-Nothing here runs code from a file, and a file that is cut short, of another kind or of a later
-format is an error that names it.
+Nothing here runs code from a file, and a file that is cut short, damaged, of another kind or of a
+later format is an error that names it.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
+
+from cmidd.storage.output import write_bytes
 
 FORMAT = 1
+_CRC, _CRC_OF_TENSORS = "crc32", "crc32 of tensors"
 
 
 class FileError(ValueError):
@@ -34,22 +37,57 @@ def write_tensors(
 ) -> None:
     """Write atomically: after a crash `path` holds what it held before, or all of this."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(contiguous, metadata=metadata(kind, record)))
+    about = {**record, _CRC_OF_TENSORS: checksum(contiguous)}
+    write_bytes(path, save(contiguous, metadata=metadata(kind, about)))
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and record of a file that `write_tensors` made with the same `kind`."""
     with opened(path, kind) as (file, record):
-        return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        expected = json.loads(file.metadata()["cmidd"]).get(_CRC_OF_TENSORS)
+    if expected is not None:  # which older files lack
+        check_sum(f"{path}: its tensors", checksum(tensors), expected)
+    return tensors, record
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of tensors on the CPU, with their names, dtypes and shapes."""
+    crc = 0
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(bytes_of(tensor), crc)
+    return crc
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """What a file holds of a tensor."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().data
+
+
+def check_sum(what: str, found: int, expected: object) -> None:
+    """Raise where a file is not what was written; `what` names it and its part."""
+    if found != expected:
+        raise FileError(
+            f"{what}: expected the checksum {expected}, got {found}; the file is damaged, so take "
+            "another copy or make it again"
+        )
+
+
+def record_of(path: Path) -> dict[str, Any]:
+    """What a file says of itself; nothing where it is none of ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return without_checksums(json.loads(file.metadata()["cmidd"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return {}
 
 
 def kind_of(path: Path) -> str | None:
     """What a file says that it is; None where it is none of ours."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return str(json.loads(file.metadata()["cmidd"])["kind"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
+    kind = record_of(path).get("kind")
+    return None if kind is None else str(kind)
 
 
 @contextmanager
@@ -68,7 +106,18 @@ def opened(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 def metadata(kind: str, record: Mapping[str, Any]) -> dict[str, str]:
     """The record as safetensors keeps it."""
-    return {"cmidd": json.dumps({"kind": kind, "format": FORMAT, **record}, sort_keys=True)}
+    about = {"kind": kind, "format": FORMAT, **record}
+    return {"cmidd": json.dumps({**about, _CRC: _checksum_of_record(about)}, sort_keys=True)}
+
+
+def _checksum_of_record(about: Mapping[str, Any]) -> int:
+    rest = {name: value for name, value in about.items() if name != _CRC}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+def without_checksums(about: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without what only this file looks at."""
+    return {k: value for k, value in about.items() if k not in (_CRC, _CRC_OF_TENSORS)}
 
 
 def _record(path: Path, kind: str, metadata: dict[str, str] | None) -> dict[str, Any]:
@@ -85,7 +134,9 @@ def _record(path: Path, kind: str, metadata: dict[str, str] | None) -> dict[str,
         raise FileError(
             f"{path}: expected format {FORMAT}, got {version}; another version of cmidd wrote it"
         )
-    return dict(record)
+    if _CRC in record:  # which older files lack
+        check_sum(f"{path}: its record", _checksum_of_record(record), record[_CRC])
+    return without_checksums(record)
 
 
 def _why(path: Path, error: SafetensorError) -> str:
@@ -95,29 +146,3 @@ def _why(path: Path, error: SafetensorError) -> str:
     if start[:2] == b"PK" or start[:1] == b"\x80":
         return "it looks like a pickle (a torch.save file), which is never loaded"
     return f"it is damaged or something else ({error})"
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write atomically, and durably: the folder too knows of it before this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of text."""
-    write_bytes(path, text.encode())
-
-
-def in_words(size: int) -> str:
-    """Bytes as people read them."""
-    return str(tqdm.format_sizeof(size, "B"))

@@ -74,17 +74,18 @@ def test_a_bank_stopped_at_any_write_goes_on_to_the_same_file(
         stopped_at(0, begun, monkeypatch, resume=True)
         assert begun.read_bytes() == path.read_bytes()
         assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".partial") == []
-    # The name, then for each network `put`, its weights and its mark; and the name of all.
-    assert stops - 1 == 1 + 3 * 3 + 1
+    # The layout, its name, then for each network `put`, its weights and its mark; the name of all.
+    assert stops - 1 == 2 + 3 * 3 + 1
 
 
 def test_only_the_missing_networks_are_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = tmp_path / "bank"
-    stopped_at(1 + 3 + 1, begun, monkeypatch)
+    stopped_at(2 + 3 + 1, begun, monkeypatch)
     said = stopped_at(0, begun, monkeypatch, resume=True)
-    assert [line.partition(":")[0] for line in said] == ["network 2 of 3", "network 3 of 3"]
+    assert said[0] == "1 of 3 networks are there already"
+    assert [line.partition(":")[0] for line in said[1:]] == ["network 2 of 3", "network 3 of 3"]
 
 
 def test_a_complete_bank_is_not_overwritten_and_resume_leaves_it(path: Path) -> None:
@@ -100,7 +101,7 @@ def test_a_complete_bank_is_not_overwritten_and_resume_leaves_it(path: Path) -> 
 def test_a_bank_that_was_begun_is_not_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped_at(5, tmp_path / "bank", monkeypatch)
+    stopped_at(6, tmp_path / "bank", monkeypatch)
     before = partial_path(tmp_path / "bank").read_bytes()
     with pytest.raises(FileExistsError, match=r"out: .*bank.partial exists already; add --resume"):
         train_bank(tmp_path / "bank", DATASET, tiny_options(), CPU, say=quiet)
@@ -119,7 +120,7 @@ def test_resume_with_other_settings_is_refused(
     changes: dict[str, Any],
     complete: bool,
 ) -> None:
-    stopped_at(0 if complete else 5, tmp_path / "bank", monkeypatch)
+    stopped_at(0 if complete else 6, tmp_path / "bank", monkeypatch)
     (file,) = tmp_path.iterdir()
     before = file.read_bytes()
     with pytest.raises(ValueError, match=rf"resume: {file} is a bank with other settings"):
@@ -130,7 +131,7 @@ def test_resume_with_other_settings_is_refused(
 def test_how_many_are_trained_together_is_not_a_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped_at(5, tmp_path / "bank", monkeypatch)
+    stopped_at(6, tmp_path / "bank", monkeypatch)
     options = tiny_options(together=2)
     assert len(train_bank(tmp_path / "bank", DATASET, options, CPU, resume=True, say=quiet)) == 3
 
@@ -139,7 +140,7 @@ def test_something_else_at_the_place_is_refused_and_stays(tmp_path: Path) -> Non
     for file in (tmp_path / "a", partial_path(tmp_path / "b")):
         file.write_bytes(b"mine")
         name = file.with_name(file.name[0])
-        with pytest.raises(ValueError, match=rf"resume: {file} is a bank with other settings"):
+        with pytest.raises(ValueError, match=rf"resume: {file} is no bank that cmidd began"):
             train_bank(name, DATASET, tiny_options(), CPU, resume=True, say=quiet)
         assert file.read_bytes() == b"mine"
 
@@ -147,7 +148,7 @@ def test_something_else_at_the_place_is_refused_and_stays(tmp_path: Path) -> Non
 def test_a_bank_that_is_not_complete_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped_at(5, tmp_path / "bank", monkeypatch)
+    stopped_at(6, tmp_path / "bank", monkeypatch)
     with pytest.raises(
         FileNotFoundError, match=rf"{tmp_path}/bank: the bank is not complete; .* --resume"
     ):

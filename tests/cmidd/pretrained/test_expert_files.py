@@ -94,8 +94,9 @@ def test_experts_stopped_at_any_write_go_on_to_the_same_file(
         stopped_at(0, begun, monkeypatch, resume=True, together=together, **few)
         assert begun.read_bytes() == whole.read_bytes()
         assert not partial_path(begun).exists()
-    # The name; for each expert two epochs, accuracy and mark, a call and its fsync each; the name.
-    assert stops - 1 == 1 + 2 * (2 + 2) * 2 + 1
+    # The layout, its name; for each expert two epochs and accuracy, a call and its fsync each, and
+    # the fsync of its mark; the name of all.
+    assert stops - 1 == 2 + 2 * (3 * 2 + 1) + 1
 
 
 KILLED = """
@@ -151,10 +152,11 @@ def test_experts_killed_at_any_moment_go_on_to_the_same_file(path: Path, tmp_pat
 def test_only_the_missing_experts_are_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped_at(1 + 2 * (EPOCHS + 1 + 2) + 1, tmp_path / "experts", monkeypatch)
+    stopped_at(2 + 2 * (EPOCHS + 1 + 1) + 1 + 1, tmp_path / "experts", monkeypatch)
     said = stopped_at(0, tmp_path / "experts", monkeypatch, resume=True)
     assert said[0].endswith("experts to train: 2, steps in all: 16")
-    assert [line.partition(":")[0] for line in said[1:]] == ["expert 2 of 3", "expert 3 of 3"]
+    assert said[1] == "1 of 3 experts are there already"
+    assert [line.partition(":")[0] for line in said[2:]] == ["expert 2 of 3", "expert 3 of 3"]
 
 
 def test_complete_experts_are_not_overwritten_and_resume_leaves_them(path: Path) -> None:
@@ -226,7 +228,10 @@ def test_reading_all_of_a_large_file_takes_the_memory_of_a_row(tmp_path: Path) -
     record = {**DATASET.describe(), "network": spec, "experts": count, "epochs": epochs}
     items = {"parameters": torch.empty(epochs + 1, size), "accuracy": torch.empty(())}
     out = tmp_path / "experts"
-    file = GrowingFile(out, KIND, record, count, items, resume=False, what="", lower="")
+    parts = {"parameters": epochs + 1}
+    file = GrowingFile(
+        out, KIND, record, count, items, parts=parts, resume=False, what="", lower=""
+    )
     for k in range(count):
         for epoch in range(epochs + 1):
             file.write(k, {"parameters": torch.full((size,), float(k * 10 + epoch))}, part=epoch)
@@ -262,7 +267,7 @@ def test_a_file_that_is_not_what_it_says_is_an_error(path: Path, tmp_path: Path)
         write_tensors(other, KIND, tensors, {**record, **change})
         with pytest.raises(FileError, match=rf"{other}: {message}"):
             Experts.load(other)
-    for name in tensors:
+    for name in ("parameters", "accuracy", "trained"):
         rest = {key: tensor for key, tensor in tensors.items() if key != name}
         write_tensors(other, KIND, rest, record)
         with pytest.raises(FileError, match=rf"{other}: expected .* as its record says, got"):

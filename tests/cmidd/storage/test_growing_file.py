@@ -13,8 +13,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cmidd.storage.growing_file import GrowingFile, check_complete, partial_path
-from cmidd.storage.tensor_file import in_words, opened, read_tensors
+from cmidd.storage.growing_file import (
+    GrowingFile,
+    check_complete,
+    check_piece,
+    partial_path,
+)
+from cmidd.storage.output import in_words
+from cmidd.storage.tensor_file import opened, read_tensors
 
 KIND = "sack of things"
 ITEMS = {
@@ -24,22 +30,19 @@ ITEMS = {
 }
 META = {name: torch.empty_like(tensor, device="meta") for name, tensor in ITEMS.items()}
 COUNT = 3
-# As the files of the first version began, to the byte: those that were begun then go on.
-HEAD = (
-    rb'{"__metadata__": {"cmidd": "{\"format\": 1, \"kind\": \"sack of things\", \"seed\": 0}"}, '
-    b'"steps": {"dtype": "I64", "shape": [3], "data_offsets": [0, 24]}, '
-    b'"a": {"dtype": "F32", "shape": [3, 2, 3], "data_offsets": [24, 96]}, '
-    b'"b": {"dtype": "F32", "shape": [3], "data_offsets": [96, 108]}, '
-    b'"trained": {"dtype": "U8", "shape": [3], "data_offsets": [108, 111]}}'
-)
 
 
 def grown(
-    path: Path, *, resume: bool = False, count: int = COUNT, items: Any = META, seed: int = 0
+    path: Path,
+    *,
+    resume: bool = False,
+    count: int = COUNT,
+    items: Any = META,
+    seed: int = 0,
+    **more: Any,
 ) -> GrowingFile:
-    return GrowingFile(
-        path, KIND, {"seed": seed}, count, items, resume=resume, what="sack", lower="things"
-    )
+    words = {"what": "sack", "lower": "things", "grows": "things", **more}
+    return GrowingFile(path, KIND, {"seed": seed}, count, items, resume=resume, **words)
 
 
 def of_item(k: int) -> dict[str, Tensor]:
@@ -66,13 +69,28 @@ def test_items_come_back_stacked_and_the_file_gets_its_name_in_the_end(path: Pat
     assert record["seed"] == 0
 
 
-def test_the_first_bytes_are_those_of_the_first_version(path: Path) -> None:
+def test_its_tensors_are_aligned(path: Path) -> None:
     grown(path)
     content = partial_path(path).read_bytes()
     length = int.from_bytes(content[:8], "little")
-    assert content[8 : 8 + length].rstrip() == HEAD
-    assert length % 8 == 0
-    assert len(content) == 8 + length + 111
+    header = json.loads(content[8 : 8 + length])
+    widths = {"I64": 8, "F32": 4, "U8": 1}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            assert (8 + length + entry["data_offsets"][0]) % widths[entry["dtype"]] == 0
+
+
+def test_pieces_have_their_checksums(path: Path) -> None:
+    file = grown(path, parts={"a": 2})
+    for part in range(2):
+        file.write(1, {"a": of_item(1)["a"][part]}, part)
+    file.put(1, {name: tensor for name, tensor in of_item(1).items() if name != "a"})
+    found = load_file(file.path)
+    for part in range(2):
+        check_piece(path, "a", found["a"][1, part], found["crc32 of a"][1, part])
+    check_piece(path, "b", found["b"][1], found["crc32 of b"][1])
+    with pytest.raises(ValueError, match=rf"{path}: a piece of a: expected the checksum \d+, got"):
+        check_piece(path, "a", found["a"][1, 0], found["crc32 of a"][1, 1])
 
 
 def test_an_item_counts_only_after_it_was_put(path: Path) -> None:
@@ -86,7 +104,7 @@ def test_an_item_counts_only_after_it_was_put(path: Path) -> None:
 
 
 def test_parts_are_written_into_their_places(path: Path) -> None:
-    file = grown(path)
+    file = grown(path, parts={"a": 2})
     for k in range(COUNT):
         for part in (1, 0):
             file.write(k, {"a": of_item(k)["a"][part]}, part)
@@ -128,22 +146,72 @@ def test_any_items_in_any_order_come_back(
     assert all(torch.equal(found[name], tensor) for name, tensor in values.items())
 
 
+OTHER = "that another version of cmidd began, with other tensors"
+
+
 @pytest.mark.parametrize(
-    "changes",
-    [{"seed": 1}, {"count": 4}, {"items": {**META, "a": torch.empty(3, 2)}}, {"items": {}}],
+    ("changes", "words"),
+    [
+        ({"seed": 1}, r"with other settings \(seed: 0 there, 1 now\); give the same ones"),
+        ({"count": 2}, r"with other settings \(things: 3 there, 2 now, which is fewer\)"),
+        ({"count": 4, "grows": ""}, r"with other settings \(.*items: 3 there, 4 now"),
+        ({"items": {**META, "a": torch.empty(3, 2)}}, OTHER),
+        ({"items": {}}, OTHER),
+        ({"count": 4, "items": {"a": META["a"]}}, OTHER),
+    ],
 )
 @pytest.mark.parametrize("complete", [False, True])
-def test_a_file_with_another_header_is_refused_and_stays(
-    path: Path, changes: dict[str, Any], complete: bool
+def test_a_file_with_other_settings_is_refused_and_stays(
+    path: Path, changes: dict[str, Any], words: str, complete: bool
 ) -> None:
     file = grown(path)
     if complete:
         file.complete()
     (there,) = path.parent.iterdir()
     before = there.read_bytes()
-    with pytest.raises(ValueError, match=rf"resume: {there} is a sack with other settings; give"):
+    with pytest.raises(ValueError, match=rf"resume: {there} is a sack {words}"):
         grown(path, resume=True, **changes)
     assert there.read_bytes() == before
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_a_file_of_fewer_items_is_taken_over(path: Path, complete: bool) -> None:
+    file = grown(path, noted={"command": "the first"})
+    done = range(COUNT) if complete else [1]
+    for k in done:
+        file.put(k, of_item(k))
+    if complete:
+        file.complete()
+    more = grown(path, count=5, resume=True, noted={"command": "the second"})
+    assert more.path == partial_path(path)
+    assert path.exists() == complete  # it serves until the larger one is complete
+    assert more.missing() == [k for k in range(5) if k not in done]
+    for k in more.missing():
+        more.put(k, of_item(k))
+    more.complete()
+    fresh = grown(path.with_name("fresh"), count=5, noted={"command": "the second"})
+    for k in range(5):
+        fresh.put(k, of_item(k))
+    assert path.read_bytes() == fresh.path.read_bytes()
+    with pytest.raises(ValueError, match=rf"{path} is a sack .*things: 5 there, 3 now"):
+        grown(path, resume=True)
+
+
+def test_the_complete_file_serves_while_a_larger_one_is_not_done(path: Path) -> None:
+    file = grown(path)
+    for k in range(COUNT):
+        file.put(k, of_item(k))
+    file.complete()
+    grown(path, count=5, resume=True).put(3, of_item(3))
+    assert grown(path, resume=True).path == path
+    assert grown(path, count=5, resume=True).missing() == [4]
+    assert grown(path, count=6, resume=True).missing() == [4, 5]
+
+
+def test_a_file_of_something_else_is_refused(path: Path) -> None:
+    path.write_bytes(b"12345678 and so on")
+    with pytest.raises(ValueError, match=rf"resume: {path} is no sack that cmidd began; name"):
+        grown(path, resume=True)
 
 
 @pytest.mark.parametrize("complete", [False, True])

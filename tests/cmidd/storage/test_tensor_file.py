@@ -16,13 +16,13 @@ from torch import Tensor
 
 from cmidd import synthetic
 from cmidd.pretrained.bank import Bank
+from cmidd.storage.output import write_text
 from cmidd.storage.tensor_file import (
     FORMAT,
     FileError,
     metadata,
     read_tensors,
     write_tensors,
-    write_text,
 )
 from cmidd.synthetic import SyntheticSet
 

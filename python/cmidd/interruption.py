@@ -1,0 +1,99 @@
+"""Ctrl-C and SIGTERM (Slurm, `timeout`): what is under way is finished and saved first.
+
+    with deferred() as stop:
+        for update in ...:
+            ...
+            if stop.asked:
+                save()
+                raise stop.interruption("interrupted after 17 updates")
+
+A second signal ends the process at once, by what the signal does to any process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ONE_REQUEST = 1.0  # seconds in which two signals are one: `timeout` sends each of them twice
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work; the message says what is kept of it."""
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class Stop:
+    """Whether a signal has asked for an end."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._since = 0.0
+
+    @property
+    def asked(self) -> bool:
+        """Whether to save what there is and end."""
+        return self.number is not None
+
+    def interruption(self, message: str) -> Interrupted:
+        """What to raise once all is saved."""
+        return Interrupted(message, self.number or signal.SIGINT)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.number is None:
+            self.number, self._since = number, now
+            name = signal.Signals(number).name
+            print(
+                f"\n{name}: finishing what is under way, to save it; once more ends at once",
+                file=sys.stderr,
+                flush=True,
+            )
+        elif now - self._since > _ONE_REQUEST:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[Stop]:
+    """While it lasts, the first signal is noted; threads but the main one get none.
+
+    Raises:
+        Interrupted: a signal came and all was finished nevertheless.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop._note) for number in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stop.asked:
+        raise stop.interruption("interrupted when all of it was done")
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """While it lasts, SIGTERM raises where Ctrl-C does, unless it is deferred."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise Interrupted("", number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,48 @@
+"""Progress of long work: a bar on a terminal, elsewhere a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+_PAUSE = 30.0  # seconds between two lines of a log
+
+
+class _Lines(tqdm):  # type: ignore[misc]
+    """A bar that is written as lines of its own, which the log of a batch job can hold."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        self._shown, self._ended = time.monotonic(), False
+        super().__init__(*arguments, ncols=0, **settings)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # noqa: ARG002
+        """Write a line if the last one is a while ago."""
+        if time.monotonic() - self._shown > _PAUSE:
+            self._write()
+        return True
+
+    def _write(self) -> None:
+        self._shown = time.monotonic()
+        self.fp.write(f"{self}\n")
+        self.fp.flush()
+
+    def clear(self, nolock: bool = False) -> None:
+        """Leave what is written."""
+
+    def close(self) -> None:
+        """End with a line of the whole, where a bar would stay."""
+        if self._ended or self.disable:
+            return
+        self._ended = True
+        type(self)._instances.discard(self)
+        if self.leave:
+            self._write()
+
+
+def progress(iterable: Any = None, **settings: Any) -> Any:
+    """What `tqdm` takes and does, on stderr."""
+    kind = tqdm if sys.stderr.isatty() else _Lines
+    return kind(iterable, **settings)

@@ -1,0 +1,147 @@
+"""Locks: what one process writes, no other writes at the same time.
+
+A lock is a file, `.NAME.lock` beside a file or `.lock` in a folder, that says who holds it. The
+operating system holds it (flock, which NFS knows too) and lets go of it however a process ends.
+Where a file system has no such locks, the file itself is the lock, and one whose process is gone is
+taken over, as far as this machine can tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cmidd.storage.output import writing
+
+LOCK_NAME = ".lock"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+_MOMENT = 0.01  # seconds that a holder needs to write who it is
+_held: dict[Path, int] = {}  # the locks of this process and the threads that took them
+
+
+class BusyError(OSError):
+    """Another process is writing there; the message says which."""
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, folder: bool = False) -> Iterator[None]:
+    """While it lasts, `path` is written by this process alone, or it raises `BusyError` at once.
+
+    It proves too that files can be written there. Folders that are made for it are taken away again
+    if they stay empty. A thread that holds the lock may take it once more.
+    """
+    place = path.resolve() if folder else path.parent.resolve()
+    lock = place / (LOCK_NAME if folder else f".{path.name}.lock")
+    if _held.get(lock) == threading.get_ident():
+        yield
+        return
+    new = [each for each in (lock.parent, *lock.parent.parents) if not each.exists()]
+    with writing(path):
+        descriptor = _taken(lock, path)
+    _held[lock] = threading.get_ident()
+    try:
+        yield
+    finally:
+        del _held[lock]
+        with contextlib.suppress(OSError):  # a disk that has gone cannot be tidied
+            lock.unlink()  # while it is held, so that nobody takes a file that is not there
+        os.close(descriptor)
+        with contextlib.suppress(OSError):  # up to the first that has something in it
+            for each in new:
+                each.rmdir()
+
+
+def _taken(lock: Path, path: Path) -> int:
+    """An open lock file that is this process'."""
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # another process has just taken an empty folder away
+            continue
+        try:
+            if _is_taken(descriptor, lock, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_taken(descriptor: int, lock: Path, path: Path) -> bool:
+    """Take the lock; False where its file has just been taken away."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _busy(path, _holder(descriptor)) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _claim(descriptor, lock, path)
+    else:
+        _sign(descriptor)
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat(lock).st_ino == os.fstat(descriptor).st_ino
+    return False
+
+
+def _claim(descriptor: int, lock: Path, path: Path) -> None:
+    """Take the file itself for the lock: of several that sign it at once, the last one has it."""
+    holder = _holder(descriptor, patience=1)
+    if not holder or not _may_live(holder):
+        mine = _sign(descriptor)
+        time.sleep(10 * _MOMENT)
+        holder = _holder(descriptor, patience=1)
+        if holder == mine:
+            return
+    raise _busy(path, f"{holder} (delete {lock} if that process is gone)")
+
+
+def _busy(path: Path, holder: str) -> BusyError:
+    return BusyError(
+        f"out: {path} is being written by {holder or 'another process'}; wait until it ends, or "
+        "name another"
+    )
+
+
+def _sign(descriptor: int) -> str:
+    """Write who holds the lock."""
+    text = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}"
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, text.encode(), 0)
+    return text
+
+
+def _holder(descriptor: int, patience: int = 20) -> str:
+    """Who holds a lock, which the holder writes a moment after it took it."""
+    for _ in range(patience):
+        text = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+        if text:
+            return text
+        time.sleep(_MOMENT)
+    return ""
+
+
+def _may_live(holder: str) -> bool:
+    """Whether a holder may still be at work: one of this machine is asked for."""
+    words = holder.split()
+    try:
+        number, host = int(words[1]), words[3]
+    except (IndexError, ValueError):
+        return True
+    if host != socket.gethostname():
+        return True
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return number != os.getpid()

@@ -1,0 +1,140 @@
+"""Training that a signal stopped, in a file beside the one it is for, and how it goes on.
+
+    NAME.training: `state of NAME` and `momentum of NAME` (K, ...) of K networks trained together
+
+The file's record describes these networks and what they learn from; for others it is as if there
+were none.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmidd.augment import Strategy
+from cmidd.interruption import Stop
+from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
+from cmidd.training import Objective, Progress, Recipe, Stack, cross_entropy, draw_epochs, train
+
+KIND = "unfinished training"
+_STATE, _MOMENTUM = "state of ", "momentum of "
+
+
+def training_path(path: Path) -> Path:
+    """Where training for the file `path` is kept when it is stopped."""
+    return path.with_name(path.name + ".training")
+
+
+class TrainingFile:
+    """What is kept of one group of networks."""
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        self.path = path
+        self.about = json.loads(json.dumps(about))  # as a file gives it back
+
+    def restore(self, stack: Stack) -> Progress | None:
+        """Put back what is kept of these networks, if anything is; how far they were."""
+        if not self.path.exists():
+            return None
+        tensors, record = read_tensors(self.path, KIND)
+        if record.get("about") != self.about:
+            return None
+        try:
+            with torch.no_grad():
+                for name, tensor in stack.state.items():
+                    tensor.copy_(tensors[_STATE + name])
+            buffers = {k: v for k, v in tensors.items() if k.startswith(_MOMENTUM)}
+            device = stack.parameters[0].device
+            momentum = [buffers[f"{_MOMENTUM}{k}"].to(device) for k in range(len(buffers))]
+            return Progress(record["epoch"], record["step"], record["loss"], momentum)
+        except (LookupError, RuntimeError) as error:
+            raise FileError(
+                f"{self.path}: expected training that was stopped, got something else ({error}); "
+                "delete it to train these networks anew"
+            ) from None
+
+    def save(self, stack: Stack, done: Progress) -> None:
+        """Keep what `restore` puts back."""
+        tensors = {_STATE + name: tensor for name, tensor in stack.state.items()}
+        tensors |= {f"{_MOMENTUM}{k}": buffer for k, buffer in enumerate(done.momentum)}
+        record = {"about": self.about, "epoch": done.epoch, "step": done.step, "loss": done.loss}
+        write_tensors(self.path, KIND, tensors, record)
+
+    def discard(self) -> None:
+        """Forget it, once the networks are kept elsewhere."""
+        self.path.unlink(missing_ok=True)
+
+
+def train_or_go_on(
+    stack: Stack,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    strategy: Strategy,
+    seeds: Sequence[int],
+    *,
+    kept: TrainingFile | None,
+    stop: Stop,
+    what: str,
+    objective: Objective = cross_entropy,
+    at_start: Callable[[Progress | None], None] | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> None:
+    """Train a fresh stack as `train` does, from where it was stopped.
+
+    Args:
+        stack: as its seeds initialise it.
+        images: as of `train`, like all that is not named here.
+        labels: of the images.
+        recipe: the hyper-parameters.
+        strategy: how images are augmented.
+        seeds: of the networks.
+        kept: where it is kept when it is stopped; None: nowhere.
+        stop: whether to stop after the step under way.
+        what: the networks, in words for messages.
+        objective: what is minimised.
+        at_start: told how far the networks are, None: not begun.
+        on_epoch: told of each epoch.
+
+    Raises:
+        Interrupted: it was stopped, and is kept.
+    """
+    done = None if kept is None else kept.restore(stack)
+    if at_start is not None:
+        at_start(done)
+    epochs = draw_epochs(seeds, len(images), recipe, strategy, done.epoch if done else 0)
+    came_to = train(
+        stack,
+        images,
+        labels,
+        recipe,
+        strategy,
+        epochs,
+        objective=objective,
+        on_epoch=on_epoch,
+        done=done,
+        stopping=lambda: stop.asked,
+    )
+    if came_to is None:
+        return
+    if kept is not None:
+        kept.save(stack, came_to)
+    steps = math.ceil(len(images) / recipe.batch_size)
+    raise stop.interruption(
+        f"interrupted after {came_to.epoch * steps + came_to.step} of {recipe.epochs * steps} "
+        f"steps of {what}"
+    )
+
+
+def about_training(
+    seeds: Sequence[int], spec: str, recipe: Recipe, data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What tells one group of networks from all others."""
+    return {"seeds": list(seeds), "network": spec, "recipe": asdict(recipe), "data": dict(data)}
