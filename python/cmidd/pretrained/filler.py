@@ -14,16 +14,9 @@ from tqdm import tqdm
 
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
+from cmidd.options.recipe import Recipe
 from cmidd.storage.growing_file import GrowingFile
-from cmidd.training import (
-    Objective,
-    Recipe,
-    Stack,
-    cross_entropy,
-    draw_epochs,
-    networks_together,
-    train,
-)
+from cmidd.training import Objective, Stack, cross_entropy, draw_epochs, networks_together, train
 
 
 @dataclass(frozen=True)
