@@ -33,19 +33,20 @@ from tqdm import tqdm
 from bench.harness.command import benchmark_parser, finish, new_record
 from bench.harness.records import Record
 from bench.harness.tables import table
-from cmidd.augment import DSA
 from cmidd.datasets import Dataset, load_dataset
 from cmidd.evaluate import evaluate
 from cmidd.first_images import first_images
 from cmidd.methods import METHODS, cmi_weight, fill_in_published
-from cmidd.pretrained.bank import BankOptions, train_bank
-from cmidd.pretrained.experts import ExpertOptions, train_experts
-from cmidd.regularization import CMIOptions
-from cmidd.run import DistillOptions, distill, prepare
+from cmidd.options.cmi import CMIOptions
+from cmidd.options.distill import DistillOptions
+from cmidd.options.pretrained import BankOptions, ExpertOptions
+from cmidd.options.recipe import DSA, Recipe
+from cmidd.pretrained.bank import train_bank
+from cmidd.pretrained.experts import train_experts
+from cmidd.run import distill, prepare
 from cmidd.seeds import seed_of
-from cmidd.storage.run_folder import RunFolder
 from cmidd.storage.output import write_text
-from cmidd.training import Recipe
+from cmidd.storage.run_folder import RunFolder
 
 CPU = torch.device("cpu")
 BANK = BankOptions(networks=10, epochs=20)

@@ -24,8 +24,8 @@ from bench.plain.rivals import RIVALS
 from cmidd.device import usable_device
 from cmidd.methods import fill_in_published, method_entry
 from cmidd.networks import Network
-from cmidd.regularization import CMIOptions
-from cmidd.run import DistillOptions
+from cmidd.options.cmi import CMIOptions
+from cmidd.options.distill import DistillOptions
 from cmidd.seeds import generator
 from cmikernels import ClassIndex, CMIRegularizer
 

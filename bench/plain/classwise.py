@@ -13,9 +13,9 @@ from bench.plain.networks import PlainNetwork, convnet, made
 from cmidd.augment import Draw, Strategy
 from cmidd.datasets import Dataset
 from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
-from cmidd.methods.dc import DCOptions
-from cmidd.methods.dm import DMOptions
 from cmidd.networks import initialize
+from cmidd.options.dc import DCOptions
+from cmidd.options.dm import DMOptions
 from cmidd.seeds import generator
 
 

@@ -18,7 +18,7 @@ from torch.profiler import record_function
 from bench.plain.classwise import ClasswiseLoop
 from bench.plain.dm import augmented
 from cmidd.augment import augment, draw
-from cmidd.methods.dc import DCOptions
+from cmidd.options.dc import DCOptions
 from cmidd.seeds import generator, seed_of
 
 

@@ -20,7 +20,7 @@ from torch.profiler import record_function
 
 from bench.plain.classwise import ClasswiseLoop
 from cmidd.augment import Draw, Strategy
-from cmidd.methods.dm import DMOptions
+from cmidd.options.dm import DMOptions
 
 
 def color(images: Tensor, u: list[float]) -> Tensor:

@@ -19,8 +19,9 @@ from torch.profiler import record_function
 
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
-from cmidd.methods.mtt import SURE, MTTOptions
+from cmidd.methods.mtt import SURE
 from cmidd.networks import build_network
+from cmidd.options.mtt import MTTOptions
 from cmidd.pretrained.experts import Experts
 from cmidd.seeds import generator
 

@@ -11,8 +11,8 @@ The names in `__all__` are stable. The rooms behind them, in the order of a run:
 real images, `networks` see them, `pretrained` keeps networks trained on them, `augment` changes
 images, `first_images` starts from some, `synthetic` is the distilled set and its file, `methods`
 has a file for each method, `run` is the loop around them, `regularization` its CMI, `storage`
-its files, `evaluate` trains fresh networks on the result, `report` draws it. `cli` has the
-commands.
+its files, `evaluate` trains fresh networks on the result, `report` draws it. `options` is what all
+of these can be told, `cli` has the commands.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ if TYPE_CHECKING:
     from cmidd.datasets import load_dataset
     from cmidd.evaluate import evaluate_set, train_on
     from cmidd.methods import METHODS, Method, MethodEntry, Published, register
-    from cmidd.pretrained.bank import Bank, BankOptions, train_bank
-    from cmidd.pretrained.experts import ExpertOptions, train_experts
-    from cmidd.regularization import CMIOptions
-    from cmidd.run import DistillOptions, distill, prepare
+    from cmidd.options.cmi import CMIOptions
+    from cmidd.options.distill import DistillOptions
+    from cmidd.options.pretrained import BankOptions, ExpertOptions
+    from cmidd.pretrained.bank import Bank, train_bank
+    from cmidd.pretrained.experts import train_experts
+    from cmidd.run import distill, prepare
     from cmidd.synthetic import SyntheticSet
 
 # What is imported when it is asked for, so that `cmidd` can say what is not installed.
 _HOME = {
     "load_dataset": "datasets",
-    "DistillOptions": "run",
+    "DistillOptions": "options.distill",
     "distill": "run",
     "prepare": "run",
     "evaluate_set": "evaluate",
@@ -44,11 +46,11 @@ _HOME = {
     "Published": "methods",
     "register": "methods",
     "Bank": "pretrained.bank",
-    "BankOptions": "pretrained.bank",
+    "BankOptions": "options.pretrained",
     "train_bank": "pretrained.bank",
-    "ExpertOptions": "pretrained.experts",
+    "ExpertOptions": "options.pretrained",
     "train_experts": "pretrained.experts",
-    "CMIOptions": "regularization",
+    "CMIOptions": "options.cmi",
     "SyntheticSet": "synthetic",
 }
 

@@ -43,7 +43,6 @@ class Amounts:
 
 
 PUBLISHED_AMOUNTS = Amounts()
-DSA = "color_crop_cutout_flip_scale_rotate"  # as published, all operations
 
 
 class _Operation(NamedTuple):

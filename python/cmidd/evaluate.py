@@ -9,7 +9,7 @@ keep the optimiser's momentum where the learning rate drops.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,16 +17,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cmidd.augment import DSA
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device
 from cmidd.networks import Network, build_network
 from cmidd.networks.usual import usual_network
+from cmidd.options.recipe import PUBLISHED_RECIPE, Recipe, recipe_of
 from cmidd.seeds import seed_of
 from cmidd.synthetic import SyntheticSet
-from cmidd.training import Recipe, fresh_and_trained, network_of, networks_together
-
-PUBLISHED_RECIPE = Recipe(epochs=1000, augmentation=DSA)
+from cmidd.training import fresh_and_trained, network_of, networks_together
 
 
 @dataclass(frozen=True)
@@ -58,17 +56,6 @@ class Protocol(NamedTuple):
     dataset: Dataset
     recipe: Recipe
     about: str  # in a line, what was the set's own
-
-
-def recipe_of(record: Mapping[str, Any], **given: Any) -> Recipe:
-    """How networks are trained on a set: as given, as its record says, as is usual.
-
-    Args:
-        record: of the set.
-        given: fields of the recipe; None stands for one that is not given.
-    """
-    usual = replace(PUBLISHED_RECIPE, **record.get("evaluation", {}))
-    return replace(usual, **{name: value for name, value in given.items() if value is not None})
 
 
 def evaluation_protocol(

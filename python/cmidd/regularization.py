@@ -10,8 +10,6 @@ published, or drawn for every update where the method says so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,42 +18,9 @@ from tqdm import tqdm
 
 from cmidd.datasets import Dataset
 from cmidd.methods.base import Method
-from cmidd.option_fields import Options, option
+from cmidd.options.cmi import CMIOptions
 from cmidd.pretrained.bank import Bank
 from cmikernels import ClassIndex, CMIRegularizer
-
-
-@dataclass(frozen=True)
-class CMIOptions(Options):
-    """The regulariser.
-
-    Args:
-        bank: file of trained networks, made by cmidd pretrain; without one there is no CMI
-        cmi_weight: its weight; default the published one for method, dataset and ipc
-        cmi_layer: features (the embedding), logits, or the name of a layer
-        cmi_centroids: compare images with the mean of their own class, or with that of real data
-        cmi_on: all images, or batch, the first one that a method which draws batches takes
-        cmi_networks: networks a step averages over
-        cmi_every: apply it in every k-th iteration only (another algorithm than the published one)
-        cmi_chunk: images that go through a network at once; memory grows with it, not with ipc
-    """
-
-    bank: Path | None = None
-    cmi_weight: float | None = None
-    cmi_layer: str = "features"
-    cmi_centroids: str = option("own", choices=("own", "real"))
-    cmi_on: str = option("all", choices=("all", "batch"))
-    cmi_networks: int = option(1, least=1)
-    cmi_every: int = option(1, least=1)
-    cmi_chunk: int = option(50, least=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.bank is None and any(
-            getattr(self, name) != field.default
-            for name, field in self.__dataclass_fields__.items()
-        ):
-            raise ValueError("bank: expected the file of a bank, as other options of CMI are given")
 
 
 class CMITerm:

@@ -31,36 +31,12 @@ from cmidd.methods import (
     fill_in_published,
     method_entry,
 )
-from cmidd.option_fields import AS_PUBLISHED, Options, option
-from cmidd.regularization import CMIOptions, CMITerm
+from cmidd.options.cmi import CMIOptions
+from cmidd.options.distill import DistillOptions
+from cmidd.options.fields import Options
+from cmidd.regularization import CMITerm
 from cmidd.storage.run_folder import RunFolder, versions
 from cmidd.synthetic import SyntheticSet
-
-
-@dataclass(frozen=True)
-class DistillOptions(Options):
-    """The distilled images and the loop.
-
-    Args:
-        ipc: images per class
-        init: first images: real, noise, mix (of two real ones) or file:PATH (those of a set or of a
-            checkpoint); default: as published for the method, which --dry_run prints
-        iterations: of the method; default: as published for it
-        lr_images: step size on the images; default: as published for the method, dataset and ipc
-        momentum: of the steps on the images and on what is learned beside them
-        seed: of everything that is drawn
-        report_every: iterations from one line of the log to the next; default: as suits the method
-        checkpoint_every: iterations from one checkpoint to the next; default: as suits the method
-    """
-
-    ipc: int = option(10, least=1)
-    init: str = AS_PUBLISHED
-    iterations: int = option(AS_PUBLISHED, least=0)
-    lr_images: float = option(AS_PUBLISHED, above=0)
-    momentum: float = option(0.5, least=0)
-    seed: int = 0
-    report_every: int = option(AS_PUBLISHED, least=1)
-    checkpoint_every: int = option(AS_PUBLISHED, least=1)
 
 
 @dataclass(eq=False)

@@ -25,30 +25,8 @@ from torch.func import functional_call, vmap
 
 from cmidd.augment import Draw, Strategy, augment, draw
 from cmidd.networks import Network, build_network, images_per_chunk, initialize
+from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How networks are trained.
-
-    Args:
-        epochs: passes over the images
-        lr: learning rate of SGD
-        momentum: of SGD
-        weight_decay: of SGD
-        batch_size: images a step
-        drop_at: share of the epochs after which the learning rate is a tenth; 1: never
-        augmentation: operations such as color_crop_cutout_flip_scale_rotate, or none
-    """
-
-    epochs: int
-    lr: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    batch_size: int = 256
-    drop_at: float = 0.5
-    augmentation: str = "none"
 
 
 class Stack:

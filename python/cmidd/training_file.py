@@ -20,8 +20,9 @@ from torch import Tensor
 
 from cmidd.augment import Strategy
 from cmidd.interruption import Stop
+from cmidd.options.recipe import Recipe
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
-from cmidd.training import Objective, Progress, Recipe, Stack, cross_entropy, draw_epochs, train
+from cmidd.training import Objective, Progress, Stack, cross_entropy, draw_epochs, train
 
 KIND = "unfinished training"
 _STATE, _MOMENTUM = "state of ", "momentum of "

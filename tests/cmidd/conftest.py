@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmidd.regularization import CMIOptions
+from cmidd.options.cmi import CMIOptions
 from tests.support.tiny import tiny_bank, tiny_dataset
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cmidd.first_images import first_images
 from cmidd.methods.dm import DM
+from cmidd.options.cmi import CMIOptions
 from cmidd.pretrained.bank import Bank
-from cmidd.regularization import CMIOptions
 from cmidd.storage.run_folder import read_log, versions
 from cmidd.storage.tensor_file import read_tensors
 from cmidd.synthetic import SyntheticSet

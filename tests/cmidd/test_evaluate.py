@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmidd.augment import DSA, Strategy, augment, draw
-from cmidd.cli.options import EvaluateOptions
+from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
-from cmidd.evaluate import PUBLISHED_RECIPE, evaluate, evaluation_protocol
+from cmidd.evaluate import evaluate, evaluation_protocol
 from cmidd.first_images import first_images
 from cmidd.networks import build_network, initialize
+from cmidd.options.commands import EvaluateOptions
+from cmidd.options.recipe import DSA, PUBLISHED_RECIPE, Recipe
 from cmidd.seeds import generator, seed_of
 from cmidd.synthetic import SyntheticSet
-from cmidd.training import Recipe, Stack
+from cmidd.training import Stack
 from tests.support.steps import run
 from tests.support.tiny import CPU, NETWORK, quiet, tiny_dataset
 

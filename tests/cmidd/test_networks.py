@@ -1,20 +1,16 @@
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cmidd.networks import (
-    NETWORKS,
-    Network,
-    NetworkSpec,
-    build_network,
-    describe_networks,
-    initialize,
-)
+from cmidd.networks import NETWORKS, Network, NetworkSpec, build_network, initialize
 from cmidd.networks.spec import WORDS, options_of
+from cmidd.options import names
 from cmidd.seeds import generator
 
 # Network, channels, size, classes: parameters, and length of the embedding. The first two are
@@ -224,8 +220,10 @@ def test_equal_networks_have_equal_specs() -> None:
     assert len({NetworkSpec.parse(text) for text in texts}) == 1
 
 
-def test_the_description_has_every_network_and_option() -> None:
-    text = describe_networks()
-    for name in NETWORKS:
-        assert f"{name}: " in text
-        assert all(f"{option}={value}" in text for option, value in options_of(name).items())
+def test_the_help_says_of_each_network_what_its_function_says() -> None:
+    lines = []
+    for name, architecture in NETWORKS.items():
+        lines.append(f"{name}: {inspect.getdoc(architecture)}")
+        options = ",".join(f"{option}={value}" for option, value in options_of(name).items())
+        lines += [f"    {name}:{options}"] if options else []
+    assert names.NETWORKS.splitlines() == lines

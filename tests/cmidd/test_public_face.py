@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import cmidd
+from cmidd.options.recipe import Recipe
 from cmidd.report.runs import read_runs
-from cmidd.training import Recipe
 from tests.support.tiny import DM_OPTIONS, DSA_OPTIONS, OPTIONS, quiet, tiny_dataset
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cmidd.methods.dm import DM, DMDraws
-from cmidd.regularization import CMIOptions
+from cmidd.options.cmi import CMIOptions
 from cmidd.seeds import STREAMS
 from cmidd.storage.run_folder import KIND as CHECKPOINT
 from cmidd.storage.run_folder import RunFolder

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmidd.evaluate import PUBLISHED_RECIPE, evaluate
+from cmidd.evaluate import evaluate
 from cmidd.networks import Network, build_network, initialize
+from cmidd.options.recipe import PUBLISHED_RECIPE, Recipe
 from cmidd.seeds import generator, seed_of
-from cmidd.training import Recipe, Stack, fresh_and_trained, network_of, networks_together
+from cmidd.training import Stack, fresh_and_trained, network_of, networks_together
 from tests.support.steps import run
 from tests.support.tiny import CPU, NETWORK, quiet, silent, tiny_dataset
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bench.plain.inputs import random_dataset
-from cmidd.methods.mtt import MTT, MTTOptions
+from cmidd.methods.mtt import MTT
+from cmidd.options.mtt import MTTOptions
 from cmidd.seeds import generator
 from tests.support.tiny import CPU
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from cmidd.datasets import Dataset, load_dataset
-from cmidd.evaluate import PUBLISHED_RECIPE, Accuracy
+from cmidd.evaluate import Accuracy
 from cmidd.networks import build_network, initialize
+from cmidd.options.recipe import PUBLISHED_RECIPE
 from cmidd.pretrained.bank import KIND as BANK
 from cmidd.report import write_report
 from cmidd.seeds import generator

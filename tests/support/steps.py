@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cmidd.augment import Strategy
 from cmidd.methods import Method
-from cmidd.training import Recipe, Stack, draw_epochs, train
+from cmidd.options.recipe import Recipe
+from cmidd.training import Stack, draw_epochs, train
 
 
 def step(method: Method, images: Tensor, iteration: int, update: int = 0) -> tuple[Tensor, Tensor]:

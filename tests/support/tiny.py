@@ -9,13 +9,15 @@ from typing import Any
 import torch
 
 from cmidd.datasets import Dataset, ImageSet
-from cmidd.methods.dc import DSAOptions
-from cmidd.methods.dm import DMOptions
-from cmidd.methods.mtt import MTTOptions
-from cmidd.pretrained.bank import Bank, BankOptions, train_bank
-from cmidd.pretrained.experts import ExpertOptions, Experts, train_experts
-from cmidd.regularization import CMIOptions
-from cmidd.run import DistillOptions, distill, prepare
+from cmidd.options.cmi import CMIOptions
+from cmidd.options.distill import DistillOptions
+from cmidd.options.dm import DMOptions
+from cmidd.options.dsa import DSAOptions
+from cmidd.options.mtt import MTTOptions
+from cmidd.options.pretrained import BankOptions, ExpertOptions
+from cmidd.pretrained.bank import Bank, train_bank
+from cmidd.pretrained.experts import Experts, train_experts
+from cmidd.run import distill, prepare
 from cmidd.seeds import generator
 from cmidd.storage.run_folder import RunFolder
 from cmidd.synthetic import SyntheticSet

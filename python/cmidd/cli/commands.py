@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,16 @@ from typing import Any
 from cmidd.augment import Strategy
 from cmidd.cli.costs import estimate
 from cmidd.cli.flags import command_line
-from cmidd.cli.options import (
+from cmidd.datasets import Dataset, load_dataset
+from cmidd.device import usable_device
+from cmidd.evaluate import evaluate_set
+from cmidd.exchange import export_png, export_pt
+from cmidd.first_images import first_images
+from cmidd.methods import fill_in_published
+from cmidd.networks import build_network
+from cmidd.networks.usual import usual_network
+from cmidd.options.cmi import CMIOptions
+from cmidd.options.commands import (
     BankRunOptions,
     DataOptions,
     EvaluateOptions,
@@ -21,33 +30,38 @@ from cmidd.cli.options import (
     RunOptions,
     ScoreOptions,
 )
-from cmidd.datasets import Dataset
-from cmidd.device import usable_device
-from cmidd.evaluate import evaluate_set
-from cmidd.exchange import export_png, export_pt
-from cmidd.first_images import first_images
-from cmidd.methods import fill_in_published
-from cmidd.networks import build_network
-from cmidd.networks.usual import usual_network
-from cmidd.pretrained.bank import Bank, BankOptions, train_bank
-from cmidd.pretrained.experts import ExpertOptions, train_experts
-from cmidd.regularization import CMIOptions
-from cmidd.run import DistillOptions, distill, prepare, run_folder
+from cmidd.options.distill import DistillOptions
+from cmidd.options.pretrained import BankOptions, ExpertOptions
+from cmidd.pretrained.bank import Bank, train_bank
+from cmidd.pretrained.experts import train_experts
+from cmidd.run import distill, prepare, run_folder
 from cmidd.score import score
 from cmidd.storage.output import write_text
 from cmidd.storage.run_folder import versions
 from cmidd.synthetic import SyntheticSet
 
 
+def load(data: DataOptions) -> Dataset:
+    """The real images."""
+    dataset = load_dataset(data.dataset, data.data, size=data.size)
+    _, height, width = dataset.shape
+    if height != width:
+        raise ValueError(
+            f"dataset: networks see square images, got {height} x {width} in {data.dataset}; "
+            "give --size where it is a folder of pictures"
+        )
+    return dataset.whitened() if data.zca else dataset
+
+
 def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> None:
     """Train the networks in whose feature space CMI is measured."""
-    train_bank(run.out, data.load(), options, data.torch_device(), resume=run.resume)
+    train_bank(run.out, load(data), options, usable_device(data.device), resume=run.resume)
     print(f"the bank: {run.out}")
 
 
 def run_experts(data: DataOptions, run: ExpertRunOptions, options: ExpertOptions) -> None:
     """Train networks and keep their weights after every epoch, for MTT to match."""
-    train_experts(run.out, data.load(), options, data.torch_device(), resume=run.resume)
+    train_experts(run.out, load(data), options, usable_device(data.device), resume=run.resume)
     print(f"the experts: {run.out}")
 
 
@@ -61,7 +75,7 @@ def run_method(
 ) -> None:
     """Distil, and say what to do with the result."""
     command = command_line(f"distill {method}", (data, run, options, cmi, of_method))
-    dataset, device = data.load(), data.torch_device()
+    dataset, device = load(data), usable_device(data.device)
     options, of_method, known = fill_in_published(method, dataset, options.ipc, options, of_method)
     if known:
         print(f"not given, so as known: {known}")
@@ -87,7 +101,7 @@ def run_evaluate(data: DataOptions, options: EvaluateOptions) -> None:
     """Train fresh networks on sets and test them on real images."""
     if options.out.exists():
         raise FileExistsError(f"out: {options.out} exists already; name another file")
-    dataset, device = data.load(), data.torch_device()
+    dataset, device = load(data), usable_device(data.device)
     sets = _sets(dataset, options.sets, options.random_real, options.seed)
     recipes = {name: options.recipe(each.record) for name, each in sets.items()}
     if options.all_real:
@@ -143,7 +157,7 @@ def _networks(
 
 def run_score(data: DataOptions, options: ScoreOptions) -> None:
     """Print the CMI of sets by every network of a bank."""
-    dataset, device = data.load(), data.torch_device()
+    dataset, device = load(data), usable_device(data.device)
     bank = Bank.load(options.bank, device)
     sets = _sets(dataset, options.sets, options.random_real, options.seed)
     if not sets:
@@ -200,3 +214,14 @@ def run_report(options: ReportOptions) -> None:
         device=usable_device(options.device),
     )
     print(f"the report: {options.out}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "pretrain": pretrain,
+    "experts": run_experts,
+    "evaluate": run_evaluate,
+    "score": run_score,
+    "export": run_export,
+    "report": run_report,
+}
+"""What each command of `parser.py` runs; `distill` is `run_method`."""

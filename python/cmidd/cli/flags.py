@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Optional, get_type_hints
 import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from cmidd.option_fields import AS_PUBLISHED, Options
+from cmidd.options.fields import AS_PUBLISHED, Options
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):

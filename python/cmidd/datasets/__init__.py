@@ -1,51 +1,34 @@
 """Real images to distil, by name.
 
-A new dataset is one loader, `(name, root, size) -> Dataset`, and one line of the table below.
+A new dataset is one loader, `(name, root, size) -> Dataset`, one line of the table below, and one
+of `options/names.py`, which is its help.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from cmidd.datasets import arrays, cifar, digits, folders, hub, idx, svhn
 from cmidd.datasets.files import DatasetNotFound
 from cmidd.datasets.images import Dataset, ImageSet, ImageShape
+from cmidd.options.names import DATASETS
 
 __all__ = ["DATASETS", "Dataset", "DatasetNotFound", "ImageSet", "ImageShape", "load_dataset"]
 
-
-class _Source(NamedTuple):
-    load: Callable[[str, Path, int | None], Dataset]
-    about: str
-    resizes: bool = False  # whether `size` means something to it
-
-
-# A name is a word, or a word, a colon and what the user fills in.
-_SOURCES = {
-    "digits": _Source(digits.load, "8 x 8 grey digits that come with scikit-learn; offline"),
-    "cifar10": _Source(cifar.load, "CIFAR-10, binary or Python version"),
-    "cifar100": _Source(cifar.load, "CIFAR-100, binary or Python version"),
-    "svhn": _Source(svhn.load, "SVHN, cropped digits"),
-    "mnist": _Source(idx.load, "MNIST, packed by gzip or not"),
-    "fashionmnist": _Source(idx.load, "FashionMNIST, packed by gzip or not"),
-    "tinyimagenet": _Source(folders.load_tinyimagenet, "Tiny-ImageNet, 64 x 64", resizes=True),
-    "imagenet": _Source(folders.load_imagenet, "ImageNet, made to size", resizes=True),
-    "folder:PATH": _Source(
-        folders.load,
-        "image files in train/<class>/ and test/<class>/ or val/<class>/",
-        resizes=True,
-    ),
-    "arrays:PATH.npz": _Source(
-        arrays.load, "arrays train_images, train_labels, test_images, test_labels"
-    ),
-    "hub:NAME": _Source(
-        hub.load, "a set of the Hugging Face hub, or a folder that save_to_disk wrote", resizes=True
-    ),
+_LOADERS: dict[str, Callable[[str, Path, int | None], Dataset]] = {
+    "digits": digits.load,
+    "cifar10": cifar.load,
+    "cifar100": cifar.load,
+    "svhn": svhn.load,
+    "mnist": idx.load,
+    "fashionmnist": idx.load,
+    "tinyimagenet": folders.load_tinyimagenet,
+    "imagenet": folders.load_imagenet,
+    "folder:PATH": folders.load,
+    "arrays:PATH.npz": arrays.load,
+    "hub:NAME": hub.load,
 }
-
-DATASETS = {name: source.about for name, source in _SOURCES.items()}
 
 
 def load_dataset(name: str, root: Path | str = "data", *, size: int | None = None) -> Dataset:
@@ -62,19 +45,20 @@ def load_dataset(name: str, root: Path | str = "data", *, size: int | None = Non
         ValueError: the name or the size is not one, or a file is broken, which the message names.
 
     """
-    source = _source(name)
-    if size is not None and not source.resizes:
-        resizing = ", ".join(known for known, other in _SOURCES.items() if other.resizes)
+    known = _known(name)
+    if size is not None and not DATASETS[known].resizes:
+        resizing = ", ".join(other for other, about in DATASETS.items() if about.resizes)
         raise ValueError(f"size is for {resizing}; the images of {name} are of one size")
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
-    return source.load(name, Path(root).expanduser(), size)
+    return _LOADERS[known](name, Path(root).expanduser(), size)
 
 
-def _source(name: str) -> _Source:
+def _known(name: str) -> str:
+    """The key of `DATASETS` that a name stands for."""
     word, _, argument = name.partition(":")
-    for known, source in _SOURCES.items():
+    for known in DATASETS:
         known_word, _, placeholder = known.partition(":")
         if word == known_word and bool(argument) == bool(placeholder):
-            return source
+            return known
     raise ValueError(f"name must be one of {', '.join(DATASETS)}; got {name!r}")

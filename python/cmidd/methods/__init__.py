@@ -1,8 +1,9 @@
 """The methods by name, and what is known of each where the user says nothing.
 
 A method is a file here and a line in `METHODS`; `register` adds one that stands elsewhere, and
-`__all__` has all that such a one needs. Its file holds the loop's mathematics, its options, its
-published settings and its weights of CMI.
+`__all__` has all that such a one needs. Its file holds the loop's mathematics, its published
+settings and its weights of CMI; its options are in `cmidd.options`, as a file of its name and a
+line in `METHOD_OPTIONS`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cmidd.evaluate import PUBLISHED_RECIPE
 from cmidd.methods import dc, dm, mtt
 from cmidd.methods.base import CMIWeights, ExtraParameter, Method, MethodEntry, Published
-from cmidd.option_fields import AS_PUBLISHED, Options, fill_in, option
+from cmidd.options.fields import AS_PUBLISHED, Options, fill_in, option
+from cmidd.options.methods import METHOD_OPTIONS
+from cmidd.options.recipe import PUBLISHED_RECIPE
 from cmidd.view import View, register_view
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def register(name: str, entry: MethodEntry) -> None:
     if name in METHODS:
         raise ValueError(f"name: a method {name} exists already; expected another name")
     METHODS[name] = entry
+    METHOD_OPTIONS[name] = entry.options
 
 
 def method_entry(name: str) -> MethodEntry:

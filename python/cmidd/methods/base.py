@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from cmidd.option_fields import Options
+from cmidd.options.fields import Options
 from cmidd.synthetic import SyntheticSet
 from cmidd.view import View
 
@@ -138,7 +138,10 @@ class MethodEntry:
     make: Callable[..., Method]
     """Of dataset, labels, options, seed and device."""
     options: type[Options]
-    """A frozen dataclass whose docstring is the help of the method's flags."""
+    """A frozen dataclass whose docstring is the help of the method's flags.
+
+    The docstring of the file that it stands in is the help of the method.
+    """
     published: Callable[[Dataset, int], Published]
     """Of dataset and images per class."""
     cmi_weights: CMIWeights = field(default_factory=CMIWeights)

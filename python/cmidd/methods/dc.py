@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from cmidd.augment import DSA, Draw, Strategy, augment
+from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
 from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published
 from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
@@ -35,45 +35,12 @@ from cmidd.networks import (
     images_per_chunk,
 )
 from cmidd.networks.usual import gradient_network
-from cmidd.option_fields import AS_PUBLISHED, Options, check_filled_in, option
+from cmidd.options.dc import DCOptions
+from cmidd.options.dsa import DSAOptions
+from cmidd.options.fields import check_filled_in
+from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator, seed_of
-from cmidd.training import EpochDraws, Recipe, Stack, draw_epochs, train
-
-
-@dataclass(frozen=True)
-class DCOptions(Options):
-    """What the method can be told.
-
-    Args:
-        network: architecture of the random networks; default: convnet, of depth 2 for images of
-            8 x 8 and deeper from 64 x 64 on
-        batch_real: real images per class and update
-        outer_steps: updates of the images in one iteration; default as published for the ipc
-        inner_epochs: of the network on the images between updates; default as published for the ipc
-        metric: of gradients: rows (cosine of each output's weights), cosine (of all) or mse
-        lr_net: step size of that training
-        batch_net: images a step of it
-        augmentation: DSA operations, or none; flip is left out where mirrored images change class
-        compile: compile the network for its training and, on a CPU, for real images: a minute
-            before the first iteration, faster after it
-    """
-
-    network: str = AS_PUBLISHED
-    batch_real: int = option(256, least=1)
-    outer_steps: int = option(AS_PUBLISHED, least=1)
-    inner_epochs: int = option(AS_PUBLISHED, least=1)
-    metric: str = "rows"
-    lr_net: float = option(0.01, least=0)
-    batch_net: int = option(256, least=1)
-    augmentation: str = "none"
-    compile: bool = False
-
-
-@dataclass(frozen=True)
-class DSAOptions(DCOptions):  # noqa: D101
-    __doc__ = DCOptions.__doc__
-
-    augmentation: str = DSA
+from cmidd.training import EpochDraws, Stack, draw_epochs, train
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from cmidd.augment import DSA, Draw, Strategy, augment
+from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
 from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published
 from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
@@ -31,32 +31,13 @@ from cmidd.networks import (
     images_per_chunk,
 )
 from cmidd.networks.usual import usual_network
-from cmidd.option_fields import AS_PUBLISHED, Options, check_filled_in, option
+from cmidd.options.dm import DMOptions
+from cmidd.options.fields import check_filled_in
 from cmidd.seeds import generator
 
 # Pooling then reads whole vectors of channels: a quarter of the real branch. bfloat16 convolutions
 # are slower so.
 LAYOUT = {("cpu", torch.float32): torch.channels_last}
-
-
-@dataclass(frozen=True)
-class DMOptions(Options):
-    """What the method can be told.
-
-    Args:
-        network: architecture of the random networks, such as convnet:depth=3,width=128; default:
-            convnet, deeper for images from 64 x 64 on
-        batch_real: real images per class and iteration
-        augmentation: DSA operations, or none; flip is left out where mirrored images change class
-        real_dtype: of the real branch; bfloat16 is faster and moves the class means by 1e-3
-        compile: compile the real branch: a minute before the first iteration, faster after it
-    """
-
-    network: str = AS_PUBLISHED
-    batch_real: int = option(256, least=1)
-    augmentation: str = DSA
-    real_dtype: str = option("float32", choices=("float32", "bfloat16"))
-    compile: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,48 +19,19 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.profiler import record_function
 
-from cmidd.augment import DSA, Draw, Strategy, augment, draw
+from cmidd.augment import Draw, Strategy, augment, draw
 from cmidd.datasets import Dataset
 from cmidd.methods.adjoint import Descent
 from cmidd.methods.base import CMIWeights, ExtraParameter, Method, MethodEntry, Published
 from cmidd.networks import GPU_IMAGES_SECOND_ORDER, build_network, freeze, images_per_chunk
-from cmidd.option_fields import AS_PUBLISHED, Options, check_filled_in, option
+from cmidd.options.fields import check_filled_in
+from cmidd.options.mtt import MTTOptions
 from cmidd.pretrained.experts import Experts
 from cmidd.seeds import generator
 from cmidd.synthetic import SyntheticSet
 
 SURE = 0.9
 """Probability of its class that a soft label starts with."""
-
-
-@dataclass(frozen=True)
-class MTTOptions(Options):
-    """What the method can be told.
-
-    Args:
-        experts: file of trajectories, made by cmidd experts
-        student_steps: steps of the student on synthetic images; default as published for the
-            dataset and ipc, as that of the next three
-        expert_epochs: epochs of the expert that these steps are to equal
-        max_start_epoch: the student starts from an expert after fewer epochs than this
-        batch_syn: synthetic images a step; default: all
-        step_size: first step size of the student; default: the experts' learning rate
-        lr_step_size: learning rate of the step size; 0 keeps it
-        soft_labels: learn labels too: the softmax of free numbers, so that they stay probabilities
-        lr_labels: learning rate of those numbers; default: 1
-        augmentation: DSA operations, or none; flip is left out where mirrored images change class
-    """
-
-    experts: Path
-    student_steps: int = option(AS_PUBLISHED, least=1)
-    expert_epochs: int = option(AS_PUBLISHED, least=1)
-    max_start_epoch: int = option(AS_PUBLISHED, least=1)
-    batch_syn: int | None = option(AS_PUBLISHED, least=1)
-    step_size: float | None = option(AS_PUBLISHED, above=0)
-    lr_step_size: float = option(AS_PUBLISHED, least=0)
-    soft_labels: bool = False
-    lr_labels: float | None = option(None, least=0)
-    augmentation: str = DSA
 
 
 @dataclass(frozen=True, eq=False)

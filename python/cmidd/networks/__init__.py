@@ -16,7 +16,7 @@ from cmidd.networks.base import (
     images_per_chunk,
     initialize,
 )
-from cmidd.networks.spec import NETWORKS, NetworkSpec, build_network, describe_networks
+from cmidd.networks.spec import NETWORKS, NetworkSpec, build_network
 
 __all__ = [
     "GPU_IMAGES_FORWARD",
@@ -26,7 +26,6 @@ __all__ = [
     "NetworkSpec",
     "build_network",
     "check_images_are_independent",
-    "describe_networks",
     "draw_weights",
     "freeze",
     "images_per_chunk",

@@ -37,17 +37,6 @@ def options_of(name: str) -> dict[str, int | str]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def describe_networks() -> str:
-    """A line for each architecture and one for its options, for help texts."""
-    lines = []
-    for name, architecture in NETWORKS.items():
-        lines.append(f"{name}: {inspect.getdoc(architecture)}")
-        options = ",".join(f"{option}={value}" for option, value in options_of(name).items())
-        if options:
-            lines.append(f"    {name}:{options}")
-    return "\n".join(lines)
-
-
 @dataclass(frozen=True)
 class NetworkSpec:
     """An architecture and its options that differ from the default, made by `parse`.

@@ -8,7 +8,7 @@ network by network, as `growing_file.py` says.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,13 +20,13 @@ from cmidd.datasets import Dataset
 from cmidd.device import usable_device
 from cmidd.networks import Network, build_network, freeze
 from cmidd.networks.usual import bank_network
-from cmidd.option_fields import Options, option
+from cmidd.options.pretrained import BankOptions
 from cmidd.pretrained.filler import TrainingTask, fill
 from cmidd.seeds import seed_of
 from cmidd.storage.growing_file import CRC_OF, GrowingFile, check_complete, check_piece
 from cmidd.storage.lock import locked
 from cmidd.storage.tensor_file import FileError, opened
-from cmidd.training import Objective, Recipe, Stack, cross_entropy, network_of
+from cmidd.training import Objective, Stack, cross_entropy, network_of
 
 KIND = "bank of networks"
 
@@ -90,39 +90,6 @@ class Bank(Sequence[Network]):
             network = network_of(record["network"], record["shape"], record["num_classes"], state)
             self._networks[number] = freeze(network)
         return self._networks[number]
-
-
-@dataclass(frozen=True)
-class BankOptions(Options):
-    """The networks of a bank.
-
-    Args:
-        network: architecture; default: resnet18 as published, narrower for digits
-        networks: how many; published: 1000, few serve small datasets
-        epochs: passes over the training images
-        lr: learning rate of SGD with momentum 0.9
-        weight_decay: of SGD
-        batch_size: images a step
-        augmentation: DSA operations, or none as published
-        seed: of first weights and order
-        together: networks trained at once; default: 1 on a CPU, 5 on a GPU
-    """
-
-    network: str | None = None
-    networks: int = option(20, least=1)
-    epochs: int = option(40, least=1)
-    lr: float = option(0.01, above=0)
-    weight_decay: float = option(1e-3, least=0)
-    batch_size: int = option(256, least=1)
-    augmentation: str = "none"
-    seed: int = 0
-    together: int | None = option(None, least=1)
-
-    def recipe(self) -> Recipe:
-        """How each is trained."""
-        return Recipe(
-            self.epochs, self.lr, 0.9, self.weight_decay, self.batch_size, 1.0, self.augmentation
-        )
 
 
 def train_bank(

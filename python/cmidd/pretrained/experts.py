@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cmidd.augment import DSA, Strategy
+from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device
 from cmidd.networks import build_network
 from cmidd.networks.usual import gradient_network
-from cmidd.option_fields import Options, option
+from cmidd.options.pretrained import ExpertOptions
 from cmidd.pretrained.filler import TrainingTask, fill
 from cmidd.seeds import seed_of
 from cmidd.storage.growing_file import CRC_OF, GrowingFile, check_complete, check_piece
 from cmidd.storage.lock import locked
 from cmidd.storage.output import in_words
 from cmidd.storage.tensor_file import FileError, opened
-from cmidd.training import Recipe, Stack
+from cmidd.training import Stack
 
 KIND = "set of experts"
 
@@ -89,48 +89,6 @@ class Experts:
                 crc = file.get_slice(CRC_OF + "parameters")[expert, epoch]
                 check_piece(self._path, f"expert {expert + 1}, epoch {epoch},", row, crc)
         return row
-
-
-@dataclass(frozen=True)
-class ExpertOptions(Options):
-    """The networks whose training MTT matches.
-
-    Args:
-        network: architecture, without batch norm; default: convnet, of depth 2 for images of 8 x 8
-            and deeper from 64 x 64 on
-        experts: how many; published: 100
-        epochs: passes over the training images; their parameters are kept after each
-        lr: learning rate of SGD
-        momentum: of SGD
-        weight_decay: of SGD
-        batch_size: images a step
-        augmentation: DSA operations as published, or none
-        seed: of first weights, order and augmentation
-        together: experts trained at once; default: 1 on a CPU, 5 on a GPU
-    """
-
-    network: str | None = None
-    experts: int = option(100, least=1)
-    epochs: int = option(50, least=1)
-    lr: float = option(0.01, above=0)
-    momentum: float = option(0.0, least=0)
-    weight_decay: float = option(0.0, least=0)
-    batch_size: int = option(256, least=1)
-    augmentation: str = DSA
-    seed: int = 0
-    together: int | None = option(None, least=1)
-
-    def recipe(self) -> Recipe:
-        """How each is trained."""
-        return Recipe(
-            self.epochs,
-            self.lr,
-            self.momentum,
-            self.weight_decay,
-            self.batch_size,
-            1.0,
-            self.augmentation,
-        )
 
 
 def train_experts(

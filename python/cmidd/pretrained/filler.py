@@ -15,9 +15,10 @@ from torch import Tensor
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
 from cmidd.interruption import Stop, deferred
+from cmidd.options.recipe import Recipe
 from cmidd.progress import progress
 from cmidd.storage.growing_file import GrowingFile
-from cmidd.training import Objective, Progress, Recipe, Stack, cross_entropy, networks_together
+from cmidd.training import Objective, Progress, Stack, cross_entropy, networks_together
 from cmidd.training_file import TrainingFile, about_training, train_or_go_on, training_path
 
 

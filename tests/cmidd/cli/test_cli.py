@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from cmidd.cli import main
 from cmidd.cli.flags import command_line
-from cmidd.cli.options import (
+from cmidd.options.cmi import CMIOptions
+from cmidd.options.commands import (
     BankRunOptions,
     DataOptions,
     EvaluateOptions,
@@ -26,14 +27,13 @@ from cmidd.cli.options import (
     RunOptions,
     ScoreOptions,
 )
-from cmidd.methods.dc import DCOptions, DSAOptions
-from cmidd.methods.dm import DMOptions
-from cmidd.methods.mtt import MTTOptions
-from cmidd.option_fields import AS_PUBLISHED
-from cmidd.pretrained.bank import BankOptions
-from cmidd.pretrained.experts import ExpertOptions
-from cmidd.regularization import CMIOptions
-from cmidd.run import DistillOptions
+from cmidd.options.dc import DCOptions
+from cmidd.options.distill import DistillOptions
+from cmidd.options.dm import DMOptions
+from cmidd.options.dsa import DSAOptions
+from cmidd.options.fields import AS_PUBLISHED
+from cmidd.options.mtt import MTTOptions
+from cmidd.options.pretrained import BankOptions, ExpertOptions
 from tests.support.parsed import made
 
 COMMANDS: dict[str, tuple[type, ...]] = {

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from cmidd import __main__, cli
 from cmidd.cli import commands, main
-from cmidd.run import DistillOptions, run_folder
+from cmidd.options.distill import DistillOptions
+from cmidd.run import run_folder
 from cmidd.synthetic import SyntheticSet
 from tests.support.parsed import made
 from tests.support.tiny import DM_OPTIONS, tiny_dataset
@@ -111,10 +112,10 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None
     def interrupt(*parts: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_method", interrupt)
+    monkeypatch.setattr(commands, "run_method", interrupt)
     with pytest.raises(SystemExit, match=r"cmidd: interrupted; add --resume to continue"):
         main(DM)
-    monkeypatch.setattr(cli, "options_of", interrupt)
+    monkeypatch.setattr(cli, "read", interrupt)
     with pytest.raises(SystemExit, match=r"cmidd: interrupted$"):
         main(["evaluate"])
 
@@ -283,7 +284,7 @@ def test_a_dataset_is_kept_as_it_was_asked_for(elsewhere: Path) -> None:
 def test_without_its_packages_the_command_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("cmidd.cli", "cmidd.cli.flags", "cmidd.cli.commands"):
+    for name in ("cmidd.cli", "cmidd.cli.flags", "cmidd.cli.parser", "cmidd.cli.commands"):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     with pytest.raises(SystemExit, match=r'jsonargparse .* pip install "cmikernels\[cmidd\]"'):

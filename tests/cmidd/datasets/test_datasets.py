@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cmidd.datasets import DATASETS, Dataset, DatasetNotFound, ImageSet, ImageShape, load_dataset
+from cmidd.datasets import (
+    _LOADERS,
+    DATASETS,
+    Dataset,
+    DatasetNotFound,
+    ImageSet,
+    ImageShape,
+    load_dataset,
+)
 from cmidd.datasets.images import channel_statistics
 from cmidd.datasets.known import KNOWN
 from tests.support.dataset_files import random_sets
@@ -250,7 +258,8 @@ def test_imagenet_needs_a_size(tmp_path: Path) -> None:
 
 
 def test_every_name_says_what_it_is() -> None:
-    assert all(DATASETS.values())
+    assert all(name.about for name in DATASETS.values())
+    assert set(_LOADERS) == set(DATASETS)
     assert set(KNOWN) < set(DATASETS)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.plain.inputs import random_dataset
-from cmidd.pretrained.experts import ExpertOptions, train_experts
+from cmidd.options.pretrained import ExpertOptions
+from cmidd.pretrained.experts import train_experts
 from tests.support.mtt_cases import EPOCHS, NETWORK, REAL
 from tests.support.tiny import CPU, quiet
 

@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 from bench.plain.inputs import random_dataset
-from cmidd.augment import DSA, Strategy
+from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
 from cmidd.first_images import first_images
 from cmidd.methods import Method
 from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
-from cmidd.methods.dc import DSAOptions, GradientMatching
-from cmidd.methods.dm import DM, DMOptions
+from cmidd.methods.dc import GradientMatching
+from cmidd.methods.dm import DM
 from cmidd.networks import build_network, draw_weights, initialize
+from cmidd.options.dm import DMOptions
+from cmidd.options.dsa import DSAOptions
+from cmidd.options.recipe import DSA
 from cmidd.seeds import generator
 from tests.support.tiny import CPU, NETWORK
 

@@ -18,8 +18,9 @@ from bench.plain.dm import PlainDM
 from bench.plain.inputs import random_dataset, save_each, untrained_bank
 from cmidd import augment
 from cmidd.methods import dm
-from cmidd.methods.dm import DM, DMOptions
+from cmidd.methods.dm import DM
 from cmidd.networks import freeze
+from cmidd.options.dm import DMOptions
 from cmidd.seeds import generator
 from cmikernels import CMIRegularizer
 from tests.support.compare import relative_error

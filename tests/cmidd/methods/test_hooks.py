@@ -17,15 +17,17 @@ from cmidd.evaluate import evaluate_set, train_on
 from cmidd.exchange import export_png, export_pt
 from cmidd.first_images import first_images
 from cmidd.methods import METHODS, Method, MethodEntry, Published
-from cmidd.option_fields import Options
+from cmidd.options.cmi import CMIOptions
+from cmidd.options.distill import DistillOptions
+from cmidd.options.fields import Options
+from cmidd.options.methods import METHOD_OPTIONS
+from cmidd.options.recipe import Recipe
 from cmidd.pretrained.bank import Bank
-from cmidd.regularization import CMIOptions
 from cmidd.report.runs import read_runs
-from cmidd.run import DistillOptions, Run, distill, prepare
+from cmidd.run import Run, distill, prepare
 from cmidd.storage.run_folder import RunFolder, read_log
 from cmidd.storage.tensor_file import FileError, read_tensors
 from cmidd.synthetic import SyntheticSet
-from cmidd.training import Recipe
 from cmidd.view import VIEWS, View, register_view
 from cmikernels import CMIRegularizer
 from tests.support.tiny import CONFIG, CPU, NETWORK, quiet, tiny_dataset
@@ -124,6 +126,7 @@ def _methods(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             "checkpoint_every": 1}  # fmt: skip
     for name, make in MADE.items():
         monkeypatch.setitem(METHODS, name, MethodEntry(make, NoOptions, lambda *_: Published(loop)))
+        monkeypatch.setitem(METHOD_OPTIONS, name, NoOptions)
     register_view("halves", halves)
     yield
     del VIEWS["halves"]

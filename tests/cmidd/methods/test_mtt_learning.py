@@ -9,7 +9,8 @@ import torch
 
 from bench.plain.inputs import random_dataset
 from cmidd.methods.mtt import MTT
-from cmidd.pretrained.experts import KIND, ExpertOptions, Experts, train_experts
+from cmidd.options.pretrained import ExpertOptions
+from cmidd.pretrained.experts import KIND, Experts, train_experts
 from cmidd.storage.tensor_file import write_tensors
 from cmidd.synthetic import SyntheticSet
 from tests.support.mtt_cases import (

@@ -8,15 +8,16 @@ import docstring_parser
 import pytest
 import torch
 
-from cmidd.augment import DSA
 from cmidd.datasets import Dataset
 from cmidd.methods import METHODS, cmi_weight, evaluation_of, fill_in_published
-from cmidd.methods.dc import DCOptions, DSAOptions
-from cmidd.methods.dm import DMOptions
-from cmidd.methods.mtt import MTTOptions
 from cmidd.networks import build_network
 from cmidd.networks.usual import bank_network, gradient_network, usual_network
-from cmidd.run import DistillOptions
+from cmidd.options.dc import DCOptions
+from cmidd.options.distill import DistillOptions
+from cmidd.options.dm import DMOptions
+from cmidd.options.dsa import DSAOptions
+from cmidd.options.mtt import MTTOptions
+from cmidd.options.recipe import DSA
 from tests.support.tiny import tiny_dataset
 
 MADE: dict[str, Any] = {

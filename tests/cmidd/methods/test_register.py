@@ -14,8 +14,10 @@ from torch import Tensor
 
 from cmidd.cli import main
 from cmidd.methods import METHODS, Method, MethodEntry, Published, register
-from cmidd.option_fields import AS_PUBLISHED, Options
-from cmidd.run import DistillOptions, distill, prepare
+from cmidd.options.distill import DistillOptions
+from cmidd.options.fields import AS_PUBLISHED, Options
+from cmidd.options.methods import METHOD_OPTIONS
+from cmidd.run import distill, prepare
 from cmidd.synthetic import SyntheticSet
 from tests.support.tiny import CPU, tiny_dataset
 
@@ -53,7 +55,7 @@ def published(_dataset: Any, ipc: int) -> Published:
 def _shrink() -> Iterator[None]:
     register("shrink", MethodEntry(Shrink, ShrinkOptions, published))
     yield
-    del METHODS["shrink"]
+    del METHODS["shrink"], METHOD_OPTIONS["shrink"]
 
 
 def command(out: Path, *more: str) -> SyntheticSet:
@@ -108,3 +110,7 @@ def test_a_name_is_given_once() -> None:
 def test_an_unknown_name_is_an_error_that_lists_the_known() -> None:
     with pytest.raises(ValueError, match="method: expected one of dm, dc, dsa, mtt, shrink, got"):
         prepare("shrimp", tiny_dataset())
+
+
+def test_the_options_of_all_methods_are_in_the_table_that_the_commands_read() -> None:
+    assert {name: entry.options for name, entry in METHODS.items()} == METHOD_OPTIONS

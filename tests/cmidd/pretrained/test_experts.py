@@ -13,14 +13,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cmidd import training_file
-from cmidd.augment import DSA, Strategy, augment, draw
+from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
 from cmidd.networks import build_network, initialize
-from cmidd.pretrained.experts import ExpertOptions, Experts, train_experts
+from cmidd.options.pretrained import ExpertOptions
+from cmidd.options.recipe import DSA, Recipe
+from cmidd.pretrained.experts import Experts, train_experts
 from cmidd.seeds import generator, seed_of
 from cmidd.storage.growing_file import partial_path
 from cmidd.storage.output import in_words
-from cmidd.training import Recipe, train
+from cmidd.training import train
 from tests.support.tiny import (
     CPU,
     NETWORK,

@@ -1,7 +1,4 @@
-"""What the commands can be told, beside the options that the methods themselves define.
-
-The fields are flags and keys of a YAML file, their lines in the docstrings the help.
-"""
+"""What the commands can be told, beside what is trained and distilled."""
 
 from __future__ import annotations
 
@@ -10,13 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cmidd.datasets import Dataset, load_dataset
-from cmidd.device import usable_device
-from cmidd.evaluate import recipe_of
-from cmidd.option_fields import Options, option
-from cmidd.training import Recipe
+from cmidd.options.fields import Options, option
+from cmidd.options.recipe import Recipe, recipe_of
 
 
 @dataclass(frozen=True)
@@ -37,21 +29,6 @@ class DataOptions(Options):
     size: int | None = option(None, least=1)
     zca: bool = False
     device: str | None = None
-
-    def load(self) -> Dataset:
-        """The dataset."""
-        dataset = load_dataset(self.dataset, self.data, size=self.size)
-        _, height, width = dataset.shape
-        if height != width:
-            raise ValueError(
-                f"dataset: networks see square images, got {height} x {width} in {self.dataset}; "
-                "give --size where it is a folder of pictures"
-            )
-        return dataset.whitened() if self.zca else dataset
-
-    def torch_device(self) -> torch.device:
-        """The device, checked."""
-        return usable_device(self.device)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,17 @@
+"""The options of each method by its name; a method's own file is in `cmidd.methods`."""
+
+from __future__ import annotations
+
+from cmidd.options.dc import DCOptions
+from cmidd.options.dm import DMOptions
+from cmidd.options.dsa import DSAOptions
+from cmidd.options.fields import Options
+from cmidd.options.mtt import MTTOptions
+
+METHOD_OPTIONS: dict[str, type[Options]] = {
+    "dm": DMOptions,
+    "dc": DCOptions,
+    "dsa": DSAOptions,
+    "mtt": MTTOptions,
+}
+"""`cmidd.register` adds to it. The docstring of a class's file is the help of its command."""

@@ -1,0 +1,48 @@
+"""Names that options may take, with a line of help each: datasets and networks.
+
+The loaders are in `cmidd.datasets`, the architectures in `cmidd.networks`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class DatasetName(NamedTuple):
+    """A word, or a word, a colon and what the user fills in."""
+
+    about: str
+    resizes: bool = False
+    """Whether `size` means something to it."""
+
+
+DATASETS = {
+    "digits": DatasetName("8 x 8 grey digits that come with scikit-learn; offline"),
+    "cifar10": DatasetName("CIFAR-10, binary or Python version"),
+    "cifar100": DatasetName("CIFAR-100, binary or Python version"),
+    "svhn": DatasetName("SVHN, cropped digits"),
+    "mnist": DatasetName("MNIST, packed by gzip or not"),
+    "fashionmnist": DatasetName("FashionMNIST, packed by gzip or not"),
+    "tinyimagenet": DatasetName("Tiny-ImageNet, 64 x 64", resizes=True),
+    "imagenet": DatasetName("ImageNet, made to size", resizes=True),
+    "folder:PATH": DatasetName(
+        "image files in train/<class>/ and test/<class>/ or val/<class>/", resizes=True
+    ),
+    "arrays:PATH.npz": DatasetName("arrays train_images, train_labels, test_images, test_labels"),
+    "hub:NAME": DatasetName(
+        "a set of the Hugging Face hub, or a folder that save_to_disk wrote", resizes=True
+    ),
+}
+
+NETWORKS = """\
+convnet: depth x [conv 3x3, norm, activation, pooling]: the network of most published results.
+    convnet:depth=3,width=128,norm=instance,activation=relu,pooling=avg
+mlp: Three linear layers, width units in the two hidden ones.
+    mlp:width=128
+lenet: LeNet-5 with ReLU and max pooling: two convolutions 5x5, three linear layers.
+alexnet: AlexNet for small images: five convolutions, three max poolings, one linear layer.
+vgg11: VGG-11 for small images: eight convolutions 3x3, five max poolings, one linear layer.
+    vgg11:norm=instance
+resnet18: ResNet-18 with a stem for small images: what CMI is taken from in published results.
+    resnet18:width=64,norm=instance"""
+"""Each architecture, and below it all its options at their defaults."""

@@ -1,0 +1,83 @@
+"""Networks that are trained before a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cmidd.options.fields import Options, option
+from cmidd.options.recipe import DSA, Recipe
+
+
+@dataclass(frozen=True)
+class BankOptions(Options):
+    """The networks of a bank.
+
+    Args:
+        network: architecture; default: resnet18 as published, narrower for digits
+        networks: how many; published: 1000, few serve small datasets
+        epochs: passes over the training images
+        lr: learning rate of SGD with momentum 0.9
+        weight_decay: of SGD
+        batch_size: images a step
+        augmentation: DSA operations, or none as published
+        seed: of first weights and order
+        together: networks trained at once; default: 1 on a CPU, 5 on a GPU
+    """
+
+    network: str | None = None
+    networks: int = option(20, least=1)
+    epochs: int = option(40, least=1)
+    lr: float = option(0.01, above=0)
+    weight_decay: float = option(1e-3, least=0)
+    batch_size: int = option(256, least=1)
+    augmentation: str = "none"
+    seed: int = 0
+    together: int | None = option(None, least=1)
+
+    def recipe(self) -> Recipe:
+        """How each is trained."""
+        return Recipe(
+            self.epochs, self.lr, 0.9, self.weight_decay, self.batch_size, 1.0, self.augmentation
+        )
+
+
+@dataclass(frozen=True)
+class ExpertOptions(Options):
+    """The networks whose training MTT matches.
+
+    Args:
+        network: architecture, without batch norm; default: convnet, of depth 2 for images of 8 x 8
+            and deeper from 64 x 64 on
+        experts: how many; published: 100
+        epochs: passes over the training images; their parameters are kept after each
+        lr: learning rate of SGD
+        momentum: of SGD
+        weight_decay: of SGD
+        batch_size: images a step
+        augmentation: DSA operations as published, or none
+        seed: of first weights, order and augmentation
+        together: experts trained at once; default: 1 on a CPU, 5 on a GPU
+    """
+
+    network: str | None = None
+    experts: int = option(100, least=1)
+    epochs: int = option(50, least=1)
+    lr: float = option(0.01, above=0)
+    momentum: float = option(0.0, least=0)
+    weight_decay: float = option(0.0, least=0)
+    batch_size: int = option(256, least=1)
+    augmentation: str = DSA
+    seed: int = 0
+    together: int | None = option(None, least=1)
+
+    def recipe(self) -> Recipe:
+        """How each is trained."""
+        return Recipe(
+            self.epochs,
+            self.lr,
+            self.momentum,
+            self.weight_decay,
+            self.batch_size,
+            1.0,
+            self.augmentation,
+        )

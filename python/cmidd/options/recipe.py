@@ -1,0 +1,47 @@
+"""How networks are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+DSA = "color_crop_cutout_flip_scale_rotate"
+"""All operations of the augmentation, as published."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How networks are trained.
+
+    Args:
+        epochs: passes over the images
+        lr: learning rate of SGD
+        momentum: of SGD
+        weight_decay: of SGD
+        batch_size: images a step
+        drop_at: share of the epochs after which the learning rate is a tenth; 1: never
+        augmentation: operations such as color_crop_cutout_flip_scale_rotate, or none
+    """
+
+    epochs: int
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 256
+    drop_at: float = 0.5
+    augmentation: str = "none"
+
+
+PUBLISHED_RECIPE = Recipe(epochs=1000, augmentation=DSA)
+
+
+def recipe_of(record: Mapping[str, Any], **given: Any) -> Recipe:
+    """How networks are trained on a set: as given, as its record says, as is usual.
+
+    Args:
+        record: of the set.
+        given: fields of the recipe; None stands for one that is not given.
+    """
+    usual = replace(PUBLISHED_RECIPE, **record.get("evaluation", {}))
+    return replace(usual, **{name: value for name, value in given.items() if value is not None})
