@@ -16,6 +16,7 @@ from cmidd.device import usable_device
 from cmidd.evaluate import evaluate_set
 from cmidd.exchange import export_png, export_pt
 from cmidd.first_images import first_images
+from cmidd.loop import distill
 from cmidd.methods import fill_in_published
 from cmidd.networks import build_network
 from cmidd.networks.usual import usual_network
@@ -34,7 +35,7 @@ from cmidd.options.distill import DistillOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.pretrained.experts import train_experts
-from cmidd.run import distill, prepare, run_folder
+from cmidd.run import prepare, run_folder
 from cmidd.score import score
 from cmidd.storage.output import write_text
 from cmidd.storage.run_folder import versions

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from cmidd.cli import main
+from cmidd.loop import distill
 from cmidd.methods import METHODS, Method, MethodEntry, Published, register
 from cmidd.options.distill import DistillOptions
 from cmidd.options.fields import AS_PUBLISHED, Options
 from cmidd.options.methods import METHOD_OPTIONS
-from cmidd.run import distill, prepare
+from cmidd.run import prepare
 from cmidd.synthetic import SyntheticSet
 from tests.support.tiny import CPU, tiny_dataset
 
