@@ -107,7 +107,7 @@ def test_a_run_that_has_no_more_to_do_is_finished_by_a_signal(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(DM, "loss_and_gradient", signalling(DM.loss_and_gradient, 8, signal.SIGTERM))
-        with pytest.raises(Interrupted, match="interrupted when all of it was done"):
+        with pytest.raises(Interrupted, match="interrupted; what was under way is finished"):
             tiny_run(tmp_path)
     said: list[str] = []
     tiny_run(tmp_path, resume=True, say=said.append)

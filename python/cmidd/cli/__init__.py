@@ -8,24 +8,21 @@ command line was read.
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
 from cmidd.cli.parser import read
+from cmidd.interruption import sigterm_interrupts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; errors that the user can mend are one line, without a traceback."""
-    resumes = False
+    command = ["cmidd", *(sys.argv[1:] if arguments is None else arguments)]
     try:
-        given = read(arguments)
-        resumes = given.command in ("pretrain", "experts", "distill")
-        from cmidd.cli import commands
-
-        if given.method is not None:
-            commands.run_method(given.method, *given.parts)
-        else:
-            commands.COMMANDS[given.command](*given.parts)
+        with sigterm_interrupts():
+            _run(arguments)
     except ModuleNotFoundError as error:
         if os.environ.get("CMIDD_TRACEBACK"):
             raise
@@ -40,5 +37,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(
             f"cmidd: {str(error).partition('. ')[0]}; take smaller chunks, batches or networks"
         )
-    except KeyboardInterrupt:
-        sys.exit("cmidd: interrupted" + ("; add --resume to continue" if resumes else ""))
+    except KeyboardInterrupt as error:
+        print(f"cmidd: {_how_it_goes_on(str(error), command)}", file=sys.stderr)
+        sys.exit(128 + getattr(error, "number", signal.SIGINT))
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    given = read(arguments)
+    from cmidd.cli import commands
+
+    if given.method is not None:
+        commands.run_method(given.method, *given.parts)
+    else:
+        commands.COMMANDS[given.command](*given.parts)
+
+
+def _how_it_goes_on(done: str, command: list[str]) -> str:
+    """What an interrupted command says: what is done of it, if it says so, and what to do next."""
+    if command[1:2] not in (["pretrain"], ["experts"], ["distill"], ["evaluate"]):
+        return "interrupted"
+    if not done:
+        return f"interrupted before the first step; begin again with: {shlex.join(command)}"
+    if "--resume" not in command:
+        command = [*command, "--resume"]
+    return f"{done}; go on with: {shlex.join(command)}"

@@ -92,7 +92,8 @@ class EvaluateOptions(Options):
         augmentation: DSA operations, or none; default: as the set's method was published, else all
         seed: of the networks
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU
-        out: new JSON file of the results, for cmidd report
+        out: JSON file of the results, for cmidd report
+        resume: go on with the results that are there
     """
 
     sets: tuple[Path, ...] = ()
@@ -109,6 +110,7 @@ class EvaluateOptions(Options):
     seed: int = 0
     together: int | None = option(None, least=1)
     out: Path = Path("runs/evaluation.json")
+    resume: bool = False
 
     def recipe(self, record: Mapping[str, Any]) -> Recipe:
         """How networks are trained on a set with this record, if it did not learn its own rate."""
