@@ -95,8 +95,10 @@ def make_run(
     images = torch.randn(len(labels), *SHAPE, generator=generator("report images"))
     with folder.logging(0):
         for iteration in range(3):
-            cmi = 0.5 / (1 + iteration) if weight else 0.0
-            numbers = {"loss": 3.0 - iteration, "cmi": cmi, "weighted_cmi": weight * cmi}
+            numbers = {"loss": 3.0 - iteration}
+            if weight:
+                cmi = 0.5 / (1 + iteration)
+                numbers |= {"cmi": cmi, "weighted_cmi": weight * cmi}
             folder.log(10 * iteration, numbers)
         folder.save_checkpoint(1234, {"images": images})
     if finished:

@@ -197,7 +197,8 @@ def _curves(runs: Sequence[RunSummary]) -> Html:
 
 
 def _curve(number: int, run: RunSummary, name: str) -> Curve:
-    return Curve(number, [line["iteration"] for line in run.log], [line[name] for line in run.log])
+    lines = [line for line in run.log if name in line]
+    return Curve(number, [line["iteration"] for line in lines], [line[name] for line in lines])
 
 
 def _making(runs: Sequence[RunSummary], evaluations: Sequence[Evaluation]) -> Html:

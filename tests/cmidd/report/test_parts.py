@@ -5,6 +5,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from cmidd.datasets import Dataset, load_dataset
 from cmidd.report.accuracy import accuracy_table, read_evaluation
-from cmidd.report.pictures import CLASS_COLORS, line_style, running_mean, strip
+from cmidd.report.pictures import CLASS_COLORS, Curve, curves, line_style, running_mean, strip
 from cmidd.seeds import generator
 from cmidd.storage.run_folder import KIND as CHECKPOINT
 from cmidd.storage.tensor_file import FileError, write_tensors
@@ -115,6 +116,16 @@ def test_a_pixel_of_the_grid_is_a_square_of_its_colour(channels: int) -> None:
     assert (array[:, 2 * step :, 3] == 0).all()  # the third place is empty
 
 
+@pytest.mark.parametrize("values", [[0.5], [-0.5], [0.5, 0.7]])
+def test_a_curve_is_seen_even_of_one_value(values: list[float]) -> None:
+    picture = curves([Curve(1, [9] * len(values), values)], "title", "words")
+    found = re.search(r"src=\"data:image/png;base64,([^\"]+)", picture)
+    assert found is not None
+    array = np.asarray(Image.open(io.BytesIO(base64.b64decode(found[1]))))  # (H, W, RGBA)
+    red, green, blue = (int(line_style(1)[0][at : at + 2], 16) for at in (1, 3, 5))
+    assert (array == (red, green, blue, 255)).all(axis=2).sum() > 100
+
+
 def test_runs_beyond_the_colours_differ_in_dashes() -> None:
     styles = [line_style(number) for number in range(18)]
     assert len(set(styles)) == len(styles)
@@ -171,10 +182,20 @@ def test_a_checkpoint_without_its_iteration_is_an_error(dataset: Dataset, tmp_pa
         report(tmp_path, broken)
 
 
-def test_a_log_without_its_numbers_is_an_error(dataset: Dataset, tmp_path: Path) -> None:
-    broken = make_run(tmp_path / "run", dataset)
-    (broken / "log.jsonl").write_text('{"iteration": 1, "loss": 2.0}\n')
-    with pytest.raises(FileError, match=r"log\.jsonl: expected iteration, loss, cmi in each line"):
+@pytest.mark.parametrize(
+    ("weight", "numbers", "needed"),
+    [
+        (100.0, {"loss": 2.0}, "iteration, loss, cmi in each line"),
+        (0.0, {"cmi": 2.0}, "iteration, loss in each line"),
+        (0.0, {"loss": "2"}, "iteration, loss in each line, and numbers alone"),
+    ],
+)
+def test_a_log_without_its_numbers_is_an_error(
+    weight: float, numbers: dict[str, Any], needed: str, dataset: Dataset, tmp_path: Path
+) -> None:
+    broken = make_run(tmp_path / "run", dataset, weight=weight)
+    (broken / "log.jsonl").write_text(json.dumps({"iteration": 1, **numbers}) + "\n")
+    with pytest.raises(FileError, match=rf"log\.jsonl: expected {needed}"):
         report(tmp_path, broken)
 
 

@@ -168,6 +168,17 @@ def test_without_cmi_there_is_no_curve_of_it(dataset: Dataset, tmp_path: Path) -
     assert not page.alts("CMI")
 
 
+def test_zeros_for_cmi_as_older_logs_have_them_are_no_curve(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    for name, finished in (("done", True), ("going", False)):
+        run = make_run(tmp_path / name, dataset, weight=0.0, finished=finished)
+        (run / "log.jsonl").write_text('{"iteration": 1, "loss": 2.0, "cmi": 0.0}\n')
+        page = report(tmp_path / name, run)
+        assert f"{run} (no CMI)" in page.section("Loss and CMI")
+        assert not page.alts("CMI")
+
+
 def test_a_result_that_was_copied_alone_has_no_curves(bare_page: Page) -> None:
     assert "copied (no log)" in bare_page.section("Loss and CMI")
     assert not bare_page.alts("Loss")
