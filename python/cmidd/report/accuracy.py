@@ -13,14 +13,20 @@ It reads the JSON that `cmidd evaluate` writes:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cmidd.report.page import Html, element, join, paragraph, table
+from cmidd.report.page import Html, digits, element, join, paragraph, table
 from cmidd.storage.tensor_file import FileError
 
+_MARKED = (
+    "Marked as best: among distilled sets of equally many images the one whose mean is above that "
+    "of every other by more than √(a² + b²), where a and b are the two standard deviations; none "
+    "where n is 1."
+)
 _REAL = ("random real images", "all real images")  # how sets begin that were not distilled
 
 
@@ -70,7 +76,7 @@ def read_evaluation(path: Path) -> Evaluation:
                     float(found["mean"]),
                     float(found["std"]),
                     len(found["accuracies"]),
-                    ", ".join(f"{key} {value}" for key, value in found["recipe"].items()),
+                    ", ".join(f"{key} {digits(value)}" for key, value in found["recipe"].items()),
                 )
             rows.append(row)
         return Evaluation(
@@ -88,31 +94,28 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def accuracy_table(evaluations: Sequence[Evaluation]) -> Html:
-    """All results of all files, the best distilled set of each column marked."""
+    """All results of all files, distilled sets marked where they are best beyond doubt."""
     rows = _merged([row for evaluation in evaluations for row in evaluation.rows])
     networks = list(dict.fromkeys(network for row in rows for network in row.cells))
-    distilled = [row for row in rows if _order(row) == 0]
     best = {
-        network: max(found)
+        (number, network)
+        for number, row in enumerate(rows)
         for network in networks
-        if len(found := [row.cells[network].mean for row in distilled if network in row.cells]) > 1
+        if _is_best(row, network, rows)
     }
     lines = [
         [
             row.name,
             f"{row.images:,}",
-            *(
-                _cell(row.cells.get(network), best.get(network) if row in distilled else None)
-                for network in networks
-            ),
+            *(_cell(row.cells.get(network), (number, network) in best) for network in networks),
         ]
-        for row in rows
+        for number, row in enumerate(rows)
     ]
     recipes: dict[str, dict[str, None]] = {}  # and the rows that each is of
     for row in rows:
         for cell in row.cells.values():
             recipes.setdefault(cell.recipe, {})[row.name] = None
-    marked = " Marked: the best distilled set of a column." if best else ""
+    marked = f" {_MARKED}" if best else ""
     return join(
         [
             paragraph(
@@ -129,6 +132,25 @@ def accuracy_table(evaluations: Sequence[Evaluation]) -> Html:
                 for recipe, names in recipes.items()
             ),
         ]
+    )
+
+
+def _is_best(row: Row, network: str, rows: Sequence[Row]) -> bool:
+    """Whether a distilled set is better than each other one of its size, as `_MARKED` says."""
+    own = row.cells.get(network)
+    others = [
+        other.cells[network]
+        for other in rows
+        if other is not row
+        and other.images == row.images
+        and _order(other) == 0
+        and network in other.cells
+    ]
+    if own is None or _order(row) != 0 or not others:
+        return False
+    return all(
+        min(own.count, other.count) > 1 and own.mean - other.mean > math.hypot(own.std, other.std)
+        for other in others
     )
 
 
@@ -152,11 +174,10 @@ def _order(row: Row) -> int:
     return next((k for k, real in enumerate(_REAL, 1) if row.name.startswith(real)), 0)
 
 
-def _cell(cell: Cell | None, best: float | None) -> Html:
+def _cell(cell: Cell | None, is_best: bool) -> Html:
     if cell is None:
         return element("td", "—")
     spread = f" ± {100 * cell.std:.1f}" if cell.count > 1 else ""
-    is_best = cell.mean == best
     number = f"{100 * cell.mean:.1f}{spread} "
     note = element("small", f"n = {cell.count}{', best' if is_best else ''}")
     if is_best:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from cmidd.datasets import Dataset, load_dataset
 from cmidd.report.accuracy import accuracy_table, read_evaluation
+from cmidd.report.page import digits
 from cmidd.report.pictures import CLASS_COLORS, Curve, curves, line_style, running_mean, strip
 from cmidd.seeds import generator
 from cmidd.storage.run_folder import KIND as CHECKPOINT
@@ -64,26 +65,56 @@ def test_recipes_that_differ_say_whose_they_are(tmp_path: Path) -> None:
     path = make_evaluation(tmp_path / "differ.json", "digits", results)
     record = json.loads(path.read_text())
     for evaluation in record["results"][1]["evaluations"]:
-        evaluation["recipe"]["lr"] = 0.3
+        evaluation["recipe"]["lr"] = 0.013703810051083565
     path.write_text(json.dumps(record))
     table = accuracy_table([read_evaluation(path)])
     assert re.findall("(Recipe.*?): .*?lr ([0-9.]+)", table) == [
-        ("Recipe of a, c", "0.01"), ("Recipe of b", "0.3"),
+        ("Recipe of a, c", "0.01"), ("Recipe of b", "0.0137"),
     ]  # fmt: skip
 
 
-def test_the_best_distilled_set_of_a_column_is_marked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("results", "sizes", "best"),
+    [
+        ({"a": (0.5, 0.5), "b": (0.6, 0.6), "all real images": (0.9, 0.9)}, {}, ["60.0"]),
+        # Deviations of 3 and of 4 make 5 together, and the means are 4.9 and 5.1 apart.
+        ({"a": (0.47, 0.53), "b": (0.509, 0.589)}, {}, []),
+        ({"a": (0.47, 0.53), "b": (0.511, 0.591)}, {}, ["55.1"]),
+        # The second is far, the third not, for it has a large deviation.
+        ({"a": (0.6, 0.6), "b": (0.5, 0.5), "c": (0.2, 0.7)}, {}, []),
+        ({"a": (0.5, 0.5), "b": (0.5, 0.5)}, {}, []),
+        ({"a": (0.5,), "b": (0.6, 0.6)}, {}, []),
+        ({"a": (0.5, 0.5), "b": (0.6,)}, {}, []),
+        # Of one size each.
+        ({"a": (0.5, 0.5), "b": (0.6, 0.6)}, {"b": 60}, []),
+        (
+            {"a": (0.1, 0.1), "b": (0.2, 0.2), "c": (0.6, 0.6), "d": (0.7, 0.7)},
+            {"c": 60, "d": 60},
+            ["20.0", "70.0"],
+        ),
+    ],
+)
+def test_the_best_of_a_size_is_marked_where_it_is_better_beyond_the_deviation(
+    results: dict[str, tuple[float, ...]], sizes: dict[str, int], best: list[str], tmp_path: Path
+) -> None:
+    of_convnet = {name: {"convnet": accuracies} for name, accuracies in results.items()}
+    path = make_evaluation(tmp_path / "e.json", "digits", of_convnet, sizes)
+    table = accuracy_table([read_evaluation(path)])
+    assert re.findall(r'<td class="best">([\d.]+) .*?best', table) == best
+    assert ("Marked as best" in table) == bool(best)
+
+
+def test_each_network_has_its_own_best(tmp_path: Path) -> None:
     results: Results = {
-        "a": {"convnet": (0.5,), "mlp": (0.4,)},
-        "b": {"convnet": (0.6,), "mlp": (0.3,)},
-        "all real images": {"convnet": (0.9,), "mlp": (0.9,)},
+        "a": {"convnet": (0.5, 0.5), "mlp": (0.4, 0.4)},
+        "b": {"convnet": (0.6, 0.6), "mlp": (0.3, 0.3)},
     }
-    best = re.findall(r'<td class="best">([\d.]+) <small>n = 1, best', table_of(tmp_path, results))
+    best = re.findall(r'<td class="best">([\d.]+) ', table_of(tmp_path, results))
     assert best == ["40.0", "60.0"]
 
 
 def test_a_single_distilled_set_is_not_called_the_best(tmp_path: Path) -> None:
-    table = table_of(tmp_path, {"a": {"mlp": (0.5,)}, "all real images": {"mlp": (0.9,)}})
+    table = table_of(tmp_path, {"a": {"mlp": (0.5, 0.5)}, "all real images": {"mlp": (0.9, 0.9)}})
     assert "best" not in table
 
 
@@ -141,6 +172,15 @@ def test_the_running_mean_keeps_constants_and_length_and_smooths() -> None:
     jagged = running_mean([0.0, 1.0] * 300)
     assert len(jagged) == 600
     assert np.ptp(jagged) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.013703810051083565, "0.0137"), (5e-4, "0.0005"), (18000.0, "18000.0"), (20000, "20000"),
+     ("none", "none"), (None, "None"), (True, "True")],
+)  # fmt: skip
+def test_numbers_have_three_digits_behind_the_point(value: object, shown: str) -> None:
+    assert str(digits(value)) == shown
 
 
 def test_no_runs_is_an_error(tmp_path: Path) -> None:
