@@ -179,7 +179,7 @@ def _unfinished(
             f"{config['dataset']}"
         )
     labels = torch.arange(dataset.num_classes).repeat_interleave(per_class)
-    about = {"view": record["view"]} if "view" in record else {}
+    about: dict[str, Any] = {name: record[name] for name in ("view", "made_with") if name in record}
     shown = SyntheticSet.of(dataset, images, labels, about)
     return shown, record["iteration"]
 
