@@ -6,6 +6,7 @@ A new dataset is one loader, `(name, root, size) -> Dataset`, and one line of th
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +39,9 @@ _SOURCES = {
         resizes=True,
     ),
     "arrays:PATH.npz": _Source(
-        arrays.load, "arrays train_images, train_labels, test_images, test_labels"
+        arrays.load,
+        "arrays train_images and test_images, uint8 (N, H, W) or (N, H, W, C) with C 1 or 3, "
+        "train_labels and test_labels, integers (N,) from 0",
     ),
     "hub:NAME": _Source(
         hub.load, "a set of the Hugging Face hub, or a folder that save_to_disk wrote", resizes=True
@@ -77,4 +80,7 @@ def _source(name: str) -> _Source:
         known_word, _, placeholder = known.partition(":")
         if word == known_word and bool(argument) == bool(placeholder):
             return source
-    raise ValueError(f"name must be one of {', '.join(DATASETS)}; got {name!r}")
+    words = {known.partition(":")[0]: known for known in _SOURCES}
+    close = get_close_matches(word.lower(), words, n=1, cutoff=0.7)
+    meant = f"; did you mean {words[close[0]]}?" if close else ""
+    raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}; got {name!r}{meant}")
