@@ -94,28 +94,19 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def accuracy_table(evaluations: Sequence[Evaluation]) -> Html:
-    """All results of all files, distilled sets marked where they are best beyond doubt."""
+    """All results of all files, distilled sets marked where they are best beyond deviation."""
     rows = _merged([row for evaluation in evaluations for row in evaluation.rows])
     networks = list(dict.fromkeys(network for row in rows for network in row.cells))
-    best = {
-        (number, network)
-        for number, row in enumerate(rows)
-        for network in networks
-        if _is_best(row, network, rows)
-    }
+    rivals = [[_rivals(row, network, rows) for network in networks] for row in rows]
     lines = [
-        [
-            row.name,
-            f"{row.images:,}",
-            *(_cell(row.cells.get(network), (number, network) in best) for network in networks),
-        ]
-        for number, row in enumerate(rows)
+        [row.name, f"{row.images:,}", *map(_cell, map(row.cells.get, networks), of_row)]
+        for row, of_row in zip(rows, rivals, strict=True)
     ]
     recipes: dict[str, dict[str, None]] = {}  # and the rows that each is of
     for row in rows:
         for cell in row.cells.values():
             recipes.setdefault(cell.recipe, {})[row.name] = None
-    marked = f" {_MARKED}" if best else ""
+    marked = f" {_MARKED}" if any(found for of_row in rivals for found in of_row) else ""
     return join(
         [
             paragraph(
@@ -135,22 +126,24 @@ def accuracy_table(evaluations: Sequence[Evaluation]) -> Html:
     )
 
 
-def _is_best(row: Row, network: str, rows: Sequence[Row]) -> bool:
-    """Whether a distilled set is better than each other one of its size, as `_MARKED` says."""
-    own = row.cells.get(network)
-    others = [
+def _rivals(row: Row, network: str, rows: Sequence[Row]) -> list[Cell]:
+    """Of the other distilled sets that are as large as this one, if it is distilled."""
+    return [
         other.cells[network]
         for other in rows
         if other is not row
         and other.images == row.images
-        and _order(other) == 0
-        and network in other.cells
+        and _order(row) == _order(other) == 0
+        and network in row.cells.keys() & other.cells.keys()
     ]
-    if own is None or _order(row) != 0 or not others:
-        return False
-    return all(
-        min(own.count, other.count) > 1 and own.mean - other.mean > math.hypot(own.std, other.std)
-        for other in others
+
+
+def _is_best(cell: Cell, rivals: Sequence[Cell]) -> bool:
+    """Whether it is better than every rival, as `_MARKED` says."""
+    return bool(rivals) and all(
+        min(cell.count, rival.count) > 1
+        and cell.mean - rival.mean > math.hypot(cell.std, rival.std)
+        for rival in rivals
     )
 
 
@@ -174,9 +167,10 @@ def _order(row: Row) -> int:
     return next((k for k, real in enumerate(_REAL, 1) if row.name.startswith(real)), 0)
 
 
-def _cell(cell: Cell | None, is_best: bool) -> Html:
+def _cell(cell: Cell | None, rivals: Sequence[Cell]) -> Html:
     if cell is None:
         return element("td", "—")
+    is_best = _is_best(cell, rivals)
     spread = f" ± {100 * cell.std:.1f}" if cell.count > 1 else ""
     number = f"{100 * cell.mean:.1f}{spread} "
     note = element("small", f"n = {cell.count}{', best' if is_best else ''}")

@@ -103,7 +103,7 @@ def curves(lines: Sequence[Curve], title: str, alt: str) -> Html:
         if all(value > 0 for line in lines for value in line.values):
             axis.set_yscale("log")
         axis.set(title=title, xlabel="iteration")
-        axis.locator_params(axis="x", nbins=5, integer=True)
+        axis.locator_params(axis="x", nbins=5, integer=True, min_n_ticks=1)
         axis.grid(True)
 
     return _picture(draw, (4.8, 3.4), alt)
