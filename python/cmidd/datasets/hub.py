@@ -86,7 +86,11 @@ def _open(source: str) -> Any:
     if folder.is_dir():
         with reading(folder):
             return datasets.load_from_disk(str(folder))
-    print(f"asking the Hugging Face hub for {source}; it tries again for half a minute", flush=True)
+    print(
+        f"asking the Hugging Face hub for {source} (without a network it takes half a minute to "
+        "give up)",
+        flush=True,
+    )
     try:
         return datasets.load_dataset(*source.split(":", 1))
     except (FileNotFoundError, ConnectionError) as error:
