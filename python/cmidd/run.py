@@ -131,7 +131,7 @@ def prepare(
         known = cmi_weight(method_name, dataset.name, options.ipc)
         usual = cmi.cmi_layer == "features" and cmi.cmi_centroids == "own"
         note = "" if usual else ", for embeddings and the images' own means; try others"
-        say(f"weight of CMI: {known.value:g} ({known.origin}{note})")
+        say(f"weight of CMI: {known.value:g}, {known.origin}{note}")
         return known.value
 
     term = CMITerm(cmi, dataset, images, labels, method, options.seed, weight=weight, say=say)

@@ -251,8 +251,8 @@ def test_the_published_weight_is_taken_and_said(tmp_path: Path) -> None:
     result = tiny_run(
         tmp_path / "run", replace(OPTIONS, iterations=1), cmi, dataset=dataset, say=said.append
     )
-    expected = "weight of CMI: 18000 (published for 10 images per class, the nearest)"
-    assert said[0] == expected
+    origin = "published for svhn at 10 images per class, the nearest to your 2"
+    assert said[0] == f"weight of CMI: 18000, {origin}"
     assert result.record["cmi_weight"] == 18000
 
 

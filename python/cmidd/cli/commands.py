@@ -218,7 +218,8 @@ def _sets(
         loaded.whiten(dataset).check_made_for(loaded.record, str(path))
     if random_real is not None:
         name = f"random real images, {random_real} per class"
-        sets[name] = SyntheticSet.of(dataset, *first_images(dataset, random_real, "real", seed))
+        real = first_images(dataset, random_real, "real", seed, count_option="random_real")
+        sets[name] = SyntheticSet.of(dataset, *real)
     return sets
 
 

@@ -7,6 +7,7 @@ of `options/names.py`, which is its help.
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 
 from cmidd.datasets import arrays, cifar, digits, folders, hub, idx, svhn
@@ -61,4 +62,7 @@ def _known(name: str) -> str:
         known_word, _, placeholder = known.partition(":")
         if word == known_word and bool(argument) == bool(placeholder):
             return known
-    raise ValueError(f"name must be one of {', '.join(DATASETS)}; got {name!r}")
+    words = {known.partition(":")[0]: known for known in DATASETS}
+    close = get_close_matches(word.lower(), words, n=1, cutoff=0.7)
+    meant = f"; did you mean {words[close[0]]}?" if close else ""
+    raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}; got {name!r}{meant}")

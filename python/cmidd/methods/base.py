@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from cmidd.datasets.known import KNOWN
 from cmidd.options.fields import Options
 from cmidd.synthetic import SyntheticSet
 from cmidd.view import View
@@ -121,6 +122,20 @@ class Published:
     """Epochs and augmentation of networks that are trained on a set, where they are not DSA's."""
     origin: str = "as published"
     """Where these come from, in words for the user."""
+
+
+def origin_on(dataset: Dataset, whose: str, *, exact: bool = True) -> str:
+    """The origin of settings that were published for standard datasets alone, in words.
+
+    Args:
+        dataset: that they are to serve.
+        whose: published default it is, such as "DM's".
+        exact: whether they were published as they are, and are not only near to what was.
+    """
+    if dataset.name in KNOWN:
+        return "as published" if exact else "as near to what is published as it goes"
+    near = "" if exact else "as near as it goes to "
+    return f"not published for {dataset.name}; {near}{whose} published default, found on CIFAR-10"
 
 
 @dataclass(frozen=True)

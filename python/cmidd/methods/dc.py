@@ -22,7 +22,7 @@ from torch.profiler import record_function
 
 from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
-from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published
+from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published, origin_on
 from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
 from cmidd.methods.class_gradients import GradientsClassByClass, GradientsVmapped
 from cmidd.methods.gradient_distance import GradientDistance
@@ -227,7 +227,7 @@ def _published(dataset: Dataset, ipc: int, init: str, evaluation: dict[str, Any]
         },
         options={"outer_steps": outer, "inner_epochs": inner, "network": network},
         evaluation=evaluation,
-        origin="as published" if is_published else "as near to what is published as it goes",
+        origin=origin_on(dataset, "the", exact=is_published),
     )
 
 

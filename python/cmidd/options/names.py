@@ -28,7 +28,10 @@ DATASETS = {
     "folder:PATH": DatasetName(
         "image files in train/<class>/ and test/<class>/ or val/<class>/", resizes=True
     ),
-    "arrays:PATH.npz": DatasetName("arrays train_images, train_labels, test_images, test_labels"),
+    "arrays:PATH.npz": DatasetName(
+        "arrays train_images and test_images, uint8 (N, H, W) or (N, H, W, C) with C 1 or 3, "
+        "train_labels and test_labels, integers (N,) from 0"
+    ),
     "hub:NAME": DatasetName(
         "a set of the Hugging Face hub, or a folder that save_to_disk wrote", resizes=True
     ),

@@ -71,7 +71,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["evaluate"], "sets: expected something to evaluate"),
     (["evaluate", "--sets", "[none]"], "none: expected a file with a synthetic set"),
     (["evaluate", "--sets", "none"], "sets"),
-    (["evaluate", "--random_real", "100000"], "ipc: class 0 of digits has"),
+    (["evaluate", "--random_real", "100000"], "random_real: class 0 of digits has"),
     (["evaluate", "--random_real=2", "--repeats=0"], "repeats: expected at least 1, got 0"),
     (["score"], "bank"),
     (["score", "--bank", "none", "--random_real", "1"], "none: expected a file with a bank"),
