@@ -239,7 +239,7 @@ def test_a_report_that_fails_leaves_the_old_page(
         raise OSError("no space left on device")
 
     (tmp_path / "report.html").write_text("the old page")
-    monkeypatch.setattr("cmidd.storage.tensor_file.os.fsync", full)
+    monkeypatch.setattr("cmidd.storage.output.os.fsync", full)
     with pytest.raises(OSError, match="no space"):
         report(tmp_path, folder / "plain", overwrite=True)
     assert (tmp_path / "report.html").read_text() == "the old page"

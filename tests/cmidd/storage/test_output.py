@@ -29,6 +29,6 @@ def test_a_folder_that_takes_no_files_is_named(
     def full(**_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cmidd.writable.tempfile.TemporaryFile", full)
+    monkeypatch.setattr("cmidd.storage.output.tempfile.TemporaryFile", full)
     with pytest.raises(OSError, match=r"png: nothing .* \(No space left on device\); name another"):
         check_writable(tmp_path, "png")
