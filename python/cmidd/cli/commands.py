@@ -10,8 +10,9 @@ from typing import Any
 
 from cmidd.augment import Strategy
 from cmidd.cli.costs import estimate
+from cmidd.cli.data import load, load_for
 from cmidd.cli.flags import command_line
-from cmidd.datasets import Dataset, load_dataset
+from cmidd.datasets import Dataset
 from cmidd.device import usable_device
 from cmidd.evaluate import evaluate_set
 from cmidd.exchange import export_png, export_pt
@@ -29,6 +30,7 @@ from cmidd.options.commands import (
     ReportOptions,
     RunOptions,
     ScoreOptions,
+    SetDataOptions,
 )
 from cmidd.options.distill import DistillOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
@@ -38,19 +40,7 @@ from cmidd.run import distill, prepare, run_folder
 from cmidd.score import score
 from cmidd.storage.output import write_text
 from cmidd.storage.run_folder import versions
-from cmidd.synthetic import SyntheticSet
-
-
-def load(data: DataOptions) -> Dataset:
-    """The real images."""
-    dataset = load_dataset(data.dataset, data.data, size=data.size)
-    _, height, width = dataset.shape
-    if height != width:
-        raise ValueError(
-            f"dataset: networks see square images, got {height} x {width} in {data.dataset}; "
-            "give --size where it is a folder of pictures"
-        )
-    return dataset.whitened() if data.zca else dataset
+from cmidd.synthetic import SyntheticSet, file_of
 
 
 def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> None:
@@ -82,7 +72,7 @@ def run_method(
     if run.dry_run:
         print(estimate(prepare(method, dataset, options, of_method, cmi, device=device)))
         return
-    out, parts = run.out or Path("runs") / method, (options, cmi, of_method)
+    out, parts = run.folder(method), (options, cmi, of_method)
     folder = run_folder(out, method, dataset, parts, resume=run.resume, asked=asdict(data))
     if folder.finished:
         print(f"{folder.path} is finished already")
@@ -97,19 +87,17 @@ def run_method(
     print("try it:", command_line("evaluate", (data, evaluation)))
 
 
-def run_evaluate(data: DataOptions, options: EvaluateOptions) -> None:
+def run_evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
     """Train fresh networks on sets and test them on real images."""
     if options.out.exists():
         raise FileExistsError(f"out: {options.out} exists already; name another file")
-    dataset, device = load(data), usable_device(data.device)
+    dataset, device = load_for(options.sets, data), usable_device(data.device)
     sets = _sets(dataset, options.sets, options.random_real, options.seed)
     recipes = {name: options.recipe(each.record) for name, each in sets.items()}
     if options.all_real:
         train, name = dataset.train, "all real images"
         sets[name] = SyntheticSet.of(dataset, dataset.to_input(train.images), train.labels)
         recipes[name] = replace(options.recipe({}), epochs=options.all_real_epochs)
-    if not sets:
-        raise ValueError("sets: expected something to evaluate; give --sets, or --random_real 10")
     networks = _networks(dataset, sets, options.networks)
     channels, size, _ = dataset.shape
     for name in sets:  # so that a mistake in the last is not found after hours with the first
@@ -155,13 +143,11 @@ def _networks(
     return {name: given or ((spec,) if spec else others) for name, spec in own.items()}
 
 
-def run_score(data: DataOptions, options: ScoreOptions) -> None:
+def run_score(data: SetDataOptions, options: ScoreOptions) -> None:
     """Print the CMI of sets by every network of a bank."""
-    dataset, device = load(data), usable_device(data.device)
+    dataset, device = load_for(options.sets, data), usable_device(data.device)
     bank = Bank.load(options.bank, device)
     sets = _sets(dataset, options.sets, options.random_real, options.seed)
-    if not sets:
-        raise ValueError("sets: expected something to score; give --sets, or --random_real 10")
     for each in sets.values():
         each.whiten(dataset).check_made_for(bank.record, f"bank: {options.bank}")
     for name, each in sets.items():
@@ -176,7 +162,7 @@ def _sets(
 ) -> dict[str, SyntheticSet]:
     """Sets by the name that results call them."""
     sets = {}
-    for path in paths:
+    for path in map(file_of, paths):
         loaded = sets[str(path)] = SyntheticSet.load(path)
         loaded.whiten(dataset).check_made_for(loaded.record, str(path))
     if random_real is not None:
@@ -188,8 +174,6 @@ def _sets(
 def run_export(options: ExportOptions) -> None:
     """Write a synthetic set in forms that other tools read."""
     synthetic_set = SyntheticSet.load(options.set)
-    if options.png is None and options.pt is None:
-        raise ValueError("png, pt: expected a folder for at least one of them")
     if options.png is not None:
         export_png(synthetic_set, options.png)
         count = len(synthetic_set.seen().labels)

@@ -12,7 +12,7 @@ from pathlib import Path
 from cmidd.datasets import arrays, cifar, digits, folders, hub, idx, svhn
 from cmidd.datasets.files import DatasetNotFound
 from cmidd.datasets.images import Dataset, ImageSet, ImageShape
-from cmidd.options.names import DATASETS
+from cmidd.options.names import DATASETS, dataset_key
 
 __all__ = ["DATASETS", "Dataset", "DatasetNotFound", "ImageSet", "ImageShape", "load_dataset"]
 
@@ -45,20 +45,12 @@ def load_dataset(name: str, root: Path | str = "data", *, size: int | None = Non
         ValueError: the name or the size is not one, or a file is broken, which the message names.
 
     """
-    known = _known(name)
+    known = dataset_key(name)
+    if known is None:
+        raise ValueError(f"name must be one of {', '.join(DATASETS)}; got {name!r}")
     if size is not None and not DATASETS[known].resizes:
         resizing = ", ".join(other for other, about in DATASETS.items() if about.resizes)
         raise ValueError(f"size is for {resizing}; the images of {name} are of one size")
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
     return _LOADERS[known](name, Path(root).expanduser(), size)
-
-
-def _known(name: str) -> str:
-    """The key of `DATASETS` that a name stands for."""
-    word, _, argument = name.partition(":")
-    for known in DATASETS:
-        known_word, _, placeholder = known.partition(":")
-        if word == known_word and bool(argument) == bool(placeholder):
-            return known
-    raise ValueError(f"name must be one of {', '.join(DATASETS)}; got {name!r}")

@@ -73,8 +73,6 @@ class MTT(Method):
                 f"{options.experts}, got {last}"
             )
         rate = self.experts.record["lr"] if options.step_size is None else options.step_size
-        if options.lr_labels is not None and not options.soft_labels:
-            raise ValueError("lr_labels: expected soft_labels, which it is the learning rate of")
         self.lr_labels = 1.0 if options.lr_labels is None else options.lr_labels
         self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
         channels, size, _ = dataset.shape

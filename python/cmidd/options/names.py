@@ -34,6 +34,17 @@ DATASETS = {
     ),
 }
 
+
+def dataset_key(name: str) -> str | None:
+    """The key of `DATASETS` that a name such as folder:flowers stands for; None: it is no name."""
+    word, _, argument = name.partition(":")
+    for known in DATASETS:
+        known_word, _, placeholder = known.partition(":")
+        if word == known_word and bool(argument) == bool(placeholder):
+            return known
+    return None
+
+
 NETWORKS = """\
 convnet: depth x [conv 3x3, norm, activation, pooling]: the network of most published results.
     convnet:depth=3,width=128,norm=instance,activation=relu,pooling=avg

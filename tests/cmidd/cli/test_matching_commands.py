@@ -50,15 +50,15 @@ def test_whitened_images_and_soft_labels_from_experts_to_the_report(
     log = read_log(Path("runs/mtt/log.jsonl"))
     assert log[-1]["step_size"] == pytest.approx(made.learned_lr)
     assert all(line["cmi"] > 0 for line in log)
-    main(["evaluate", "--sets=[runs/mtt/result.safetensors]", "--epochs=2", "--repeats=1"])
+    main(["evaluate", "runs/mtt", "--epochs=2", "--repeats=1"])
     said = capsys.readouterr().out
     assert "convnet:width=4,depth=1: " in said  # the network that the set was made for
     assert f"learning rate {made.learned_lr:g} (as the set learned it), soft labels, ZCA" in said
     (result,) = json.loads(Path("runs/evaluation.json").read_text())["results"]
     assert result["evaluations"][0]["recipe"]["lr"] == pytest.approx(made.learned_lr)
-    main(["export", "--set=runs/mtt/result.safetensors", "--png=png"])
+    main(["export", "runs/mtt", "--png=png"])
     assert len(list(Path("png").rglob("*.png"))) == 20
-    main(["report", "--runs=[runs/mtt]", "--evaluations=[runs/evaluation.json]",
+    main(["report", "runs/mtt", "--evaluations=runs/evaluation.json",
           "--bank=runs/bank.safetensors"])  # fmt: skip
     page = Path("runs/report.html").read_text()
     step = f"learned step size {made.learned_lr:.3g}, soft labels, whitened (ZCA)"

@@ -15,9 +15,8 @@ from bench.plain.dc import PlainDC
 from bench.plain.inputs import random_dataset
 from cmidd.methods.class_gradients import GradientsClassByClass, GradientsVmapped
 from cmidd.methods.dc import GradientMatching
-from cmidd.methods.gradient_distance import METRICS
 from cmidd.networks import images_per_chunk
-from cmidd.options.dc import DCOptions
+from cmidd.options.dc import METRICS, DCOptions
 from cmidd.options.dsa import DSAOptions
 from cmidd.seeds import generator
 from tests.support.compare import relative_error
