@@ -87,8 +87,14 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--max_start_epoch=4"], "max_start_epoch - 1 + expert_epochs: expected at most 3"),
-        (["--expert_epochs=2"], "max_start_epoch - 1 + expert_epochs: expected at most 3"),
+        (
+            ["--max_start_epoch=4"],
+            "max_start_epoch - 1 + expert_epochs: expected at most 3, the epochs in "
+            "runs/experts.safetensors, got 4; lower --max_start_epoch to 3, or train experts of 4 "
+            "epochs or more",
+        ),
+        (["--expert_epochs=2"], "got 4; lower --max_start_epoch to 2, or train experts of 4"),
+        (["--expert_epochs=4"], "got 6; train experts of 6 epochs or more"),
         (["--zca"], "experts.safetensors: expected images with --zca as digits has them, got one"),
         (["--dataset=arrays:other.npz"], "experts: runs/experts.safetensors: expected dataset"),
         (["--ipc=1000"], "ipc: class 0 of digits has"),
@@ -129,3 +135,26 @@ def test_a_learned_step_that_leaves_the_numbers_stops_the_run_and_keeps_what_was
     assert all(torch.tensor(list(line.values())).isfinite().all() for line in log)
     main([*MTT, f"--init=file:{kept}", "--out=again"])
     assert SyntheticSet.load(Path("again/result.safetensors")).images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cmi_networks=99"], "--cmi_networks: expected at most the 1 networks of bank, got 99"),
+        (
+            ["--cmi_layer=heat"],
+            "--cmi_layer: expected features, logits or a layer of the networks of bank (such as "
+            "head), got heat; did you mean head?",
+        ),
+    ],
+)
+def test_what_a_bank_has_not_is_refused_before_an_update_is_tried(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    main(["pretrain", "--networks=1", "--epochs=1", "--device=cpu", "--out=bank", NETWORK])
+    capsys.readouterr()
+    command = ["distill", "dm", "--ipc=2", "--bank=bank", "--device=cpu", NETWORK]
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, *words])
+    assert stopped.value.code == f"cmidd: {message}"
+    assert "updates are tried" not in capsys.readouterr().out
