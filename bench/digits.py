@@ -36,6 +36,7 @@ from bench.harness.tables import table
 from cmidd.datasets import Dataset, load_dataset
 from cmidd.evaluate import evaluate
 from cmidd.first_images import first_images
+from cmidd.loop import distill
 from cmidd.methods import METHODS, cmi_weight, fill_in_published
 from cmidd.options.cmi import CMIOptions
 from cmidd.options.distill import DistillOptions
@@ -43,7 +44,7 @@ from cmidd.options.pretrained import BankOptions, ExpertOptions
 from cmidd.options.recipe import DSA, Recipe
 from cmidd.pretrained.bank import train_bank
 from cmidd.pretrained.experts import train_experts
-from cmidd.run import distill, prepare
+from cmidd.run import prepare
 from cmidd.seeds import seed_of
 from cmidd.storage.output import write_text
 from cmidd.storage.run_folder import RunFolder

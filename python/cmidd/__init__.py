@@ -23,20 +23,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cmidd.datasets import load_dataset
     from cmidd.evaluate import evaluate_set, train_on
+    from cmidd.loop import distill
     from cmidd.methods import METHODS, Method, MethodEntry, Published, register
     from cmidd.options.cmi import CMIOptions
     from cmidd.options.distill import DistillOptions
     from cmidd.options.pretrained import BankOptions, ExpertOptions
     from cmidd.pretrained.bank import Bank, train_bank
     from cmidd.pretrained.experts import train_experts
-    from cmidd.run import distill, prepare
+    from cmidd.run import prepare
     from cmidd.synthetic import SyntheticSet
 
 # What is imported when it is asked for, so that `cmidd` can say what is not installed.
 _HOME = {
     "load_dataset": "datasets",
     "DistillOptions": "options.distill",
-    "distill": "run",
+    "distill": "loop",
     "prepare": "run",
     "evaluate_set": "evaluate",
     "train_on": "evaluate",

@@ -3,12 +3,14 @@
 images, and each extra parameter      by its name
 momentum of images                    the buffer of SGD; likewise of each extra parameter
 exp_avg of images                     any other state of an optimizer, by its own name
-state of NAME                         what the method keeps across iterations
+state of NAME                         what the method keeps across updates
+losses                                of the updates that are done of the iteration under way
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +21,19 @@ from cmidd.storage.run_folder import RunFolder
 from cmidd.storage.tensor_file import FileError
 
 _STATE = "state of "
+_LOSSES = "losses"
 _WORDS = {"momentum_buffer": "momentum"}  # what files call a state of the optimizer
+
+
+@dataclass
+class Place:
+    """How far a run is."""
+
+    iteration: int
+    """Iterations that are done."""
+    update: int = 0
+    """Updates that are done of the next one, and their losses."""
+    losses: list[Tensor] = field(default_factory=list)
 
 
 def restore(
@@ -28,12 +42,13 @@ def restore(
     optimizer: torch.optim.Optimizer,
     method: Method,
     input_records: Mapping[str, Any],
-) -> int:
-    """Put a checkpoint back; the iteration to go on with."""
+) -> Place:
+    """Put a checkpoint back; where to go on."""
     checkpoint = folder.load_checkpoint(input_records)
     if checkpoint is None:
-        return 0
-    tensors, iteration = checkpoint
+        return Place(0)
+    tensors = checkpoint.tensors
+    losses = list(tensors.pop(_LOSSES, torch.empty(0)).to(leaves["images"].device))
     of_method = {name: tensor for name, tensor in tensors.items() if name.startswith(_STATE)}
     expected = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
     found = {name: tuple(tensors[name].shape) for name in tensors if name not in of_method}
@@ -66,18 +81,18 @@ def restore(
         method.load_state(state)
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise FileError(f"{folder.path}: {error}") from None
-    return iteration
+    return Place(checkpoint.iteration, checkpoint.update, losses)
 
 
 def save(
     folder: RunFolder,
-    iteration: int,
+    place: Place,
     leaves: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     method: Method,
     about: Mapping[str, Any],
 ) -> None:
-    """Write what `restore` puts back, after so many iterations."""
+    """Write what `restore` puts back."""
     tensors = dict(leaves)
     for name, leaf in leaves.items():
         for key, value in optimizer.state[leaf].items():
@@ -90,4 +105,6 @@ def save(
                 )
             tensors[f"{_WORDS.get(key, key)} of {name}"] = value
     tensors |= {f"{_STATE}{name}": tensor for name, tensor in method.state().items()}
-    folder.save_checkpoint(iteration, tensors, about)
+    if place.losses:
+        tensors[_LOSSES] = torch.stack(place.losses)
+    folder.save_checkpoint(place.iteration, tensors, about, update=place.update)

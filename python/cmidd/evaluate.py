@@ -11,20 +11,26 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device
+from cmidd.interruption import Stop, deferred
 from cmidd.networks import Network, build_network
 from cmidd.networks.usual import usual_network
 from cmidd.options.recipe import PUBLISHED_RECIPE, Recipe, recipe_of
+from cmidd.progress import progress
 from cmidd.seeds import seed_of
+from cmidd.storage.tensor_file import checksum
 from cmidd.synthetic import SyntheticSet
-from cmidd.training import fresh_and_trained, network_of, networks_together
+from cmidd.training import Progress, Stack, fresh_and_trained, network_of, networks_together
+from cmidd.training_file import TrainingFile, about_training, train_or_go_on
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,23 @@ class Accuracy:
     def as_record(self) -> dict[str, Any]:
         """For JSON."""
         return {**asdict(self), "mean": self.mean, "std": self.std}
+
+
+class Store:
+    """Where results are kept network by network, and found again; this one keeps nothing."""
+
+    training_path: Path | None = None
+    """Where training that a signal stops is kept."""
+
+    def known(self, network: str, recipe: Recipe) -> tuple[float, ...]:  # noqa: ARG002
+        """Accuracies of the first networks of an architecture, trained by this recipe."""
+        return ()
+
+    def keep(self, accuracy: Accuracy) -> None:
+        """Keep what the networks of an architecture reached so far."""
+
+
+NOWHERE = Store()
 
 
 class Protocol(NamedTuple):
@@ -95,6 +118,7 @@ def evaluate_set(
     seed: int = 0,
     device: torch.device | str | None = None,
     together: int | None = None,
+    store: Store = NOWHERE,
     say: Callable[[str], None] = print,
 ) -> list[Accuracy]:
     """Train fresh networks on a set and test them on the real test images.
@@ -109,6 +133,7 @@ def evaluate_set(
         seed: of first weights, order and augmentation.
         device: default: a GPU where there is one.
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU.
+        store: where results are kept and found again.
         say: told the protocol and each architecture's result.
     """
     seen = synthetic_set.seen()
@@ -126,6 +151,7 @@ def evaluate_set(
         seed=seed,
         device=usable_device(device),
         together=together,
+        store=store,
         say=say,
     )
 
@@ -179,6 +205,7 @@ def evaluate(
     seed: int = 0,
     device: torch.device,
     together: int | None = None,
+    store: Store = NOWHERE,
     say: Callable[[str], None] = print,
 ) -> list[Accuracy]:
     """Train `repeats` fresh networks of each architecture on a set and test them.
@@ -193,38 +220,91 @@ def evaluate(
         seed: of first weights, order and augmentation; network k of a seed is always the same.
         device: where.
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU.
+        store: where results are kept and found again.
         say: told each architecture's result.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM came; the step under way was finished and all is kept.
     """
     images, labels = images.to(device), labels.to(device)
     for spec in networks:  # so that a mistake in the last is not found after hours with the first
         build_network(spec, dataset.shape.channels, dataset.shape.height, dataset.num_classes)
+    learned = checksum({"images": images, "labels": labels}) if store.training_path else 0
     results = []
-    for spec in networks:
-        seeds = [seed_of(seed, "evaluation", k) for k in range(repeats)]
-        size = networks_together(spec, device, together)
-        accuracies: list[float] = []
-        with tqdm(
-            total=repeats * recipe.epochs, desc=f"training {spec}", unit="epoch", leave=False
-        ) as bar:
-            for start in range(0, repeats, size):
-                group = seeds[start : start + size]
-
-                def advance(epoch: int, loss: float, group: list[int] = group) -> None:
-                    bar.update(len(group))
-                    bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-
-                stack = fresh_and_trained(
-                    spec,
-                    images,
-                    labels,
-                    dataset.num_classes,
-                    group,
-                    recipe,
-                    mirror=dataset.mirror,
-                    on_epoch=advance,
-                )
-                accuracies += stack.accuracy(dataset.batches(dataset.test, device))
-        results.append(Accuracy(spec, tuple(accuracies), recipe))
-        found = results[-1]
-        say(f"{spec}: {found.mean:.1%} +- {found.std:.1%} of {len(dataset.test)} test images right")
+    with deferred() as stop:
+        train_some = partial(
+            _trained_and_tested, images, labels, dataset, recipe, store.training_path, learned, stop
+        )
+        for spec in networks:
+            accuracies = store.known(spec, recipe)
+            seeds = [seed_of(seed, "evaluation", k) for k in range(repeats)]
+            size = networks_together(spec, device, together)
+            with progress(
+                total=repeats * recipe.epochs,
+                initial=min(len(accuracies), repeats) * recipe.epochs,
+                desc=f"training {spec}",
+                unit="epoch",
+                leave=False,
+            ) as bar:
+                while len(accuracies) < repeats:
+                    group = seeds[len(accuracies) :][:size]
+                    what = f"network {len(accuracies) + 1} of {repeats} ({spec})"
+                    accuracies += train_some(spec, group, what, bar)
+                    store.keep(Accuracy(spec, accuracies, recipe))
+                    if store.training_path is not None:
+                        store.training_path.unlink(missing_ok=True)
+                    if stop.asked and len(accuracies) < repeats:
+                        raise stop.interruption(
+                            f"interrupted after {len(accuracies)} of {repeats} networks ({spec})"
+                        )
+            found = Accuracy(spec, accuracies, recipe)
+            results.append(found)
+            say(
+                f"{spec}: {found.mean:.1%} +- {found.std:.1%} of {len(dataset.test)} test images "
+                "right"
+            )
     return results
+
+
+def _trained_and_tested(
+    images: Tensor,
+    labels: Tensor,
+    dataset: Dataset,
+    recipe: Recipe,
+    kept_in: Path | None,
+    learned: int,
+    stop: Stop,
+    spec: str,
+    seeds: Sequence[int],
+    what: str,
+    bar: Any,
+) -> tuple[float, ...]:
+    """Accuracies of networks that are trained together on what has the checksum `learned`."""
+    kept = None
+    if kept_in is not None:
+        about = about_training(seeds, spec, recipe, {"crc32": learned})
+        kept = TrainingFile(kept_in, about)
+
+    def begin(done: Progress | None) -> None:
+        bar.update(len(seeds) * done.epoch if done else 0)
+
+    def advance(_: int, loss: float) -> None:
+        bar.update(len(seeds))
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+
+    stack = Stack.fresh(spec, images.shape[1:], dataset.num_classes, seeds, images.device)
+    strategy = Strategy.parse(recipe.augmentation, mirror=dataset.mirror)
+    train_or_go_on(
+        stack,
+        images,
+        labels,
+        recipe,
+        strategy,
+        seeds,
+        kept=kept,
+        stop=stop,
+        what=what,
+        at_start=begin,
+        on_epoch=advance,
+    )
+    return tuple(stack.accuracy(dataset.batches(dataset.test, images.device)))

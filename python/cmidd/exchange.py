@@ -1,4 +1,10 @@
-"""A distilled set in the forms that other tools read."""
+"""A distilled set in the forms that other tools read.
+
+png: 000_<class>/0000.png, ..., 001_<class>/0000.png, ...
+pt:  images_best.pt (N, channels, height, width) float32 as networks take them, whitened if the
+     set is; labels_best.pt (N,) int64, or (N, C) float32 probabilities of a set with soft
+     labels; lr.pt, one float32 number of no axes, of a set that learned its step size
+"""
 
 from __future__ import annotations
 
@@ -7,12 +13,13 @@ from pathlib import Path
 
 import torch
 
+from cmidd.storage.output import check_writable
 from cmidd.synthetic import SyntheticSet
 
 
 def export_png(synthetic_set: SyntheticSet, folder: Path) -> None:
     """A folder for each class with its images, which most tools can read."""
-    _check_new(folder)
+    _check_new(folder, "png")
     from PIL import Image
 
     seen = synthetic_set.seen()
@@ -31,18 +38,19 @@ def export_png(synthetic_set: SyntheticSet, folder: Path) -> None:
 
 
 def export_pt(synthetic_set: SyntheticSet, folder: Path) -> None:
-    """`images_best.pt` and `labels_best.pt`, the pair that the field's scripts load.
-
-    Images are as networks take them, whitened if the set is, and labels soft if there are such.
-    """
-    _check_new(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """The pair that the field's scripts load, and `lr.pt` beside it if there is such."""
+    _check_new(folder, "pt")
     seen = synthetic_set.seen()
     torch.save(seen.images, folder / "images_best.pt")
     torch.save(seen.targets, folder / "labels_best.pt")
+    if seen.learned_lr is not None:
+        torch.save(torch.tensor(float(seen.learned_lr)), folder / "lr.pt")
 
 
-def _check_new(folder: Path) -> None:
-    """Refuse a folder that is not empty."""
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder}: expected a new or an empty folder to export to")
+def _check_new(folder: Path, argument: str) -> None:
+    """Make the folder, and refuse one that is not empty or takes no files."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(
+            f"{argument}: {folder} is not empty; expected a new or an empty folder to export to"
+        )
+    check_writable(folder, argument)

@@ -15,7 +15,9 @@ from cmidd.synthetic import SyntheticSet, file_of
 from cmidd.view import View
 
 
-def first_images(dataset: Dataset, ipc: int, init: str, seed: int) -> tuple[Tensor, Tensor]:
+def first_images(
+    dataset: Dataset, ipc: int, init: str, seed: int, *, count_option: str = "ipc"
+) -> tuple[Tensor, Tensor]:
     """First images, normalised and class by class, and their labels.
 
     Args:
@@ -25,6 +27,7 @@ def first_images(dataset: Dataset, ipc: int, init: str, seed: int) -> tuple[Tens
             real images of the class mixed, in a share drawn for each) or "file:PATH" (a synthetic
             set made from `dataset`, with as many images, or the checkpoint of a run).
         seed: of the draws.
+        count_option: the option that asked for so many images, which an error names.
     """
     labels = torch.arange(dataset.num_classes).repeat_interleave(ipc)
     if init == "noise":
@@ -37,9 +40,9 @@ def first_images(dataset: Dataset, ipc: int, init: str, seed: int) -> tuple[Tens
         return _from_file(file_of(Path(init.removeprefix("file:"))), dataset, labels), labels
     if init not in ("real", "mix"):
         raise ValueError(f"init: expected noise, real, mix or file:PATH, got {init!r}")
-    first = _real(dataset, ipc, seed, "start")
+    first = _real(dataset, ipc, seed, "start", count_option)
     if init == "mix":
-        second = _real(dataset, ipc, seed, "start mix")
+        second = _real(dataset, ipc, seed, "start mix", count_option)
         shares = [
             torch.rand(ipc, 1, 1, 1, generator=generator(seed, "start share", c))
             for c in range(dataset.num_classes)
@@ -64,19 +67,19 @@ def check_view(init: str, view: View | None) -> None:
         )
 
 
-def _real(dataset: Dataset, ipc: int, seed: int, purpose: str) -> Tensor:
+def _real(dataset: Dataset, ipc: int, seed: int, purpose: str, count_option: str) -> Tensor:
     """`ipc` different real images of each class."""
     rows = []
     for c in range(dataset.num_classes):
         first, last = dataset.train.offsets[c : c + 2].tolist()
-        if last - first < ipc:
+        there = last - first
+        if there < ipc:
+            name, also = dataset.class_names[c], " or start from noise"
             raise ValueError(
-                f"ipc: class {dataset.class_names[c]} of {dataset.name} has {last - first} real "
-                f"images, fewer than {ipc}; take fewer or start from noise"
+                f"{count_option}: class {name} of {dataset.name} has {there} real images, fewer "
+                f"than {ipc}; take fewer{also if count_option == 'ipc' else ''}"
             )
-        rows.append(
-            first + torch.randperm(last - first, generator=generator(seed, purpose, c))[:ipc]
-        )
+        rows.append(first + torch.randperm(there, generator=generator(seed, purpose, c))[:ipc])
     return dataset.to_input(dataset.train.images[torch.cat(rows)])
 
 

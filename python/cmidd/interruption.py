@@ -69,7 +69,7 @@ def deferred() -> Iterator[Stop]:
     """While it lasts, the first signal is noted; threads but the main one get none.
 
     Raises:
-        Interrupted: a signal came and all was finished nevertheless.
+        Interrupted: a signal came, and what was under way was finished.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -82,7 +82,7 @@ def deferred() -> Iterator[Stop]:
         for number, handler in before.items():
             signal.signal(number, handler)
     if stop.asked:
-        raise stop.interruption("interrupted when all of it was done")
+        raise stop.interruption("interrupted; what was under way is finished and kept")
 
 
 @contextlib.contextmanager

@@ -1,15 +1,10 @@
-"""The loop around every method: images, optimiser, regulariser, log, checkpoint, result.
+"""A run, set up: `prepare` fills in what is published and makes a `Run`, which `loop.py` runs.
 
-    images <- images - lr * momentum average of d (loss of the method + weight x CMI) / d images
-
-and likewise, each with its own lr, what a method learns beside the images. A method is a `Method`
-(`methods/base.py`) and a line of the table in `methods/__init__.py`. `prepare` settles the options
-and makes a `Run`; `distill` runs it.
+A method is a `Method` (`methods/base.py`) and a line of the table in `methods/__init__.py`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -17,17 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import record_function
-from tqdm import tqdm
 
-from cmidd import checkpoint
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device
 from cmidd.first_images import check_view, first_images
 from cmidd.methods import (
     Method,
     cmi_weight,
-    evaluation_of,
     fill_in_published,
     method_entry,
 )
@@ -35,8 +26,7 @@ from cmidd.options.cmi import CMIOptions
 from cmidd.options.distill import DistillOptions
 from cmidd.options.fields import Options
 from cmidd.regularization import CMITerm
-from cmidd.storage.run_folder import RunFolder, versions
-from cmidd.synthetic import SyntheticSet
+from cmidd.storage.run_folder import RunFolder
 
 
 @dataclass(eq=False)
@@ -141,131 +131,10 @@ def prepare(
         known = cmi_weight(method_name, dataset.name, options.ipc)
         usual = cmi.cmi_layer == "features" and cmi.cmi_centroids == "own"
         note = "" if usual else ", for embeddings and the images' own means; try others"
-        say(f"weight of CMI: {known.value:g} ({known.origin}{note})")
+        say(f"weight of CMI: {known.value:g}, {known.origin}{note}")
         return known.value
 
     term = CMITerm(cmi, dataset, images, labels, method, options.seed, weight=weight, say=say)
     return Run(
         method_name, dataset, options, method_options, cmi, filled_in, method, images, labels, term
-    )
-
-
-def distill(
-    run: Run, folder: RunFolder, command: str = "", say: Callable[[str], None] = print
-) -> SyntheticSet:
-    """Run a method to its end, going on from the folder's checkpoint if it has one.
-
-    Args:
-        run: from `prepare`; it serves once.
-        folder: from `Run.folder`, where everything is written.
-        command: that makes the same again, for the record.
-        say: told what the user may not expect.
-    """
-    if folder.finished:
-        say(f"{folder.path} is finished already")
-        return SyntheticSet.load(folder.result)
-    if run.begun:
-        raise RuntimeError(
-            "run: its images have moved already; prepare another, and give its folder resume=True "
-            "to go on from a checkpoint"
-        )
-    run.begun = True
-    method, options, images = run.method, run.options, run.images
-    leaves = run.leaves
-    rates = [options.lr_images, *(each.lr for each in method.extra_parameters.values())]
-    optimizer = method.optimizer(
-        [{"params": [leaf], "lr": lr} for leaf, lr in zip(leaves.values(), rates, strict=True)],
-        options.momentum,
-    )
-    scale = None
-    if method.class_scale is not None:
-        scale = method.class_scale[run.labels].to(images).view(-1, 1, 1, 1)
-    run.cmi.measure_real_means(say)
-    made_with = {**method.input_records, **run.cmi.input_records}
-    first = checkpoint.restore(folder, leaves, optimizer, method, made_with)
-    with (
-        folder.logging(first),
-        tqdm(
-            total=options.iterations * method.updates,
-            initial=first * method.updates,
-            desc=f"distilling with {run.method_name}",
-            unit="update",
-        ) as bar,
-    ):
-        for iteration in range(first, options.iterations):
-            done = iteration + 1
-            last = done == options.iterations
-            reports = last or done % options.report_every == 0
-            saves = not last and done % options.checkpoint_every == 0
-            losses: list[Tensor] = []
-            for update in range(method.updates):
-                with record_function("draws"):
-                    draws = method.draw(iteration, update)
-                loss, gradient = method.loss_and_gradient(images, draws)
-                logged = reports and update == method.updates - 1
-                with record_function("cmi"):
-                    value = run.cmi.add(images, gradient, iteration, update, logged=logged)
-                losses.append(loss)
-                with record_function("images_step"):
-                    images.grad = gradient if scale is None else gradient * scale
-                    optimizer.step()
-                    method.constrain()
-                bar.update()
-            if not (reports or saves):
-                continue
-            weighted = value.item()
-            numbers = {
-                "loss": torch.stack(losses).mean().item(),
-                "cmi": weighted / run.cmi.weight if run.cmi.weight else 0.0,
-                **{name: number.item() for name, number in method.log_values().items()},
-            }
-            _check_finite(run, numbers, iteration, folder)
-            if reports:
-                folder.log(iteration, {**numbers, "weighted_cmi": weighted})
-                bar.set_postfix({name: f"{number:.4g}" for name, number in numbers.items()})
-            if saves:
-                about = {**run.dataset.describe(), **_view_record(method), "made_with": made_with}
-                checkpoint.save(folder, done, leaves, optimizer, method, about)
-    about = {
-        "ipc": options.ipc,
-        "method": run.method_name,
-        "network": method.network_spec,
-        "evaluation": evaluation_of(run.method_name, run.dataset, options.ipc),
-        **_view_record(method),
-        "made_with": made_with,
-        "cmi_weight": run.cmi.weight,
-        "seed": options.seed,
-        "command": command,
-        "config": folder.config,
-        "versions": versions(),
-    }
-    result = SyntheticSet.of(run.dataset, images.detach().cpu(), run.labels, about)
-    result = method.finish(result)
-    result.save(folder.result)
-    return result
-
-
-def _view_record(method: Method) -> dict[str, Any]:
-    return {} if method.view is None else {"view": method.view.as_record()}
-
-
-def _check_finite(
-    run: Run, numbers: Mapping[str, float], iteration: int, folder: RunFolder
-) -> None:
-    """What comes before every line of the log and every file, so that none keeps a NaN."""
-    leaves = run.leaves
-    largest = {
-        f"largest of {name}": leaf.detach().abs().max().item() for name, leaf in leaves.items()
-    }
-    largest = {**numbers, **largest}
-    if all(math.isfinite(number) for number in largest.values()):
-        return
-    suspects = [*(f"lr_{name}" for name in leaves), *run.method.options_that_may_diverge]
-    if run.cmi.weight:
-        suspects.append("cmi_weight")
-    text = ", ".join(f"{name} {number:g}" for name, number in largest.items())
-    kept = f"; --init=file:{folder.checkpoint} starts from the last good images"
-    raise FloatingPointError(
-        f"iteration {iteration}: {text}. The steps are too long: take a smaller "
-        f"{' or '.join(suspects)}, and another folder{kept if folder.has_checkpoint else ''}"
     )

@@ -94,7 +94,7 @@ class SyntheticSet:
         """`dataset` as networks that train on this set see it: whitened as the set is, or not."""
         return replace(dataset, whitening=self.whitening)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the file, atomically."""
         tensors = {"images": self.images, "labels": self.labels}
         if self.soft_labels is not None:
@@ -102,12 +102,12 @@ class SyntheticSet:
         if self.whitening is not None:
             tensors["whitening_mean"] = self.whitening.mean
             tensors["whitening_matrix"] = self.whitening.matrix
-        write_tensors(path, KIND, tensors, self.record)
+        write_tensors(Path(path), KIND, tensors, self.record)
 
     @classmethod
-    def load(cls, path: Path) -> SyntheticSet:
+    def load(cls, path: Path | str) -> SyntheticSet:
         """Read and check the file, or that in the folder of a run."""
-        path = file_of(path)
+        path = file_of(Path(path))
         tensors, record = read_tensors(path, KIND)
         missing = [name for name in RECORD if name not in record]
         if missing:

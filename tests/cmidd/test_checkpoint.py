@@ -40,7 +40,7 @@ def test_a_state_of_one_number_goes_where_its_tensor_is(tmp_path: Path) -> None:
     optimizer.step()
     folder.load_checkpoint()
     with folder.logging(0):
-        checkpoint.save(folder, 1, leaves, optimizer, Pull(), {})
+        checkpoint.save(folder, checkpoint.Place(1), leaves, optimizer, Pull(), {})
     there = leaves_on("meta")
     optimizer = torch.optim.SGD(there.values(), 0.1, momentum=0.5)
     checkpoint.restore(RunFolder(tmp_path, CONFIG, resume=True), there, optimizer, Pull(), {})

@@ -81,14 +81,27 @@ def test_exported_tensors_are_what_scripts_of_the_field_load(tmp_path: Path) -> 
     for name, tensor in (("images", exported.images), ("labels", exported.labels)):
         found = torch.load(tmp_path / "new" / f"{name}_best.pt", weights_only=True)
         assert torch.equal(found, tensor)
+    assert not (tmp_path / "new" / "lr.pt").exists()  # none was learned
+
+
+@pytest.mark.parametrize("rate", [0.013703810051083565, 1])
+def test_a_learned_step_size_is_exported_beside_the_pair(rate: float, tmp_path: Path) -> None:
+    export_pt(a_set(learned_lr=rate), tmp_path / "new")
+    found = torch.load(tmp_path / "new" / "lr.pt", weights_only=True)
+    assert (found.dtype, found.shape) == (torch.float32, ())
+    assert found.item() == pytest.approx(rate)
 
 
 def test_an_export_is_not_mixed_with_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
     made = SyntheticSet(*first_images(DATASET, 1, "real", 0))
     for export in (export_png, export_pt):
-        with pytest.raises(FileExistsError, match="expected a new or an empty folder"):
+        kind = export.__name__.removeprefix("export_")
+        message = rf"^{kind}: .* is not empty; expected a new or an empty folder to export to"
+        with pytest.raises(FileExistsError, match=message):
             export(made, tmp_path)
+        with pytest.raises(NotADirectoryError, match=rf"^{kind}: .*mine is a file; expected a fol"):
+            export(made, tmp_path / "mine")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 

@@ -100,8 +100,11 @@ def test_a_start_from_a_file_of_another_dataset_is_an_error(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("init", ["real", "mix"])
 def test_more_images_than_a_class_has_is_an_error_that_names_it(init: str) -> None:
-    with pytest.raises(ValueError, match=r"ipc: class ant of tiny has 6 real images, fewer than 7"):
+    too_few = "class ant of tiny has 6 real images, fewer than 7; take fewer"
+    with pytest.raises(ValueError, match=f"^ipc: {too_few} or start from noise$"):
         first_images(DATASET, PER_CLASS + 1, init, 0)
+    with pytest.raises(ValueError, match=f"^random_real: {too_few}$"):
+        first_images(DATASET, PER_CLASS + 1, init, 0, count_option="random_real")
 
 
 @pytest.mark.parametrize("init", ["", "Real", "zeros", "file"])

@@ -167,7 +167,8 @@ def test_sizes_below_one_are_errors_that_name_the_argument(argument: str) -> Non
     ("spec", "told"),
     [
         ("resnet", "no 'resnet'.*convnet.*resnet18"),
-        ("", "no ''"),
+        ("resnet19", "no 'resnet19'; there are convnet, .*resnet18; did you mean resnet18[?]$"),
+        ("", "no ''; there are .*resnet18$"),
         ("convnet:depht=3", "no option 'depht'.*depth, width, norm"),
         ("convnet:", "no option ''"),
         ("convnet:depth", "positive integer, got ''"),

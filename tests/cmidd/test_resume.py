@@ -121,8 +121,8 @@ def test_a_run_stopped_at_any_write_goes_on_to_the_same_files(
         tiny_run(path, *run, method=method, resume=True)
         assert [(path / n).read_bytes() for n in ("result.safetensors", "log.jsonl")] == whole
         assert not list(path.glob(".*.partial"))
-    # Configuration, two checkpoints (with the log before them), result; four lines of the log.
-    assert stops == 3 + 2 * 4 + 3 + 4
+    # Configuration, three checkpoints (with the log before them), result; four lines of the log.
+    assert stops == 3 + 3 * 4 + 3 + 4
 
 
 def test_a_resumed_run_goes_on_from_its_checkpoint(

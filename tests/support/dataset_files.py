@@ -244,6 +244,9 @@ LAYOUTS = {
     "MNIST": _idx("mnist", "MNIST/raw", packed=False),
     "MNIST in the root": _idx("mnist", ".", packed=False),
     "MNIST gzip": _idx("mnist", "mnist", packed=True),
+    "MNIST without raw": _idx("mnist", "MNIST", packed=True),
     "FashionMNIST gzip": _idx("fashionmnist", "FashionMNIST/raw", packed=True),
+    "FashionMNIST without raw": _idx("fashionmnist", "FashionMNIST", packed=True),
+    "FashionMNIST by its repository": _idx("fashionmnist", "fashion-mnist", packed=True),
     "SVHN": Layout("svhn", lambda root, sets: write_svhn(root / "svhn", sets), (3, 32, 32), 10),
 }

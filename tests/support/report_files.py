@@ -86,20 +86,24 @@ def make_run(
     weight: float = 100.0,
     class_names: Sequence[str] | None = None,
     record: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    scale: float = 1.0,
 ) -> Path:
     """The files of a run, with three lines of log and a checkpoint."""
     names = list(dataset.class_names if class_names is None else class_names)
-    config = {"method": "dm", "dataset": dataset.name, "data": "data", "size": None, "ipc": ipc}
-    folder = RunFolder(path, config, resume=False)
+    settings = {"method": "dm", "dataset": dataset.name, "data": "data", "size": None, "ipc": ipc}
+    folder = RunFolder(path, {**settings, **(config or {})}, resume=False)
     folder.load_checkpoint()
     labels = torch.arange(len(names)).repeat_interleave(ipc)
-    images = torch.randn(len(labels), *SHAPE, generator=generator("report images"))
+    images = scale * torch.randn(len(labels), *SHAPE, generator=generator("report images"))
     with folder.logging(0):
         for iteration in range(3):
-            cmi = 0.5 / (1 + iteration) if weight else 0.0
-            numbers = {"loss": 3.0 - iteration, "cmi": cmi, "weighted_cmi": weight * cmi}
+            numbers = {"loss": 3.0 - iteration}
+            if weight:
+                cmi = 0.5 / (1 + iteration)
+                numbers |= {"cmi": cmi, "weighted_cmi": weight * cmi}
             folder.log(10 * iteration, numbers)
-        folder.save_checkpoint(1234, {"images": images})
+        folder.save_checkpoint(1234, {"images": images}, record)
     if finished:
         about = {**dataset.describe(), "num_classes": len(names), "class_names": names}
         about |= {"method": "dm", "cmi_weight": weight, "command": "cmidd distill dm --seed 7"}
@@ -108,7 +112,7 @@ def make_run(
     return path
 
 
-def make_bank(path: Path, dataset: Dataset, networks: int = 2) -> Path:
+def make_bank(path: Path, dataset: Dataset, networks: int = 2, command: str | None = None) -> Path:
     """Networks as they are before training."""
     spec = "convnet:depth=1,width=4"
     states = []
@@ -120,17 +124,20 @@ def make_bank(path: Path, dataset: Dataset, networks: int = 2) -> Path:
     stacked["trained"] = torch.ones(networks, dtype=torch.uint8)
     stacked["accuracy"] = torch.ones(networks)
     record = {**dataset.describe(), "network": spec, "networks": networks}
+    record |= {} if command is None else {"command": command}
     write_tensors(path, BANK, stacked, record)
     return path
 
 
-def make_evaluation(path: Path, dataset: str, results: Results) -> Path:
-    """The file that `cmidd evaluate` would write."""
+def make_evaluation(
+    path: Path, dataset: str, results: Results, sizes: Mapping[str, int] | None = None
+) -> Path:
+    """The file that `cmidd evaluate` would write, of sets of six images but for `sizes`."""
     record = {
         "results": [
             {
                 "set": name,
-                "images": 6,
+                "images": (sizes or {}).get(name, 6),
                 "evaluations": [
                     Accuracy(network, tuple(accuracies), PUBLISHED_RECIPE).as_record()
                     for network, accuracies in of_networks.items()

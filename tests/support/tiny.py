@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cmidd.datasets import Dataset, ImageSet
+from cmidd.loop import distill
 from cmidd.options.cmi import CMIOptions
 from cmidd.options.distill import DistillOptions
 from cmidd.options.dm import DMOptions
@@ -17,7 +18,7 @@ from cmidd.options.mtt import MTTOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.pretrained.experts import Experts, train_experts
-from cmidd.run import distill, prepare
+from cmidd.run import prepare
 from cmidd.seeds import generator
 from cmidd.storage.run_folder import RunFolder
 from cmidd.synthetic import SyntheticSet

@@ -8,23 +8,28 @@ command line was read.
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
 from cmidd.cli.flags import as_flags
 from cmidd.cli.parser import Given, read
+from cmidd.interruption import sigterm_interrupts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; errors that the user can mend are one line, without a traceback."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
     given = None
     try:
-        given = read(sys.argv[1:] if arguments is None else arguments)
-        if isinstance(given, str):
-            print(given)
-            sys.exit(0)
-        _run(given)
+        with sigterm_interrupts():
+            given = read(words)
+            if isinstance(given, str):
+                print(given)
+                sys.exit(0)
+            _run(given)
     except ModuleNotFoundError as error:
         _end(f'{error.name} is not installed; pip install "cmikernels[cmidd]"', given)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
@@ -34,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         text = str(error).partition(". ")[0]
         _end(f"{text}; take smaller chunks, batches or networks", given)
-    except KeyboardInterrupt:
-        resumes = isinstance(given, Given) and given.command in ("pretrain", "experts", "distill")
-        sys.exit("cmidd: interrupted" + ("; add --resume to continue" if resumes else ""))
+    except KeyboardInterrupt as error:
+        print(f"cmidd: {_how_it_goes_on(str(error), ['cmidd', *words])}", file=sys.stderr)
+        sys.exit(128 + getattr(error, "number", signal.SIGINT))
 
 
 def _run(given: Given) -> None:
@@ -62,3 +67,14 @@ def _end(message: str, given: Given | str | None) -> None:
         sys.exit(f"cmidd: {as_flags(message, options)}")
     print(f"cmidd: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def _how_it_goes_on(done: str, command: list[str]) -> str:
+    """What an interrupted command says: what is done of it, if it says so, and what to do next."""
+    if command[1:2] not in (["pretrain"], ["experts"], ["distill"], ["evaluate"]):
+        return "interrupted"
+    if not done:
+        return f"interrupted before the first step; begin again with: {shlex.join(command)}"
+    if "--resume" not in command:
+        command = [*command, "--resume"]
+    return f"{done}; go on with: {shlex.join(command)}"

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from cmidd.augment import Strategy
-from cmidd.cli.costs import estimate
+from cmidd.cli.costs import disk_of, estimate
 from cmidd.cli.data import load, load_for
 from cmidd.cli.flags import command_line
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device
 from cmidd.evaluate import evaluate_set
+from cmidd.evaluation_file import EvaluationFile, check_new
 from cmidd.exchange import export_png, export_pt
 from cmidd.first_images import first_images
+from cmidd.loop import distill
 from cmidd.methods import fill_in_published
 from cmidd.networks import build_network
 from cmidd.networks.usual import usual_network
@@ -36,22 +37,42 @@ from cmidd.options.distill import DistillOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.pretrained.experts import train_experts
-from cmidd.run import distill, prepare, run_folder
+from cmidd.run import prepare, run_folder
 from cmidd.score import score
-from cmidd.storage.output import write_text
-from cmidd.storage.run_folder import versions
+from cmidd.storage import growing_file
+from cmidd.storage.lock import locked
+from cmidd.storage.output import check_room
+from cmidd.storage.run_folder import check_folder, versions
 from cmidd.synthetic import SyntheticSet, file_of
 
 
 def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> None:
     """Train the networks in whose feature space CMI is measured."""
-    train_bank(run.out, load(data), options, usable_device(data.device), resume=run.resume)
+    growing_file.check_new(run.out, resume=run.resume)
+    with locked(run.out):
+        train_bank(
+            run.out,
+            load(data),
+            options,
+            usable_device(data.device),
+            resume=run.resume,
+            command=command_line("pretrain", (data, run, options)),
+        )
     print(f"the bank: {run.out}")
 
 
 def run_experts(data: DataOptions, run: ExpertRunOptions, options: ExpertOptions) -> None:
     """Train networks and keep their weights after every epoch, for MTT to match."""
-    train_experts(run.out, load(data), options, usable_device(data.device), resume=run.resume)
+    growing_file.check_new(run.out, resume=run.resume)
+    with locked(run.out):
+        train_experts(
+            run.out,
+            load(data),
+            options,
+            usable_device(data.device),
+            resume=run.resume,
+            command=command_line("experts", (data, run, options)),
+        )
     print(f"the experts: {run.out}")
 
 
@@ -65,32 +86,52 @@ def run_method(
 ) -> None:
     """Distil, and say what to do with the result."""
     command = command_line(f"distill {method}", (data, run, options, cmi, of_method))
-    dataset, device = load(data), usable_device(data.device)
-    options, of_method, known = fill_in_published(method, dataset, options.ipc, options, of_method)
-    if known:
-        print(f"not given, so as known: {known}")
+    out = run.folder(method)
     if run.dry_run:
-        print(estimate(prepare(method, dataset, options, of_method, cmi, device=device)))
+        dataset = load(data)
+        options, of_method = _filled_in(method, dataset, options, of_method)
+        print(estimate(prepare(method, dataset, options, of_method, cmi, device=data.device)))
         return
-    out, parts = run.folder(method), (options, cmi, of_method)
-    folder = run_folder(out, method, dataset, parts, resume=run.resume, asked=asdict(data))
-    if folder.finished:
-        print(f"{folder.path} is finished already")
-    else:
-        prepared = prepare(method, dataset, options, of_method, cmi, device=device)
-        if not folder.has_checkpoint:
-            print("a few updates are tried, to say what the run costs", flush=True)
-            print(estimate(prepared))
-        distill(prepared, folder, command)
+    check_folder(out, resume=run.resume)
+    with locked(out, folder=True):
+        dataset = load(data)
+        options, of_method = _filled_in(method, dataset, options, of_method)
+        parts = (options, cmi, of_method)
+        folder = run_folder(out, method, dataset, parts, resume=run.resume, asked=asdict(data))
+        if folder.finished:
+            print(f"{folder.path} is finished already")
+        else:
+            prepared = prepare(method, dataset, options, of_method, cmi, device=data.device)
+            check_room(out, disk_of(prepared), "ipc")
+            if not folder.has_checkpoint:
+                print("a few updates are tried, to say what the run costs", flush=True)
+                print(estimate(prepared))
+            distill(prepared, folder, command)
     evaluation = EvaluateOptions(sets=(folder.result,), out=folder.path / "evaluation.json")
     print(f"the synthetic set: {folder.result}")
     print("try it:", command_line("evaluate", (data, evaluation)))
 
 
+def _filled_in(
+    method: str, dataset: Dataset, options: DistillOptions, of_method: Any
+) -> tuple[DistillOptions, Any]:
+    """Options with what is published, which the user is told."""
+    options, of_method, known = fill_in_published(method, dataset, options.ipc, options, of_method)
+    if known:
+        print(f"not given, so as known: {known}")
+    return options, of_method
+
+
 def run_evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
     """Train fresh networks on sets and test them on real images."""
-    if options.out.exists():
-        raise FileExistsError(f"out: {options.out} exists already; name another file")
+    check_new(options.out, resume=options.resume)
+    with locked(options.out):
+        _evaluate(data, options)
+    print(f"the results: {options.out}")
+
+
+def _evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
+    """Fill the file of results, whose lock is held."""
     dataset, device = load_for(options.sets, data), usable_device(data.device)
     sets = _sets(dataset, options.sets, options.random_real, options.seed)
     recipes = {name: options.recipe(each.record) for name, each in sets.items()}
@@ -104,16 +145,15 @@ def run_evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
         Strategy.parse(recipes[name].augmentation, mirror=dataset.mirror)
         for spec in networks[name]:
             build_network(spec, channels, size, dataset.num_classes)
-    results: list[dict[str, Any]] = []
-    record = {
-        "dataset": dataset.name,
-        "command": command_line("evaluate", (data, options)),
-        "versions": versions(),
-        "results": results,
-    }
+    file = EvaluationFile(
+        options.out,
+        {"dataset": dataset.name, "seed": options.seed},
+        {"command": command_line("evaluate", (data, options)), "versions": versions()},
+        resume=options.resume,
+    )
     for name, each in sets.items():
-        print(name, end=": ")
-        found = evaluate_set(
+        print(name, end=": ", flush=True)
+        evaluate_set(
             each,
             dataset,
             networks[name],
@@ -123,11 +163,8 @@ def run_evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
             seed=options.seed,
             device=device,
             together=options.together,
+            store=file.of(name, each),
         )
-        evaluations = [accuracy.as_record() for accuracy in found]
-        results.append({"set": name, "images": len(each.labels), "evaluations": evaluations})
-        write_text(options.out, json.dumps(record, indent=1) + "\n")
-    print(f"the results: {options.out}")
 
 
 def _networks(
@@ -167,7 +204,8 @@ def _sets(
         loaded.whiten(dataset).check_made_for(loaded.record, str(path))
     if random_real is not None:
         name = f"random real images, {random_real} per class"
-        sets[name] = SyntheticSet.of(dataset, *first_images(dataset, random_real, "real", seed))
+        real = first_images(dataset, random_real, "real", seed, count_option="random_real")
+        sets[name] = SyntheticSet.of(dataset, *real)
     return sets
 
 

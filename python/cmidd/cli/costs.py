@@ -56,14 +56,18 @@ def estimate(run: Run) -> Cost:
         seconds += (method.updates - 1) * _timed(run, 1)[0]
     method.load_state(state)
     seconds += method.updates * of_cmi / run.cmi_options.cmi_every
+    return Cost(seconds, options.iterations, _peak(device), disk_of(run))
+
+
+def disk_of(run: Run) -> int:
+    """Bytes of a run's files: result, checkpoint with two states of an optimizer at most, log."""
     made = sum(leaf.nbytes for leaf in run.leaves.values())
-    lines = options.iterations // options.report_every
-    # The result, the last checkpoint with at most two states of an optimizer, the log.
+    lines = run.options.iterations // run.options.report_every
     disk = 4 * made + lines * _LINE
-    disk += sum(tensor.nbytes for tensor in state.values())
+    disk += sum(tensor.nbytes for tensor in run.method.state().values())
     if run.dataset.whitening is not None:
         disk += run.dataset.whitening.matrix.nbytes
-    return Cost(seconds, options.iterations, _peak(device), disk)
+    return disk
 
 
 def _timed(run: Run, update: int) -> tuple[float, float]:

@@ -56,12 +56,13 @@ def _origin(path: Path) -> dict[str, Any]:
     with opened(file_of(path), KIND) as (_, record):
         config = record.get("config", {})
         asked = config.get("dataset", record.get("dataset", ""))
-        key = dataset_key(asked)
-        if key is None:
+        try:
+            key = dataset_key(asked)
+        except ValueError:
             raise ValueError(
                 f"sets: {path} was made from {asked}, which --dataset cannot load; use it from "
                 "Python, with cmidd.evaluate_set"
-            )
+            ) from None
         size = record["shape"][1] if DATASETS[key].resizes else None
         return {
             "dataset": asked,

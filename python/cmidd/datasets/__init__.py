@@ -46,8 +46,6 @@ def load_dataset(name: str, root: Path | str = "data", *, size: int | None = Non
 
     """
     known = dataset_key(name)
-    if known is None:
-        raise ValueError(f"name must be one of {', '.join(DATASETS)}; got {name!r}")
     if size is not None and not DATASETS[known].resizes:
         resizing = ", ".join(other for other, about in DATASETS.items() if about.resizes)
         raise ValueError(f"size is for {resizing}; the images of {name} are of one size")

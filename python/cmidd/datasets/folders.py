@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cmidd.datasets.files import find, reading
+from cmidd.datasets.files import DatasetNotFound, find, reading
 from cmidd.datasets.images import Array, Dataset, ImageSet, ImageShape, channel_statistics
 from cmidd.datasets.known import standard
 from cmidd.datasets.pictures import SUFFIXES, Picture, common_shape, decode
@@ -27,9 +27,9 @@ class _Listing(NamedTuple):
 
 def load(name: str, root: Path, size: int | None) -> Dataset:
     """Read the tree that `folder:PATH` names."""
-    folder = Path(name.partition(":")[2]).expanduser()
-    train_folder = find(name, [folder / "train"])
-    test_folder = find(name, [folder / "test", folder / "val"])
+    folder = find(name, [Path(name.partition(":")[2]).expanduser()])
+    train_folder = _part(folder, "training", "train")
+    test_folder = _part(folder, "test", "test", "val")
     class_names = _classes(train_folder)
     listings = _by_class(train_folder, class_names), _by_class(test_folder, class_names)
     shape = common_shape([listing.pictures for listing in listings], size)
@@ -59,6 +59,18 @@ def load_tinyimagenet(name: str, root: Path, size: int | None) -> Dataset:
     shape = ImageShape(3, size or _TINY_SIZE, size or _TINY_SIZE)
     train, test = _decode(listings, len(class_names), shape, size)
     return standard(name, train, test, class_names)
+
+
+def _part(folder: Path, what: str, *names: str) -> Path:
+    """The first folder of these names in a folder that is there."""
+    places = [folder / name for name in names]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise DatasetNotFound(
+        f"{folder} has no {what} images: put a folder of them for each class into "
+        + " or ".join(map(str, places))
+    )
 
 
 def _decode(

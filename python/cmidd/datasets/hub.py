@@ -53,6 +53,7 @@ def load(name: str, root: Path, size: int | None) -> Dataset:
     source = name.partition(":")[2]
     splits = _open(source)
     with reading(name):
+        _check_splits(source, splits)
         image_column, label_column = _columns(splits)
         used = ("train", _test_split(splits, label_column))
     class_names = tuple(splits["train"].features[label_column].names)
@@ -85,6 +86,11 @@ def _open(source: str) -> Any:
     if folder.is_dir():
         with reading(folder):
             return datasets.load_from_disk(str(folder))
+    print(
+        f"asking the Hugging Face hub for {source} (without a network it takes half a minute to "
+        "give up)",
+        flush=True,
+    )
     try:
         return datasets.load_dataset(*source.split(":", 1))
     except (FileNotFoundError, ConnectionError) as error:
@@ -93,12 +99,30 @@ def _open(source: str) -> Any:
         ) from error
 
 
+def _check_splits(source: str, splits: Any) -> None:
+    """Raise unless there are images to train on and to test on, and say how to split a set."""
+    is_alone = not isinstance(splits, dict)  # a split that was saved by itself
+    names = [splits.split or "unnamed"] if is_alone else [name for name in splits if splits[name]]
+    if not is_alone and "train" in names and any(name in names for name in _TEST_SPLITS):
+        return
+    needs = f"needs images in the splits train and {' or '.join(_TEST_SPLITS)}"
+    if len(names) != 1:
+        raise ValueError(f"{needs}, has {', '.join(names) or 'none'}")
+    if Path(source).expanduser().is_dir():
+        opened = f'load_from_disk("{source}")' + ("" if is_alone else f'["{names[0]}"]')
+    else:
+        words = ", ".join(f'"{word}"' for word in source.split(":", 1))
+        opened = f'load_dataset({words}, split="{names[0]}")'
+    raise ValueError(
+        f"{needs}, has only {names[0]}; split it with datasets.{opened}"
+        '.train_test_split(0.2, seed=0).save_to_disk("FOLDER") and take hub:FOLDER'
+    )
+
+
 def _columns(splits: Any) -> tuple[str, str]:
     """The names of the image column and of the label column."""
     from datasets import ClassLabel, Image
 
-    if not isinstance(splits, dict) or not splits.get("train"):
-        raise ValueError(f"needs images in the splits train and {' or '.join(_TEST_SPLITS)}")
     features = splits["train"].features
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
     labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]

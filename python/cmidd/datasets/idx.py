@@ -18,8 +18,8 @@ from cmidd.datasets.images import Array, Dataset, ImageSet, labels_as_int64
 from cmidd.datasets.known import standard
 
 _FOLDERS = {
-    "mnist": ("MNIST/raw", "mnist", "."),
-    "fashionmnist": ("FashionMNIST/raw", "fashionmnist", "."),
+    "mnist": ("MNIST/raw", "MNIST", "mnist", "."),
+    "fashionmnist": ("FashionMNIST/raw", "FashionMNIST", "fashionmnist", "fashion-mnist", "."),
 }
 _CLASS_NAMES = {
     "mnist": tuple("0123456789"),

@@ -285,14 +285,13 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 def _channels_first(images: Tensor | Array) -> Tensor:
     """(N, channels, H, W) of any layout that `from_arrays` takes."""
+    if images.dtype not in (np.uint8, torch.uint8):
+        scale = "scale to 0..255 and " if "float" in str(images.dtype) else ""
+        raise TypeError(f"images must be uint8, got {images.dtype}; {scale}convert to uint8")
     if isinstance(images, np.ndarray):
-        if images.dtype != np.uint8:
-            raise TypeError(f"images must be uint8, got {images.dtype}")
         # torch wants memory that it may write to.
         pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     else:
-        if images.dtype != torch.uint8:
-            raise TypeError(f"images must be uint8, got {images.dtype}")
         pixels = images
     if pixels.ndim == 3:
         pixels = pixels[:, None]

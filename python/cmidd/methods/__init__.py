@@ -87,13 +87,11 @@ def cmi_weight(method: str, dataset: str, ipc: int) -> Weight:
     weights = method_entry(method).cmi_weights
     position = 0 if ipc < 30 else 1
     near = (10, 50)[position]
-    for table, whose in (
-        (weights.published, "published"),
-        (weights.ours, "ours, none is published"),
-    ):
+    for table, whose in ((weights.published, "published"), (weights.ours, "ours")):
         if dataset in table:
-            note = "" if ipc == near else f" for {near} images per class, the nearest"
-            return Weight(table[dataset][position], f"{whose}{note}")
+            note = "" if ipc == near else f", the nearest to your {ipc}"
+            origin = f"{whose} for {dataset} at {near} images per class{note}"
+            return Weight(table[dataset][position], origin)
     known = sorted({**weights.published, **weights.ours})
     only = f" (only for {', '.join(known)})" if known else ""
     raise ValueError(

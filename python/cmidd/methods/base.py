@@ -6,9 +6,9 @@ update that gives plain tensors of the CPU, in which everything drawn for a clas
 stream. The mathematics takes these draws as an argument, so it can be given others.
 
 What else the method optimises (a step size, labels) it lists in `extra_parameters`, with gradients
-in the tensors' `.grad`. What lives across iterations it lists in `state`; all else that it keeps
-begins anew in every iteration. A checkpoint holds the images, extra parameters, the optimizer's
-state, the method's state and the number of the iteration.
+in the tensors' `.grad`. What an update leaves for later ones it lists in `state`. A checkpoint,
+between any two updates, holds the images, extra parameters, the optimizer's state, the method's
+state and the numbers of iteration and update.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from cmidd.datasets.known import KNOWN
 from cmidd.options.fields import Options
 from cmidd.synthetic import SyntheticSet
 from cmidd.view import View
@@ -93,11 +94,11 @@ class Method(ABC):
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors that live across iterations, by the name that checkpoints call them."""
+        """What is there after an update that later ones depend on, as tensors by name."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave, on the devices where its tensors were."""
+        """Put back what `state` gave; of nothing, begin afresh."""
         if state:
             raise ValueError(f"expected no state of the method, got {', '.join(state)}")
 
@@ -121,6 +122,20 @@ class Published:
     """Epochs and augmentation of networks that are trained on a set, where they are not DSA's."""
     origin: str = "as published"
     """Where these come from, in words for the user."""
+
+
+def origin_on(dataset: Dataset, whose: str, *, exact: bool = True) -> str:
+    """The origin of settings that were published for standard datasets alone, in words.
+
+    Args:
+        dataset: that they are to serve.
+        whose: published default it is, such as "DM's".
+        exact: whether they were published as they are, and are not only near to what was.
+    """
+    if dataset.name in KNOWN:
+        return "as published" if exact else "as near to what is published as it goes"
+    near = "" if exact else "as near as it goes to "
+    return f"not published for {dataset.name}; {near}{whose} published default, found on CIFAR-10"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch.profiler import record_function
 
 from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
-from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published
+from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published, origin_on
 from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
 from cmidd.methods.class_gradients import GradientsClassByClass, GradientsVmapped
 from cmidd.methods.gradient_distance import GradientDistance
@@ -147,6 +147,23 @@ class GradientMatching(Method):
                 self.train_network(images.detach(), draws.epochs)
         return self.match(images.detach(), draws)
 
+    def state(self) -> dict[str, Tensor]:
+        """Within an iteration, the network as it is trained and the update that is due."""
+        if self.due is None or self.due[1] == self.updates:
+            return {}
+        return {"due": torch.tensor(self.due), **self.stack.state}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put the network back."""
+        self.due = None
+        if not state:
+            return
+        if state.keys() != {"due", *self.stack.state}:
+            raise ValueError(f"expected the state of {self.network_spec}, got {', '.join(state)}")
+        iteration, update = state["due"].tolist()
+        self.load_network({name: state[name] for name in self.stack.state})
+        self.due = iteration, update
+
     @torch.no_grad()
     def load_network(self, weights: Mapping[str, Tensor]) -> None:
         """Give the network the first weights of an iteration."""
@@ -210,7 +227,7 @@ def _published(dataset: Dataset, ipc: int, init: str, evaluation: dict[str, Any]
         },
         options={"outer_steps": outer, "inner_epochs": inner, "network": network},
         evaluation=evaluation,
-        origin="as published" if is_published else "as near to what is published as it goes",
+        origin=origin_on(dataset, "the", exact=is_published),
     )
 
 

@@ -19,7 +19,7 @@ from torch.profiler import record_function
 
 from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
-from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published
+from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published, origin_on
 from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
 from cmidd.networks import (
     GPU_IMAGES_FORWARD,
@@ -193,6 +193,7 @@ def published(dataset: Dataset, ipc: int) -> Published:
             "checkpoint_every": 500,
         },
         options={"network": usual_network(dataset.shape.height)},
+        origin=origin_on(dataset, "DM's"),
     )
 
 

@@ -243,7 +243,8 @@ def published(dataset: Dataset, ipc: int) -> Published:
     near = 1 if ipc < 5 else 10 if ipc < 30 else 50
     setting = SETTINGS.get((dataset.name, near))
     if setting is None:
-        setting, origin = _USUAL, f"the published program's own; none for {dataset.name}"
+        setting = _USUAL
+        origin = f"not published for {dataset.name}; the published program's default"
     else:
         whose = "published"
         if dataset.name == "digits":

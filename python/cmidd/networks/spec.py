@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import torch
 from torch import nn
@@ -53,7 +54,10 @@ class NetworkSpec:
         """Read `name` or `name:option=value,...`; what does not exist is a ValueError."""
         name, colon, tail = text.partition(":")
         if name not in NETWORKS:
-            raise ValueError(f"network {text!r}: no {name!r}; there are {', '.join(NETWORKS)}")
+            close = get_close_matches(name, NETWORKS, n=1)
+            meant = f"; did you mean {close[0]}?" if close else ""
+            known = ", ".join(NETWORKS)
+            raise ValueError(f"network {text!r}: no {name!r}; there are {known}{meant}")
         defaults = options_of(name)
         given: dict[str, int | str] = {}
         for item in tail.split(",") if colon else []:

@@ -36,8 +36,6 @@ class DataOptions(Options):
         if self.dataset is AS_PUBLISHED:
             return
         key = dataset_key(self.dataset)
-        if key is None:
-            raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}, got {self.dataset}")
         if self.size not in (None, AS_PUBLISHED) and not DATASETS[key].resizes:
             resizing = ", ".join(name for name, about in DATASETS.items() if about.resizes)
             raise ValueError(
@@ -129,7 +127,8 @@ class EvaluateOptions(Options):
         augmentation: DSA operations, or none; default: as the set's method was published, else all
         seed: of the networks
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU
-        out: new JSON file of the results, for cmidd report
+        out: JSON file of the results, for cmidd report
+        resume: go on with the results that are there
     """
 
     sets: tuple[Path, ...] = option((), names="set", positional=True)
@@ -146,6 +145,7 @@ class EvaluateOptions(Options):
     seed: int = 0
     together: int | None = option(None, least=1)
     out: Path = Path("runs/evaluation.json")
+    resume: bool = False
 
     def check(self) -> None:
         """Raise where there is nothing to evaluate."""

@@ -1,19 +1,20 @@
 """One HTML page about runs: what they reached, what they look like, how they were made.
 
-`runs` and `accuracy` read files, `pictures` draws, `features` looks through a bank, `page` writes
-HTML. The page is one file that loads nothing.
+`runs` and `accuracy` read files, `pictures` draws, `features` looks through a bank, `making` lists
+commands, `page` writes HTML. The page is one file that loads nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from cmidd.divergence import signs_of_divergence
 from cmidd.report.accuracy import Evaluation, accuracy_table, read_evaluation
-from cmidd.report.features import feature_parts
+from cmidd.report.features import LoadedBank, feature_parts
+from cmidd.report.making import making
 from cmidd.report.page import (
     Html,
     code,
@@ -24,11 +25,10 @@ from cmidd.report.page import (
     page,
     paragraph,
     section,
-    table,
 )
 from cmidd.report.pictures import MOST_CLASSES, Curve, curves, line_key, strip
 from cmidd.report.runs import RunSummary, read_runs
-from cmidd.storage.output import write_text
+from cmidd.storage.output import check_writable, write_text
 
 __all__ = ["write_report"]
 
@@ -42,6 +42,7 @@ def write_report(
     evaluations: Sequence[Path] = (),
     bank: Path | None = None,
     device: torch.device,
+    overwrite: bool = False,
 ) -> None:
     """Write the page, atomically.
 
@@ -54,21 +55,14 @@ def write_report(
         evaluations: files that `cmidd evaluate` wrote, for the accuracy table.
         bank: file of trained networks, for the section on features.
         device: where the networks run.
+        overwrite: whether a page that is there may be replaced.
     """
+    _check_out(out, overwrite)
     read, dataset = read_runs(runs, with_dataset=bank is not None)
     evaluated = [read_evaluation(path) for path in evaluations]
     _check_evaluations(evaluated, read[0])
-    features = (
-        paragraph(
-            "Left out: no bank of trained networks was given. ",
-            code("cmidd pretrain"),
-            " makes one; with it (",
-            code("cmidd report --bank"),
-            ") the report shows a t-SNE of the features and the CMI of each set.",
-        )
-        if bank is None or dataset is None
-        else feature_parts(read, bank, dataset, device)
-    )
+    loaded = None if bank is None or dataset is None else LoadedBank.load(bank, dataset, device)
+    check_writable(out.parent, "out")
     write_text(
         out,
         page(
@@ -77,10 +71,17 @@ def write_report(
             section("Accuracy", _accuracy(evaluated)),
             section("Synthetic images", _images(read)),
             section("Loss and CMI", _curves(read)),
-            section("Features", features),
-            section("How it was made", _making(read, evaluated)),
+            section("Features", _features(read, loaded)),
+            section("How it was made", making(read, evaluated, loaded)),
         ),
     )
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    if out.is_dir():
+        raise IsADirectoryError(f"out: {out} is a folder; name a file in it, such as report.html")
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"out: {out} exists already; add --overwrite, or name another file")
 
 
 def _check_evaluations(evaluations: Sequence[Evaluation], run: RunSummary) -> None:
@@ -116,17 +117,21 @@ def _summary(runs: Sequence[RunSummary]) -> Html:
                 "commands that made all of it.",
                 class_="faint",
             ),
-            *(
-                paragraph(_unfinished(run), class_="warning")
-                for run in runs
-                if run.iteration is not None
-            ),
+            *(paragraph(text, class_="warning") for run in runs for text in _warnings(run)),
         ]
     )
 
 
-def _unfinished(run: RunSummary) -> str:
-    return f"{run.name} is not finished: its images are those of iteration {run.iteration:,}."
+def _warnings(run: RunSummary) -> list[str]:
+    warnings = []
+    if run.iteration is not None:
+        warnings.append(
+            f"{run.name} is not finished: its images are those of iteration {run.iteration:,}."
+        )
+    largest = run.synthetic.images.abs().max().item()
+    signs = signs_of_divergence(largest, [line["loss"] for line in run.log])
+    warnings += [f"{run.name} seems to have diverged: {sign}." for sign in signs]
+    return warnings
 
 
 def _accuracy(evaluations: Sequence[Evaluation]) -> Html:
@@ -139,6 +144,18 @@ def _accuracy(evaluations: Sequence[Evaluation]) -> Html:
             ".",
         )
     return accuracy_table(evaluations)
+
+
+def _features(runs: Sequence[RunSummary], loaded: LoadedBank | None) -> Html:
+    if loaded is None:
+        return paragraph(
+            "Left out: no bank of trained networks was given. ",
+            code("cmidd pretrain"),
+            " makes one; with it (",
+            code("cmidd report --bank"),
+            ") the report shows a t-SNE of the features and the CMI of each set.",
+        )
+    return feature_parts(runs, loaded)
 
 
 def _images(runs: Sequence[RunSummary]) -> Html:
@@ -197,40 +214,5 @@ def _curves(runs: Sequence[RunSummary]) -> Html:
 
 
 def _curve(number: int, run: RunSummary, name: str) -> Curve:
-    return Curve(number, [line["iteration"] for line in run.log], [line[name] for line in run.log])
-
-
-def _making(runs: Sequence[RunSummary], evaluations: Sequence[Evaluation]) -> Html:
-    parts = []
-    for run in runs:
-        record = run.synthetic.record
-        settings = table(
-            ["setting", "value"],
-            [(name, "not set" if value is None else value) for name, value in run.config.items()],
-        )
-        parts += [
-            heading(run.name, run.about()),
-            _command(record.get("command")),
-            element("details", element("summary", "configuration"), settings),
-            _versions(record.get("versions", {})),
-        ]
-    for evaluation in evaluations:
-        parts += [
-            element("h3", evaluation.name),
-            _command(evaluation.command),
-            _versions(evaluation.versions),
-        ]
-    return join(parts)
-
-
-def _command(command: str | None) -> Html:
-    if not command:
-        return paragraph("The command was not recorded.", class_="faint")
-    return element("pre", command)
-
-
-def _versions(versions: Mapping[str, Any]) -> Html:
-    if not versions:
-        return paragraph("Versions were not recorded.", class_="faint")
-    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return paragraph(f"Versions: {listed}", class_="faint")
+    lines = [line for line in run.log if name in line]
+    return Curve(number, [line["iteration"] for line in lines], [line[name] for line in lines])

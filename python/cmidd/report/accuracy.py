@@ -13,14 +13,20 @@ It reads the JSON that `cmidd evaluate` writes:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cmidd.report.page import Html, element, join, paragraph, table
+from cmidd.report.page import Html, digits, element, join, paragraph, table
 from cmidd.storage.tensor_file import FileError
 
+_MARKED = (
+    "Marked as best: among distilled sets of equally many images the one whose mean is above that "
+    "of every other by more than √(a² + b²), where a and b are the two standard deviations; none "
+    "where n is 1."
+)
 _REAL = ("random real images", "all real images")  # how sets begin that were not distilled
 
 
@@ -70,7 +76,7 @@ def read_evaluation(path: Path) -> Evaluation:
                     float(found["mean"]),
                     float(found["std"]),
                     len(found["accuracies"]),
-                    ", ".join(f"{key} {value}" for key, value in found["recipe"].items()),
+                    ", ".join(f"{key} {digits(value)}" for key, value in found["recipe"].items()),
                 )
             rows.append(row)
         return Evaluation(
@@ -88,31 +94,19 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def accuracy_table(evaluations: Sequence[Evaluation]) -> Html:
-    """All results of all files, the best distilled set of each column marked."""
+    """All results of all files, distilled sets marked where they are best beyond deviation."""
     rows = _merged([row for evaluation in evaluations for row in evaluation.rows])
     networks = list(dict.fromkeys(network for row in rows for network in row.cells))
-    distilled = [row for row in rows if _order(row) == 0]
-    best = {
-        network: max(found)
-        for network in networks
-        if len(found := [row.cells[network].mean for row in distilled if network in row.cells]) > 1
-    }
+    rivals = [[_rivals(row, network, rows) for network in networks] for row in rows]
     lines = [
-        [
-            row.name,
-            f"{row.images:,}",
-            *(
-                _cell(row.cells.get(network), best.get(network) if row in distilled else None)
-                for network in networks
-            ),
-        ]
-        for row in rows
+        [row.name, f"{row.images:,}", *map(_cell, map(row.cells.get, networks), of_row)]
+        for row, of_row in zip(rows, rivals, strict=True)
     ]
     recipes: dict[str, dict[str, None]] = {}  # and the rows that each is of
     for row in rows:
         for cell in row.cells.values():
             recipes.setdefault(cell.recipe, {})[row.name] = None
-    marked = " Marked: the best distilled set of a column." if best else ""
+    marked = f" {_MARKED}" if any(found for of_row in rivals for found in of_row) else ""
     return join(
         [
             paragraph(
@@ -129,6 +123,27 @@ def accuracy_table(evaluations: Sequence[Evaluation]) -> Html:
                 for recipe, names in recipes.items()
             ),
         ]
+    )
+
+
+def _rivals(row: Row, network: str, rows: Sequence[Row]) -> list[Cell]:
+    """Of the other distilled sets that are as large as this one, if it is distilled."""
+    return [
+        other.cells[network]
+        for other in rows
+        if other is not row
+        and other.images == row.images
+        and _order(row) == _order(other) == 0
+        and network in row.cells.keys() & other.cells.keys()
+    ]
+
+
+def _is_best(cell: Cell, rivals: Sequence[Cell]) -> bool:
+    """Whether it is better than every rival, as `_MARKED` says."""
+    return bool(rivals) and all(
+        min(cell.count, rival.count) > 1
+        and cell.mean - rival.mean > math.hypot(cell.std, rival.std)
+        for rival in rivals
     )
 
 
@@ -152,11 +167,11 @@ def _order(row: Row) -> int:
     return next((k for k, real in enumerate(_REAL, 1) if row.name.startswith(real)), 0)
 
 
-def _cell(cell: Cell | None, best: float | None) -> Html:
+def _cell(cell: Cell | None, rivals: Sequence[Cell]) -> Html:
     if cell is None:
         return element("td", "—")
+    is_best = _is_best(cell, rivals)
     spread = f" ± {100 * cell.std:.1f}" if cell.count > 1 else ""
-    is_best = cell.mean == best
     number = f"{100 * cell.mean:.1f}{spread} "
     note = element("small", f"n = {cell.count}{', best' if is_best else ''}")
     if is_best:

@@ -15,7 +15,6 @@ import torch
 from sklearn.manifold import TSNE
 
 from cmidd.datasets import Dataset
-from cmidd.networks import Network
 from cmidd.pretrained.bank import Bank
 from cmidd.report.page import Html, columns, element, heading, join, paragraph, table
 from cmidd.report.pictures import MOST_CLASSES, ClassPoints, Points, class_key, scatter
@@ -26,20 +25,27 @@ from cmidd.seeds import generator
 _MOST_REAL = 1000  # test images that t-SNE places
 
 
-def feature_parts(
-    runs: Sequence[RunSummary], path: Path, dataset: Dataset, device: torch.device
-) -> Html:
-    """The pictures and the table.
+@dataclass(frozen=True)
+class LoadedBank:
+    """A bank, the dataset that it was trained on, and where its networks run."""
 
-    Args:
-        runs: whose sets.
-        path: of the bank.
-        dataset: whose test images.
-        device: where the networks run.
-    """
-    bank = Bank.load(path, device)
-    dataset.check_made_for(bank.record, f"bank: {path}")
-    placed = _place(runs, bank[0], dataset, device)
+    path: Path
+    bank: Bank
+    dataset: Dataset
+    device: torch.device
+
+    @classmethod
+    def load(cls, path: Path, dataset: Dataset, device: torch.device) -> LoadedBank:
+        """Read the bank's file, and check that it was trained on the dataset."""
+        bank = Bank.load(path, device)
+        dataset.check_made_for(bank.record, f"bank: {path}")
+        return cls(path, bank, dataset, device)
+
+
+def feature_parts(runs: Sequence[RunSummary], loaded: LoadedBank) -> Html:
+    """The pictures and the table of the runs' sets, as the networks see them."""
+    bank, dataset = loaded.bank, loaded.dataset
+    placed = _place(runs, loaded)
     shown = min(dataset.num_classes, MOST_CLASSES)
     note = "" if shown == dataset.num_classes else f" Only the first {shown} classes are drawn."
     panels = [
@@ -59,14 +65,14 @@ def feature_parts(
         [
             paragraph(
                 "Embeddings by a network that was trained on the real images "
-                f"({path}, network 1 of {len(bank)}), placed by t-SNE. Small points are "
+                f"({loaded.path}, network 1 of {len(bank)}), placed by t-SNE. Small points are "
                 f"{len(placed.real.points):,} real test images, large ones the synthetic images; "
                 f"a number stands above the real images of its class. All panels share one t-SNE."
                 f"{note}"
             ),
             element("ul", *keys, class_="legend"),
             columns(panels),
-            _cmi_table(runs, bank, device),
+            _cmi_table(runs, loaded),
         ]
     )
 
@@ -78,16 +84,17 @@ class _Placed:
     limits: Points  # ((least x, least y), (largest x, largest y)) of all
 
 
-def _place(
-    runs: Sequence[RunSummary], network: Network, dataset: Dataset, device: torch.device
-) -> _Placed:
+def _place(runs: Sequence[RunSummary], loaded: LoadedBank) -> _Placed:
+    network, dataset = loaded.bank[0], loaded.dataset
     order = torch.randperm(len(dataset.test), generator=generator("report"))
     rows = order[dataset.test.labels[order] < MOST_CLASSES][:_MOST_REAL]
     groups = [(dataset.to_input(dataset.test.images[rows]), dataset.test.labels[rows])]
     for run in runs:
         shown = run.seen.labels < MOST_CLASSES
         groups.append((run.seen.images[shown], run.seen.labels[shown]))
-    features = torch.cat([features_of(network, images.to(device)).cpu() for images, _ in groups])
+    features = torch.cat(
+        [features_of(network, images.to(loaded.device)).cpu() for images, _ in groups]
+    )
     # t-SNE needs fewer neighbours than there are others.
     perplexity = min(30.0, (len(features) - 1) / 3)
     points: Points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(
@@ -101,7 +108,8 @@ def _place(
     return _Placed(placed[0], placed[1:], np.stack([points.min(0), points.max(0)]))
 
 
-def _cmi_table(runs: Sequence[RunSummary], bank: Bank, device: torch.device) -> Html:
+def _cmi_table(runs: Sequence[RunSummary], loaded: LoadedBank) -> Html:
+    bank, device = loaded.bank, loaded.device
     rows = []
     for run in runs:
         images, labels = run.seen.images.to(device), run.seen.labels.to(device)

@@ -83,6 +83,13 @@ def element(name: str, /, *parts: object, **attributes: object) -> Html:
     return Html(f"<{name}{written}>{join(parts)}{end}")
 
 
+def digits(value: object, most: int = 3) -> object:
+    """A number with `most` digits where it has more behind the point; all else as it is."""
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:.{most}g}"
+    return value
+
+
 def paragraph(*parts: object, **attributes: object) -> Html:
     """A paragraph."""
     return element("p", *parts, **attributes)

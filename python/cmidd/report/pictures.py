@@ -89,17 +89,21 @@ class Curve:
 
 
 def curves(lines: Sequence[Curve], title: str, alt: str) -> Html:
-    """Raw values faint and their running mean, on a log axis where all of them are positive."""
+    """Raw values faint and their running mean, on a log axis where all of them are positive.
+
+    A single value, which no line leads to, is a dot.
+    """
 
     def draw(axis: Axes, theme: _Theme) -> None:
         for line in lines:
             color, dashes = line_style(line.number)
             axis.plot(line.iterations, line.values, color=color, lw=0.8, alpha=0.3)
-            axis.plot(line.iterations, running_mean(line.values), color=color, lw=2, dashes=dashes)
+            mean, marker = running_mean(line.values), "o" if len(line.values) == 1 else ""
+            axis.plot(line.iterations, mean, color=color, lw=2, dashes=dashes, marker=marker)
         if all(value > 0 for line in lines for value in line.values):
             axis.set_yscale("log")
         axis.set(title=title, xlabel="iteration")
-        axis.locator_params(axis="x", nbins=5)
+        axis.locator_params(axis="x", nbins=5, integer=True, min_n_ticks=1)
         axis.grid(True)
 
     return _picture(draw, (4.8, 3.4), alt)

@@ -54,7 +54,7 @@ class RunSummary:
         """Whether CMI was part of what it minimised."""
         if self.iteration is None:
             return bool(self.synthetic.record.get("cmi_weight"))
-        return any(line["cmi"] for line in self.log)
+        return any(line.get("cmi") for line in self.log)
 
     @property
     def cmi(self) -> str:
@@ -128,7 +128,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_run(folder: Path, config: dict[str, Any], dataset: Dataset | None) -> RunSummary:
-    log = _read_numbers(folder / "log.jsonl")
     path = folder / "result.safetensors"
     if path.exists():
         synthetic, iteration = SyntheticSet.load(path), None
@@ -136,15 +135,21 @@ def _read_run(folder: Path, config: dict[str, Any], dataset: Dataset | None) -> 
         assert dataset is not None
         path = folder / "checkpoint.safetensors"
         synthetic, iteration = _unfinished(folder, path, config, dataset)
+    log = _read_numbers(folder / "log.jsonl", bool(synthetic.record.get("cmi_weight")))
     return RunSummary(str(folder), synthetic, config, log, iteration)
 
 
-def _read_numbers(path: Path) -> list[dict[str, float]]:
-    """The log; none where a result was copied alone."""
+def _read_numbers(path: Path, with_cmi: bool) -> list[dict[str, float]]:
+    """The log; none where a result was copied alone.
+
+    Without CMI lines have no number for it, and those that an older cmidd wrote have 0.
+    """
     lines = read_log(path) if path.exists() else []
-    needed = ("iteration", "loss", "cmi")
-    if not all(isinstance(line.get(name), int | float) for line in lines for name in needed):
-        raise FileError(f"{path}: expected {', '.join(needed)} in each line")
+    needed = ("iteration", "loss", "cmi") if with_cmi else ("iteration", "loss")
+    if any(not line.keys() >= {*needed} for line in lines) or not all(
+        isinstance(value, int | float) for line in lines for value in line.values()
+    ):
+        raise FileError(f"{path}: expected {', '.join(needed)} in each line, and numbers alone")
     return lines
 
 
@@ -174,7 +179,7 @@ def _unfinished(
             f"{config['dataset']}"
         )
     labels = torch.arange(dataset.num_classes).repeat_interleave(per_class)
-    about = {"view": record["view"]} if "view" in record else {}
+    about: dict[str, Any] = {name: record[name] for name in ("view", "made_with") if name in record}
     shown = SyntheticSet.of(dataset, images, labels, about)
     return shown, record["iteration"]
 

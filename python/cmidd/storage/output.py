@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,22 @@ def writing(path: Path) -> Iterator[None]:
         elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             reason += "; name another place"
         raise OSError(reason) from None
+
+
+def check_writable(folder: Path, argument: str) -> None:
+    """Make a folder and write to it, or raise an error that begins with the argument's name."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{argument}: {folder} is a file; expected a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+            file.flush()
+    except OSError as error:
+        raise OSError(
+            f"{argument}: nothing can be written to {folder} ({error.strerror}); name another "
+            "folder"
+        ) from None
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -4,10 +4,12 @@
     log.jsonl                one line of numbers each time the run reports
     tensorboard/             the same for TensorBoard
     checkpoint.safetensors   tensors and counters, and how long the log was when they were saved
-    result.safetensors       written last: a folder that has it is finished
+    result.safetensors       written last: the set after the iterations that its record tells
+    .lock                    while a process writes here
 
 Every file but the logs is replaced atomically, and the log is cut back to where the checkpoint
-knew it, so a run killed at any moment goes on as if nothing had happened.
+knew it, so a run killed at any moment goes on as if nothing had happened. A run that is finished
+goes on where more iterations are asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -26,74 +28,95 @@ from torch import Tensor
 
 import cmikernels
 from cmidd.seeds import STREAMS
-from cmidd.storage.output import write_text
-from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
+from cmidd.storage.going_on import check_same, differences
+from cmidd.storage.lock import LOCK_NAME, locked
+from cmidd.storage.output import write_text, writing
+from cmidd.storage.tensor_file import FileError, read_tensors, record_of, write_tensors
 
 KIND = "checkpoint"
+# What the result does not depend on.
+_MAY_CHANGE = ("checkpoint_every", "data", "device", "report_every")
+_OWN = (".partial", LOCK_NAME)  # how names end of what is left of a process that ended
+
+
+class Begun(NamedTuple):
+    """Where a run goes on."""
+
+    iteration: int  # iterations that are finished
+    update: int  # updates that are done of the next one
+    tensors: dict[str, Tensor]
 
 
 class RunFolder:
-    """One run's files; `log` and `save_checkpoint` work inside `logging`."""
+    """One run's files; everything that is written is written inside `locked`."""
 
     def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool) -> None:
         """Check that the folder is new or belongs to the same run; nothing is written yet."""
         self.path = path
+        self.resume = resume
         self.result = path / "result.safetensors"
-        self._log_path = path / "log.jsonl"
+        self.log_path = path / "log.jsonl"
         self.checkpoint = path / "checkpoint.safetensors"
         self._config = path / "config.yaml"
         self.config = dict(config)
-        if self._config.exists():
-            self._check_same(resume)
-        elif path.exists() and any(file.suffix != ".partial" for file in path.iterdir()):
-            raise FileExistsError(
-                f"out: {path} holds something else than a run; name another folder"
-            )
-        self.finished = self.result.exists()
+        self._check()
 
-    def _check_same(self, resume: bool) -> None:
-        if not resume:
-            raise FileExistsError(
-                f"out: {self.path} holds a run already; add --resume to go on with it, or name "
-                "another folder"
-            )
+    def _check(self) -> None:
+        check_folder(self.path, resume=self.resume)
+        if not self._config.exists():
+            return
         try:
             before = yaml.safe_load(self._config.read_text())
-            changed = [
-                f"{name}: {before.get(name)!r} there, {self.config.get(name)!r} now"
-                for name in {**before, **self.config}
-                if before.get(name) != self.config.get(name)
-            ]
+            changed = differences(
+                before, self.config, may_change=_MAY_CHANGE, may_grow=("iterations",)
+            )
         except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
             raise FileError(f"{self._config}: expected the configuration of a run") from None
-        if changed:
-            raise ValueError(
-                f"resume: {self.path} is a run with other settings ({'; '.join(changed)}); give "
-                "the same ones, or name another folder"
+        check_same(f"{self.path} is a run", changed)
+        if self.result.exists() and not self.finished and not self.has_checkpoint:
+            raise FileNotFoundError(
+                f"resume: {self.path} is finished and has no checkpoint.safetensors any more, from "
+                f"which more iterations could go on; begin another run, for which "
+                f"--init=file:{self.result} takes its images"
             )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """While it lasts, no other process writes here; the folder is made if there is none."""
+        with locked(self.path, folder=True):
+            self._check()  # another process may have been here since
+            yield
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a result of as many iterations as are asked for."""
+        if not self.result.exists():
+            return False
+        made_with = record_of(self.result).get("config", {})
+        return bool(made_with.get("iterations") == self.config.get("iterations"))
 
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is something to go on from."""
         return self.checkpoint.exists()
 
-    def load_checkpoint(
-        self, made_with: Mapping[str, Any] | None = None
-    ) -> tuple[dict[str, Tensor], int] | None:
-        """Tensors and the number of finished iterations, or None where nothing was saved yet.
+    def load_checkpoint(self, made_with: Mapping[str, Any] | None = None) -> Begun | None:
+        """What was saved, or None where nothing was saved yet.
 
         `made_with`: records of the files that the run reads, which are to be what they were.
 
         From here on the folder is this run's: its configuration is written, its log cut back.
         """
-        write_text(self._config, yaml.safe_dump(self.config, sort_keys=False))
         if not self.checkpoint.exists():
-            self._cut_log(0)
+            self._begin(0)
             return None
         tensors, record = read_tensors(self.checkpoint, KIND)
-        length, iteration = record.get("log_bytes"), record.get("iteration")
-        if not isinstance(length, int) or not isinstance(iteration, int):
-            raise FileError(f"{self.checkpoint}: expected log_bytes and iteration, got {record}")
+        missing = [name for name in ("log_bytes", "iteration") if type(record.get(name)) is not int]
+        if missing:
+            raise FileError(
+                f"{self.checkpoint}: damaged or edited: no {' and no '.join(missing)} in its record"
+            )
+        length, iteration = record["log_bytes"], record["iteration"]
         if record.get("streams") != STREAMS:
             raise FileError(
                 f"{self.checkpoint}: was written by a cmidd whose draws had other names, so the "
@@ -106,25 +129,35 @@ class RunFolder:
                     f"resume: {self.path} was begun with another {name} than the one that is there "
                     "now; put that back, or name another folder"
                 )
-        self._cut_log(length)
-        return tensors, iteration
+        self._begin(length)
+        return Begun(iteration, record.get("update", 0), tensors)
 
-    def _cut_log(self, length: int) -> None:
-        with self._log_path.open("ab") as log:
+    def _begin(self, length: int) -> None:
+        """Make the folder this run's, with so many bytes of log."""
+        write_text(self._config, yaml.safe_dump(self.config, sort_keys=False))
+        with writing(self.log_path), self.log_path.open("ab") as log:
             if log.tell() < length:
                 raise FileError(
-                    f"{self._log_path}: expected at least the {length} bytes that the checkpoint "
+                    f"{self.log_path}: expected at least the {length} bytes that the checkpoint "
                     f"knows, got {log.tell()}"
                 )
             log.truncate(length)
 
     def save_checkpoint(
-        self, iteration: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None
+        self,
+        iteration: int,
+        tensors: Mapping[str, Tensor],
+        about: Mapping[str, Any] | None = None,
+        *,
+        update: int = 0,
     ) -> None:
         """Save what `load_checkpoint` gives back; `about` stands in the file's record."""
-        self._log.flush()
-        os.fsync(self._log.fileno())
+        with writing(self.log_path):
+            self._log.flush()
+            os.fsync(self._log.fileno())
         record = {**(about or {}), "iteration": iteration, "log_bytes": self._log.tell()}
+        if update:
+            record["update"] = update
         record["streams"] = STREAMS
         write_tensors(self.checkpoint, KIND, tensors, record)
 
@@ -135,16 +168,29 @@ class RunFolder:
 
         folder = self.path / "tensorboard"
         board = SummaryWriter(folder, purge_step=first_iteration if folder.exists() else None)
-        with self._log_path.open("ab") as self._log, contextlib.closing(board) as self._board:
+        with self.log_path.open("ab") as self._log, contextlib.closing(board) as self._board:
             yield
 
     def log(self, iteration: int, numbers: Mapping[str, float]) -> None:
         """Add a line to both logs."""
         line = json.dumps({"iteration": iteration, **numbers})
-        self._log.write(line.encode() + b"\n")
-        self._log.flush()
+        with writing(self.log_path):
+            self._log.write(line.encode() + b"\n")
+            self._log.flush()
         for name, number in numbers.items():
             self._board.add_scalar(name, number, iteration)
+
+
+def check_folder(path: Path, *, resume: bool) -> None:
+    """Raise where a folder holds a run that may not be gone on with, or something else."""
+    if (path / "config.yaml").exists():
+        if not resume:
+            raise FileExistsError(
+                f"out: {path} holds a run already; add --resume to go on with it, or name "
+                "another folder"
+            )
+    elif path.exists() and any(not file.name.endswith(_OWN) for file in path.iterdir()):
+        raise FileExistsError(f"out: {path} holds something else than a run; name another folder")
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cmidd import cli
 from cmidd.cli import commands, main
+from cmidd.interruption import Interrupted
 from cmidd.options.distill import DistillOptions
 from cmidd.run import run_folder
 from cmidd.synthetic import SyntheticSet
@@ -42,16 +43,40 @@ def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["evaluate"])
 
 
-def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted before the first step; begin again with: cmidd "),
+        (
+            Interrupted("interrupted after 3 of 9 updates"),
+            130,
+            "after 3 of 9 updates; go on with: ",
+        ),
+        (Interrupted("", signal.SIGTERM), 143, "interrupted before the first step; begin again"),
+    ],
+)
+def test_an_interrupt_says_how_to_go_on(
+    error: BaseException,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def interrupt(*parts: Any) -> None:
-        raise KeyboardInterrupt
+        raise error
 
     monkeypatch.setattr(commands, "run_method", interrupt)
-    with pytest.raises(SystemExit, match=r"cmidd: interrupted; add --resume to continue"):
-        main(DM)
-    monkeypatch.setattr(cli, "read", interrupt)
-    with pytest.raises(SystemExit, match=r"cmidd: interrupted$"):
-        main(["evaluate"])
+    for words in (DM, [*DM, "--resume"]):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == status
+        text = capsys.readouterr().err
+        assert said in text
+        assert text.count("--resume") == int("go on with" in said or words != DM)
+    monkeypatch.setitem(commands.COMMANDS, "report", interrupt)
+    with pytest.raises(SystemExit):
+        main(["report", "a"])
+    assert capsys.readouterr().err == "cmidd: interrupted\n"
 
 
 TINY, OTHER = "convnet:width=4,depth=1", "convnet:width=4,depth=2"

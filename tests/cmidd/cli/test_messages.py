@@ -94,7 +94,9 @@ EARLY = {
     "score --bank b": "--sets: expected something to score; name the folder of a run, or give "
     "--random_real 10",
     "export s": "--png, --pt: expected a folder for at least one of them",
-    "distill dm --dataset nosuch": f"--dataset: expected one of {DATASETS}, got nosuch",
+    "distill dm --dataset nosuch": f"--dataset: expected one of {DATASETS}; got 'nosuch'",
+    "distill dm --dataset Folder:a": f"--dataset: expected one of {DATASETS}; got 'Folder:a'; "
+    "did you mean folder:PATH?",
     "distill dm --size 8": "--size: expected one of tinyimagenet, imagenet, folder:PATH, hub:NAME "
     "with it; the images of digits are of one size",
     "distill dm --bank none --cmi_weight 1": "--bank: expected a file with a bank of networks, "

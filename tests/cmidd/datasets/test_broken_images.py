@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmidd.datasets import load_dataset
+from cmidd.datasets import DatasetNotFound, load_dataset
 from tests.support import dataset_files as files
 from tests.support.dataset_files import Payload, random_sets
 
@@ -104,6 +104,19 @@ def test_a_folder_without_classes_is_an_error(tmp_path: Path) -> None:
         load_dataset(f"folder:{tmp_path}")
 
 
+def test_a_folder_that_lacks_a_part_says_where_to_put_it(elsewhere: Path) -> None:
+    files.write_tree(Path("pics"), random_sets(2, 3, 5, 5), test="tests")
+    with pytest.raises(
+        DatasetNotFound,
+        match=r"^pics has no test images: put a folder of them for each class into pics/test or "
+        r"pics/val$",
+    ):
+        load_dataset("folder:pics")
+    Path("pics/train").rename("pics/val")
+    with pytest.raises(DatasetNotFound, match=r"^pics has no training images: .* into pics/train$"):
+        load_dataset("folder:pics")
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -163,7 +176,7 @@ ARRAYS = {
     [
         (
             {"train_images": ARRAYS["train_images"] / 255},
-            "train: images must be uint8, got float64",
+            "train: images must be uint8, got float64; scale to 0",
         ),
         ({"train_labels": np.array([0, 2])}, r"class 1 \(1\) has no training images"),
         ({"train_labels": np.array([-1, 0])}, "train: labels must be from 0 to 0, got -1"),

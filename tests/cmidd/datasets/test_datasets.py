@@ -93,8 +93,13 @@ LABELS = torch.tensor([0, 1])
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (IMAGES.float(), LABELS, r"images must be uint8, got torch\.float32"),
-        (np.zeros((2, 4, 4)), LABELS, "images must be uint8, got float64"),
+        (IMAGES.float(), LABELS, r"torch\.float32; scale to 0\.\.255 and convert to uint8$"),
+        (
+            np.zeros((2, 4, 4)),
+            LABELS,
+            r"images must be uint8, got float64; scale to 0\.\.255 and convert to uint8$",
+        ),
+        (IMAGES.int(), LABELS, r"uint8, got torch\.int32; convert to uint8$"),
         (IMAGES[0], LABELS, r"one for each of the 3 images, got 2"),
         (IMAGES[0, 0], LABELS, r"images must be .*, got \(4, 4\)"),
         (IMAGES[:, :2], LABELS, r"with 1 or 3 channels, got \(2, 2, 4, 4\)"),
@@ -237,8 +242,20 @@ def test_the_split_of_digits_never_changes() -> None:
 
 @pytest.mark.parametrize("name", ["", "imagnet", "folder", "folder:", "arrays", "digits:8"])
 def test_an_unknown_name_is_an_error_that_lists_those_there_are(name: str) -> None:
-    with pytest.raises(ValueError, match=r"one of digits, cifar10, .*folder:PATH.*; got"):
+    with pytest.raises(ValueError, match=r"^dataset: expected one of digits, .*folder:PATH.*; got"):
         load_dataset(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("cifr10", "cifar10"), ("CIFAR-10", "cifar10"), ("fashion-mnist", "fashionmnist"),
+     ("folders:x", "folder:PATH"), ("folder", "folder:PATH"), ("flowers", None), ("", None)],
+)  # fmt: skip
+def test_a_name_close_to_another_is_asked_back(name: str, meant: str | None) -> None:
+    with pytest.raises(ValueError, match=r"^dataset: expected one of digits") as caught:
+        load_dataset(name)
+    end = "" if meant is None else f"; did you mean {meant}?"
+    assert str(caught.value).endswith(f"got '{name}'{end}")
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "svhn", "mnist", "arrays:x.npz"])

@@ -76,12 +76,14 @@ def test_a_test_split_whose_labels_are_secret_is_passed_over(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        (lambda s: s["train"], "needs images in the splits train and test or validation"),
         (
             lambda s: datasets.DatasetDict(test=s["test"]),
-            "needs images in the splits train and test",
+            "needs images in the splits train and test or validation or valid, has only test;",
         ),
-        (lambda s: datasets.DatasetDict(train=s["train"]), "one of the splits test, .*, has train"),
+        (
+            lambda s: datasets.DatasetDict(one=s["test"], two=s["test"]),
+            "needs images in the splits train and test or validation or valid, has one, two",
+        ),
         (lambda s: s.remove_columns("img"), "one column of type Image"),
         (lambda s: s.remove_columns(["fine", "coarse"]), "one of type ClassLabel, which class_enc"),
     ],
@@ -92,6 +94,31 @@ def test_a_set_that_lacks_a_part_is_an_error_that_says_which(
     splits(hub_sets(SETS)).save_to_disk(str(tmp_path / "set"))
     with pytest.raises(ValueError, match=f"hub:{tmp_path / 'set'}: .*{message}"):
         load_dataset(f"hub:{tmp_path / 'set'}")
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_set_of_one_split_says_how_to_split_it(alone: bool, elsewhere: Path) -> None:
+    split = hub_sets(SETS)["train"]
+    (split if alone else datasets.DatasetDict(train=split)).save_to_disk("set")
+    with pytest.raises(ValueError, match=r"has only (train|unnamed); split it with .*") as caught:
+        load_dataset("hub:set")
+    code, _, name = str(caught.value).partition(" with ")[2].partition(" and take ")
+    exec(f"import datasets; {code}")
+    data = load_dataset(name)
+    assert (len(data.train), len(data.test)) == (4, 2)
+
+
+def test_a_set_of_one_split_on_the_hub_is_split_from_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = datasets.DatasetDict(train=hub_sets(SETS)["train"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: one)
+    with pytest.raises(
+        ValueError, match=r'datasets\.load_dataset\("me/mine", "small", split="train"\)\.train_test'
+    ):
+        load_dataset("hub:me/mine:small")
+    said = "asking the Hugging Face hub for me/mine:small (without a network it takes half a minute"
+    assert capsys.readouterr().out.startswith(said)
 
 
 @pytest.mark.parametrize(

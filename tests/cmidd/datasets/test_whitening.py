@@ -13,7 +13,7 @@ from cmidd.datasets import Dataset, ImageSet, load_dataset, whitening
 from cmidd.datasets.whitening import EPS, Whitening
 from cmidd.first_images import first_images
 from cmidd.pretrained.bank import Bank
-from cmidd.report.features import feature_parts
+from cmidd.report.features import LoadedBank, feature_parts
 from cmidd.report.runs import read_runs
 from cmidd.seeds import generator
 from cmidd.storage.run_folder import KIND as CHECKPOINT
@@ -259,10 +259,10 @@ def test_a_report_shows_real_images_to_the_bank_as_runs_were_whitened(tmp_path: 
     images = dataset.test.images
     assert torch.equal(dataset.to_input(images), whitened.to_input(images))
     tiny_bank(tmp_path / "bank", whitened, networks=1, epochs=1)
-    assert "t-SNE" in feature_parts(runs, tmp_path / "bank", dataset, CPU)
+    assert "t-SNE" in feature_parts(runs, LoadedBank.load(tmp_path / "bank", dataset, CPU))
     tiny_bank(tmp_path / "plain", replace(whitened, whitening=None), networks=1, epochs=1)
     with pytest.raises(ValueError, match="plain: expected images with --zca as"):
-        feature_parts(runs, tmp_path / "plain", dataset, CPU)
+        LoadedBank.load(tmp_path / "plain", dataset, CPU)
 
 
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "going on"])

@@ -16,6 +16,7 @@ from cmidd.cli.costs import estimate
 from cmidd.evaluate import evaluate_set, train_on
 from cmidd.exchange import export_png, export_pt
 from cmidd.first_images import first_images
+from cmidd.loop import distill
 from cmidd.methods import METHODS, Method, MethodEntry, Published
 from cmidd.options.cmi import CMIOptions
 from cmidd.options.distill import DistillOptions
@@ -24,7 +25,7 @@ from cmidd.options.methods import METHOD_OPTIONS
 from cmidd.options.recipe import Recipe
 from cmidd.pretrained.bank import Bank
 from cmidd.report.runs import read_runs
-from cmidd.run import Run, distill, prepare
+from cmidd.run import Run, prepare
 from cmidd.storage.run_folder import RunFolder, read_log
 from cmidd.storage.tensor_file import FileError, read_tensors
 from cmidd.synthetic import SyntheticSet

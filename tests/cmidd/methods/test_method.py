@@ -13,13 +13,14 @@ from torch import Tensor
 
 from cmidd.cli.costs import Cost, duration, estimate
 from cmidd.first_images import first_images
+from cmidd.loop import distill
 from cmidd.methods import METHODS, MethodEntry, Published
 from cmidd.methods.base import ExtraParameter, Method
 from cmidd.options.cmi import CMIOptions
 from cmidd.options.distill import DistillOptions
 from cmidd.options.fields import Options
 from cmidd.regularization import CMITerm
-from cmidd.run import Run, distill, prepare
+from cmidd.run import Run, prepare
 from cmidd.storage.run_folder import RunFolder, read_log
 from cmidd.synthetic import SyntheticSet
 from tests.support.tiny import (

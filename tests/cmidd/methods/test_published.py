@@ -49,18 +49,22 @@ def filled_in(
 def test_published_weights(method: str, dataset: str, at_10: float, at_50: float) -> None:
     for ipc, value in ((10, at_10), (50, at_50)):
         weight = cmi_weight(method, dataset, ipc)
-        assert (weight.value, weight.origin) == (value, "published")
+        expected = f"published for {dataset} at {ipc} images per class"
+        assert (weight.value, weight.origin) == (value, expected)
 
 
 @pytest.mark.parametrize(("ipc", "near"), [(1, 10), (9, 10), (29, 10), (30, 50), (51, 50)])
 def test_another_number_of_images_takes_the_nearest_weight_and_says_so(ipc: int, near: int) -> None:
     weight = cmi_weight("dm", "cifar10", ipc)
     assert weight.value == cmi_weight("dm", "cifar10", near).value
-    assert weight.origin == f"published for {near} images per class, the nearest"
+    expected = f"published for cifar10 at {near} images per class, the nearest to your {ipc}"
+    assert weight.origin == expected
 
 
 def test_a_weight_of_ours_is_not_called_published() -> None:
-    assert cmi_weight("dm", "digits", 10).origin == "ours, none is published"
+    assert cmi_weight("dm", "digits", 10).origin == "ours for digits at 10 images per class"
+    expected = "ours for digits at 10 images per class, the nearest to your 2"
+    assert cmi_weight("dm", "digits", 2).origin == expected
     for entry in METHODS.values():
         assert not entry.cmi_weights.ours.keys() & entry.cmi_weights.published.keys()
 
@@ -224,7 +228,20 @@ def test_small_images_are_matched_in_a_network_that_is_less_deep() -> None:
     ("method", "dataset", "ipc", "origin"),
     [
         ("dm", "cifar10", 10, "(as published)"),
-        ("dsa", "digits", 7, "(as near to what is published as it goes)"),
+        (
+            "dm",
+            "folder:pics",
+            10,
+            "(not published for folder:pics; DM's published default, found on CIFAR-10)",
+        ),
+        ("dsa", "cifar10", 10, "(as near to what is published as it goes)"),  # of 8 x 8 here
+        (
+            "dsa",
+            "digits",
+            7,
+            "(not published for digits; as near as it goes to the published default, found on "
+            "CIFAR-10)",
+        ),
         ("mtt", "cifar10", 12, "(published for 10 images per class, which whitened images: --zca)"),
         ("mtt", "cifar10", 50, "(published for 50 images per class)"),
         (
@@ -233,7 +250,7 @@ def test_small_images_are_matched_in_a_network_that_is_less_deep() -> None:
             10,
             "(ours, with experts of --epochs 15 --lr 0.05, for 10 images per class)",
         ),
-        ("mtt", "svhn", 10, "(the published program's own; none for svhn)"),
+        ("mtt", "svhn", 10, "(not published for svhn; the published program's default)"),
     ],
 )
 def test_where_settings_come_from_is_told(method: str, dataset: str, ipc: int, origin: str) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from PIL import Image
 
 from cmidd.datasets import Dataset, load_dataset
 from cmidd.report.accuracy import accuracy_table, read_evaluation
-from cmidd.report.pictures import CLASS_COLORS, line_style, running_mean, strip
+from cmidd.report.page import digits
+from cmidd.report.pictures import CLASS_COLORS, Curve, curves, line_style, running_mean, strip
 from cmidd.seeds import generator
 from cmidd.storage.run_folder import KIND as CHECKPOINT
 from cmidd.storage.tensor_file import FileError, write_tensors
@@ -63,26 +65,56 @@ def test_recipes_that_differ_say_whose_they_are(tmp_path: Path) -> None:
     path = make_evaluation(tmp_path / "differ.json", "digits", results)
     record = json.loads(path.read_text())
     for evaluation in record["results"][1]["evaluations"]:
-        evaluation["recipe"]["lr"] = 0.3
+        evaluation["recipe"]["lr"] = 0.013703810051083565
     path.write_text(json.dumps(record))
     table = accuracy_table([read_evaluation(path)])
     assert re.findall("(Recipe.*?): .*?lr ([0-9.]+)", table) == [
-        ("Recipe of a, c", "0.01"), ("Recipe of b", "0.3"),
+        ("Recipe of a, c", "0.01"), ("Recipe of b", "0.0137"),
     ]  # fmt: skip
 
 
-def test_the_best_distilled_set_of_a_column_is_marked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("results", "sizes", "best"),
+    [
+        ({"a": (0.5, 0.5), "b": (0.6, 0.6), "all real images": (0.9, 0.9)}, {}, ["60.0"]),
+        # Deviations of 3 and of 4 make 5 together, and the means are 4.9 and 5.1 apart.
+        ({"a": (0.47, 0.53), "b": (0.509, 0.589)}, {}, []),
+        ({"a": (0.47, 0.53), "b": (0.511, 0.591)}, {}, ["55.1"]),
+        # The second is far, the third not, for it has a large deviation.
+        ({"a": (0.6, 0.6), "b": (0.5, 0.5), "c": (0.2, 0.7)}, {}, []),
+        ({"a": (0.5, 0.5), "b": (0.5, 0.5)}, {}, []),
+        ({"a": (0.5,), "b": (0.6, 0.6)}, {}, []),
+        ({"a": (0.5, 0.5), "b": (0.6,)}, {}, []),
+        # Of one size each.
+        ({"a": (0.5, 0.5), "b": (0.6, 0.6)}, {"b": 60}, []),
+        (
+            {"a": (0.1, 0.1), "b": (0.2, 0.2), "c": (0.6, 0.6), "d": (0.7, 0.7)},
+            {"c": 60, "d": 60},
+            ["20.0", "70.0"],
+        ),
+    ],
+)
+def test_the_best_of_a_size_is_marked_where_it_is_better_beyond_the_deviation(
+    results: dict[str, tuple[float, ...]], sizes: dict[str, int], best: list[str], tmp_path: Path
+) -> None:
+    of_convnet = {name: {"convnet": accuracies} for name, accuracies in results.items()}
+    path = make_evaluation(tmp_path / "e.json", "digits", of_convnet, sizes)
+    table = accuracy_table([read_evaluation(path)])
+    assert re.findall(r'<td class="best">([\d.]+) .*?best', table) == best
+    assert ("Marked as best" in table) == (sizes != {"b": 60})  # where there is one to compare with
+
+
+def test_each_network_has_its_own_best(tmp_path: Path) -> None:
     results: Results = {
-        "a": {"convnet": (0.5,), "mlp": (0.4,)},
-        "b": {"convnet": (0.6,), "mlp": (0.3,)},
-        "all real images": {"convnet": (0.9,), "mlp": (0.9,)},
+        "a": {"convnet": (0.5, 0.5), "mlp": (0.4, 0.4)},
+        "b": {"convnet": (0.6, 0.6), "mlp": (0.3, 0.3)},
     }
-    best = re.findall(r'<td class="best">([\d.]+) <small>n = 1, best', table_of(tmp_path, results))
+    best = re.findall(r'<td class="best">([\d.]+) ', table_of(tmp_path, results))
     assert best == ["40.0", "60.0"]
 
 
 def test_a_single_distilled_set_is_not_called_the_best(tmp_path: Path) -> None:
-    table = table_of(tmp_path, {"a": {"mlp": (0.5,)}, "all real images": {"mlp": (0.9,)}})
+    table = table_of(tmp_path, {"a": {"mlp": (0.5, 0.5)}, "all real images": {"mlp": (0.9, 0.9)}})
     assert "best" not in table
 
 
@@ -115,6 +147,16 @@ def test_a_pixel_of_the_grid_is_a_square_of_its_colour(channels: int) -> None:
     assert (array[:, 2 * step :, 3] == 0).all()  # the third place is empty
 
 
+@pytest.mark.parametrize("values", [[0.5], [-0.5], [0.5, 0.7]])
+def test_a_curve_is_seen_even_of_one_value(values: list[float]) -> None:
+    picture = curves([Curve(1, [9] * len(values), values)], "title", "words")
+    found = re.search(r"src=\"data:image/png;base64,([^\"]+)", picture)
+    assert found is not None
+    array = np.asarray(Image.open(io.BytesIO(base64.b64decode(found[1]))))  # (H, W, RGBA)
+    red, green, blue = (int(line_style(1)[0][at : at + 2], 16) for at in (1, 3, 5))
+    assert (array == (red, green, blue, 255)).all(axis=2).sum() > 100
+
+
 def test_runs_beyond_the_colours_differ_in_dashes() -> None:
     styles = [line_style(number) for number in range(18)]
     assert len(set(styles)) == len(styles)
@@ -130,6 +172,15 @@ def test_the_running_mean_keeps_constants_and_length_and_smooths() -> None:
     jagged = running_mean([0.0, 1.0] * 300)
     assert len(jagged) == 600
     assert np.ptp(jagged) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.013703810051083565, "0.0137"), (5e-4, "0.0005"), (18000.0, "18000.0"), (20000, "20000"),
+     ("none", "none"), (None, "None"), (True, "True")],
+)  # fmt: skip
+def test_numbers_have_three_digits_behind_the_point(value: object, shown: str) -> None:
+    assert str(digits(value)) == shown
 
 
 def test_no_runs_is_an_error(tmp_path: Path) -> None:
@@ -171,10 +222,20 @@ def test_a_checkpoint_without_its_iteration_is_an_error(dataset: Dataset, tmp_pa
         report(tmp_path, broken)
 
 
-def test_a_log_without_its_numbers_is_an_error(dataset: Dataset, tmp_path: Path) -> None:
-    broken = make_run(tmp_path / "run", dataset)
-    (broken / "log.jsonl").write_text('{"iteration": 1, "loss": 2.0}\n')
-    with pytest.raises(FileError, match=r"log\.jsonl: expected iteration, loss, cmi in each line"):
+@pytest.mark.parametrize(
+    ("weight", "numbers", "needed"),
+    [
+        (100.0, {"loss": 2.0}, "iteration, loss, cmi in each line"),
+        (0.0, {"cmi": 2.0}, "iteration, loss in each line"),
+        (0.0, {"loss": "2"}, "iteration, loss in each line, and numbers alone"),
+    ],
+)
+def test_a_log_without_its_numbers_is_an_error(
+    weight: float, numbers: dict[str, Any], needed: str, dataset: Dataset, tmp_path: Path
+) -> None:
+    broken = make_run(tmp_path / "run", dataset, weight=weight)
+    (broken / "log.jsonl").write_text(json.dumps({"iteration": 1, **numbers}) + "\n")
+    with pytest.raises(FileError, match=rf"log\.jsonl: expected {needed}"):
         report(tmp_path, broken)
 
 

@@ -47,7 +47,8 @@ def folder(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def report_of(folder: Path) -> Page:
     runs = [folder / name for name in RUNS]
-    return report(folder, *runs, evaluations=[folder / "e.json"], bank=folder / "bank")
+    files = {"evaluations": [folder / "e.json"], "bank": folder / "bank"}
+    return report(folder, *runs, overwrite=True, **files)
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +113,16 @@ def test_the_same_runs_give_the_same_page(folder: Path, page: Page) -> None:
 
 
 def test_hostile_names_are_text(dataset: Dataset, tmp_path: Path) -> None:
-    record = {"command": HOSTILE, "versions": {HOSTILE: HOSTILE}}
+    files = {HOSTILE: {"command": HOSTILE, HOSTILE: HOSTILE}}
+    record = {"command": HOSTILE, "versions": {HOSTILE: HOSTILE}, "made_with": files}
     names = [HOSTILE, "b", "c"]
     run = make_run(tmp_path / "<b>run", dataset, class_names=names, record=record)
     results = {HOSTILE: {HOSTILE: (0.5,)}}
     evaluation = make_evaluation(tmp_path / "<i>.json", dataset.name, results)
     page = report(tmp_path, run, evaluations=[evaluation])
     assert {"script", "b", "i"}.isdisjoint(name for name, _ in page.elements)
-    assert page.text.count(HOSTILE) == 6  # class, set, network, command, version's name and number
+    # Class, set, network, command, a version's name and number, and a file's four.
+    assert page.text.count(HOSTILE) == 10
     assert f"2 synthetic images of class {HOSTILE}" in page.alts()
 
 
@@ -166,6 +169,17 @@ def test_without_cmi_there_is_no_curve_of_it(dataset: Dataset, tmp_path: Path) -
     page = report(tmp_path, make_run(tmp_path / "run", dataset, weight=0.0))
     assert page.alts("Loss")
     assert not page.alts("CMI")
+
+
+def test_zeros_for_cmi_as_older_logs_have_them_are_no_curve(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    for name, finished in (("done", True), ("going", False)):
+        run = make_run(tmp_path / name, dataset, weight=0.0, finished=finished)
+        (run / "log.jsonl").write_text('{"iteration": 1, "loss": 2.0, "cmi": 0.0}\n')
+        page = report(tmp_path / name, run)
+        assert f"{run} (no CMI)" in page.section("Loss and CMI")
+        assert not page.alts("CMI")
 
 
 def test_a_result_that_was_copied_alone_has_no_curves(bare_page: Page) -> None:
@@ -225,7 +239,7 @@ def test_a_report_that_fails_leaves_the_old_page(
         raise OSError("no space left on device")
 
     (tmp_path / "report.html").write_text("the old page")
-    monkeypatch.setattr("cmidd.storage.tensor_file.os.fsync", full)
+    monkeypatch.setattr("cmidd.storage.output.os.fsync", full)
     with pytest.raises(OSError, match="no space"):
-        report(tmp_path, folder / "plain")
+        report(tmp_path, folder / "plain", overwrite=True)
     assert (tmp_path / "report.html").read_text() == "the old page"

@@ -1,0 +1,242 @@
+"""The loop around every method: images, optimiser, regulariser, log, checkpoint, result.
+
+    images <- images - lr * momentum average of d (loss of the method + weight x CMI) / d images
+
+and likewise, each with its own lr, what a method learns beside the images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from cmidd import checkpoint
+from cmidd.divergence import signs_of_divergence
+from cmidd.interruption import Stop, deferred
+from cmidd.methods import Method, evaluation_of
+from cmidd.progress import progress
+from cmidd.run import Run
+from cmidd.storage.run_folder import RunFolder, read_log, versions
+from cmidd.synthetic import SyntheticSet
+
+
+def distill(
+    run: Run, folder: RunFolder, command: str = "", say: Callable[[str], None] = print
+) -> SyntheticSet:
+    """Run a method to its end, going on from the folder's checkpoint if it has one.
+
+    Args:
+        run: from `prepare`; it serves once.
+        folder: from `Run.folder`, where everything is written.
+        command: that makes the same again, for the record.
+        say: told what the user may not expect.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM came; the update under way was finished and a checkpoint
+            written, from which the same run goes on to the same bits.
+    """
+    with folder.locked():
+        if folder.finished:
+            say(f"{folder.path} is finished already")
+            return SyntheticSet.load(folder.result)
+        if run.begun:
+            raise RuntimeError(
+                "run: its images have moved already; prepare another, and give its folder "
+                "resume=True to go on from a checkpoint"
+            )
+        run.begun = True
+        run.cmi.measure_real_means(say)
+        with deferred() as stop:
+            loop = Loop(run, folder, stop, say)
+            loop.iterate()
+            made = SyntheticSet.of(
+                run.dataset, run.images.detach().cpu(), run.labels, loop.record(command)
+            )
+            result = run.method.finish(made)
+            result.save(folder.result)
+        return result
+
+
+class Loop:
+    """A run under way."""
+
+    def __init__(self, run: Run, folder: RunFolder, stop: Stop, say: Callable[[str], None]) -> None:
+        """Set up what moves the images, and put the checkpoint back."""
+        method, options = run.method, run.options
+        self.run, self.folder, self.stop, self.say = run, folder, stop, say
+        self.leaves = run.leaves
+        rates = [options.lr_images, *(each.lr for each in method.extra_parameters.values())]
+        self.optimizer = method.optimizer(
+            [
+                {"params": [leaf], "lr": lr}
+                for leaf, lr in zip(self.leaves.values(), rates, strict=True)
+            ],
+            options.momentum,
+        )
+        self.scale: Tensor | None = None
+        if method.class_scale is not None:
+            self.scale = method.class_scale[run.labels].to(run.images).view(-1, 1, 1, 1)
+        self.made_with = {**method.input_records, **run.cmi.input_records}
+        self.total = options.iterations * method.updates
+        self.place = checkpoint.restore(folder, self.leaves, self.optimizer, method, self.made_with)
+        if self.done:
+            say(f"going on after {self.done} of {self.total} updates")
+        elif folder.resume:
+            say(f"no checkpoint in {folder.path} yet: it starts anew")
+        self.losses = [line["loss"] for line in read_log(folder.log_path)]
+        self.warnings = 0  # that were given
+
+    @property
+    def done(self) -> int:
+        """Updates that are done."""
+        return self.place.iteration * self.run.method.updates + self.place.update
+
+    def iterate(self) -> None:
+        """Do the updates that are left, and write what there is to write between them."""
+        method, options, place = self.run.method, self.run.options, self.place
+        with (
+            self.folder.logging(place.iteration),
+            progress(
+                total=self.total,
+                initial=self.done,
+                desc=f"distilling with {self.run.method_name}",
+                unit="update",
+            ) as bar,
+        ):
+            while place.iteration < options.iterations:
+                iteration, number = place.iteration, place.iteration + 1
+                last = number == options.iterations
+                reports = last or number % options.report_every == 0
+                for update in range(place.update, method.updates):
+                    self.end_if_asked()
+                    logged = reports and update == method.updates - 1
+                    loss, value = self.update(iteration, update, logged=logged)
+                    place.losses.append(loss)
+                    place.update = update + 1
+                    bar.update()
+                saves = last or number % options.checkpoint_every == 0
+                if reports or saves:
+                    numbers = self.numbers(value)
+                    largest = self.check_finite(numbers)
+                if reports:
+                    self.report(iteration, numbers, bar)
+                    self.warn(iteration, numbers["loss"], largest)
+                place.iteration, place.update, place.losses = number, 0, []
+                if saves:
+                    self.save()
+
+    def update(self, iteration: int, update: int, *, logged: bool) -> tuple[Tensor, Tensor]:
+        """One step of the images; the method's loss and the weighted CMI before it."""
+        method, images = self.run.method, self.run.images
+        with record_function("draws"):
+            draws = method.draw(iteration, update)
+        loss, gradient = method.loss_and_gradient(images, draws)
+        with record_function("cmi"):
+            value = self.run.cmi.add(images, gradient, iteration, update, logged=logged)
+        with record_function("images_step"):
+            images.grad = gradient if self.scale is None else gradient * self.scale
+            self.optimizer.step()
+            method.constrain()
+        return loss, value
+
+    def end_if_asked(self) -> None:
+        """Save what there is and end, if a signal asked for it."""
+        if self.stop.asked:
+            self.check_finite({})
+            self.save()
+            raise self.stop.interruption(
+                f"interrupted after {self.done} of {self.total} updates, which {self.folder.path} "
+                "keeps"
+            )
+
+    def numbers(self, value: Tensor) -> dict[str, float]:
+        """What the log says of the iteration under way, after its last update."""
+        found = {"loss": torch.stack(self.place.losses).mean().item()}
+        weight, weighted = self.run.cmi.weight, value.item()
+        if weight:
+            found["cmi"] = weighted / weight
+        found |= {name: n.item() for name, n in self.run.method.log_values().items()}
+        return {**found, "weighted_cmi": weighted} if weight else found
+
+    def report(self, iteration: int, numbers: Mapping[str, float], bar: Any) -> None:
+        """Write a line of the log."""
+        self.folder.log(iteration, numbers)
+        shown = {name: f"{n:.4g}" for name, n in numbers.items() if name != "weighted_cmi"}
+        bar.set_postfix(shown)
+
+    def warn(self, iteration: int, loss: float, largest: float) -> None:
+        """Say once where the run diverges."""
+        self.losses.append(loss)
+        signs = signs_of_divergence(largest, self.losses)
+        if len(signs) > self.warnings:
+            self.warnings = len(signs)
+            self.say(
+                f"warning: iteration {iteration}: {', and '.join(signs)}; "
+                f"{' or '.join(self.suspects(with_values=True))} may be too large"
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint, from which the run goes on to the same bits."""
+        about = {
+            **self.run.dataset.describe(),
+            **_view_record(self.run.method),
+            "made_with": self.made_with,
+        }
+        checkpoint.save(
+            self.folder, self.place, self.leaves, self.optimizer, self.run.method, about
+        )
+
+    def check_finite(self, numbers: Mapping[str, float]) -> float:
+        """The largest value of the images; raise before anything NaN is logged or saved."""
+        largest = {
+            f"largest of {name}": leaf.detach().abs().max().item()
+            for name, leaf in self.leaves.items()
+        }
+        found = {**numbers, **largest}
+        if not all(math.isfinite(number) for number in found.values()):
+            text = ", ".join(f"{name} {number:g}" for name, number in found.items())
+            kept = f"; --init=file:{self.folder.checkpoint} starts from the last good images"
+            raise FloatingPointError(
+                f"iteration {self.place.iteration}: {text}. The steps are too long: take a smaller "
+                f"{' or '.join(self.suspects())}, and another folder"
+                f"{kept if self.folder.has_checkpoint else ''}"
+            )
+        return largest["largest of images"]
+
+    def suspects(self, *, with_values: bool = False) -> list[str]:
+        """Options that can make a run diverge."""
+        names = [*(f"lr_{name}" for name in self.leaves), *self.run.method.options_that_may_diverge]
+        if self.run.cmi.weight:
+            names.append("cmi_weight")
+        if not with_values:
+            return names
+        values = {**vars(self.run.options), **vars(self.run.method_options)}
+        values["cmi_weight"] = self.run.cmi.weight
+        given = {name: values.get(name) for name in names}
+        return [f"{k} {v:g}" if isinstance(v, int | float) else k for k, v in given.items()]
+
+    def record(self, command: str) -> dict[str, Any]:
+        """What the result says of itself."""
+        run = self.run
+        return {
+            "ipc": run.options.ipc,
+            "method": run.method_name,
+            "network": run.method.network_spec,
+            "evaluation": evaluation_of(run.method_name, run.dataset, run.options.ipc),
+            **_view_record(run.method),
+            "made_with": self.made_with,
+            "cmi_weight": run.cmi.weight,
+            "seed": run.options.seed,
+            "command": command,
+            "config": self.folder.config,
+            "versions": versions(),
+        }
+
+
+def _view_record(method: Method) -> dict[str, Any]:
+    return {} if method.view is None else {"view": method.view.as_record()}
