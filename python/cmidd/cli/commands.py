@@ -234,6 +234,7 @@ def run_report(options: ReportOptions) -> None:
         evaluations=options.evaluations,
         bank=options.bank,
         device=usable_device(options.device),
+        overwrite=options.overwrite,
     )
     print(f"the report: {options.out}")
 

@@ -223,6 +223,7 @@ class ReportOptions(Options):
         evaluations: JSON files of cmidd evaluate
         bank: file of trained networks, whose features are drawn
         out: the page
+        overwrite: replace the page that is there
         device: cpu, cuda, ...
     """
 
@@ -230,4 +231,5 @@ class ReportOptions(Options):
     evaluations: tuple[Path, ...] = ()
     bank: Path | None = option(None, names="bank")
     out: Path = Path("runs/report.html")
+    overwrite: bool = False
     device: str = option("cpu", names="device")

@@ -33,6 +33,19 @@ def pictures(folder: Path, size: int = 12) -> None:
                 Image.fromarray(pixels).save(place / f"{k}.png")
 
 
+def test_a_report_is_replaced_if_that_is_asked_for(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["report", "runs/digits"])
+    page = Path("runs/report.html")
+    page.write_text("another")
+    with pytest.raises(SystemExit, match="exists already; add --overwrite"):
+        main(["report", "runs/digits"])
+    assert page.read_text() == "another"
+    main(["report", "runs/digits", "--overwrite"])
+    assert "runs/digits" in page.read_text()
+
+
 @pytest.fixture
 def runs(elsewhere: Path) -> Path:
     """Runs on pictures and on digits."""
