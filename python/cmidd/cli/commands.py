@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from cmidd.augment import Strategy
 from cmidd.cli.costs import disk_of, estimate
 from cmidd.cli.data import load, load_for
 from cmidd.cli.flags import command_line
+from cmidd.cli.training_costs import (
+    Evaluated,
+    cost_of_bank,
+    cost_of_evaluation,
+    cost_of_experts,
+)
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device
-from cmidd.evaluate import evaluate_set
+from cmidd.evaluate import evaluate_set, evaluation_protocol
 from cmidd.evaluation_file import EvaluationFile, check_new
 from cmidd.exchange import export_png, export_pt
 from cmidd.first_images import first_images
@@ -35,6 +43,7 @@ from cmidd.options.commands import (
 )
 from cmidd.options.distill import DistillOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
+from cmidd.options.recipe import Recipe
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.pretrained.experts import train_experts
 from cmidd.run import prepare, run_folder
@@ -48,6 +57,9 @@ from cmidd.synthetic import SyntheticSet, file_of
 
 def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> None:
     """Train the networks in whose feature space CMI is measured."""
+    if run.dry_run:
+        print(cost_of_bank(load(data), options, usable_device(data.device)))
+        return
     growing_file.check_new(run.out, resume=run.resume)
     with locked(run.out):
         train_bank(
@@ -63,6 +75,9 @@ def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> No
 
 def run_experts(data: DataOptions, run: ExpertRunOptions, options: ExpertOptions) -> None:
     """Train networks and keep their weights after every epoch, for MTT to match."""
+    if run.dry_run:
+        print(cost_of_experts(load(data), options, usable_device(data.device)))
+        return
     growing_file.check_new(run.out, resume=run.resume)
     with locked(run.out):
         train_experts(
@@ -124,14 +139,39 @@ def _filled_in(
 
 def run_evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
     """Train fresh networks on sets and test them on real images."""
+    if options.dry_run:
+        plan = _plan(data, options)
+        print(cost_of_evaluation(plan.evaluated(options), options.together, plan.device))
+        return
     check_new(options.out, resume=options.resume)
     with locked(options.out):
         _evaluate(data, options)
     print(f"the results: {options.out}")
 
 
-def _evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
-    """Fill the file of results, whose lock is held."""
+class _Plan(NamedTuple):
+    """What is evaluated, by the names of sets."""
+
+    dataset: Dataset
+    device: torch.device
+    sets: dict[str, SyntheticSet]
+    recipes: dict[str, Recipe]
+    networks: dict[str, tuple[str, ...]]
+
+    def evaluated(self, options: EvaluateOptions) -> list[Evaluated]:
+        """How each set is evaluated."""
+        found = []
+        for name, each in self.sets.items():
+            seen = each.seen()
+            judge, recipe, _ = evaluation_protocol(
+                seen, self.dataset, self.recipes[name], options.lr
+            )
+            networks = self.networks[name]
+            found.append(Evaluated(name, seen, judge, recipe, networks, options.repeats))
+        return found
+
+
+def _plan(data: SetDataOptions, options: EvaluateOptions) -> _Plan:
     dataset, device = load_for(options.sets, data), usable_device(data.device)
     sets = _sets(dataset, options.sets, options.random_real, options.seed)
     recipes = {name: options.recipe(each.record) for name, each in sets.items()}
@@ -145,6 +185,12 @@ def _evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
         Strategy.parse(recipes[name].augmentation, mirror=dataset.mirror)
         for spec in networks[name]:
             build_network(spec, channels, size, dataset.num_classes)
+    return _Plan(dataset, device, sets, recipes, networks)
+
+
+def _evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
+    """Fill the file of results, whose lock is held."""
+    dataset, device, sets, recipes, networks = _plan(data, options)
     file = EvaluationFile(
         options.out,
         {"dataset": dataset.name, "seed": options.seed},

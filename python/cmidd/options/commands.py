@@ -88,10 +88,12 @@ class BankRunOptions(Options):
     Args:
         out: file of the bank
         resume: go on with the bank that was begun there
+        dry_run: say what all networks cost in time, memory and disk, and end there
     """
 
     out: Path = Path("runs/bank.safetensors")
     resume: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,12 @@ class ExpertRunOptions(Options):
     Args:
         out: file of the trajectories
         resume: go on with the file that was begun there
+        dry_run: say what all experts cost in time, memory and disk, and end there
     """
 
     out: Path = Path("runs/experts.safetensors")
     resume: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ class EvaluateOptions(Options):
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU
         out: JSON file of the results, for cmidd report
         resume: go on with the results that are there
+        dry_run: say what all networks cost in time, memory and disk, and end there
     """
 
     sets: tuple[Path, ...] = option((), names="set", positional=True)
@@ -146,6 +151,7 @@ class EvaluateOptions(Options):
     together: int | None = option(None, least=1)
     out: Path = Path("runs/evaluation.json")
     resume: bool = False
+    dry_run: bool = False
 
     def check(self) -> None:
         """Raise where there is nothing to evaluate."""
