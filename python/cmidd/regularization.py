@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cmidd.datasets import Dataset
 from cmidd.methods.base import Method
 from cmidd.options.cmi import CMIOptions
 from cmidd.pretrained.bank import Bank
+from cmidd.progress import progress
 from cmikernels import ClassIndex, CMIRegularizer
 
 
@@ -129,8 +129,8 @@ class CMITerm:
             return
         say(f"class centroids of the real images, by {len(self._regularizer.networks)} networks")
         dataset = self._dataset
-        batches = tqdm(
-            dataset.batches(dataset.train, self._labels.device), "real images", unit="batch"
+        batches = progress(
+            dataset.batches(dataset.train, self._labels.device), desc="real images", unit="batch"
         )
         self._regularizer.centroids = self._regularizer.real_centroids(batches, dataset.num_classes)
 

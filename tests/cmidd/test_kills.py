@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import random
-import select
 import shutil
 import signal
 import subprocess
@@ -17,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cmidd.cli import main
+from tests.support.forks import ENVIRONMENT, Forks, forks
 
 ITERATIONS = 40
 NETWORK = "convnet:width=8,depth=2"
@@ -28,56 +27,6 @@ METHODS: dict[str, tuple[int, list[str]]] = {
 }
 TIME_LIMIT = 60  # seconds that a process may take to come to the moment at which it is killed
 FILES = ("result.safetensors", "log.jsonl", "config.yaml")
-
-# Forks a process for each command, so that Python and torch start once and not at every kill.
-FORKS = """
-import json, os, sys
-import sklearn.datasets, torch.utils.tensorboard
-from cmidd.cli import main
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(main(json.loads(line)))
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Forks:
-    """Processes that run commands of cmidd, one at a time."""
-
-    def __init__(self, server: subprocess.Popen[bytes]) -> None:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        self.commands, self.answers = server.stdin, server.stdout
-
-    def start(self, arguments: list[str]) -> int:
-        self.commands.write(json.dumps(arguments).encode() + b"\n")
-        return int(self.answers.readline())
-
-    def ended(self) -> bool:
-        return bool(select.select([self.answers], [], [], 0)[0])
-
-    def exit_code(self) -> int:
-        return int(self.answers.readline())
-
-
-@pytest.fixture
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-
-
-@pytest.fixture
-def forks(environment: dict[str, str]) -> Iterator[Forks]:
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKS],
-        bufsize=0,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-    ) as server:
-        yield Forks(server)
 
 
 def changes(path: Path) -> Iterator[int]:
@@ -112,8 +61,13 @@ def wait_for(moment: str, out: Path, draws: random.Random, over: Callable[[], bo
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_killed_at_any_moment_ends_bit_equal_to_one_that_was_not(
-    method: str, tmp_path: Path, forks: Forks, environment: dict[str, str]
+    method: str, tmp_path: Path
 ) -> None:
+    with forks(tmp_path / "errors") as server:
+        kill_and_go_on(method, tmp_path, server)
+
+
+def kill_and_go_on(method: str, tmp_path: Path, server: Forks) -> None:
     bank, experts, out = tmp_path / "bank", tmp_path / "experts", tmp_path / "run"
     limit, special = METHODS[method]
     main(["pretrain", f"--network={NETWORK}", "--networks=2", "--epochs=1", f"--out={bank}"])
@@ -127,23 +81,23 @@ def test_a_run_killed_at_any_moment_ends_bit_equal_to_one_that_was_not(
         *["--device=cpu", *special],
     ]
     command = [sys.executable, "-m", "cmidd", *arguments]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
     whole = [(out / name).read_bytes() for name in FILES]
     shutil.rmtree(out)
     draws = random.Random(0)
     kills = 0
     for moment in itertools.cycle(["start", "loop", "loop", "start", "loop", "end", "anew"]):
         if moment != "anew":
-            child = forks.start(arguments)
-            wait_for(moment, out, draws, forks.ended)
+            child = server.start(arguments)
+            wait_for(moment, out, draws, server.ended)
             with contextlib.suppress(ProcessLookupError):  # where it ended just now
                 os.kill(child, signal.SIGKILL)
-            code = forks.exit_code()
+            code = server.exit_code()
             assert code in (-signal.SIGKILL, 0)
             kills += code != 0
         if moment == "anew" or kills == limit:
-            forks.start(arguments)
-            assert forks.exit_code() == 0
+            server.start(arguments)
+            assert server.exit_code() == 0
             assert [(out / name).read_bytes() for name in FILES] == whole
             shutil.rmtree(out)
         if kills == limit:

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
 from cmidd.datasets.files import reading
 from cmidd.datasets.images import ImageShape
+from cmidd.progress import progress
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -76,7 +76,7 @@ def decode(pictures: Pictures, shape: ImageShape, resize: bool, title: str) -> T
 
     with ThreadPool() as pool:
         rows = pool.imap(decode_row, range(len(pictures)), chunksize=_AT_ONCE)
-        for _ in tqdm(rows, title, len(pictures), unit=" images", leave=False, disable=None):
+        for _ in progress(rows, desc=title, total=len(pictures), unit=" images", leave=False):
             pass
     return images
 

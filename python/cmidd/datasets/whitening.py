@@ -16,7 +16,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+
+from cmidd.progress import progress
 
 EPS = 0.1  # of pixels in [0, 1], as published
 _GREY = 128  # pixels less it are within 128 of 0
@@ -130,7 +131,9 @@ def _sums(images: Tensor) -> tuple[Tensor, Tensor]:
     size = math.prod(images.shape[1:])
     total = torch.zeros(size, dtype=torch.float64)
     products = torch.zeros(size, size, dtype=torch.float64)
-    for batch in tqdm(torch.split(images, _BATCH), "covariance", unit="batch", leave=False):
+    for batch in progress(
+        torch.split(images, _BATCH), desc="covariance", unit="batch", leave=False
+    ):
         flat = batch.flatten(1).float() - _GREY
         total += flat.sum(0)
         products += flat.T @ flat

@@ -43,19 +43,25 @@ def locked(path: Path, *, folder: bool = False) -> Iterator[None]:
         yield
         return
     new = [each for each in (lock.parent, *lock.parent.parents) if not each.exists()]
-    with writing(path):
-        descriptor = _taken(lock, path)
-    _held[lock] = threading.get_ident()
     try:
-        yield
+        with writing(path):
+            descriptor = _taken(lock, path)
+        _held[lock] = threading.get_ident()
+        try:
+            yield
+        finally:
+            del _held[lock]
+            _let_go(lock, descriptor)
     finally:
-        del _held[lock]
-        with contextlib.suppress(OSError):  # a disk that has gone cannot be tidied
-            lock.unlink()  # while it is held, so that nobody takes a file that is not there
-        os.close(descriptor)
         with contextlib.suppress(OSError):  # up to the first that has something in it
             for each in new:
                 each.rmdir()
+
+
+def _let_go(lock: Path, descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # a disk that has gone cannot be tidied
+        lock.unlink()  # while it is held, so that nobody takes a file that is not there
+    os.close(descriptor)
 
 
 def _taken(lock: Path, path: Path) -> int:
@@ -69,8 +75,11 @@ def _taken(lock: Path, path: Path) -> int:
         try:
             if _is_taken(descriptor, lock, path):
                 return descriptor
-        except BaseException:
+        except BusyError:
             os.close(descriptor)
+            raise
+        except BaseException:
+            _let_go(lock, descriptor)
             raise
         os.close(descriptor)
 
