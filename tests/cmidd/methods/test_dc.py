@@ -303,7 +303,7 @@ def test_the_first_step_of_all_is_an_update_0() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "l1"}, "metric: expected one of rows, mse, cosine, got 'l1'"),
+        ({"metric": "l1"}, "metric: expected rows or mse or cosine, got 'l1'"),
         ({"outer_steps": None}, "outer_steps: expected a whole number from 1 on, got None"),
         ({"inner_epochs": 0}, "inner_epochs: expected at least 1, got 0"),
         ({"batch_real": 2.5}, "batch_real: expected a whole number from 1 on, got 2.5"),
