@@ -47,6 +47,8 @@ def _entry(flag: Flag) -> tuple[str, str]:
 def _place(flag: Flag) -> str:
     """What stands for the value."""
     place = "|".join(flag.choices) or _PLACES[flag.kind.item]
+    if flag.positional:
+        place = flag.name.upper()
     return f"{place} ..." if flag.kind.is_list else place
 
 

@@ -113,7 +113,7 @@ class ExpertRunOptions(Options):
 
 @dataclass(frozen=True)
 class EvaluateOptions(Options):
-    """What is evaluated, and how: the defaults are the published protocol.
+    """What is evaluated; defaults are the published protocol.
 
     Args:
         sets: synthetic sets: folders of runs, or their result.safetensors

@@ -105,6 +105,9 @@ def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str
         main([*command.split(), "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
+    usages = {"evaluate": "[SETS ...] ", "score": "[SETS ...] ", "export": "[SET] "}
+    usages["report"] = "[RUNS ...] "
+    assert text.startswith(f"usage: cmidd {command} {usages.get(command, '')}[options]\n")
     for group in COMMANDS[command]:
         for field in fields(group):
             assert f"--{field.name}" in text

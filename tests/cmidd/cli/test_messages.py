@@ -120,6 +120,9 @@ EARLY = {
     "evaluate --random_real 1 --networks mlp nosuch": f"--networks: no 'nosuch'; {NETWORKS}",
     "evaluate --random_real 1 --augmentation blur": "--augmentation: no operation 'blur'; ",
     "score --bank none --random_real 1": "--bank: expected a file with a bank of networks, ",
+    "report none": "--runs: none is not the folder of a run (it has no config.yaml); name the "
+    "folder that cmidd distill wrote to",
+    "report none --bank b": "--bank: expected a file with a bank of networks, found none at b; ",
     "pretrain --network nosuch": f"--network: no 'nosuch'; {NETWORKS}",
 }
 # Of what only the images tell.
