@@ -10,8 +10,7 @@ from cmidd.datasets import Dataset, DatasetNotFound, load_dataset
 from cmidd.options.commands import DataOptions, SetDataOptions
 from cmidd.options.fields import AS_PUBLISHED, fill_in
 from cmidd.options.names import DATASETS, dataset_key
-from cmidd.storage.tensor_file import opened
-from cmidd.synthetic import KIND, file_of
+from cmidd.synthetic import SyntheticSet
 
 _ORIGIN: dict[str, Any] = {"dataset": "digits", "data": Path("data"), "size": None}
 
@@ -35,7 +34,7 @@ def load_for(sets: Sequence[Path], data: SetDataOptions) -> Dataset:
         _check_same(path, origin, data)
     known = next(iter(origins.values()), _ORIGIN)
     for path, origin in origins.items():
-        if _words(origin) != _words(known):
+        if any(origin[name] != known[name] for name in ("name", "size")):
             raise ValueError(
                 f"sets: {sets[0]} was made from {_words(known)}, {path} from {_words(origin)}; "
                 "give a command for each"
@@ -53,23 +52,24 @@ def load_for(sets: Sequence[Path], data: SetDataOptions) -> Dataset:
 
 def _origin(path: Path) -> dict[str, Any]:
     """How a set's images were asked for, as its run says, or what they were."""
-    with opened(file_of(path), KIND) as (_, record):
-        config = record.get("config", {})
-        asked = config.get("dataset", record.get("dataset", ""))
-        try:
-            key = dataset_key(asked)
-        except ValueError:
-            raise ValueError(
-                f"sets: {path} was made from {asked}, which --dataset cannot load; use it from "
-                "Python, with cmidd.evaluate_set"
-            ) from None
-        size = record["shape"][1] if DATASETS[key].resizes else None
-        return {
-            "dataset": asked,
-            "name": record.get("dataset"),
-            "data": Path(config.get("data", _ORIGIN["data"])),
-            "size": config.get("size", size),
-        }
+    record = SyntheticSet.load(path).record
+    config = record.get("config")
+    config = config if isinstance(config, dict) else {}
+    asked = str(config.get("dataset", record["dataset"]))
+    try:
+        key = dataset_key(asked)
+    except ValueError:
+        raise ValueError(
+            f"sets: {path} was made from {asked}, which --dataset cannot load; use it from "
+            "Python, with cmidd.evaluate_set"
+        ) from None
+    size = record["shape"][1] if DATASETS[key].resizes else None
+    return {
+        "dataset": asked,
+        "name": record["dataset"],
+        "data": Path(config.get("data", _ORIGIN["data"])),
+        "size": config.get("size", size),
+    }
 
 
 def _check_same(path: Path, origin: dict[str, Any], data: SetDataOptions) -> None:

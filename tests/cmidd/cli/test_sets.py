@@ -132,6 +132,9 @@ def test_a_set_of_the_hub_is_loaded_as_its_run_was_told(
     for data in (SetDataOptions(), SetDataOptions(dataset="tiny"), SetDataOptions("hub:other")):
         with pytest.raises(FileNotFoundError):
             load_for([tmp_path / "set"], data)
+    SyntheticSet(made.images, made.labels, {**made.record, "config": "?"}).save(tmp_path / "odd")
+    with pytest.raises(ValueError, match="odd was made from tiny, which --dataset cannot load"):
+        load_for([tmp_path / "odd"], SetDataOptions())
     there = [Path("there"), {"size": None}]
     assert asked == ["hub:ants", *there, "tiny", *there, "hub:other", *there]
 
