@@ -15,10 +15,9 @@ demo: $(READY)  ## the main job, small: distil scikit-learn's digits and report,
 	$(BIN)/cmidd pretrain --networks 4 --epochs 12 --out $(DEMO)/bank.safetensors
 	$(BIN)/cmidd distill dm --iterations 200 --out $(DEMO)/dm
 	$(BIN)/cmidd distill dm --iterations 200 --out $(DEMO)/dm-cmi --bank $(DEMO)/bank.safetensors
-	$(BIN)/cmidd evaluate --sets "[$(DEMO)/dm/result.safetensors,$(DEMO)/dm-cmi/result.safetensors]" \
-		--random_real 10 --all_real --all_real_epochs 80 --repeats 3 --epochs 200 \
+	$(BIN)/cmidd evaluate $(DEMO)/dm $(DEMO)/dm-cmi --random_real 10 --all_real --all_real_epochs 80 --repeats 3 --epochs 200 \
 		--out $(DEMO)/evaluation.json
-	$(BIN)/cmidd report --runs "[$(DEMO)/dm,$(DEMO)/dm-cmi]" --evaluations "[$(DEMO)/evaluation.json]" \
+	$(BIN)/cmidd report $(DEMO)/dm $(DEMO)/dm-cmi --evaluations $(DEMO)/evaluation.json \
 		--bank $(DEMO)/bank.safetensors --out $(DEMO)/report.html
 
 # Threads of OpenMP sleep where they wait: those of two tests would spin each other off the cores.

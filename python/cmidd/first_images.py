@@ -11,7 +11,7 @@ from cmidd.datasets import Dataset
 from cmidd.seeds import generator
 from cmidd.storage.run_folder import KIND as CHECKPOINT
 from cmidd.storage.tensor_file import kind_of, opened, read_tensors
-from cmidd.synthetic import SyntheticSet
+from cmidd.synthetic import SyntheticSet, file_of
 from cmidd.view import View
 
 
@@ -37,7 +37,7 @@ def first_images(
         ]
         return torch.cat(noise), labels
     if init.startswith("file:"):
-        return _from_file(Path(init.removeprefix("file:")), dataset, labels), labels
+        return _from_file(file_of(Path(init.removeprefix("file:"))), dataset, labels), labels
     if init not in ("real", "mix"):
         raise ValueError(f"init: expected noise, real, mix or file:PATH, got {init!r}")
     first = _real(dataset, ipc, seed, "start", count_option)
@@ -56,7 +56,7 @@ def check_view(init: str, view: View | None) -> None:
     """Raise where first images from a file are stored in another way than `view` reads them."""
     if not init.startswith("file:"):
         return
-    path = Path(init.removeprefix("file:"))
+    path = file_of(Path(init.removeprefix("file:")))
     with opened(path, kind_of(path) or CHECKPOINT) as (_, record):
         found = record.get("view")
     expected = None if view is None else view.as_record()

@@ -10,6 +10,7 @@ published, or drawn for every update where the method says so.
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -78,6 +79,7 @@ class CMITerm:
         self.weight = weight() if options.cmi_weight is None else options.cmi_weight
         bank = Bank.load(options.bank, images.device)
         dataset.check_made_for(bank.record, f"bank: {options.bank}")
+        _check_against(options, bank)
         self.input_records["bank"] = bank.record
         self._regularizer = CMIRegularizer(
             bank,
@@ -166,3 +168,20 @@ class CMITerm:
         if value.requires_grad:
             gradient += torch.autograd.grad(value, images)[0]
         return value.detach()
+
+
+def _check_against(options: CMIOptions, bank: Bank) -> None:
+    """Raise where a bank has not what the options ask it for."""
+    if options.cmi_networks > len(bank):
+        raise ValueError(
+            f"cmi_networks: expected at most the {len(bank)} networks of {options.bank}, got "
+            f"{options.cmi_networks}"
+        )
+    layers = ["features", "logits", *(name for name, _ in bank[0].named_modules() if name)]
+    if options.cmi_layer not in layers:
+        close = get_close_matches(options.cmi_layer, layers, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(
+            f"cmi_layer: expected features, logits or a layer of the networks of {options.bank} "
+            f"(such as {layers[-1]}), got {options.cmi_layer}{hint}"
+        )

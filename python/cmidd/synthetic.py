@@ -33,6 +33,11 @@ RECORD = ("class_names", "dataset", "mean", "num_classes", "shape", "std")
 _SUM_TOLERANCE = 1e-3  # of probabilities: more than rounding in half precision
 
 
+def file_of(path: Path) -> Path:
+    """The file of a set, which the folder of its run names too."""
+    return path / "result.safetensors" if path.is_dir() else path
+
+
 @dataclass(frozen=True)
 class SyntheticSet:
     """Images, labels, and the record that says how to use them."""
@@ -101,8 +106,8 @@ class SyntheticSet:
 
     @classmethod
     def load(cls, path: Path | str) -> SyntheticSet:
-        """Read and check the file."""
-        path = Path(path)
+        """Read and check the file, or that in the folder of a run."""
+        path = file_of(Path(path))
         tensors, record = read_tensors(path, KIND)
         missing = [name for name in RECORD if name not in record]
         if missing:

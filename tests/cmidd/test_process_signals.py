@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "pretrain": (["--networks=2", "--epochs=2", SMALL], ("",)),
     "experts": (["--experts=2", "--epochs=2", SMALL], ("",)),
     "evaluate": (
-        ["--random_real=2", "--epochs=60", "--repeats=3", f"--networks=[{SMALL[10:]!r}]"],
+        ["--random_real=2", "--epochs=60", "--repeats=3", f"--networks={SMALL[10:]}"],
         ("",),
     ),
 }

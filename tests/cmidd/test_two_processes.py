@@ -25,7 +25,7 @@ COMMANDS: dict[str, list[str]] = {
         *["--batch_real=8", f"--network={SMALL}"],
     ],
     "pretrain": ["--networks=2", "--epochs=3", f"--network={SMALL}", "--resume"],
-    "evaluate": ["--random_real=2", "--epochs=60", "--repeats=2", f"--networks=[{SMALL!r}]"],
+    "evaluate": ["--random_real=2", "--epochs=60", "--repeats=2", f"--networks={SMALL}"],
 }
 
 
@@ -60,7 +60,7 @@ def test_one_wins_and_the_other_says_so(command: str, tmp_path: Path, servers: l
         assert sorted(codes) == [0, 1]
         winner, loser = codes.index(0), codes.index(1)
         assert re.search(
-            rf"^cmidd: out: {out} is being written by process {numbers[winner]} on \S+ since .*; "
+            rf"^cmidd: --out: {out} is being written by process {numbers[winner]} on \S+ since .*; "
             "wait until it ends, or name another$",
             servers[loser].errors(),
             re.MULTILINE,

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
-from unittest.mock import patch
 
-from cmidd.cli import parser
-
-build_once = cache(parser.build_parser)
+from cmidd.cli.parser import Given, read
 
 
 def made(arguments: Sequence[str]) -> list[Any]:
     """The options that `main` hands to the command."""
-    with patch.object(parser, "build_parser", build_once):
-        return parser.read(arguments).parts
+    given = read(arguments)
+    assert isinstance(given, Given)
+    return given.parts

@@ -12,44 +12,61 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 
-from cmidd.cli.parser import read
+from cmidd.cli.flags import as_flags
+from cmidd.cli.parser import Given, read
 from cmidd.interruption import sigterm_interrupts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; errors that the user can mend are one line, without a traceback."""
-    command = ["cmidd", *(sys.argv[1:] if arguments is None else arguments)]
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    given = None
     try:
         with sigterm_interrupts():
-            _run(arguments)
+            given = read(words)
+            if isinstance(given, str):
+                print(given)
+                sys.exit(0)
+            _run(given)
     except ModuleNotFoundError as error:
-        if os.environ.get("CMIDD_TRACEBACK"):
-            raise
-        sys.exit(f'cmidd: {error.name} is not installed; pip install "cmikernels[cmidd]"')
+        _end(f'{error.name} is not installed; pip install "cmikernels[cmidd]"', given)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        if os.environ.get("CMIDD_TRACEBACK"):
-            raise
-        sys.exit(f"cmidd: {error}")
+        _end(str(error), given)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError" or os.environ.get("CMIDD_TRACEBACK"):
+        if type(error).__name__ != "OutOfMemoryError":
             raise
-        sys.exit(
-            f"cmidd: {str(error).partition('. ')[0]}; take smaller chunks, batches or networks"
-        )
+        text = str(error).partition(". ")[0]
+        _end(f"{text}; take smaller chunks, batches or networks", given)
     except KeyboardInterrupt as error:
-        print(f"cmidd: {_how_it_goes_on(str(error), command)}", file=sys.stderr)
+        print(f"cmidd: {_how_it_goes_on(str(error), ['cmidd', *words])}", file=sys.stderr)
         sys.exit(128 + getattr(error, "number", signal.SIGINT))
 
 
-def _run(arguments: Sequence[str] | None) -> None:
-    given = read(arguments)
+def _run(given: Given) -> None:
+    for part in given.parts:
+        part.check()
     from cmidd.cli import commands
+    from cmidd.cli.checks import check_names
 
+    if not given.is_finished:  # a run that is there needs none of its files
+        check_names(given.parts)
     if given.method is not None:
         commands.run_method(given.method, *given.parts)
     else:
         commands.COMMANDS[given.command](*given.parts)
+
+
+def _end(message: str, given: Given | str | None) -> None:
+    """End with a line, or with the traceback where that is asked for."""
+    if os.environ.get("CMIDD_TRACEBACK"):
+        raise  # the error that is handled
+    if isinstance(given, Given):
+        options = [field.name for part in given.parts for field in fields(part)]
+        sys.exit(f"cmidd: {as_flags(message, options)}")
+    print(f"cmidd: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _how_it_goes_on(done: str, command: list[str]) -> str:

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from cmidd.augment import Strategy
 from cmidd.cli.costs import disk_of, estimate
+from cmidd.cli.data import load, load_for
 from cmidd.cli.flags import command_line
-from cmidd.datasets import Dataset, load_dataset
+from cmidd.cli.training_costs import (
+    Evaluated,
+    cost_of_bank,
+    cost_of_evaluation,
+    cost_of_experts,
+)
+from cmidd.datasets import Dataset
 from cmidd.device import usable_device
-from cmidd.evaluate import evaluate_set
+from cmidd.evaluate import evaluate_set, evaluation_protocol
 from cmidd.evaluation_file import EvaluationFile, check_new
 from cmidd.exchange import export_png, export_pt
 from cmidd.first_images import first_images
@@ -30,9 +39,11 @@ from cmidd.options.commands import (
     ReportOptions,
     RunOptions,
     ScoreOptions,
+    SetDataOptions,
 )
 from cmidd.options.distill import DistillOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
+from cmidd.options.recipe import Recipe
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.pretrained.experts import train_experts
 from cmidd.run import prepare, run_folder
@@ -41,23 +52,14 @@ from cmidd.storage import growing_file
 from cmidd.storage.lock import locked
 from cmidd.storage.output import check_room
 from cmidd.storage.run_folder import check_folder, versions
-from cmidd.synthetic import SyntheticSet
-
-
-def load(data: DataOptions) -> Dataset:
-    """The real images."""
-    dataset = load_dataset(data.dataset, data.data, size=data.size)
-    _, height, width = dataset.shape
-    if height != width:
-        raise ValueError(
-            f"dataset: networks see square images, got {height} x {width} in {data.dataset}; "
-            "give --size where it is a folder of pictures"
-        )
-    return dataset.whitened() if data.zca else dataset
+from cmidd.synthetic import SyntheticSet, file_of
 
 
 def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> None:
     """Train the networks in whose feature space CMI is measured."""
+    if run.dry_run:
+        print(cost_of_bank(load(data), options, usable_device(data.device)))
+        return
     growing_file.check_new(run.out, resume=run.resume)
     with locked(run.out):
         train_bank(
@@ -73,6 +75,9 @@ def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> No
 
 def run_experts(data: DataOptions, run: ExpertRunOptions, options: ExpertOptions) -> None:
     """Train networks and keep their weights after every epoch, for MTT to match."""
+    if run.dry_run:
+        print(cost_of_experts(load(data), options, usable_device(data.device)))
+        return
     growing_file.check_new(run.out, resume=run.resume)
     with locked(run.out):
         train_experts(
@@ -96,7 +101,7 @@ def run_method(
 ) -> None:
     """Distil, and say what to do with the result."""
     command = command_line(f"distill {method}", (data, run, options, cmi, of_method))
-    out = run.out or Path("runs") / method
+    out = run.folder(method)
     if run.dry_run:
         dataset = load(data)
         options, of_method = _filled_in(method, dataset, options, of_method)
@@ -132,31 +137,60 @@ def _filled_in(
     return options, of_method
 
 
-def run_evaluate(data: DataOptions, options: EvaluateOptions) -> None:
+def run_evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
     """Train fresh networks on sets and test them on real images."""
+    if options.dry_run:
+        plan = _plan(data, options)
+        print(cost_of_evaluation(plan.evaluated(options), options.together, plan.device))
+        return
     check_new(options.out, resume=options.resume)
     with locked(options.out):
         _evaluate(data, options)
     print(f"the results: {options.out}")
 
 
-def _evaluate(data: DataOptions, options: EvaluateOptions) -> None:
-    """Fill the file of results, whose lock is held."""
-    dataset, device = load(data), usable_device(data.device)
+class _Plan(NamedTuple):
+    """What is evaluated, by the names of sets."""
+
+    dataset: Dataset
+    device: torch.device
+    sets: dict[str, SyntheticSet]
+    recipes: dict[str, Recipe]
+    networks: dict[str, tuple[str, ...]]
+
+    def evaluated(self, options: EvaluateOptions) -> list[Evaluated]:
+        """How each set is evaluated."""
+        found = []
+        for name, each in self.sets.items():
+            seen = each.seen()
+            judge, recipe, _ = evaluation_protocol(
+                seen, self.dataset, self.recipes[name], options.lr
+            )
+            networks = self.networks[name]
+            found.append(Evaluated(name, seen, judge, recipe, networks, options.repeats))
+        return found
+
+
+def _plan(data: SetDataOptions, options: EvaluateOptions) -> _Plan:
+    dataset, device = load_for(options.sets, data), usable_device(data.device)
     sets = _sets(dataset, options.sets, options.random_real, options.seed)
     recipes = {name: options.recipe(each.record) for name, each in sets.items()}
     if options.all_real:
         train, name = dataset.train, "all real images"
         sets[name] = SyntheticSet.of(dataset, dataset.to_input(train.images), train.labels)
         recipes[name] = replace(options.recipe({}), epochs=options.all_real_epochs)
-    if not sets:
-        raise ValueError("sets: expected something to evaluate; give --sets, or --random_real 10")
     networks = _networks(dataset, sets, options.networks)
     channels, size, _ = dataset.shape
     for name in sets:  # so that a mistake in the last is not found after hours with the first
         Strategy.parse(recipes[name].augmentation, mirror=dataset.mirror)
         for spec in networks[name]:
             build_network(spec, channels, size, dataset.num_classes)
+    return _Plan(dataset, device, sets, recipes, networks)
+
+
+def _evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
+    """Fill the file of results, whose lock is held."""
+    dataset, device, sets, recipes, networks = _plan(data, options)
     file = EvaluationFile(
         options.out,
         {"dataset": dataset.name, "seed": options.seed},
@@ -192,13 +226,11 @@ def _networks(
     return {name: given or ((spec,) if spec else others) for name, spec in own.items()}
 
 
-def run_score(data: DataOptions, options: ScoreOptions) -> None:
+def run_score(data: SetDataOptions, options: ScoreOptions) -> None:
     """Print the CMI of sets by every network of a bank."""
-    dataset, device = load(data), usable_device(data.device)
+    dataset, device = load_for(options.sets, data), usable_device(data.device)
     bank = Bank.load(options.bank, device)
     sets = _sets(dataset, options.sets, options.random_real, options.seed)
-    if not sets:
-        raise ValueError("sets: expected something to score; give --sets, or --random_real 10")
     for each in sets.values():
         each.whiten(dataset).check_made_for(bank.record, f"bank: {options.bank}")
     for name, each in sets.items():
@@ -213,7 +245,7 @@ def _sets(
 ) -> dict[str, SyntheticSet]:
     """Sets by the name that results call them."""
     sets = {}
-    for path in paths:
+    for path in map(file_of, paths):
         loaded = sets[str(path)] = SyntheticSet.load(path)
         loaded.whiten(dataset).check_made_for(loaded.record, str(path))
     if random_real is not None:
@@ -226,8 +258,6 @@ def _sets(
 def run_export(options: ExportOptions) -> None:
     """Write a synthetic set in forms that other tools read."""
     synthetic_set = SyntheticSet.load(options.set)
-    if options.png is None and options.pt is None:
-        raise ValueError("png, pt: expected a folder for at least one of them")
     if options.png is not None:
         export_png(synthetic_set, options.png)
         count = len(synthetic_set.seen().labels)
@@ -250,6 +280,7 @@ def run_report(options: ReportOptions) -> None:
         evaluations=options.evaluations,
         bank=options.bank,
         device=usable_device(options.device),
+        overwrite=options.overwrite,
     )
     print(f"the report: {options.out}")
 

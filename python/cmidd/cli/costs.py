@@ -56,7 +56,7 @@ def estimate(run: Run) -> Cost:
         seconds += (method.updates - 1) * _timed(run, 1)[0]
     method.load_state(state)
     seconds += method.updates * of_cmi / run.cmi_options.cmi_every
-    return Cost(seconds, options.iterations, _peak(device), disk_of(run))
+    return Cost(seconds, options.iterations, peak(device), disk_of(run))
 
 
 def disk_of(run: Run) -> int:
@@ -81,7 +81,8 @@ def _timed(run: Run, update: int) -> tuple[float, float]:
     return between - began, time.perf_counter() - between
 
 
-def _peak(device: torch.device) -> int:
+def peak(device: torch.device) -> int:
+    """Bytes of memory at the peak so far: on the GPU, or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

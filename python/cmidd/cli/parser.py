@@ -6,12 +6,22 @@ Nothing here imports torch, so that the help and a typing error need not wait fo
 from __future__ import annotations
 
 import sys
-from argparse import SUPPRESS
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from cmidd.cli.flags import HelpFormatter, Parser, options_of, parser_of
+from cmidd.cli.config import as_yaml, read_config
+from cmidd.cli.flags import (
+    CONFIG,
+    PRINT_CONFIG,
+    UsageError,
+    flags_of,
+    hint,
+    options_of,
+    read_words,
+    see,
+)
+from cmidd.cli.help import entries, help_of, help_of_commands
 from cmidd.options import names
 from cmidd.options.cmi import CMIOptions
 from cmidd.options.commands import (
@@ -23,12 +33,14 @@ from cmidd.options.commands import (
     ReportOptions,
     RunOptions,
     ScoreOptions,
+    SetDataOptions,
 )
 from cmidd.options.distill import DistillOptions
 from cmidd.options.fields import Options
 from cmidd.options.methods import METHOD_OPTIONS
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 
+_HELP = {"-h", "--help"}
 _Groups = tuple[type[Options], ...]
 
 
@@ -53,12 +65,12 @@ COMMANDS = {
         "Train networks and keep their weights after every epoch, for MTT to match.",
     ),
     "evaluate": Command(
-        (DataOptions, EvaluateOptions),
+        (SetDataOptions, EvaluateOptions),
         "train fresh networks on a set",
         "Train fresh networks on sets and test them on real images.",
     ),
     "score": Command(
-        (DataOptions, ScoreOptions),
+        (SetDataOptions, ScoreOptions),
         "CMI of a set, class by class",
         "Print the CMI of sets by every network of a bank.",
     ),
@@ -75,21 +87,27 @@ COMMANDS = {
 }
 """All but `distill`, which has a command for each method."""
 
+_ABOUTS = {
+    "distill": "make the synthetic images",
+    **{name: command.about for name, command in COMMANDS.items()},
+}
+
 _EPILOG = """\
+Options are written --name value or --name=value, switches --name and --no_name, and a dash serves
+for an underscore. cmidd COMMAND --help lists them.
+
 A first run, offline, in a few minutes on two cores:
 
   cmidd pretrain --networks 4 --epochs 20
   cmidd distill dm --iterations 500 --bank runs/bank.safetensors --out runs/dm-cmi
-  cmidd evaluate --sets "[runs/dm-cmi/result.safetensors]" --random_real 10 --epochs 300
-  cmidd report --runs "[runs/dm-cmi]" --evaluations "[runs/evaluation.json]" \\
-      --bank runs/bank.safetensors
+  cmidd evaluate runs/dm-cmi --random_real 10 --epochs 300
+  cmidd report runs/dm-cmi --evaluations runs/evaluation.json --bank runs/bank.safetensors
 
 datasets (--dataset):
 {datasets}
 
 networks (--network):
-{networks}
-"""
+{networks}"""
 
 
 class Given(NamedTuple):
@@ -101,49 +119,77 @@ class Given(NamedTuple):
     parts: list[Any]
     """The options, in dataclasses of the command's groups."""
 
-
-def read(arguments: Sequence[str] | None = None) -> Given:
-    """What a command line asks for; help and mistakes of spelling end the process here."""
-    given = build_parser().parse_args(arguments)
-    of_command = given[given.command]
-    if given.command != "distill":
-        return Given(given.command, None, options_of(COMMANDS[given.command].groups, of_command))
-    method = of_command.method
-    return Given("distill", method, options_of(_of_distill(method), of_command[method]))
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is a run whose result is there."""
+        if self.method is None:
+            return False
+        run = next(part for part in self.parts if isinstance(part, RunOptions))
+        return (run.folder(self.method) / "result.safetensors").exists()
 
 
-def build_parser() -> Parser:
-    """The parser of all commands."""
-    datasets = "\n".join(f"{name}: {known.about}" for name, known in names.DATASETS.items())
-    parser = Parser(
-        prog="cmidd",
-        description="Distil a dataset into a few images per class, regularised by CMI.",
-        epilog=_EPILOG.format(datasets=_indented(datasets), networks=_indented(names.NETWORKS)),
-        formatter_class=HelpFormatter,
-        version=_version(),
-    )
-    commands = parser.add_subcommands(dest="command")
-    distill = Parser(description="Distil with one of the methods.")
-    commands.add_subcommand("distill", distill, help="make the synthetic images")
-    for name, command in COMMANDS.items():
-        of_command = parser_of(command.groups, command.description)
-        commands.add_subcommand(name, of_command, help=command.about)
-    methods = distill.add_subcommands(dest="method")
-    for name, options in METHOD_OPTIONS.items():
-        about = sys.modules[options.__module__].__doc__ or name
-        of_method = parser_of(_of_distill(name), about)
-        # A key of the run's config.yaml, which can be given back by --config.
-        of_method.add_argument("--method", choices=[name], default=name, help=SUPPRESS)
-        methods.add_subcommand(name, of_method, help=about.splitlines()[0])
-    return parser
+def read(arguments: Sequence[str]) -> Given | str:
+    """What a command line asks for: a command, or text to print and no more."""
+    words = list(arguments)
+    if words[:1] == ["--version"]:
+        return f"cmidd {_version()}"
+    first = _first(words, "cmidd", _ABOUTS)
+    if first is None:
+        return _help()
+    if first != "distill":
+        command = COMMANDS[first]
+        return _read(words[1:], first, None, command.groups, command.description)
+    abouts = {name: about_method(name).partition("\n")[0] for name in METHOD_OPTIONS}
+    method = _first(words[1:], "cmidd distill", abouts)
+    if method is None:
+        return help_of_commands("cmidd distill METHOD", "Distil with one of the methods.", abouts)
+    groups = (DataOptions, RunOptions, DistillOptions, CMIOptions, METHOD_OPTIONS[method])
+    return _read(words[2:], "distill", method, groups, about_method(method))
 
 
-def _of_distill(method: str) -> _Groups:
-    return DataOptions, RunOptions, DistillOptions, CMIOptions, METHOD_OPTIONS[method]
+def about_method(name: str) -> str:
+    """The help of a method: the docstring of the file that its options stand in."""
+    return sys.modules[METHOD_OPTIONS[name].__module__].__doc__ or name
 
 
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
+def _first(words: Sequence[str], program: str, known: Mapping[str, str]) -> str | None:
+    """The command or method that words begin with; None where help is asked for."""
+    what = "method" if program.endswith("distill") else "command"
+    if not words:
+        raise UsageError(f"expected a {what}: {', '.join(known)}{see(program)}")
+    word = words[0]
+    if word in _HELP:
+        return None
+    if word in known:
+        return word
+    if word.startswith("-"):
+        raise UsageError(f"expected a {what} first, got {word}{see(program)}")
+    if what == "command" and word in METHOD_OPTIONS:
+        raise UsageError(f"no command {word}; did you mean cmidd distill {word}? See cmidd --help")
+    raise UsageError(f"no {what} {word}{hint(word, known, program)}")
+
+
+def _read(
+    words: Sequence[str], command: str, method: str | None, groups: _Groups, about: str
+) -> Given | str:
+    program = " ".join(["cmidd", command, *([] if method is None else [method])])
+    if _HELP & set(words):
+        return help_of(program, about, groups)
+    flags = flags_of(groups)
+    found = read_words(words, flags, program)
+    prints = found.pop(PRINT_CONFIG.name, False)
+    path = found.pop(CONFIG.name, None)
+    values = {} if path is None else read_config(path, flags, program)
+    parts = options_of(groups, {**values, **found}, program)
+    return as_yaml(parts).rstrip() if prints else Given(command, method, parts)
+
+
+def _help() -> str:
+    about = "Distil a dataset into a few images per class, regularised by CMI."
+    datasets = entries([(name, known.about) for name, known in names.DATASETS.items()])
+    networks = "\n".join(f"  {line}" for line in names.NETWORKS.splitlines())
+    commands = help_of_commands("cmidd COMMAND", about, _ABOUTS)
+    return f"{commands}\n\n{_EPILOG.format(datasets=datasets, networks=networks)}"
 
 
 def _version() -> str:

@@ -7,13 +7,12 @@ of `options/names.py`, which is its help.
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 
 from cmidd.datasets import arrays, cifar, digits, folders, hub, idx, svhn
 from cmidd.datasets.files import DatasetNotFound
 from cmidd.datasets.images import Dataset, ImageSet, ImageShape
-from cmidd.options.names import DATASETS
+from cmidd.options.names import DATASETS, dataset_key
 
 __all__ = ["DATASETS", "Dataset", "DatasetNotFound", "ImageSet", "ImageShape", "load_dataset"]
 
@@ -46,23 +45,10 @@ def load_dataset(name: str, root: Path | str = "data", *, size: int | None = Non
         ValueError: the name or the size is not one, or a file is broken, which the message names.
 
     """
-    known = _known(name)
+    known = dataset_key(name)
     if size is not None and not DATASETS[known].resizes:
         resizing = ", ".join(other for other, about in DATASETS.items() if about.resizes)
         raise ValueError(f"size is for {resizing}; the images of {name} are of one size")
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
     return _LOADERS[known](name, Path(root).expanduser(), size)
-
-
-def _known(name: str) -> str:
-    """The key of `DATASETS` that a name stands for."""
-    word, _, argument = name.partition(":")
-    for known in DATASETS:
-        known_word, _, placeholder = known.partition(":")
-        if word == known_word and bool(argument) == bool(placeholder):
-            return known
-    words = {known.partition(":")[0]: known for known in DATASETS}
-    close = get_close_matches(word.lower(), words, n=1, cutoff=0.7)
-    meant = f"; did you mean {words[close[0]]}?" if close else ""
-    raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}; got {name!r}{meant}")

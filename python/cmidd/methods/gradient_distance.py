@@ -15,7 +15,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-METRICS = ("rows", "mse", "cosine")
+from cmidd.options.dc import METRICS
+
 EPS = 1e-6
 
 

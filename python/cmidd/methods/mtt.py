@@ -68,13 +68,13 @@ class MTT(Method):
         last = options.max_start_epoch - 1 + options.expert_epochs
         trained = self.experts.record["epochs"]
         if last > trained:
+            latest = trained - options.expert_epochs + 1
+            lower = f"lower --max_start_epoch to {latest}, or " if latest > 0 else ""
             raise ValueError(
                 f"max_start_epoch - 1 + expert_epochs: expected at most {trained}, the epochs in "
-                f"{options.experts}, got {last}"
+                f"{options.experts}, got {last}; {lower}train experts of {last} epochs or more"
             )
         rate = self.experts.record["lr"] if options.step_size is None else options.step_size
-        if options.lr_labels is not None and not options.soft_labels:
-            raise ValueError("lr_labels: expected soft_labels, which it is the learning rate of")
         self.lr_labels = 1.0 if options.lr_labels is None else options.lr_labels
         self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
         channels, size, _ = dataset.shape

@@ -23,7 +23,7 @@ class CMIOptions(Options):
         cmi_chunk: images that go through a network at once; memory grows with it, not with ipc
     """
 
-    bank: Path | None = None
+    bank: Path | None = option(None, names="bank")
     cmi_weight: float | None = None
     cmi_layer: str = "features"
     cmi_centroids: str = option("own", choices=("own", "real"))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmidd.options.fields import Options, option
+from cmidd.options.fields import AS_PUBLISHED, Options, option
+from cmidd.options.names import DATASETS, dataset_key
 from cmidd.options.recipe import Recipe, recipe_of
 
 
@@ -28,7 +29,37 @@ class DataOptions(Options):
     data: Path = Path("data")
     size: int | None = option(None, least=1)
     zca: bool = False
-    device: str | None = None
+    device: str | None = option(None, names="device")
+
+    def check(self) -> None:
+        """Raise where there is no such dataset, or none that is made to a size."""
+        if self.dataset is AS_PUBLISHED:
+            return
+        key = dataset_key(self.dataset)
+        if self.size not in (None, AS_PUBLISHED) and not DATASETS[key].resizes:
+            resizing = ", ".join(name for name, about in DATASETS.items() if about.resizes)
+            raise ValueError(
+                f"size: expected one of {resizing} with it; the images of {self.dataset} are of "
+                "one size"
+            )
+
+
+@dataclass(frozen=True)
+class SetDataOptions(DataOptions):
+    """The real images, and where to compute.
+
+    Args:
+        dataset: name, or folder:PATH, arrays:PATH.npz, hub:NAME; default: what the sets were made
+            from, else digits
+        data: folder that holds downloaded datasets; default: as the sets' runs were told, else data
+        size: height and width to resize folders of pictures to; default: as of the sets
+        zca: whiten real images (ZCA); sets are judged by images that are whitened as they are
+        device: cpu, cuda, cuda:1, ...; default: cuda where there is one
+    """
+
+    dataset: str = AS_PUBLISHED
+    data: Path = AS_PUBLISHED
+    size: int | None = option(AS_PUBLISHED, least=1)
 
 
 @dataclass(frozen=True)
@@ -45,6 +76,10 @@ class RunOptions(Options):
     resume: bool = False
     dry_run: bool = False
 
+    def folder(self, method: str) -> Path:
+        """The folder of a run of a method."""
+        return self.out or Path("runs") / method
+
 
 @dataclass(frozen=True)
 class BankRunOptions(Options):
@@ -53,10 +88,12 @@ class BankRunOptions(Options):
     Args:
         out: file of the bank
         resume: go on with the bank that was begun there
+        dry_run: say what all networks cost in time, memory and disk, and end there
     """
 
     out: Path = Path("runs/bank.safetensors")
     resume: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,18 +103,20 @@ class ExpertRunOptions(Options):
     Args:
         out: file of the trajectories
         resume: go on with the file that was begun there
+        dry_run: say what all experts cost in time, memory and disk, and end there
     """
 
     out: Path = Path("runs/experts.safetensors")
     resume: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
 class EvaluateOptions(Options):
-    """What is evaluated, and how: the defaults are the published protocol.
+    """What is evaluated; defaults are the published protocol.
 
     Args:
-        sets: synthetic sets (result.safetensors of a run)
+        sets: synthetic sets: folders of runs, or their result.safetensors
         random_real: also random real images, as many per class as this
         all_real: also all real training images
         all_real_epochs: epochs on those; they hold many more steps
@@ -94,23 +133,33 @@ class EvaluateOptions(Options):
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU
         out: JSON file of the results, for cmidd report
         resume: go on with the results that are there
+        dry_run: say what all networks cost in time, memory and disk, and end there
     """
 
-    sets: tuple[Path, ...] = ()
+    sets: tuple[Path, ...] = option((), names="set", positional=True)
     random_real: int | None = option(None, least=1)
     all_real: bool = False
     all_real_epochs: int = option(100, least=1)
-    networks: tuple[str, ...] | None = None
+    networks: tuple[str, ...] | None = option(None, names="network")
     repeats: int = option(5, least=1)
     epochs: int | None = option(None, least=1)
     lr: float | None = None
     weight_decay: float = 5e-4
     batch_size: int = option(256, least=1)
-    augmentation: str | None = None
+    augmentation: str | None = option(None, names="augmentation")
     seed: int = 0
     together: int | None = option(None, least=1)
     out: Path = Path("runs/evaluation.json")
     resume: bool = False
+    dry_run: bool = False
+
+    def check(self) -> None:
+        """Raise where there is nothing to evaluate."""
+        if not (self.sets or self.random_real or self.all_real):
+            raise ValueError(
+                "sets: expected something to evaluate; name the folder of a run, or give "
+                "--random_real 10"
+            )
 
     def recipe(self, record: Mapping[str, Any]) -> Recipe:
         """How networks are trained on a set with this record, if it did not learn its own rate."""
@@ -129,18 +178,26 @@ class ScoreOptions(Options):
     """What is scored.
 
     Args:
-        sets: synthetic sets (result.safetensors of a run)
-        bank: file of trained networks, made by cmidd pretrain
+        sets: synthetic sets: folders of runs, or their result.safetensors
+        bank: the file that cmidd pretrain makes
         random_real: also random real images, as many per class as this
         layer: features (the embedding), logits, or the name of a layer
         seed: of the random real images
     """
 
-    bank: Path
-    sets: tuple[Path, ...] = ()
+    bank: Path = option(names="bank")
+    sets: tuple[Path, ...] = option((), names="set", positional=True)
     random_real: int | None = option(None, least=1)
     layer: str = "features"
     seed: int = 0
+
+    def check(self) -> None:
+        """Raise where there is nothing to score."""
+        if not (self.sets or self.random_real):
+            raise ValueError(
+                "sets: expected something to score; name the folder of a run, or give "
+                "--random_real 10"
+            )
 
 
 @dataclass(frozen=True)
@@ -148,14 +205,19 @@ class ExportOptions(Options):
     """What is exported, and where.
 
     Args:
-        set: synthetic set (result.safetensors of a run)
+        set: a synthetic set: the folder of a run, or its result.safetensors
         png: folder for a folder of images for each class
         pt: folder for images_best.pt and labels_best.pt
     """
 
-    set: Path
+    set: Path = option(names="set", positional=True)
     png: Path | None = None
     pt: Path | None = None
+
+    def check(self) -> None:
+        """Raise where there is nothing to export to."""
+        if self.png is None and self.pt is None:
+            raise ValueError("png, pt: expected a folder for at least one of them")
 
 
 @dataclass(frozen=True)
@@ -167,11 +229,13 @@ class ReportOptions(Options):
         evaluations: JSON files of cmidd evaluate
         bank: file of trained networks, whose features are drawn
         out: the page
+        overwrite: replace the page that is there
         device: cpu, cuda, ...
     """
 
-    runs: tuple[Path, ...]
+    runs: tuple[Path, ...] = option(positional=True)
     evaluations: tuple[Path, ...] = ()
-    bank: Path | None = None
+    bank: Path | None = option(None, names="bank")
     out: Path = Path("runs/report.html")
-    device: str = "cpu"
+    overwrite: bool = False
+    device: str = option("cpu", names="device")

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from cmidd.options.fields import AS_PUBLISHED, Options, option
 
+METRICS = ("rows", "mse", "cosine")
+"""Distances of gradients."""
+
 
 @dataclass(frozen=True)
 class DCOptions(Options):
@@ -30,12 +33,12 @@ class DCOptions(Options):
             before the first iteration, faster after it
     """
 
-    network: str = AS_PUBLISHED
+    network: str = option(AS_PUBLISHED, names="network")
     batch_real: int = option(256, least=1)
     outer_steps: int = option(AS_PUBLISHED, least=1)
     inner_epochs: int = option(AS_PUBLISHED, least=1)
-    metric: str = "rows"
+    metric: str = option("rows", choices=METRICS)
     lr_net: float = option(0.01, least=0)
     batch_net: int = option(256, least=1)
-    augmentation: str = "none"
+    augmentation: str = option("none", names="augmentation")
     compile: bool = False

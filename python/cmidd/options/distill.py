@@ -24,7 +24,7 @@ class DistillOptions(Options):
     """
 
     ipc: int = option(10, least=1)
-    init: str = AS_PUBLISHED
+    init: str = option(AS_PUBLISHED, names="first images")
     iterations: int = option(AS_PUBLISHED, least=0)
     lr_images: float = option(AS_PUBLISHED, above=0)
     momentum: float = option(0.5, least=0)

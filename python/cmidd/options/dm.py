@@ -26,8 +26,8 @@ class DMOptions(Options):
         compile: compile the real branch: a minute before the first iteration, faster after it
     """
 
-    network: str = AS_PUBLISHED
+    network: str = option(AS_PUBLISHED, names="network")
     batch_real: int = option(256, least=1)
-    augmentation: str = DSA
+    augmentation: str = option(DSA, names="augmentation")
     real_dtype: str = option("float32", choices=("float32", "bfloat16"))
     compile: bool = False

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cmidd.options.dc import DCOptions
+from cmidd.options.fields import option
 from cmidd.options.recipe import DSA
 
 
@@ -17,4 +18,4 @@ from cmidd.options.recipe import DSA
 class DSAOptions(DCOptions):  # noqa: D101
     __doc__ = DCOptions.__doc__
 
-    augmentation: str = DSA
+    augmentation: str = option(DSA, names="augmentation")

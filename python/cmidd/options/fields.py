@@ -24,7 +24,7 @@ class _Default(Enum):
 
 
 AS_PUBLISHED: Any = _Default.AS_PUBLISHED
-"""Stands for a value that the method knows."""
+"""Stands for a value that the method knows, or another part of what a command is told."""
 
 
 def option(
@@ -33,9 +33,22 @@ def option(
     least: float | None = None,
     above: float | None = None,
     choices: Sequence[str] = (),
+    names: str = "",
+    positional: bool = False,
 ) -> Any:
-    """A field whose number is at least `least` or more than `above`, or whose text is a choice."""
-    return field(default=default, metadata={"least": least, "above": above, "choices": choices})
+    """A field of options.
+
+    Args:
+        default: without one it has to be given.
+        least: the number is at least this.
+        above: the number is more than this.
+        choices: the text is one of these.
+        names: what the text names (a network, a file of some kind), which commands look at before
+            anything else: a key of `LOOKS` in `cli/checks.py`.
+        positional: a command takes it without its flag too.
+    """
+    metadata = {"least": least, "above": above, "choices": choices, "names": names}
+    return field(default=default, metadata={**metadata, "positional": positional})
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,9 @@ class Options:
                 _check(value, each.metadata, _is_whole(type(self), each.name))
             except ValueError as error:
                 raise ValueError(f"{each.name}: {error}, got {value!r}") from None
+
+    def check(self) -> None:
+        """Raise where options of a command contradict each other, or leave nothing to do."""
 
 
 def _check(value: Any, bounds: Mapping[str, Any], is_whole: bool) -> None:

@@ -19,7 +19,7 @@ class MTTOptions(Options):
     """What the method can be told.
 
     Args:
-        experts: file of trajectories, made by cmidd experts
+        experts: the file that cmidd experts makes
         student_steps: steps of the student on synthetic images; default as published for the
             dataset and ipc, as that of the next three
         expert_epochs: epochs of the expert that these steps are to equal
@@ -32,7 +32,7 @@ class MTTOptions(Options):
         augmentation: DSA operations, or none; flip is left out where mirrored images change class
     """
 
-    experts: Path
+    experts: Path = option(names="experts")
     student_steps: int = option(AS_PUBLISHED, least=1)
     expert_epochs: int = option(AS_PUBLISHED, least=1)
     max_start_epoch: int = option(AS_PUBLISHED, least=1)
@@ -41,4 +41,9 @@ class MTTOptions(Options):
     lr_step_size: float = option(AS_PUBLISHED, least=0)
     soft_labels: bool = False
     lr_labels: float | None = option(None, least=0)
-    augmentation: str = DSA
+    augmentation: str = option(DSA, names="augmentation")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lr_labels is not None and not self.soft_labels:
+            raise ValueError("lr_labels: expected soft_labels, which it is the learning rate of")

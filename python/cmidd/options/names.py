@@ -5,6 +5,7 @@ The loaders are in `cmidd.datasets`, the architectures in `cmidd.networks`.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import NamedTuple
 
 
@@ -36,6 +37,20 @@ DATASETS = {
         "a set of the Hugging Face hub, or a folder that save_to_disk wrote", resizes=True
     ),
 }
+
+
+def dataset_key(name: str) -> str:
+    """The key of `DATASETS` that a name such as folder:flowers stands for."""
+    word, _, argument = name.partition(":")
+    for known in DATASETS:
+        known_word, _, placeholder = known.partition(":")
+        if word == known_word and bool(argument) == bool(placeholder):
+            return known
+    words = {known.partition(":")[0]: known for known in DATASETS}
+    close = get_close_matches(word.lower(), words, n=1, cutoff=0.7)
+    meant = f"; did you mean {words[close[0]]}?" if close else ""
+    raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}; got {name!r}{meant}")
+
 
 NETWORKS = """\
 convnet: depth x [conv 3x3, norm, activation, pooling]: the network of most published results.

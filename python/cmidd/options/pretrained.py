@@ -24,13 +24,13 @@ class BankOptions(Options):
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU
     """
 
-    network: str | None = None
+    network: str | None = option(None, names="network")
     networks: int = option(20, least=1)
     epochs: int = option(40, least=1)
     lr: float = option(0.01, above=0)
     weight_decay: float = option(1e-3, least=0)
     batch_size: int = option(256, least=1)
-    augmentation: str = "none"
+    augmentation: str = option("none", names="augmentation")
     seed: int = 0
     together: int | None = option(None, least=1)
 
@@ -59,14 +59,14 @@ class ExpertOptions(Options):
         together: experts trained at once; default: 1 on a CPU, 5 on a GPU
     """
 
-    network: str | None = None
+    network: str | None = option(None, names="network")
     experts: int = option(100, least=1)
     epochs: int = option(50, least=1)
     lr: float = option(0.01, above=0)
     momentum: float = option(0.0, least=0)
     weight_decay: float = option(0.0, least=0)
     batch_size: int = option(256, least=1)
-    augmentation: str = DSA
+    augmentation: str = option(DSA, names="augmentation")
     seed: int = 0
     together: int | None = option(None, least=1)
 

@@ -55,7 +55,7 @@ class Experts:
             }
             try:
                 count, epochs = record["experts"], record["epochs"]
-                size = _size(record["network"], record["shape"], record["num_classes"])
+                size = parameter_count(record["network"], record["shape"], record["num_classes"])
                 expected = {
                     "parameters": ("F32", [count, epochs + 1, size]),
                     "accuracy": ("F32", [count]),
@@ -116,7 +116,7 @@ def train_experts(
     Strategy.parse(options.augmentation)
     settings = {name: value for name, value in asdict(options).items() if name != "together"}
     spec = settings["network"] = options.network or gradient_network(dataset.shape.height)
-    size = _size(spec, dataset.shape, dataset.num_classes)
+    size = parameter_count(spec, dataset.shape, dataset.num_classes)
     with locked(path):
         growing = GrowingFile(
             path,
@@ -180,7 +180,7 @@ class _Trajectories:
         self.before = flat
 
 
-def _size(spec: str, shape: Any, num_classes: int) -> int:
+def parameter_count(spec: str, shape: Any, num_classes: int) -> int:
     """P, how many parameters the network has, which have to be all of its state."""
     network = build_network(spec, shape[0], shape[1], num_classes)
     parameters = list(network.parameters())

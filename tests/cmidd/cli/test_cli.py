@@ -26,6 +26,7 @@ from cmidd.options.commands import (
     ReportOptions,
     RunOptions,
     ScoreOptions,
+    SetDataOptions,
 )
 from cmidd.options.dc import DCOptions
 from cmidd.options.distill import DistillOptions
@@ -43,19 +44,18 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "distill dc": (DataOptions, RunOptions, DistillOptions, CMIOptions, DCOptions),
     "distill dsa": (DataOptions, RunOptions, DistillOptions, CMIOptions, DSAOptions),
     "distill mtt": (DataOptions, RunOptions, DistillOptions, CMIOptions, MTTOptions),
-    "evaluate": (DataOptions, EvaluateOptions),
-    "score": (DataOptions, ScoreOptions),
+    "evaluate": (SetDataOptions, EvaluateOptions),
+    "score": (SetDataOptions, ScoreOptions),
     "export": (ExportOptions,),
     "report": (ReportOptions,),
 }
 REQUIRED = {
     "distill mtt": ["--experts=e"],
     "score": ["--bank=b"],
-    "export": ["--set=s"],
-    "report": ["--runs=[r]"],
+    "export": ["s"],
+    "report": ["r"],
 }
-# Other text may be YAML, which a flag's value is first taken for: `null`, `1:`, `{}`.
-TEXT = st.from_regex(r"[a-e][a-z0-9 _:=,./'\"é-]{0,10}[a-z0-9]", fullmatch=True)
+TEXT = st.from_regex(r"[a-z0-9 _:=,./'\"é{}\[\]#*-]{0,10}[a-z0-9]", fullmatch=True)
 VALUES: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     int: st.integers(1, 10**9),
@@ -73,6 +73,8 @@ def values_of(group: type, name: str, kind: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(choices)
     if group is CMIOptions and name == "bank":  # without one there are no other options
         return VALUES[Path]
+    if group is MTTOptions and name == "soft_labels":  # without them there is no lr_labels
+        return st.just(True)
     if field.default is AS_PUBLISHED:  # which stands for None on a command line
         kinds = kind.__args__ if isinstance(kind, UnionType) else (kind,)
         of_kinds = [VALUES[k] for k in kinds if k is not type(None)]
@@ -103,6 +105,9 @@ def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str
         main([*command.split(), "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
+    usages = {"evaluate": "[SETS ...] ", "score": "[SETS ...] ", "export": "[SET] "}
+    usages["report"] = "[RUNS ...] "
+    assert text.startswith(f"usage: cmidd {command} {usages.get(command, '')}[options]\n")
     for group in COMMANDS[command]:
         for field in fields(group):
             assert f"--{field.name}" in text
@@ -202,3 +207,49 @@ def test_flags_after_a_yaml_file_win(elsewhere: Path) -> None:
     Path("options.yaml").write_text("ipc: 5\nseed: 7\n")
     found = made(["distill", "dm", "--config=options.yaml", "--ipc=6"])[2]
     assert (found.ipc, found.seed) == (6, 7)
+
+
+def test_a_configuration_file_may_give_a_list_as_one_value(elsewhere: Path) -> None:
+    Path("options.yaml").write_text("sets: a\nlr: 1e-3\n")
+    found = made(["evaluate", "--config=options.yaml"])[1]
+    assert (found.sets, found.lr) == ((Path("a"),), 1e-3)
+    assert made(["evaluate", "b", "--config=options.yaml"])[1].sets == (Path("b"),)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "a b --epochs 3 --all_real",
+        "--epochs 3 a --all-real b",
+        "--sets a b --epochs 3 --all_real",
+        "--sets=a --all_real --epochs=3 b",
+        "--sets a --sets b --epochs=7 --epochs=3 --no_all_real --all-real",
+    ],
+)
+def test_sets_are_given_with_their_flag_or_without(words: str) -> None:
+    found = made(["evaluate", *words.split()])[1]
+    assert found == EvaluateOptions(sets=(Path("a"), Path("b")), epochs=3, all_real=True)
+
+
+def test_what_a_command_is_about_needs_no_flag() -> None:
+    assert made(["report", "a", "b", "--evaluations", "c", "d"])[0] == ReportOptions(
+        runs=(Path("a"), Path("b")), evaluations=(Path("c"), Path("d"))
+    )
+    assert made(["export", "a", "--png", "b"])[0] == ExportOptions(Path("a"), png=Path("b"))
+    assert made(["score", "a", "--bank", "b"])[1] == ScoreOptions(Path("b"), sets=(Path("a"),))
+
+
+def test_dashes_serve_for_underscores_and_switches_are_taken_back() -> None:
+    found = made(["distill", "dm", "--dry-run", "--zca", "--no-zca", "--lr-images=2"])
+    assert (found[0].zca, found[1].dry_run, found[2].lr_images) == (False, True, 2.0)
+
+
+@pytest.mark.parametrize("method", ["dc", "dsa"])
+def test_the_help_of_dc_and_dsa_says_which_of_the_two_it_is(
+    method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["distill", method, "--help"])
+    text = capsys.readouterr().out
+    assert ("; `dsa` is the same with augmentation" in text) == (method == "dc")
+    assert ("; `dc` goes without" in text) == (method == "dsa")

@@ -50,15 +50,15 @@ def test_whitened_images_and_soft_labels_from_experts_to_the_report(
     log = read_log(Path("runs/mtt/log.jsonl"))
     assert log[-1]["step_size"] == pytest.approx(made.learned_lr)
     assert all(line["cmi"] > 0 for line in log)
-    main(["evaluate", "--sets=[runs/mtt/result.safetensors]", "--epochs=2", "--repeats=1"])
+    main(["evaluate", "runs/mtt", "--epochs=2", "--repeats=1"])
     said = capsys.readouterr().out
     assert "convnet:width=4,depth=1: " in said  # the network that the set was made for
     assert f"learning rate {made.learned_lr:g} (as the set learned it), soft labels, ZCA" in said
     (result,) = json.loads(Path("runs/evaluation.json").read_text())["results"]
     assert result["evaluations"][0]["recipe"]["lr"] == pytest.approx(made.learned_lr)
-    main(["export", "--set=runs/mtt/result.safetensors", "--png=png"])
+    main(["export", "runs/mtt", "--png=png"])
     assert len(list(Path("png").rglob("*.png"))) == 20
-    main(["report", "--runs=[runs/mtt]", "--evaluations=[runs/evaluation.json]",
+    main(["report", "runs/mtt", "--evaluations=runs/evaluation.json",
           "--bank=runs/bank.safetensors"])  # fmt: skip
     page = Path("runs/report.html").read_text()
     step = f"learned step size {made.learned_lr:.3g}, soft labels, whitened (ZCA)"
@@ -87,8 +87,14 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--max_start_epoch=4"], "max_start_epoch - 1 + expert_epochs: expected at most 3"),
-        (["--expert_epochs=2"], "max_start_epoch - 1 + expert_epochs: expected at most 3"),
+        (
+            ["--max_start_epoch=4"],
+            "max_start_epoch - 1 + expert_epochs: expected at most 3, the epochs in "
+            "runs/experts.safetensors, got 4; lower --max_start_epoch to 3, or train experts of 4 "
+            "epochs or more",
+        ),
+        (["--expert_epochs=2"], "got 4; lower --max_start_epoch to 2, or train experts of 4"),
+        (["--expert_epochs=4"], "got 6; train experts of 6 epochs or more"),
         (["--zca"], "experts.safetensors: expected images with --zca as digits has them, got one"),
         (["--dataset=arrays:other.npz"], "experts: runs/experts.safetensors: expected dataset"),
         (["--ipc=1000"], "ipc: class 0 of digits has"),
@@ -129,3 +135,26 @@ def test_a_learned_step_that_leaves_the_numbers_stops_the_run_and_keeps_what_was
     assert all(torch.tensor(list(line.values())).isfinite().all() for line in log)
     main([*MTT, f"--init=file:{kept}", "--out=again"])
     assert SyntheticSet.load(Path("again/result.safetensors")).images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cmi_networks=99"], "--cmi_networks: expected at most the 1 networks of bank, got 99"),
+        (
+            ["--cmi_layer=heat"],
+            "--cmi_layer: expected features, logits or a layer of the networks of bank (such as "
+            "head), got heat; did you mean head?",
+        ),
+    ],
+)
+def test_what_a_bank_has_not_is_refused_before_an_update_is_tried(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    main(["pretrain", "--networks=1", "--epochs=1", "--device=cpu", "--out=bank", NETWORK])
+    capsys.readouterr()
+    command = ["distill", "dm", "--ipc=2", "--bank=bank", "--device=cpu", NETWORK]
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, *words])
+    assert stopped.value.code == f"cmidd: {message}"
+    assert "updates are tried" not in capsys.readouterr().out

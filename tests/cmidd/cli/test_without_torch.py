@@ -29,7 +29,7 @@ finally:
         ("nosuch", 2),
         ("distill dm --nosuch 3", 2),
         ("distill dm --iterations many", 2),
-        ("pretrain --networks 0", 1),
+        ("pretrain --networks 0", 2),
         ("distill mtt", 2),
     ],
 )

@@ -15,9 +15,8 @@ from bench.plain.dc import PlainDC
 from bench.plain.inputs import random_dataset
 from cmidd.methods.class_gradients import GradientsClassByClass, GradientsVmapped
 from cmidd.methods.dc import GradientMatching
-from cmidd.methods.gradient_distance import METRICS
 from cmidd.networks import images_per_chunk
-from cmidd.options.dc import DCOptions
+from cmidd.options.dc import METRICS, DCOptions
 from cmidd.options.dsa import DSAOptions
 from cmidd.seeds import generator
 from tests.support.compare import relative_error
@@ -304,7 +303,7 @@ def test_the_first_step_of_all_is_an_update_0() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "l1"}, "metric: expected one of rows, mse, cosine, got 'l1'"),
+        ({"metric": "l1"}, "metric: expected rows or mse or cosine, got 'l1'"),
         ({"outer_steps": None}, "outer_steps: expected a whole number from 1 on, got None"),
         ({"inner_epochs": 0}, "inner_epochs: expected at least 1, got 0"),
         ({"batch_real": 2.5}, "batch_real: expected a whole number from 1 on, got 2.5"),

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench.plain.dc import distance
-from cmidd.methods.gradient_distance import METRICS, GradientDistance
+from cmidd.methods.gradient_distance import GradientDistance
+from cmidd.options.dc import METRICS
 from cmidd.seeds import generator
 from tests.support.compare import relative_error
 

@@ -4,10 +4,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import docstring_parser
 import pytest
 import torch
 
+from cmidd.cli.flags import documented
 from cmidd.datasets import Dataset
 from cmidd.methods import METHODS, cmi_weight, evaluation_of, fill_in_published
 from cmidd.networks import build_network
@@ -261,9 +261,9 @@ def test_where_settings_come_from_is_told(method: str, dataset: str, ipc: int, o
 @pytest.mark.parametrize("method", METHODS)
 def test_every_option_has_a_line_of_help(method: str) -> None:
     options = METHODS[method].options
-    described = docstring_parser.parse(options.__doc__ or "").params
-    assert [p.arg_name for p in described] == [field.name for field in fields(options)]
-    assert all(p.description for p in described)
+    _, helps = documented(options)
+    assert list(helps) == [field.name for field in fields(options)]
+    assert all(helps.values())
 
 
 def test_dsa_is_dc_with_augmentation() -> None:

@@ -1,0 +1,81 @@
+"""What is looked at before a command reads data: spelling of names, and files that are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from cmidd.augment import Strategy
+from cmidd.device import usable_device
+from cmidd.networks import NetworkSpec
+from cmidd.options.fields import AS_PUBLISHED, Options
+from cmidd.pretrained import bank, experts
+from cmidd.storage.growing_file import check_complete
+from cmidd.storage.tensor_file import opened
+from cmidd.synthetic import KIND as SYNTHETIC_SET
+from cmidd.synthetic import file_of
+
+
+def check_names(parts: Sequence[Options]) -> None:
+    """Raise where what an option names is no such thing."""
+    for part in parts:
+        for field in fields(part):
+            look = LOOKS.get(field.metadata.get("names", ""))
+            value = getattr(part, field.name)
+            if look is None or value is None or value is AS_PUBLISHED:
+                continue
+            for each in value if isinstance(value, tuple) else (value,):
+                _look(field.name, look, each)
+
+
+def _look(name: str, look: Callable[[Any], object], value: Any) -> None:
+    try:
+        look(value)
+    except (OSError, ValueError) as error:
+        text = str(error).removeprefix(f"{name}: ")
+        raise ValueError(f"{name}: {text}") from None
+
+
+def _look_at_network(spec: str) -> None:
+    try:
+        NetworkSpec.parse(spec)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix(f"network {spec!r}: ")) from None
+
+
+def _look_at_first_images(init: str) -> None:
+    if init.startswith("file:"):
+        path = file_of(Path(init.removeprefix("file:")))
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"expected a synthetic set or the checkpoint of a run, found none at {path}"
+            )
+    elif init not in ("noise", "real", "mix"):
+        raise ValueError(f"expected noise, real, mix or file:PATH, got {init}")
+
+
+def _look_at_file(kind: str, maker: str) -> Callable[[Path], None]:
+    def look(path: Path) -> None:
+        check_complete(path, kind)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"expected a file with a {kind}, found none at {path}; {maker} makes one"
+            )
+        with opened(path, kind):
+            pass
+
+    return look
+
+
+LOOKS: dict[str, Callable[[Any], object]] = {
+    "augmentation": Strategy.parse,
+    "bank": _look_at_file(bank.KIND, "cmidd pretrain"),
+    "device": usable_device,
+    "experts": _look_at_file(experts.KIND, "cmidd experts"),
+    "first images": _look_at_first_images,
+    "network": _look_at_network,
+    "set": lambda path: _look_at_file(SYNTHETIC_SET, "cmidd distill")(file_of(path)),
+}
+"""By what an option `names`."""

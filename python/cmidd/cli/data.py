@@ -1,0 +1,88 @@
+"""The real images of a command: as it is told, or those that its sets were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cmidd.datasets import Dataset, DatasetNotFound, load_dataset
+from cmidd.options.commands import DataOptions, SetDataOptions
+from cmidd.options.fields import AS_PUBLISHED, fill_in
+from cmidd.options.names import DATASETS, dataset_key
+from cmidd.synthetic import SyntheticSet
+
+_ORIGIN: dict[str, Any] = {"dataset": "digits", "data": Path("data"), "size": None}
+
+
+def load(data: DataOptions) -> Dataset:
+    """The real images."""
+    dataset = load_dataset(data.dataset, data.data, size=data.size)
+    _, height, width = dataset.shape
+    if height != width:
+        raise ValueError(
+            f"dataset: networks see square images, got {height} x {width} in {data.dataset}; "
+            "give --size where it is a folder of pictures"
+        )
+    return dataset.whitened() if data.zca else dataset
+
+
+def load_for(sets: Sequence[Path], data: SetDataOptions) -> Dataset:
+    """The real images that sets were made from, where the options do not say which."""
+    origins = {path: _origin(path) for path in sets}
+    for path, origin in origins.items():
+        _check_same(path, origin, data)
+    known = next(iter(origins.values()), _ORIGIN)
+    for path, origin in origins.items():
+        if any(origin[name] != known[name] for name in ("name", "size")):
+            raise ValueError(
+                f"sets: {sets[0]} was made from {_words(known)}, {path} from {_words(origin)}; "
+                "give a command for each"
+            )
+    given, _ = fill_in(data, known)
+    try:
+        return load(given)
+    except DatasetNotFound as error:
+        if not origins or data.dataset is not AS_PUBLISHED:
+            raise
+        raise DatasetNotFound(
+            f"dataset: {sets[0]} was made from {_words(known)}, which is not there: {error}"
+        ) from None
+
+
+def _origin(path: Path) -> dict[str, Any]:
+    """How a set's images were asked for, as its run says, or what they were."""
+    record = SyntheticSet.load(path).record
+    config = record.get("config")
+    config = config if isinstance(config, dict) else {}
+    asked = str(config.get("dataset", record["dataset"]))
+    try:
+        key = dataset_key(asked)
+    except ValueError:
+        raise ValueError(
+            f"sets: {path} was made from {asked}, which --dataset cannot load; use it from "
+            "Python, with cmidd.evaluate_set"
+        ) from None
+    size = record["shape"][1] if DATASETS[key].resizes else None
+    return {
+        "dataset": asked,
+        "name": record["dataset"],
+        "data": Path(config.get("data", _ORIGIN["data"])),
+        "size": config.get("size", size),
+    }
+
+
+def _check_same(path: Path, origin: dict[str, Any], data: SetDataOptions) -> None:
+    """Raise where other images are asked for; what the hub calls them need not be their name."""
+    name, size = data.dataset, data.size
+    is_other = name is not AS_PUBLISHED and name not in (origin["dataset"], origin["name"])
+    if (is_other and not name.startswith("hub:")) or size not in (AS_PUBLISHED, origin["size"]):
+        given = {"dataset": name, "size": size}
+        raise ValueError(
+            f"dataset: {path} was made from {_words(origin)}, got {_words(given)}; leave that out"
+        )
+
+
+def _words(origin: Mapping[str, Any]) -> str:
+    told = {name: origin[name] for name in ("dataset", "size")}
+    return " ".join(f"--{k} {v}" for k, v in told.items() if v not in (None, AS_PUBLISHED))

@@ -1,0 +1,184 @@
+"""What training costs in time and memory, measured on a few of its own steps before it starts.
+
+The first step pays for what is made once and is not counted. Nothing is written, and the networks
+that are tried are thrown away.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from cmidd.augment import Strategy
+from cmidd.cli.costs import duration, peak
+from cmidd.datasets import Dataset
+from cmidd.networks import build_network
+from cmidd.networks.usual import bank_network, gradient_network
+from cmidd.options.pretrained import BankOptions, ExpertOptions
+from cmidd.options.recipe import Recipe
+from cmidd.pretrained.experts import parameter_count
+from cmidd.storage.output import in_words
+from cmidd.synthetic import SyntheticSet
+from cmidd.training import Stack, draw_epochs, networks_together, train
+
+_TRIED = 3  # steps that are counted
+_ENTRY, _ACCURACY = 400, 30  # bytes of an evaluation's file for an architecture and a network
+_LONG = 2.0  # seconds of them after which no further one is tried
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Time of networks of one architecture, and the memory that they take."""
+
+    spec: str
+    networks: int
+    steps: int  # of each network, or of all that are trained together
+    step: float  # seconds
+    seconds: float  # in all
+    memory: int  # bytes at the peak: of the process, or on the GPU
+
+    def __str__(self) -> str:
+        return (
+            f"{self.networks} x {self.spec}: about {duration(self.step)} a step, "
+            f"{duration(self.seconds)} for {self.steps:,} steps of each"
+        )
+
+
+def cost_of_bank(dataset: Dataset, options: BankOptions, device: torch.device) -> str:
+    """In words, what `train_bank` costs."""
+    spec = options.network or bank_network(dataset.name, dataset.shape.height)
+    cost = _estimate_on_real(spec, dataset, options, options.networks, device)
+    state = build_network(spec, *dataset.shape[:2], dataset.num_classes).state_dict()
+    return _told([cost], options.networks * sum(tensor.nbytes for tensor in state.values()))
+
+
+def cost_of_experts(dataset: Dataset, options: ExpertOptions, device: torch.device) -> str:
+    """In words, what `train_experts` costs."""
+    spec = options.network or gradient_network(dataset.shape.height)
+    size = parameter_count(spec, dataset.shape, dataset.num_classes)
+    cost = _estimate_on_real(spec, dataset, options, options.experts, device)
+    return _told([cost], options.experts * (options.epochs + 1) * size * 4)
+
+
+def cost_of_evaluation(
+    sets: Sequence[Evaluated], together: int | None, device: torch.device
+) -> str:
+    """In words, what it costs to evaluate sets."""
+    costs = [
+        estimate_training(
+            spec,
+            each.synthetic_set.images.to(device),
+            each.synthetic_set.targets.to(device),
+            each.judge,
+            each.recipe,
+            each.repeats,
+            together,
+        )
+        for each in sets
+        for spec in each.networks
+    ]
+    disk = sum(_ENTRY + cost.networks * _ACCURACY for cost in costs)
+    return _told(costs, disk, [each.name for each in sets for _ in each.networks])
+
+
+def _estimate_on_real(
+    spec: str,
+    dataset: Dataset,
+    options: BankOptions | ExpertOptions,
+    networks: int,
+    device: torch.device,
+) -> TrainingCost:
+    images = dataset.to_input(dataset.train.images.to(device))
+    labels = dataset.train.labels.to(device)
+    recipe = options.recipe()
+    return estimate_training(spec, images, labels, dataset, recipe, networks, options.together)
+
+
+def _told(costs: Sequence[TrainingCost], disk: int, names: Sequence[str] = ()) -> str:
+    starts = [f"{name}: " for name in names] or [""]
+    lines = [f"{start}{cost}" for start, cost in zip(starts, costs, strict=True)]
+    whole = duration(sum(cost.seconds for cost in costs))
+    memory = in_words(max(cost.memory for cost in costs))
+    return "\n".join([*lines, f"about {whole} in all; memory {memory}, disk {in_words(disk)}"])
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """How a set is evaluated."""
+
+    name: str
+    synthetic_set: SyntheticSet  # as networks see it
+    judge: Dataset
+    recipe: Recipe
+    networks: Sequence[str]
+    repeats: int
+
+
+class _Clock:
+    """Asked after each step whether to stop, it notes the time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.times = [time.perf_counter()]
+
+    def __call__(self) -> bool:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.times.append(time.perf_counter())
+        counted = len(self.times) - 2
+        return counted == _TRIED or (counted > 0 and self.times[-1] - self.times[1] > _LONG)
+
+    def step(self) -> float:
+        """Seconds of a step but the first, where there is another."""
+        times = self.times[1:] if len(self.times) > 2 else self.times
+        return (times[-1] - times[0]) / (len(times) - 1)
+
+
+def estimate_training(
+    spec: str,
+    images: Tensor,
+    labels: Tensor,
+    judge: Dataset,
+    recipe: Recipe,
+    networks: int,
+    together: int | None,
+) -> TrainingCost:
+    """Try a few steps of training and a batch of the test images that judge it.
+
+    Args:
+        spec: the architecture.
+        images: `(N, channels, height, width)` to learn from, where to compute.
+        labels: theirs.
+        judge: whose test images the networks are tested on.
+        recipe: how they are trained.
+        networks: how many.
+        together: networks at once; None: as suits the device.
+    """
+    device = images.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    size = min(networks, networks_together(spec, device, together))
+    seeds = list(range(size))
+    stack = Stack.fresh(spec, judge.shape, judge.num_classes, seeds, device)
+    strategy = Strategy.parse(recipe.augmentation, mirror=judge.mirror)
+    steps = math.ceil(len(images) / recipe.batch_size)
+    began = time.perf_counter()
+    epochs = math.ceil((_TRIED + 1) / steps)
+    drawn = list(islice(draw_epochs(seeds, len(images), recipe, strategy), epochs))
+    draw = (time.perf_counter() - began) / len(drawn)
+    clock = _Clock(device)
+    train(stack, images, labels, recipe, strategy, drawn, stopping=clock)
+    batches = list(islice(judge.batches(judge.test, device), 1))
+    stack.accuracy(batches)
+    began = time.perf_counter()
+    stack.accuracy(batches)
+    test = (time.perf_counter() - began) * len(judge.test) / len(batches[0][1])
+    of_group = recipe.epochs * (draw + steps * clock.step()) + test
+    seconds = math.ceil(networks / size) * of_group
+    return TrainingCost(spec, networks, recipe.epochs * steps, clock.step(), seconds, peak(device))

@@ -1,0 +1,171 @@
+"""Every mistake on a command line is one line, which says what came, what was expected and what to
+do, before any data is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cmidd.cli import commands
+from tests.cmidd.cli.test_commands import error_of
+
+FILES = {
+    "broken.yaml": "ipc: 1\nseed: [1\n",
+    "list.yaml": "- 1\n",
+    "method.yaml": "method: dm\nipc: 3\n",
+    "typed.yaml": "iterations: many\n",
+    "empty.yaml": "ipc:\n",
+    "switch.yaml": "zca: 1\n",
+    "unknown.yaml": "itrations: 5\n",
+}
+# Of the words that are not known or cannot be understood. Each line is the whole message.
+USAGE = {
+    "": "expected a command: distill, pretrain, experts, evaluate, score, export, report; "
+    "see cmidd --help",
+    "nosuch": "no command nosuch; see cmidd --help",
+    "distil dm": "no command distil; did you mean distill? See cmidd --help",
+    "dm": "no command dm; did you mean cmidd distill dm? See cmidd --help",
+    "--ipc 3": "expected a command first, got --ipc; see cmidd --help",
+    "distill": "expected a method: dm, dc, dsa, mtt; see cmidd distill --help",
+    "distill dmm": "no method dmm; did you mean dm? See cmidd distill --help",
+    "distill --ipc 3 dm": "expected a method first, got --ipc; see cmidd distill --help",
+    "distill dm --nosuch 3": "no option --nosuch of cmidd distill dm; see cmidd distill dm --help",
+    "distill dm --itrations=3": "no option --itrations of cmidd distill dm; did you mean "
+    "--iterations? See cmidd distill dm --help",
+    "distill dm --iter 3": "no option --iter of cmidd distill dm; did you mean --iterations? "
+    "See cmidd distill dm --help",
+    "distill dm -ipc 3": "no option -ipc of cmidd distill dm; did you mean --ipc? "
+    "See cmidd distill dm --help",
+    "distill dm 3": "expected an option of cmidd distill dm, got 3; see cmidd distill dm --help",
+    "distill dm --ipc": "--ipc: expected a whole number after it",
+    "distill dm --ipc --zca": "--ipc: expected a whole number after it",
+    "evaluate --sets": "--sets: expected a path after it",
+    "distill dm --ipc many": "--ipc: expected a whole number, got many",
+    "distill dm --ipc 1.5": "--ipc: expected a whole number, got 1.5",
+    "distill dm --ipc=": "--ipc: expected a whole number, got nothing",
+    "distill dm --lr-images fast": "--lr_images: expected a number, got fast",
+    "distill dm --lr_images nan": "--lr_images: expected a number, got nan",
+    "distill dm --lr_images -inf": "--lr_images: expected a number, got -inf",
+    "distill dm --zca=yes": "--zca: expected no value, got yes",
+    "distill dm --out=": "--out: expected a path, got nothing",
+    "distill dm --ipc 0": "--ipc: expected at least 1, got 0",
+    "distill dm --report_every 0": "--report_every: expected at least 1, got 0",
+    "distill dm --checkpoint_every -1": "--checkpoint_every: expected at least 1, got -1",
+    "distill dm --lr_images -1e-3": "--lr_images: expected more than 0, got -0.001",
+    "distill dm --cmi_layer logits": "--bank: expected the file of a bank, as other options of "
+    "CMI are given",
+    "distill dm --bank b --cmi_centroids Real": "--cmi_centroids: expected own or real, got 'Real'",
+    "distill dm --real_dtype float16": "--real_dtype: expected float32 or bfloat16, got 'float16'",
+    "distill dc --metric nosuch": "--metric: expected rows or mse or cosine, got 'nosuch'",
+    "distill dc --inner_epochs 0": "--inner_epochs: expected at least 1, got 0",
+    "distill mtt": "--experts: expected the file that cmidd experts makes; "
+    "see cmidd distill mtt --help",
+    "distill mtt --experts e --lr_labels 1": "--lr_labels: expected soft_labels, which it is the "
+    "learning rate of",
+    "experts --experts 0": "--experts: expected at least 1, got 0",
+    "experts --lr 0": "--lr: expected more than 0, got 0.0",
+    "pretrain --networks 0": "--networks: expected at least 1, got 0",
+    "evaluate --random_real 2 --repeats 0": "--repeats: expected at least 1, got 0",
+    "score": "--bank: expected the file that cmidd pretrain makes; see cmidd score --help",
+    "export": "--set: expected a synthetic set: the folder of a run, or its result.safetensors; "
+    "see cmidd export --help",
+    "export a b": "--set: expected one, got a and b",
+    "report": "--runs: expected folders of runs; see cmidd report --help",
+    "distill dm --config none.yaml": "--config: expected a YAML file, found none at none.yaml",
+    "distill dm --config broken.yaml": "broken.yaml: expected YAML in line 3: expected ',' or ']', "
+    "but got '<stream end>'",
+    "distill dm --config list.yaml": "list.yaml: expected lines such as ipc: 10, got [1]",
+    "distill dm --config unknown.yaml": "unknown.yaml: no option itrations of cmidd distill dm; "
+    "did you mean iterations? See cmidd distill dm --help",
+    "distill dc --config method.yaml": "method.yaml is of method dm: use cmidd distill dm",
+    "pretrain --config method.yaml": "method.yaml is of method dm: use cmidd distill dm",
+    "distill dm --config typed.yaml": "typed.yaml: iterations: expected a whole number, got many",
+    "distill dm --config empty.yaml": "empty.yaml: ipc: expected a whole number, got nothing",
+    "distill dm --config switch.yaml": "switch.yaml: zca: expected true or false, got 1",
+}
+DATASETS = "digits, cifar10, cifar100, svhn, mnist, fashionmnist, tinyimagenet, imagenet, "
+DATASETS += "folder:PATH, arrays:PATH.npz, hub:NAME"
+NETWORKS = "there are convnet, mlp, lenet, alexnet, vgg11, resnet18"
+# Of what is looked at before data is read.
+EARLY = {
+    "evaluate": "--sets: expected something to evaluate; name the folder of a run, or give "
+    "--random_real 10",
+    "score --bank b": "--sets: expected something to score; name the folder of a run, or give "
+    "--random_real 10",
+    "export s": "--png, --pt: expected a folder for at least one of them",
+    "distill dm --dataset nosuch": f"--dataset: expected one of {DATASETS}; got 'nosuch'",
+    "distill dm --dataset Folder:a": f"--dataset: expected one of {DATASETS}; got 'Folder:a'; "
+    "did you mean folder:PATH?",
+    "distill dm --size 8": "--size: expected one of tinyimagenet, imagenet, folder:PATH, hub:NAME "
+    "with it; the images of digits are of one size",
+    "distill dm --bank none --cmi_weight 1": "--bank: expected a file with a bank of networks, "
+    "found none at none; cmidd pretrain makes one",
+    "distill dm --bank list.yaml": "--bank: list.yaml: expected a safetensors file with a bank of "
+    "networks; it is damaged or something else (",
+    "distill dm --init zeros": "--init: expected noise, real, mix or file:PATH, got zeros",
+    "distill dm --init file:none": "--init: expected a synthetic set or the checkpoint of a run, "
+    "found none at none",
+    "distill dm --network nosuch": f"--network: no 'nosuch'; {NETWORKS}",
+    "distill dm --network convnet:deep=3": "--network: convnet has no option 'deep'; its options "
+    "are depth, width, norm, activation, pooling",
+    "distill dm --augmentation blur": "--augmentation: no operation 'blur'; join some of color, "
+    "crop, cutout, flip, scale, rotate by '_', or say 'none'",
+    "distill mtt --experts none": "--experts: expected a file with a set of experts, found none at "
+    "none; cmidd experts makes one",
+    "distill dm --device nosuch": "--device: nosuch cannot be used here: ",
+    "distill dm --device cuda:77": "--device: cuda:77 cannot be used here: ",
+    "evaluate none": "--sets: expected a file with a synthetic set, found none at none; cmidd "
+    "distill makes one",
+    "evaluate --random_real 1 --networks mlp nosuch": f"--networks: no 'nosuch'; {NETWORKS}",
+    "evaluate --random_real 1 --augmentation blur": "--augmentation: no operation 'blur'; ",
+    "score --bank none --random_real 1": "--bank: expected a file with a bank of networks, ",
+    "report none": "--runs: none is not the folder of a run (it has no config.yaml); name the "
+    "folder that cmidd distill wrote to",
+    "report none --bank b": "--bank: expected a file with a bank of networks, found none at b; ",
+    "pretrain --network nosuch": f"--network: no 'nosuch'; {NETWORKS}",
+}
+# Of what only the images tell.
+LATE = {
+    "distill dm --dataset cifar10": "cifar10 was not found; looked for data/",
+    "distill dc --network convnet:norm=batch": "--network: expected one whose features depend on",
+    "distill dc --init=real --ipc 100000": "--ipc: class 0 of digits has",
+    "experts --network convnet:norm=batch": "--network: expected one whose state is",
+}
+
+
+def message_of(words: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The line, in a folder that holds `FILES` and nothing else afterwards."""
+    for name, text in FILES.items():
+        Path(name).write_text(text)
+    text = error_of(words.split(), capsys)
+    assert text.startswith("cmidd: ")
+    assert text.count("\n") == 1
+    assert sorted(path.name for path in Path().iterdir()) == sorted(FILES)
+    return text.removeprefix("cmidd: ").rstrip("\n")
+
+
+@pytest.mark.parametrize("words", USAGE)
+def test_what_cannot_be_understood(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    assert message_of(words, capsys) == USAGE[words]
+
+
+@pytest.mark.parametrize("words", EARLY)
+def test_what_is_refused_before_data_is_read(
+    elsewhere: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+) -> None:
+    for name in ("load", "load_for"):
+        monkeypatch.setattr(commands, name, lambda *_: pytest.fail("data was read"))
+    assert message_of(words, capsys).startswith(EARLY[words])
+
+
+@pytest.mark.parametrize("words", LATE)
+def test_what_the_images_tell(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    assert message_of(words, capsys).startswith(LATE[words])
