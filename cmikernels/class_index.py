@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cmikernels.native import has_memory, native
+from cmikernels.transforms import refuse_vmap
 
 _INTEGER_DTYPES = frozenset(
     (
@@ -119,6 +120,11 @@ def check_labels(labels: Tensor) -> None:
         raise TypeError(f"classes: expected labels of an integer dtype, got {labels.dtype}")
     if labels.dim() != 1:
         raise ValueError(f"classes: expected labels of shape (N,), got {tuple(labels.shape)}")
+    refuse_vmap(
+        "classes",
+        labels,
+        "call once for each, or give equal classes at once as features (..., C, n, M)",
+    )
 
 
 def _natively(labels: Tensor) -> bool:

@@ -33,6 +33,7 @@ from cmikernels.problem import (
     checked_call,
 )
 from cmikernels.reference import differentiable_gradient, reference_centroids, reference_cmi
+from cmikernels.transforms import refuse_func_grad, refuse_vmap, transforms_are_active
 
 
 def fused_cmi(
@@ -86,6 +87,9 @@ def fused_cmi(
     if _has_tangent(features):
         value = reference_cmi(as_rows(features), problem).to(arithmetic_dtype(features.dtype))
     elif features.requires_grad and torch.is_grad_enabled():
+        if transforms_are_active():
+            refuse_vmap("features", features, "give all at once as features (..., C, n, M)")
+            refuse_func_grad("features", features)
         value = _FusedCMI.apply(features, problem, chosen)  # type: ignore[no-untyped-call]
     else:
         value, _ = operations.forward(chosen, features, problem, False)
