@@ -122,7 +122,27 @@ BAD: dict[str, tuple[Callable[[], None], type[Exception], str]] = {
     "unknown layer": (
         lambda: _call(NETWORK, layer="block3"),
         ValueError,
-        r"layer: expected .* of Sequential \(conv, norm, flatten, .*, head, \.\.\.\), got 'block3'",
+        r"layer: expected .* of Sequential \(conv, norm, flatten, .*, head\), got 'block3'$",
+    ),
+    "a layer misspelt": (
+        lambda: _call(NETWORK, layer="hiden"),
+        ValueError,
+        r"got 'hiden'; did you mean 'hidden'\?",
+    ),
+    "features misspelt": (
+        lambda: _call(NETWORK, layer="feature"),
+        ValueError,
+        r"got 'feature'; did you mean 'features'\?",
+    ),
+    "a layer inside of another misspelt": (
+        lambda: _call(_unused(), layer="hidden.unsed"),
+        ValueError,
+        r"head, \.\.\.\), got 'hidden\.unsed'; did you mean 'hidden\.unused'\?",
+    ),
+    "a layer of many": (
+        lambda: _call(nn.Sequential(*[nn.ReLU() for _ in range(12)]).eval(), layer="12"),
+        ValueError,
+        r"of Sequential \(0, 1, 2, 3, 4, 5, 6, 7, \.\.\.\), got '12'",
     ),
     "a layer that is not reached": (
         lambda: _call(_unused(), layer="hidden.unused"),
