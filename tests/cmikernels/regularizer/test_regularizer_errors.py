@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def _partly_training() -> nn.Sequential:
 
 NETWORK = make_network()
 PROBABILITIES = make_probabilities((4, CHANNELS))
-BAD: dict[str, tuple[Callable[[], None], type[Exception], str]] = {
+BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "training mode": (
         lambda: _call(make_network().train()),
         ValueError,
@@ -112,7 +113,7 @@ BAD: dict[str, tuple[Callable[[], None], type[Exception], str]] = {
     "a label beyond the centroids": (
         lambda: _call(NETWORK, RAGGED, centroids=PROBABILITIES),
         ValueError,
-        r"classes: labels must lie in \[0, num_classes\) = \[0, 4\), got 4",
+        r"centroids: expected a row for each of the 5 classes of the labels \(or more\), got 4",
     ),
     "unknown backend": (
         lambda: _call(NETWORK, backend="abacus"),
@@ -143,6 +144,67 @@ BAD: dict[str, tuple[Callable[[], None], type[Exception], str]] = {
         lambda: _call(nn.Sequential(*[nn.ReLU() for _ in range(12)]).eval(), layer="12"),
         ValueError,
         r"of Sequential \(0, 1, 2, 3, 4, 5, 6, 7, \.\.\.\), got '12'",
+    ),
+    "a path for networks": (
+        lambda: CMIRegularizer("runs/bank.safetensors"),  # type: ignore[arg-type]
+        TypeError,
+        r"networks: expected a module or a sequence of modules, got the path "
+        r"'runs/bank\.safetensors'; load it with cmidd\.Bank\.load",
+    ),
+    "a Path for networks": (
+        lambda: CMIRegularizer(Path("bank.safetensors")),  # type: ignore[arg-type]
+        TypeError,
+        r"networks: .*got the path 'bank\.safetensors'; load it",
+    ),
+    "a list of paths": (
+        lambda: CMIRegularizer([NETWORK, "bank.safetensors"]),  # type: ignore[list-item]
+        TypeError,
+        r"networks\[1\]: expected a module, got str",
+    ),
+    "a lazy sequence of something else": (
+        lambda: _call(range(3)),  # type: ignore[arg-type]
+        TypeError,
+        r"networks\[\d\]: expected a module, got int",
+    ),
+    "a generator of networks": (
+        lambda: CMIRegularizer(network for network in [NETWORK]),  # type: ignore[arg-type]
+        TypeError,
+        "networks: expected a module or a sequence of modules, got generator",
+    ),
+    "networks by name": (
+        lambda: CMIRegularizer({"one": NETWORK}),  # type: ignore[arg-type]
+        TypeError,
+        "networks: expected a module or a sequence of modules, got dict",
+    ),
+    "temperature 0": (
+        lambda: CMIRegularizer(NETWORK, temperature=0.0),
+        ValueError,
+        r"temperature: expected a number in .*, got 0\.0",
+    ),
+    "means of features as centroids": (
+        lambda: CMIRegularizer(NETWORK, centroids=3 * PROBABILITIES),
+        ValueError,
+        r"centroids: expected probabilities.*got a row that sums to 3; were features averaged",
+    ),
+    "means of features as one network's centroids, later": (
+        lambda: setattr(CMIRegularizer(NETWORK), "centroids", -PROBABILITIES[None]),
+        ValueError,
+        r"centroids: expected probabilities.*got an entry of -",
+    ),
+    "a list of centroids": (
+        lambda: _call(NETWORK, centroids=[[0.5, 0.5]]),
+        TypeError,
+        "centroids: expected a tensor, got list",
+    ),
+    "centroids that want a gradient": (
+        lambda: _call(NETWORK, centroids=nn.Parameter(PROBABILITIES)),
+        ValueError,
+        r"centroids: they are taken as constants.*pass centroids\.detach\(\)",
+    ),
+    "images that are a path": (
+        lambda: CMIRegularizer(NETWORK)("images.pt", RAGGED),
+        TypeError,
+        "images: expected a tensor, got str",
     ),
     "a layer that is not reached": (
         lambda: _call(_unused(), layer="hidden.unused"),
