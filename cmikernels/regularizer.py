@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -22,6 +22,7 @@ from cmikernels.class_index import ClassIndex
 from cmikernels.cmi import class_centroids, fused_cmi
 from cmikernels.embedding import embed, named_layer
 from cmikernels.problem import arithmetic_dtype, check_options, index_for_centroids
+from cmikernels.real_data import Batches, RunningMeans, as_batches
 
 
 class CMIRegularizer(nn.Module):
@@ -170,28 +171,39 @@ class CMIRegularizer(nn.Module):
         return random.Random(f"{self.seed}/{step}").sample(range(count), self.networks_per_step)
 
     @torch.no_grad()
-    def real_centroids(self, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Tensor:
+    def real_centroids(
+        self,
+        batches: Tensor | Batches,
+        labels: Tensor | ClassIndex | int | None = None,
+        num_classes: int | None = None,
+    ) -> Tensor:
         """Class means of the probabilities of real data, `(networks, C, M)`, for `centroids`.
 
+        Every class counts each of its images once, whatever the sizes of the classes.
+
         Args:
-            batches: images and labels, read once (a list, a DataLoader); every class counts each
-                of its images once, whatever the sizes of the classes.
-            num_classes: number of classes.
+            batches: images and labels, read once (a list, a DataLoader); or all images, with
+                `labels` beside them. They go through the networks in chunks then.
+            labels: label of each image, where `batches` are images.
+            num_classes: number of classes; default: largest label + 1.
+
+        Example:
+            >>> regularizer.centroids = regularizer.real_centroids(images, labels)
         """
-        sums = counts = torch.zeros(num_classes, 1, dtype=torch.float64)
-        for images, labels in batches:
-            index = ClassIndex(labels, num_classes)
-            means = []
+        if isinstance(labels, int):  # real_centroids(batches, num_classes)
+            labels, num_classes = None, labels
+        elif isinstance(labels, ClassIndex):
+            num_classes = num_classes or labels.num_classes
+            labels = labels.labels
+        means = RunningMeans()
+        for images, of_batch in as_batches(batches, labels, self.chunk_size):
+            index = ClassIndex(of_batch, num_classes)
+            of_networks = []
             for number in range(len(self.networks)):
                 z = embed(self._network(number), images, self.layer)
-                means.append(class_centroids(z, index, temperature=self.temperature))
-            rows = index.counts().double()[:, None]
-            sums = sums.to(rows.device) + torch.stack(means) * rows
-            counts = counts.to(rows.device) + rows
-        missing = counts.flatten().eq(0).nonzero().flatten().tolist()
-        if missing:
-            raise ValueError(f"batches: expected images of every class, got none of {missing}")
-        return sums / counts
+                of_networks.append(class_centroids(z, index, temperature=self.temperature))
+            means.add(torch.stack(of_networks), index.counts())
+        return means.result(num_classes)
 
     def extra_repr(self) -> str:
         """What it was made of, and where it stands, for `print(regularizer)`."""

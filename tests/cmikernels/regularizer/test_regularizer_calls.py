@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from cmikernels import ClassIndex, CMIRegularizer, class_centroids
 from tests.support.compare import relative_error
@@ -144,6 +145,42 @@ def test_real_centroids_of_the_images_themselves_give_their_own_cmi() -> None:
     value = regularizer(images, RAGGED)
     regularizer.centroids = regularizer.real_centroids([(images.detach(), RAGGED)], 5)
     assert relative_error(regularizer(images, RAGGED), value) <= 1e-6
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize("as_index", [False, True], ids=["labels", "index"])
+def test_real_centroids_of_images_and_labels_are_those_of_batches(
+    as_index: bool, chunk_size: int | None
+) -> None:
+    networks, images = [make_network(seed) for seed in range(2)], make_images(len(RAGGED))
+    sizes: list[int] = []
+    networks[0].register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    regularizer = CMIRegularizer(networks, chunk_size=chunk_size)
+    labels = ClassIndex(RAGGED) if as_index else RAGGED
+    ours = regularizer.real_centroids(images, labels)
+    assert max(sizes) == (chunk_size or len(RAGGED))
+    theirs = regularizer.real_centroids([(images, RAGGED)], 5)
+    assert ours.shape == theirs.shape
+    assert relative_error(ours, theirs) <= 1e-12
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_real_centroids_find_the_number_of_classes(order: int) -> None:
+    images, labels = make_images(6), torch.tensor([0, 1, 0, 2, 1, 3])
+    regularizer = CMIRegularizer(make_network())
+    batches = [(images[some], labels[some]) for some in torch.split(torch.arange(6), 2)][::order]
+    ours = regularizer.real_centroids(batches)
+    assert relative_error(ours, regularizer.real_centroids(batches, num_classes=4)) <= 1e-12
+    assert relative_error(ours, regularizer.real_centroids(images, labels)) <= 1e-12
+    assert ours.shape == (1, 4, CHANNELS)
+
+
+def test_real_centroids_come_from_a_loader() -> None:
+    images = make_images(len(RAGGED)).detach()
+    loader = DataLoader(TensorDataset(images, RAGGED), 7)
+    regularizer = CMIRegularizer(make_network())
+    whole = regularizer.real_centroids(images, RAGGED)
+    assert relative_error(regularizer.real_centroids(loader), whole) <= 1e-12
 
 
 @pytest.mark.parametrize("batches", [[], [(make_images(3).detach(), torch.tensor([3, 0, 3]))]])

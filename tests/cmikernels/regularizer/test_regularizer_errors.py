@@ -24,6 +24,10 @@ def _centroids(network: nn.Module) -> None:
     CMIRegularizer(network).real_centroids([(make_images(1).detach(), torch.tensor([0]))], 1)
 
 
+def _real(*arguments: Any) -> None:
+    CMIRegularizer(NETWORK).real_centroids(*arguments)
+
+
 def _unused() -> nn.Sequential:
     network = make_network()
     network[4].add_module("unused", nn.Identity())
@@ -37,6 +41,7 @@ def _partly_training() -> nn.Sequential:
 
 
 NETWORK = make_network()
+IMAGES = make_images(3).detach()
 PROBABILITIES = make_probabilities((4, CHANNELS))
 BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "training mode": (
@@ -210,6 +215,51 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: _call(_unused(), layer="hidden.unused"),
         ValueError,
         "layer: 'hidden.unused' was not reached when the network ran",
+    ),
+    "real centroids of images alone": (
+        lambda: _real(IMAGES),
+        TypeError,
+        "labels: expected the label of each image beside images, got None",
+    ),
+    "real centroids of too few labels": (
+        lambda: _real(IMAGES, torch.tensor([0, 1])),
+        ValueError,
+        r"labels: expected one for each of the 3 images, got shape \(2,\)",
+    ),
+    "real centroids of a number of classes beside images": (
+        lambda: _real(IMAGES, 5),
+        TypeError,
+        "labels: expected the label of each image beside images, got None",
+    ),
+    "real centroids of labels beside batches": (
+        lambda: _real([(IMAGES, torch.tensor([0, 1, 1]))], torch.tensor([0, 1, 1])),
+        TypeError,
+        "labels: expected with a tensor of images only.*got Tensor beside list",
+    ),
+    "real centroids of labels that are a list": (
+        lambda: _real(IMAGES, [0, 1, 1]),
+        TypeError,
+        "labels: expected a tensor of labels, got list",
+    ),
+    "real centroids of a path": (
+        lambda: _real("train.pt"),
+        TypeError,
+        r"batches: expected images and their labels, or batches of both .*DataLoader\), got str",
+    ),
+    "real centroids of batches of images alone": (
+        lambda: _real([IMAGES]),
+        TypeError,
+        "batches: expected pairs of images and labels, got Tensor",
+    ),
+    "real centroids of batches of three": (
+        lambda: _real([(IMAGES, IMAGES, IMAGES)]),
+        TypeError,
+        "batches: expected pairs of images and labels, got tuple of 3",
+    ),
+    "real centroids of nothing": (
+        lambda: _real([]),
+        ValueError,
+        "batches: expected images of every class, got none",
     ),
     "no linear layer": (
         lambda: _call(NETWORK[:2].eval()),
