@@ -24,7 +24,6 @@ from cmikernels.class_index import ClassIndex
 from cmikernels.cmi import cmi_value_and_grad, fused_cmi
 from cmikernels.embedding import embed
 from cmikernels.problem import arithmetic_dtype
-from cmikernels.transforms import refuse_func_grad, refuse_vmap
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,6 @@ def cut_into_chunks(index: ClassIndex, chunk_size: int) -> list[Chunk]:
 
 def cmi_in_chunks(images: Tensor, terms: list[Term], chunks: list[Chunk]) -> Tensor:
     """The sum of the terms' weighted CMI, differentiable once with respect to the images."""
-    refuse_vmap("images", images, "give all at once")
-    refuse_func_grad("images", images)
     if images.requires_grad and torch.is_grad_enabled():
         value: Tensor = _ChunkedCMI.apply(images, terms, chunks)  # type: ignore[no-untyped-call]
         return value

@@ -23,6 +23,7 @@ from cmikernels.cmi import class_centroids, fused_cmi
 from cmikernels.embedding import embed, named_layer
 from cmikernels.problem import arithmetic_dtype, check_options, index_for_centroids
 from cmikernels.real_data import Batches, RunningMeans, as_batches
+from cmikernels.transforms import refuse_func_grad, refuse_vmap
 
 
 class CMIRegularizer(nn.Module):
@@ -126,6 +127,9 @@ class CMIRegularizer(nn.Module):
             return _without_compiler(self, images, classes, step)
         if not isinstance(images, Tensor):
             raise TypeError(f"images: expected a tensor, got {type(images).__name__}")
+        if self.chunk_size is not None:
+            refuse_vmap("images", images, "give all at once")
+            refuse_func_grad("images", images)
         step = self.step if step is None else step
         # Not by the attributes, with which nn.Module takes 5 us.
         self.__dict__["step"] = step + 1

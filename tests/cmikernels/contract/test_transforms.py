@@ -61,8 +61,9 @@ def test_vmap_over_something_else_does_not_matter() -> None:
 
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, torch.func.hessian])
 def test_gradient_transforms(transform: Callable[..., Any]) -> None:
-    with pytest.raises(RuntimeError, match=r"features: torch.func.grad,.*use torch.autograd.grad"):
-        transform(lambda z: fused_cmi(z, INDEX))(ONE)
+    for classes in (INDEX, LABELS):
+        with pytest.raises(RuntimeError, match=r"features: torch.func.grad,.*torch.autograd.grad"):
+            transform(lambda z, y=classes: fused_cmi(z, y))(ONE)
 
 
 def test_jvp_is_served_by_the_plain_formula() -> None:

@@ -220,8 +220,28 @@ def test_a_compiled_training_step_gives_the_same_numbers(chunk_size: int | None)
         assert relative_error(gradient, plain) <= 1e-10
 
 
-def test_importing_does_not_load_the_compiler() -> None:
-    program = "import sys, cmikernels; sys.exit('torch._dynamo' in sys.modules)"
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_transforms_of_torch_func_are_refused(chunk_size: int | None) -> None:
+    regularizer = CMIRegularizer(make_network(), chunk_size=chunk_size)
+    images = make_images(len(RAGGED)).detach()
+    with pytest.raises(RuntimeError, match=r"torch.func.grad, .*use torch.autograd.grad"):
+        torch.func.grad(lambda x: regularizer(x, RAGGED))(images)
+    with pytest.raises(RuntimeError, match=r"torch.func.vmap is refused, .*; give all at once"):
+        torch.func.vmap(lambda x: regularizer(x, RAGGED))(images[None])
+
+
+CALL = """
+import torch
+from cmikernels import CMIRegularizer
+images = torch.ones(4, 3, requires_grad=True)
+regularizer = CMIRegularizer(torch.nn.Linear(3, 2).eval().requires_grad_(False))
+regularizer(images, torch.tensor([0, 0, 1, 1])).backward()
+"""
+
+
+@pytest.mark.parametrize("program", ["import cmikernels", CALL], ids=["import", "call"])
+def test_the_compiler_is_not_loaded(program: str) -> None:
+    program += "\nimport sys; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0
 
 
