@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 
 from cmikernels.class_index import ClassIndex
 from cmikernels.cmi import cmi_value_and_grad, fused_cmi
@@ -86,7 +85,6 @@ def cut_into_chunks(index: ClassIndex, chunk_size: int) -> list[Chunk]:
     return chunks
 
 
-@_disable_dynamo  # torch.compiler.disable would load the compiler at import, twice the time
 def cmi_in_chunks(images: Tensor, terms: list[Term], chunks: list[Chunk]) -> Tensor:
     """The sum of the terms' weighted CMI, differentiable once with respect to the images."""
     if images.requires_grad and torch.is_grad_enabled():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cmikernels.native import has_memory, native
+from cmikernels.transforms import refuse_vmap, transforms_are_active
 
 _INTEGER_DTYPES = frozenset(
     (
@@ -119,11 +120,18 @@ def check_labels(labels: Tensor) -> None:
         raise TypeError(f"classes: expected labels of an integer dtype, got {labels.dtype}")
     if labels.dim() != 1:
         raise ValueError(f"classes: expected labels of shape (N,), got {tuple(labels.shape)}")
+    refuse_vmap(
+        "classes",
+        labels,
+        "call once for each, or give equal classes at once as features (..., C, n, M)",
+    )
 
 
 def _natively(labels: Tensor) -> bool:
     """Whether the compiled core is here and may read the labels."""
-    return native is not None and labels.device.type == "cpu" and has_memory(labels)
+    if native is None or labels.device.type != "cpu" or transforms_are_active():
+        return False
+    return has_memory(labels)
 
 
 def _bounds(labels: Tensor) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from cmikernels.backends import choose_backend, operations
 from cmikernels.backends.operations import Backend
 from cmikernels.class_index import ClassIndex, check_num_classes
 from cmikernels.native import has_memory
+from cmikernels.probabilities import check_call
 from cmikernels.problem import (
     Problem,
     arithmetic_dtype,
@@ -33,6 +34,7 @@ from cmikernels.problem import (
     checked_call,
 )
 from cmikernels.reference import differentiable_gradient, reference_centroids, reference_cmi
+from cmikernels.transforms import refuse_func_grad, refuse_vmap, transforms_are_active
 
 
 def fused_cmi(
@@ -56,8 +58,10 @@ def fused_cmi(
             built once. Classes may be ragged or empty.
         num_classes: number of classes when `classes` is a labels tensor; default largest + 1.
         centroids: compare with these `(C, M)` or `(..., C, M)` probabilities instead of the rows'
-            own class means. Taken as constants; an entry below the smallest normal number counts
-            as that number, so that the value stays finite.
+            own class means, as `class_centroids` gives them. Taken as constants; an entry below the
+            smallest normal number counts as that number, so that the value stays finite. Rows
+            that do not sum to 1 within 0.01 are refused, but not under `torch.compile` nor on a
+            GPU, where reading them would wait for the device.
         temperature: the softmax's tau.
         weight: factor on the value and the gradient (the published lambda).
         reduction: "mean" over rows, "sum", "class" (mean of each class, `(C,)` or `(..., C)`; 0 for
@@ -82,10 +86,15 @@ def fused_cmi(
     problem, _ = checked_call(
         features, classes, num_classes, centroids, temperature, weight, reduction
     )
+    if centroids is not None and centroids.is_cpu:
+        check_call(centroids)
     chosen = choose_backend(backend, features.device.type)
     if _has_tangent(features):
         value = reference_cmi(as_rows(features), problem).to(arithmetic_dtype(features.dtype))
     elif features.requires_grad and torch.is_grad_enabled():
+        if transforms_are_active():
+            refuse_vmap("features", features, "give all at once as features (..., C, n, M)")
+            refuse_func_grad("features", features)
         value = _FusedCMI.apply(features, problem, chosen)  # type: ignore[no-untyped-call]
     else:
         value, _ = operations.forward(chosen, features, problem, False)
@@ -111,6 +120,8 @@ def cmi_value_and_grad(
         features, classes, num_classes, centroids, temperature, weight, reduction
     )
     check_memory(features)
+    if centroids is not None and centroids.is_cpu:
+        check_call(centroids)
     chosen = choose_backend(backend, features.device.type)
     value, gradient = operations.forward(chosen, features.detach(), problem, True)
     assert gradient is not None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cmikernels.backends import choose_backend, operations
 from cmikernels.class_index import ClassIndex
-from cmikernels.problem import Problem, arithmetic_dtype
+from cmikernels.problem import Problem, arithmetic_dtype, index_for_centroids
 from cmikernels.reference import differentiable_gradient
 
 
@@ -70,10 +70,12 @@ def _problem(
     rows = features.numel() // features.shape[-1]
     index = None
     if labels is not None:
-        if offsets is None:
-            index = ClassIndex(labels, num_classes or None)
-        else:
+        if offsets is not None:
             index = ClassIndex.from_parts(labels, order, offsets, largest)
+        elif centroids is not None:
+            index = index_for_centroids(labels, num_classes)
+        else:
+            index = ClassIndex(labels, num_classes or None)
         num_classes = index.num_classes
     return Problem(index, rows, num_classes, centroids, temperature, weight, reduction)
 

@@ -5,10 +5,15 @@ images (N, ...) -> network -> features (N, M), flattened
 
 from __future__ import annotations
 
+import difflib
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_FEW = 8  # layers that a message lists
 
 
 def embed(network: nn.Module, images: Tensor, layer: str = "features") -> Tensor:
@@ -19,9 +24,9 @@ def embed(network: nn.Module, images: Tensor, layer: str = "features") -> Tensor
     """
     with torch.autocast(images.device.type, enabled=False):
         if layer == "logits":
-            features: Tensor = network(images)
+            features: Tensor = _run(network, network, images)
         elif layer == "features" and _has_embed_method(network):
-            features = network.embed(images)  # type: ignore[operator]
+            features = _run(network.embed, network, images)  # type: ignore[arg-type]
         else:
             features = _capture(network, images, layer)
     if features.dtype in (torch.bfloat16, torch.float16):
@@ -58,19 +63,63 @@ def _capture(network: nn.Module, images: Tensor, layer: str) -> Tensor:
             )
         handle = linear[-1].register_forward_pre_hook(keep_input)
     else:
-        try:
-            module = network.get_submodule(layer)
-        except AttributeError:
-            names = ", ".join(name for name, _ in network.named_children())
-            raise ValueError(
-                f"layer: expected 'features', 'logits' or a submodule of {type(network).__name__} "
-                f"({names}, ...), got {layer!r}"
-            ) from None
+        module = named_layer(network, layer)
         handle = module.register_forward_hook(keep_output)
     try:
-        network(images)
+        _run(network, network, images)
     finally:
         handle.remove()
     if not captured:
         raise ValueError(f"layer: {layer!r} was not reached when the network ran")
     return captured[-1]
+
+
+def named_layer(network: nn.Module, layer: str) -> nn.Module:
+    """The submodule of that name, or the error that tells which there are."""
+    try:
+        return network.get_submodule(layer)
+    except AttributeError:
+        names = [name for name, _ in network.named_modules() if name]
+        children = [name for name, _ in network.named_children()][:_FEW]
+        listed = ", ".join(children) + (", ..." if len(names) > len(children) else "")
+        close = difflib.get_close_matches(layer, ["features", "logits", *names], 1)
+        raise ValueError(
+            f"layer: expected 'features', 'logits' or a submodule of {type(network).__name__} "
+            f"({listed}), got {layer!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+        ) from None
+
+
+def _run(function: Callable[[Tensor], Any], network: nn.Module, images: Tensor) -> Any:
+    """What the network makes of images; its error in our words where the images are to blame."""
+    try:
+        return function(images)
+    except RuntimeError as error:
+        complaint = _wrong_images(network, images)
+        if complaint is None or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise complaint from error
+
+
+def _wrong_images(network: nn.Module, images: Tensor) -> TypeError | ValueError | None:
+    """What of the images does not fit the network's weights, where those tell."""
+    weights = next(network.parameters(), None)
+    if weights is None:
+        return None
+    if images.device != weights.device:
+        return ValueError(
+            f"images: expected on the network's device {weights.device}, got {images.device}"
+        )
+    if images.dtype != weights.dtype:
+        expected, got = (str(x.dtype).removeprefix("torch.") for x in (weights, images))
+        return TypeError(f"images: expected {expected} as the network has, got {got}")
+    layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    first = next((module for module in network.modules() if isinstance(module, layers)), None)
+    if isinstance(first, nn.Linear):
+        if first.in_features in (images.shape[-1], images[:1].numel()):
+            return None
+        what = f"{first.in_features} numbers each as the network's first linear layer takes"
+    elif first is None or first.in_channels in images.shape[1:2]:
+        return None
+    else:
+        what = f"{first.in_channels} channels as the network's first convolution takes"
+    return ValueError(f"images: expected {what}, got shape {tuple(images.shape)}")

@@ -130,8 +130,9 @@ def checked_call(
             raise ValueError(
                 f"features: expected (N, M) where classes is given, got shape {tuple(shape)}"
             )
+        rows_of_centroids: int | None = None
         if num_classes is None and isinstance(classes, Tensor) and centroids is not None:
-            num_classes = _rows_of_centroids(centroids)
+            num_classes = rows_of_centroids = _rows_of_centroids(centroids)
         if isinstance(classes, ClassIndex):
             index, indexed_rows, device = classes, classes.num_rows, classes.device
             if num_classes is not None and num_classes != index.num_classes:
@@ -162,7 +163,10 @@ def checked_call(
                         "reduction 'class', got None"
                     )
             else:
-                index = ClassIndex(classes, num_classes)
+                if rows_of_centroids is None:
+                    index = ClassIndex(classes, num_classes)
+                else:
+                    index = index_for_centroids(classes, rows_of_centroids)
                 num_classes = index.num_classes
         class_shape = torch.Size((num_classes or 0,))
     if shape[-1] == 0:
@@ -171,6 +175,20 @@ def checked_call(
         centroids = _check_centroids(centroids, features, class_shape)
     problem = Problem(index, num_rows, num_classes or 0, centroids, temperature, weight, reduction)
     return problem, labels
+
+
+def index_for_centroids(labels: Tensor, rows: int) -> ClassIndex:
+    """Labels indexed into as many classes as given centroids have rows."""
+    try:
+        return ClassIndex(labels, rows)
+    except ValueError:
+        wide = labels.to(torch.int64)  # unsigned ones have no min
+        if wide.dim() != 1 or int(wide.min()) < 0:
+            raise
+        raise ValueError(
+            f"centroids: expected a row for each of the {int(wide.max()) + 1} classes of the "
+            f"labels (or more), got {rows}"
+        ) from None
 
 
 def check_memory(features: Tensor) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from cmikernels.backends.operations import native_call
 from cmikernels.native import IMPORT_ERROR, native
 from cmikernels.problem import Problem
+from cmikernels.transforms import refuse_transforms
 
 NAME = "cpu"
 DEVICE_TYPE = "cpu"
@@ -40,6 +41,7 @@ def fill(
     unless_one: bool = False,
 ) -> None:
     """Compute the outputs that are given, as `operations.Backend` says."""
+    refuse_transforms(features, problem.centroids, incoming)
     if unless_one and gradient is not None and incoming is not None:
         if incoming.item() == 1 if incoming.dim() == 0 else bool((incoming == 1).all()):
             return

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cmikernels.native import DTYPE_CODES, REDUCTION_CODES, address
 from cmikernels.problem import Problem, arithmetic_dtype, as_rows
+from cmikernels.transforms import refuse_transforms
 
 _Fill = TypeVar("_Fill", bound=Callable[..., None])
 
@@ -96,6 +97,7 @@ def on_gpu(fill: _Fill) -> _Fill:
 
     @functools.wraps(fill)
     def guarded(features: Tensor, problem: Problem, **arguments: Any) -> None:
+        refuse_transforms(features, problem.centroids, arguments.get("incoming"))
         if problem.num_rows == 0:
             for name in ("value", "means"):
                 if arguments.get(name) is not None:

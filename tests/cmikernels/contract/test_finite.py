@@ -37,6 +37,7 @@ def mixed_features(
     return torch.from_numpy(features).clamp(-largest, largest).to(dtype)
 
 
+@pytest.mark.usefixtures("any_centroids")
 def test_finite_features_give_finite_numbers(backend: str, pytestconfig: pytest.Config) -> None:
     @examples(backend, FINITE_INPUTS)
     @given(

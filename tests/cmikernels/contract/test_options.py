@@ -111,6 +111,7 @@ def test_given_centroids(
     )
 
 
+@pytest.mark.usefixtures("any_centroids")
 @pytest.mark.parametrize("scale", [0.01, 0.5, 40.0])
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 def test_given_centroids_need_not_sum_to_one(
@@ -120,6 +121,7 @@ def test_given_centroids_need_not_sum_to_one(
     check(backend, make_features(20, 50), LABELS, centroids=centroids, temperature=temperature)
 
 
+@pytest.mark.usefixtures("any_centroids")
 @pytest.mark.parametrize("scale", [1.01, 3.0, 1e4])
 @pytest.mark.parametrize("smallest", [0.0, 1.2e-38, 1e-37])
 def test_given_centroids_above_one_beside_zeros(
@@ -131,6 +133,7 @@ def test_given_centroids_above_one_beside_zeros(
     check(backend, make_features(20, 50), LABELS, centroids=centroids)
 
 
+@pytest.mark.usefixtures("any_centroids")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("smaller", [0.0, 1e-40, -0.25])
 def test_given_centroids_are_floored_at_the_smallest_normal(
@@ -154,6 +157,7 @@ def test_given_centroids_of_a_class_without_rows_are_ignored(backend: str) -> No
     assert torch.equal(plain[1], ignoring[1])
 
 
+@pytest.mark.usefixtures("any_centroids")
 def test_given_centroids_may_be_strided(backend: str) -> None:
     features, centroids = make_features(20, 50), make_probabilities((50, 5)).t()
     assert not centroids.is_contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from tests.conftest import examples
 from tests.support.compare import value_and_gradient
 from tests.support.oracle import Oracle
 from tests.support.tables import DTYPES, INTEGERS, REDUCTIONS, make_features, make_labels
+
+pytestmark = pytest.mark.usefixtures("any_centroids")
 
 
 @dataclass
