@@ -112,9 +112,10 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_the_last_checkpoint(disk: Dis
     assert re.fullmatch(r"cmidd: out: r takes \S+MB, and r has 0.00B free; lower ipc, or .*", last)
     disk.run("rm fill")
     (going_on,) = disk.run(
-        f"timeout --signal=INT 20 {sys.executable} -m cmidd {words} --resume | grep going"
+        f"timeout --signal=INT 20 {sys.executable} -m cmidd {words} --resume "
+        "| grep '^going on after'"
     )
-    assert "going on after" in going_on
+    assert re.fullmatch(r"going on after \d+ of 20000 updates", going_on)
     assert not disk.run("find r -name '.*.partial'")
 
 
