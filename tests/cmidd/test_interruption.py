@@ -157,6 +157,22 @@ def test_experts_go_on_in_the_step_where_they_were_stopped(
     assert not (tmp_path / "experts.training").exists()
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_training_is_not_gone_on_with_where_its_file_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    """The epochs that were done are in no file any more."""
+    dataset, experts = tiny_dataset(), tmp_path / "experts"
+    with monkeypatch.context() as patch:
+        patch.setattr(Stack, "__call__", signalling(Stack.__call__, 6, signal.SIGINT))
+        with pytest.raises(Interrupted, match="interrupted after 6 of 8 steps of expert 1 of 3"):
+            tiny_experts(experts, dataset)
+    (tmp_path / "experts.partial").unlink()
+    train_experts(experts, dataset, expert_options(), CPU, resume=resume, say=quiet)
+    tiny_experts(tmp_path / "whole", dataset)
+    assert experts.read_bytes() == (tmp_path / "whole").read_bytes()
+
+
 def test_training_of_other_networks_is_not_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,8 @@ def fill(
             stack = Stack.fresh(task.spec, dataset.shape, dataset.num_classes, seeds, device)
             about = about_training(seeds, task.spec, recipe, dataset.describe())
             kept = TrainingFile(training_path(growing.complete_path), about)
+            if not all(growing.is_begun(k) for k in wanted):
+                kept.discard()  # its epochs went into a file that is gone
 
             def begin(
                 done: Progress | None,

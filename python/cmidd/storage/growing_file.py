@@ -126,6 +126,7 @@ class GrowingFile:
     ) -> None:
         check_new(path, resume=resume)
         self.complete_path, self._count = path, count
+        self._in_parts = tuple(parts or ())
         noted = noted or {}
         entries = _layout(count, items, parts or {})
         head = _bytes_of_head(metadata(kind, {**record, **noted}), entries)
@@ -185,6 +186,16 @@ class GrowingFile:
             file.seek(self._places[MARKS].start)
             marks = file.read(self._count)
         return [k for k in range(self._count) if marks[k : k + 1] != b"\x01"]
+
+    def is_begun(self, item: int) -> bool:
+        """Whether the first part is on disk of each tensor that is written part by part."""
+        with self.path.open("rb") as file:
+            for name in self._in_parts:
+                place = self._places[CRC_OF + name]
+                file.seek(place.start + item * place.size)
+                if not any(file.read(8)):
+                    return False
+        return True
 
     def write(self, item: int, tensors: Mapping[str, Tensor], part: int = 0) -> None:
         """Put tensors of an item on disk, or of each its part number `part`."""
