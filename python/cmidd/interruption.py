@@ -54,11 +54,13 @@ class Stop:
         if self.number is None:
             self.number, self._since = number, now
             name = signal.Signals(number).name
-            print(
-                f"\n{name}: finishing what is under way, to save it; once more ends at once",
-                file=sys.stderr,
-                flush=True,
-            )
+            # Ctrl-C ends a `tee` that reads this too, and stderr may be in the middle of a write.
+            with contextlib.suppress(OSError, RuntimeError, ValueError):
+                print(
+                    f"\n{name}: finishing what is under way, to save it; once more ends at once",
+                    file=sys.stderr,
+                    flush=True,
+                )
         elif now - self._since > _ONE_REQUEST:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import Any
@@ -26,8 +27,9 @@ class _Lines(tqdm):  # type: ignore[misc]
 
     def _write(self) -> None:
         self._shown = time.monotonic()
-        self.fp.write(f"{self}\n")
-        self.fp.flush()
+        with contextlib.suppress(BrokenPipeError):  # whoever read it is gone, and work goes on
+            self.fp.write(f"{self}\n")
+            self.fp.flush()
 
     def clear(self, nolock: bool = False) -> None:
         """Leave what is written."""

@@ -232,6 +232,39 @@ def test_a_second_signal_ends_at_once_but_not_its_echo() -> None:
     assert "SIGTERM: finishing what is under way" in ended.stderr
 
 
+UNREAD = """
+import os, signal, sys
+from cmidd.interruption import deferred
+from cmidd.progress import progress
+sys.stdin.read()  # until nobody reads stderr
+try:
+    with deferred() as stop, progress(total=1) as bar:
+        os.kill(os.getpid(), signal.SIGINT)
+        bar.update()
+        print("saved", flush=True)
+        raise stop.interruption("")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_work_is_saved_though_nobody_reads_what_is_said() -> None:
+    """Ctrl-C ends both sides of `cmidd distill dm 2>&1 | tee log`."""
+    with subprocess.Popen(
+        [sys.executable, "-c", UNREAD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stderr.close()
+        child.stdin.close()
+        assert child.stdout.read() == "saved\ninterrupted\n"
+
+
 def test_a_network_whose_training_was_stopped_is_kept_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

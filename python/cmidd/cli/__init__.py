@@ -7,6 +7,7 @@ command line was read.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -40,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = str(error).partition(". ")[0]
         _end(f"{text}; take smaller chunks, batches or networks", given)
     except KeyboardInterrupt as error:
-        print(f"cmidd: {_how_it_goes_on(str(error), ['cmidd', *words])}", file=sys.stderr)
+        with contextlib.suppress(BrokenPipeError):  # a `tee` that Ctrl-C ended too
+            print(f"cmidd: {_how_it_goes_on(str(error), ['cmidd', *words])}", file=sys.stderr)
         sys.exit(128 + getattr(error, "number", signal.SIGINT))
 
 
