@@ -75,11 +75,8 @@ def _taken(lock: Path, path: Path) -> int:
         try:
             if _is_taken(descriptor, lock, path):
                 return descriptor
-        except BusyError:
+        except BaseException:  # the file is another's, who may hold it
             os.close(descriptor)
-            raise
-        except BaseException:
-            _let_go(lock, descriptor)
             raise
         os.close(descriptor)
 
@@ -94,8 +91,19 @@ def _is_taken(descriptor: int, lock: Path, path: Path) -> bool:
         if error.errno not in _NO_LOCKS:
             raise
         _claim(descriptor, lock, path)
-    else:
+        return _is_there(descriptor, lock)
+    if not _is_there(descriptor, lock):
+        return False
+    try:
         _sign(descriptor)
+    except OSError:  # a full disk
+        lock.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _is_there(descriptor: int, lock: Path) -> bool:
+    """Whether the open file is the one that the name stands for."""
     with contextlib.suppress(FileNotFoundError):
         return os.stat(lock).st_ino == os.fstat(descriptor).st_ino
     return False

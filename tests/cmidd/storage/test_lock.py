@@ -100,6 +100,22 @@ def test_two_ways_to_name_a_place_are_one(tmp_path: Path) -> None:
         child.communicate("")
 
 
+def test_who_is_interrupted_while_it_asks_leaves_the_lock_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with holder(tmp_path / "file", "file") as child:
+        with monkeypatch.context() as patch:
+            patch.setattr(fcntl, "flock", interrupt)
+            with pytest.raises(KeyboardInterrupt), locked(tmp_path / "file"):
+                pass
+        with pytest.raises(BusyError, match=str(child.pid)), locked(tmp_path / "file"):
+            pass
+        child.communicate("")
+
+
 @pytest.fixture
 def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
