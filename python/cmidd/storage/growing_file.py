@@ -170,15 +170,19 @@ class GrowingFile:
         started = path.with_name(f".{path.name}")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with started.open("wb") as file:
-                file.write(head)
-                file.truncate(self.size)
-                if source is not None:
-                    for name, place in source.places.items():
-                        file.seek(len(head) + entries[name]["data_offsets"][0])
-                        _copy(source.path, place.start, place.size * source.items, file)
-                _to_disk(file)
-            started.replace(path)
+            try:
+                with started.open("wb") as file:
+                    file.write(head)
+                    file.truncate(self.size)
+                    if source is not None:
+                        for name, place in source.places.items():
+                            file.seek(len(head) + entries[name]["data_offsets"][0])
+                            _copy(source.path, place.start, place.size * source.items, file)
+                    _to_disk(file)
+                started.replace(path)
+            except BaseException:  # a full disk, or a signal while much is copied
+                started.unlink(missing_ok=True)
+                raise
 
     def missing(self) -> list[int]:
         """The items that are not done."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cmidd.storage import growing_file
 from cmidd.storage.growing_file import (
     GrowingFile,
     check_complete,
@@ -239,6 +240,21 @@ def test_items_that_a_damaged_file_lost_are_missing(path: Path) -> None:
         for k in again.missing():
             again.put(k, of_item(k))
         assert file.path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_copy_that_ends_early_leaves_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    grown(path)
+
+    def end(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(growing_file, "_copy", end)
+    with pytest.raises(type(error)):
+        grown(path, count=5, resume=True)
+    assert list(path.parent.iterdir()) == [partial_path(path)]
 
 
 def test_a_file_that_is_not_complete_says_how_to_go_on(path: Path) -> None:
