@@ -75,8 +75,7 @@ def _how_it_goes_on(done: str, command: list[str]) -> str:
     """What an interrupted command says: what is done of it, if it says so, and what to do next."""
     if command[1:2] not in (["pretrain"], ["experts"], ["distill"], ["evaluate"]):
         return "interrupted"
-    if not done:
-        return f"interrupted before the first step; begin again with: {shlex.join(command)}"
-    if "--resume" not in command:
+    if "--resume" not in command:  # which begins where nothing is there, too
         command = [*command, "--resume"]
-    return f"{done}; go on with: {shlex.join(command)}"
+    what = f"{done}; go on" if done else "interrupted; begin again or go on"
+    return f"{what} with: {shlex.join(command)}"
