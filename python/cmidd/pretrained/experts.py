@@ -47,8 +47,9 @@ class Experts:
         self._path = path
 
     @classmethod
-    def load(cls, path: Path) -> Experts:
+    def load(cls, path: Path | str) -> Experts:
         """Check a complete file; of the trajectories nothing is read."""
+        path = Path(path)
         check_complete(path, KIND)
         with opened(path, KIND) as (file, record):
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -105,7 +106,7 @@ def fill_in_experts(dataset: Dataset, options: ExpertOptions) -> tuple[ExpertOpt
 
 
 def train_experts(
-    path: Path,
+    path: Path | str,
     dataset: Dataset,
     options: ExpertOptions,
     device: torch.device | str | None = None,
@@ -125,7 +126,7 @@ def train_experts(
         command: that makes the same again, for the record.
         say: told each expert's accuracy.
     """
-    place = usable_device(device)
+    path, place = Path(path), usable_device(device)
     options, _ = fill_in_experts(dataset, options)
     Strategy.parse(options.augmentation)
     settings = {name: value for name, value in asdict(options).items() if name != "together"}
