@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -70,19 +70,14 @@ class Stop:
 def deferred() -> Iterator[Stop]:
     """While it lasts, the first signal is noted; threads but the main one get none.
 
+    Signals that are ignored, as Ctrl-C is by what a script runs in the background, stay ignored.
+
     Raises:
         Interrupted: a signal came, and what was under way was finished.
     """
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
+    with _handled_by(stop._note, _SIGNALS):
         yield stop
-        return
-    before = {number: signal.signal(number, stop._note) for number in _SIGNALS}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if stop.asked:
         raise stop.interruption("interrupted; what was under way is finished and kept")
 
@@ -94,8 +89,21 @@ def sigterm_interrupts() -> Iterator[None]:
     def end(number: int, _: FrameType | None) -> None:
         raise Interrupted("", number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    with _handled_by(end, (signal.SIGTERM,)):
+        yield
+
+
+@contextlib.contextmanager
+def _handled_by(
+    handler: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals]
+) -> Iterator[None]:
+    """Signals that are not ignored go to a handler, where this is the thread that gets them."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        heeded = [each for each in numbers if signal.getsignal(each) is not signal.SIG_IGN]
+        before = {each: signal.signal(each, handler) for each in heeded}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, usual in before.items():
+            signal.signal(each, usual)

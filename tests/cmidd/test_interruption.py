@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,14 @@ def signalling(function: Callable[..., Any], at: int, number: int) -> Callable[.
         return function(*arguments, **options)
 
     return call
+
+
+@pytest.fixture(autouse=True)
+def heeded() -> Iterator[None]:
+    """Ctrl-C is heeded, which background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +215,14 @@ def test_sigterm_interrupts_where_it_is_not_deferred() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with deferred() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert not stop.asked
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 TWICE = """

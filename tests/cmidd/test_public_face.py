@@ -18,13 +18,14 @@ from tests.support.tiny import DM_OPTIONS, DSA_OPTIONS, OPTIONS, quiet, tiny_dat
 def test_a_whole_job_from_python(tmp_path: Path) -> None:
     data = cmidd.load_dataset("digits")
     bank = cmidd.train_bank(
-        tmp_path / "bank",
+        f"{tmp_path}/bank",  # text does for a path
         data,
         cmidd.BankOptions(network="mlp", networks=2, epochs=1),
         torch.device("cpu"),
         say=quiet,
     )
     assert isinstance(bank, cmidd.Bank)
+    assert len(cmidd.Bank.load(f"{tmp_path}/bank")) == 2
     run = cmidd.prepare(
         "dm",
         data,
@@ -34,7 +35,7 @@ def test_a_whole_job_from_python(tmp_path: Path) -> None:
         say=quiet,
     )
     assert run.options.lr_images == 1.0  # as published
-    result = cmidd.distill(run, run.folder(tmp_path / "run"))
+    result = cmidd.distill(run, run.folder(f"{tmp_path}/run"))
     loaded = cmidd.SyntheticSet.load(tmp_path / "run" / "result.safetensors")
     assert torch.equal(loaded.images, result.images)
     recipe = Recipe(epochs=3)

@@ -15,7 +15,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
 # Forks a process for each command, so that Python and torch start once and not at every kill.
 SERVER = """
-import json, os, sys
+import json, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which background jobs ignore
 import sklearn.datasets, torch._dynamo, torch.utils.tensorboard
 import cmidd.cli.commands, cmidd.interruption
 from cmidd.cli import main

@@ -70,7 +70,7 @@ CONFIG = {"method": "dm", "ipc": 2}
 
 def expert_options(**changes: Any) -> ExpertOptions:
     """Three experts, trained for two epochs of four steps, unless told otherwise."""
-    settings = {"network": NETWORK, "experts": 3, "epochs": 2, "batch_size": 5}
+    settings = {"network": NETWORK, "experts": 3, "epochs": 2, "lr": 0.01, "batch_size": 5}
     return ExpertOptions(**{**settings, **changes})
 
 

@@ -28,11 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with sigterm_interrupts():
             given = read(words)
             if isinstance(given, str):
-                print(given)
+                print(given, flush=True)
                 sys.exit(0)
             _run(given)
     except ModuleNotFoundError as error:
         _end(f'{error.name} is not installed; pip install "cmikernels[cmidd]"', given)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         _end(str(error), given)
     except RuntimeError as error:

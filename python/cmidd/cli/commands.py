@@ -45,7 +45,7 @@ from cmidd.options.distill import DistillOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 from cmidd.options.recipe import Recipe
 from cmidd.pretrained.bank import Bank, train_bank
-from cmidd.pretrained.experts import train_experts
+from cmidd.pretrained.experts import fill_in_experts, train_experts
 from cmidd.run import prepare, run_folder
 from cmidd.score import score
 from cmidd.storage import growing_file
@@ -75,20 +75,25 @@ def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> No
 
 def run_experts(data: DataOptions, run: ExpertRunOptions, options: ExpertOptions) -> None:
     """Train networks and keep their weights after every epoch, for MTT to match."""
+    device, command = usable_device(data.device), command_line("experts", (data, run, options))
     if run.dry_run:
-        print(cost_of_experts(load(data), options, usable_device(data.device)))
+        dataset = load(data)
+        print(cost_of_experts(dataset, _experts_filled_in(dataset, options), device))
         return
     growing_file.check_new(run.out, resume=run.resume)
     with locked(run.out):
-        train_experts(
-            run.out,
-            load(data),
-            options,
-            usable_device(data.device),
-            resume=run.resume,
-            command=command_line("experts", (data, run, options)),
-        )
+        dataset = load(data)
+        options = _experts_filled_in(dataset, options)
+        train_experts(run.out, dataset, options, device, resume=run.resume, command=command)
     print(f"the experts: {run.out}")
+
+
+def _experts_filled_in(dataset: Dataset, options: ExpertOptions) -> ExpertOptions:
+    """Options with what suits the dataset, which the user is told."""
+    options, known = fill_in_experts(dataset, options)
+    if known:
+        print(f"not given, so as known: {known}")
+    return options
 
 
 def run_method(

@@ -1,4 +1,4 @@
-"""What the loop in `run.py` asks of a method.
+"""What the loop in `loop.py` asks of a method.
 
 A method gives a loss and its gradient with respect to the images, as often in an iteration as it
 has `updates`. What it draws for an update it draws in `draw`: a function of seed, iteration and

@@ -248,7 +248,7 @@ def published(dataset: Dataset, ipc: int) -> Published:
     else:
         whose = "published"
         if dataset.name == "digits":
-            whose = "ours, with experts of --epochs 15 --lr 0.05,"
+            whose = "ours, for experts as cmidd experts trains them,"
         zca = ", which whitened images: --zca" if setting.whitened else ""
         origin = f"{whose} for {near} images per class{zca}"
     options = asdict(setting)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cmidd.options.fields import Options, option
+from cmidd.options.fields import AS_PUBLISHED, Options, option
 from cmidd.options.recipe import DSA, Recipe
 
 
@@ -48,9 +48,10 @@ class ExpertOptions(Options):
     Args:
         network: architecture, without batch norm; default: convnet, of depth 2 for images of 8 x 8
             and deeper from 64 x 64 on
-        experts: how many; published: 100
-        epochs: passes over the training images; their parameters are kept after each
-        lr: learning rate of SGD
+        experts: how many; default: 100 as published, fewer for digits
+        epochs: passes over the training images; their parameters are kept after each; default: 50
+            as published, fewer for digits
+        lr: learning rate of SGD; default: 0.01 as published, more for digits
         momentum: of SGD
         weight_decay: of SGD
         batch_size: images a step
@@ -60,9 +61,9 @@ class ExpertOptions(Options):
     """
 
     network: str | None = option(None, names="network")
-    experts: int = option(100, least=1)
-    epochs: int = option(50, least=1)
-    lr: float = option(0.01, above=0)
+    experts: int = option(AS_PUBLISHED, least=1)
+    epochs: int = option(AS_PUBLISHED, least=1)
+    lr: float = option(AS_PUBLISHED, above=0)
     momentum: float = option(0.0, least=0)
     weight_decay: float = option(0.0, least=0)
     batch_size: int = option(256, least=1)

@@ -93,7 +93,7 @@ class Bank(Sequence[Network]):
 
 
 def train_bank(
-    path: Path,
+    path: Path | str,
     dataset: Dataset,
     options: BankOptions,
     device: torch.device | str | None = None,
@@ -115,7 +115,7 @@ def train_bank(
         command: that makes the same again, for the record.
         say: told each network's accuracy.
     """
-    place = usable_device(device)
+    path, place = Path(path), usable_device(device)
     channels, size, _ = dataset.shape
     spec = options.network or bank_network(dataset.name, size)
     settings = {name: value for name, value in asdict(options).items() if name != "together"}

@@ -23,6 +23,7 @@ from cmidd.datasets import Dataset
 from cmidd.device import usable_device
 from cmidd.networks import build_network
 from cmidd.networks.usual import gradient_network
+from cmidd.options.fields import fill_in
 from cmidd.options.pretrained import ExpertOptions
 from cmidd.pretrained.filler import TrainingTask, fill
 from cmidd.seeds import seed_of
@@ -33,6 +34,9 @@ from cmidd.storage.tensor_file import FileError, opened
 from cmidd.training import Stack
 
 KIND = "set of experts"
+_PUBLISHED = {"experts": 100, "epochs": 50, "lr": 0.01}
+# By which the settings of MTT for these images were found.
+_OURS = {"digits": {"experts": 10, "epochs": 15, "lr": 0.05}}
 
 
 class Experts:
@@ -43,8 +47,9 @@ class Experts:
         self._path = path
 
     @classmethod
-    def load(cls, path: Path) -> Experts:
+    def load(cls, path: Path | str) -> Experts:
         """Check a complete file; of the trajectories nothing is read."""
+        path = Path(path)
         check_complete(path, KIND)
         with opened(path, KIND) as (file, record):
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -91,8 +96,17 @@ class Experts:
         return row
 
 
+def fill_in_experts(dataset: Dataset, options: ExpertOptions) -> tuple[ExpertOptions, str]:
+    """Options with what suits the dataset in the place of what was not given, and a line of it."""
+    ours = _OURS.get(dataset.name)
+    options, filled = fill_in(options, ours or _PUBLISHED)
+    whose = f"ours for {dataset.name}" if ours else "MTT's published default"
+    words = ", ".join(f"{name} {value}" for name, value in filled.items())
+    return options, f"{words} ({whose})" if words else ""
+
+
 def train_experts(
-    path: Path,
+    path: Path | str,
     dataset: Dataset,
     options: ExpertOptions,
     device: torch.device | str | None = None,
@@ -112,7 +126,8 @@ def train_experts(
         command: that makes the same again, for the record.
         say: told each expert's accuracy.
     """
-    place = usable_device(device)
+    path, place = Path(path), usable_device(device)
+    options, _ = fill_in_experts(dataset, options)
     Strategy.parse(options.augmentation)
     settings = {name: value for name, value in asdict(options).items() if name != "together"}
     spec = settings["network"] = options.network or gradient_network(dataset.shape.height)

@@ -38,3 +38,15 @@ def test_torch_is_not_imported(words: str, code: int) -> None:
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert "imported: []" in done.stderr.splitlines()
+
+
+def test_who_reads_no_further_gets_no_complaint() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "cmidd", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        program.stdout.close()
+        assert program.stderr.read() == b""

@@ -248,7 +248,7 @@ def test_small_images_are_matched_in_a_network_that_is_less_deep() -> None:
             "mtt",
             "digits",
             10,
-            "(ours, with experts of --epochs 15 --lr 0.05, for 10 images per class)",
+            "(ours, for experts as cmidd experts trains them, for 10 images per class)",
         ),
         ("mtt", "svhn", 10, "(not published for svhn; the published program's default)"),
     ],

@@ -15,10 +15,11 @@ from torch import Tensor
 from cmidd import training_file
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
+from cmidd.methods.mtt import published
 from cmidd.networks import build_network, initialize
 from cmidd.options.pretrained import ExpertOptions
 from cmidd.options.recipe import DSA, Recipe
-from cmidd.pretrained.experts import Experts, train_experts
+from cmidd.pretrained.experts import Experts, fill_in_experts, train_experts
 from cmidd.seeds import generator, seed_of
 from cmidd.storage.growing_file import partial_path
 from cmidd.storage.output import in_words
@@ -222,10 +223,33 @@ def test_options_are_checked(changes: dict[str, Any], message: str) -> None:
         ExpertOptions(**changes)
 
 
-def test_the_published_experts() -> None:
-    options = ExpertOptions()
-    assert options.experts == 100
-    assert options.recipe() == Recipe(50, 0.01, 0.0, 0.0, 256, 1.0, DSA)
+USUAL = "experts 100, epochs 50, lr 0.01"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected", "words"),
+    [
+        ("cifar10", {}, (100, 50, 0.01), f"{USUAL} (MTT's published default)"),
+        ("digits", {}, (10, 15, 0.05), "experts 10, epochs 15, lr 0.05 (ours for digits)"),
+        ("digits", {"experts": 3, "lr": 1.0}, (3, 15, 1.0), "epochs 15 (ours for digits)"),
+        ("tiny", {"experts": 3, "epochs": 2, "lr": 1.0}, (3, 2, 1.0), ""),
+    ],
+)
+def test_what_is_not_given_suits_the_dataset(
+    name: str, given: dict[str, Any], expected: tuple[int, int, float], words: str
+) -> None:
+    options, said = fill_in_experts(tiny_dataset(name), ExpertOptions(**given))
+    assert (options.experts, options.epochs, options.lr) == expected
+    assert said == words
+    assert options.recipe() == Recipe(expected[1], expected[2], 0.0, 0.0, 256, 1.0, DSA)
+
+
+@pytest.mark.parametrize("ipc", [1, 10, 50])
+def test_the_experts_of_the_digits_suit_the_settings_of_mtt(ipc: int) -> None:
+    digits = tiny_dataset("digits")
+    experts, _ = fill_in_experts(digits, ExpertOptions())
+    settings = published(digits, ipc).options
+    assert settings["max_start_epoch"] - 1 + settings["expert_epochs"] <= experts.epochs
 
 
 def test_weights_that_are_nan_stop_it_and_what_was_done_is_kept(
