@@ -44,10 +44,10 @@ class TrainingFile:
         """Put back what is kept of these networks, if anything is; how far they were."""
         if not self.path.exists():
             return None
-        tensors, record = read_tensors(self.path, KIND)
-        if record.get("about") != self.about:
-            return None
         try:
+            tensors, record = read_tensors(self.path, KIND)
+            if record.get("about") != self.about:
+                return None
             with torch.no_grad():
                 for name, tensor in stack.state.items():
                     tensor.copy_(tensors[_STATE + name])
@@ -55,7 +55,7 @@ class TrainingFile:
             device = stack.parameters[0].device
             momentum = [buffers[f"{_MOMENTUM}{k}"].to(device) for k in range(len(buffers))]
             return Progress(record["epoch"], record["step"], record["loss"], momentum)
-        except (LookupError, RuntimeError) as error:
+        except (FileError, LookupError, RuntimeError) as error:
             raise FileError(
                 f"{self.path}: expected training that was stopped, got something else ({error}); "
                 "delete it to train these networks anew"

@@ -22,6 +22,7 @@ from cmidd.methods.mtt import MTT
 from cmidd.options.cmi import CMIOptions
 from cmidd.pretrained.bank import train_bank
 from cmidd.pretrained.experts import train_experts
+from cmidd.storage.tensor_file import FileError
 from cmidd.training import Stack
 from tests.support.tiny import (
     CPU,
@@ -179,6 +180,19 @@ def test_training_is_not_gone_on_with_where_its_file_is_gone(
     train_experts(experts, dataset, expert_options(), CPU, resume=resume, say=quiet)
     tiny_experts(tmp_path / "whole", dataset)
     assert experts.read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_training_that_was_kept_and_is_damaged_says_what_to_delete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Stack, "__call__", signalling(Stack.__call__, 3, signal.SIGINT))
+        with pytest.raises(Interrupted):
+            tiny_bank(tmp_path / "bank", tiny_dataset())
+    kept = tmp_path / "bank.training"
+    kept.write_bytes(kept.read_bytes()[:-1] + b"?")
+    with pytest.raises(FileError, match=rf"^{kept}: .*; delete it to train these networks anew$"):
+        train_bank(tmp_path / "bank", tiny_dataset(), tiny_options(), CPU, resume=True, say=quiet)
 
 
 def test_training_of_other_networks_is_not_gone_on_with(
