@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cmidd.storage.going_on import check_same, differences
-from cmidd.storage.output import check_room, writing
+from cmidd.storage.output import check_no_folder, check_room, writing
 from cmidd.storage.tensor_file import FileError, bytes_of, check_sum, metadata, without_checksums
 
 MARKS = "trained"
@@ -46,6 +46,7 @@ def check_complete(path: Path, what: str) -> None:
 
 def check_new(path: Path, *, resume: bool) -> None:
     """Raise where a file is there that may not be gone on with."""
+    check_no_folder(path)
     for each in (path, partial_path(path)):
         if each.exists() and not resume:
             raise FileExistsError(

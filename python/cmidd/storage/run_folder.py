@@ -183,6 +183,8 @@ class RunFolder:
 
 def check_folder(path: Path, *, resume: bool) -> None:
     """Raise where a folder holds a run that may not be gone on with, or something else."""
+    if path.is_file():
+        raise NotADirectoryError(f"out: {path} is a file; name a folder")
     if (path / "config.yaml").exists():
         if not resume:
             raise FileExistsError(

@@ -80,6 +80,29 @@ def test_an_interrupt_says_how_to_go_on(
     assert capsys.readouterr().err == "cmidd: interrupted\n"
 
 
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+@pytest.mark.parametrize(
+    ("words", "out", "said"),
+    [
+        (["distill", "dm"], "file", "file is a file; name a folder"),
+        (["pretrain"], ".", ". is a folder; name a file in it"),
+        (["experts"], "folder", "folder is a folder; name a file in it"),
+        (["evaluate", "--random_real=1"], "folder", "folder is a folder; name a file in it"),
+    ],
+)
+def test_a_folder_is_no_file_nor_a_file_a_folder(
+    elsewhere: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    out: str,
+    said: str,
+    resume: list[str],
+) -> None:
+    Path("folder").mkdir()
+    Path("file").touch()
+    assert error_of([*words, f"--out={out}", *resume], capsys) == f"cmidd: --out: {said}\n"
+
+
 def test_what_is_said_late_in_a_command_can_be_done(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
