@@ -61,7 +61,7 @@ def write_bytes(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError:  # a full disk: what is there of it is of no use to anybody
+        except BaseException:  # a full disk or a signal: what is there of it is of no use
             partial.unlink(missing_ok=True)
             raise
         partial.replace(path)

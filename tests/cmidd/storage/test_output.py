@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cmidd.storage.output import check_writable
+from cmidd.storage.output import check_writable, write_text
 
 
 def test_a_folder_is_made_and_left_empty(tmp_path: Path) -> None:
@@ -32,3 +33,16 @@ def test_a_folder_that_takes_no_files_is_named(
     monkeypatch.setattr("cmidd.storage.output.tempfile.TemporaryFile", full)
     with pytest.raises(OSError, match=r"png: nothing .* \(No space left on device\); name another"):
         check_writable(tmp_path, "png")
+
+
+def test_writing_that_a_signal_ends_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "file").write_text("old")
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(tmp_path / "file", "new")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
