@@ -112,7 +112,7 @@ def _is_there(descriptor: int, lock: Path) -> bool:
 def _claim(descriptor: int, lock: Path, path: Path) -> None:
     """Take the file itself for the lock: of several that sign it at once, the last one has it."""
     holder = _holder(descriptor, patience=1)
-    if not holder or not _may_live(holder):
+    if lock not in _held and (not holder or not _may_live(holder)):
         mine = _sign(descriptor)
         time.sleep(10 * _MOMENT)
         holder = _holder(descriptor, patience=1)

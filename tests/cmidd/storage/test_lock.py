@@ -70,7 +70,20 @@ def test_folders_stay_that_were_there_or_hold_something(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
 
 
-def test_a_thread_may_take_its_lock_again_and_another_may_not(tmp_path: Path) -> None:
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOTSUP, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.parametrize("system_has_locks", [True, False])
+def test_a_thread_may_take_its_lock_again_and_another_may_not(
+    tmp_path: Path, request: pytest.FixtureRequest, system_has_locks: bool
+) -> None:
+    if not system_has_locks:
+        request.getfixturevalue("no_locks")
     found: list[BaseException] = []
 
     def other() -> None:
@@ -114,14 +127,6 @@ def test_who_is_interrupted_while_it_asks_leaves_the_lock_of_another(
         with pytest.raises(BusyError, match=str(child.pid)), locked(tmp_path / "file"):
             pass
         child.communicate("")
-
-
-@pytest.fixture
-def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError(errno.ENOTSUP, "no locks here")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
 
 
 @pytest.mark.usefixtures("no_locks")
