@@ -108,7 +108,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
         for result in record["results"]:
+            str(result["set"])
             for evaluation in result["evaluations"]:
+                str(evaluation["network"])
                 asdict(Recipe(**evaluation["recipe"]))
                 sum(evaluation["accuracies"])
         return dict(record)

@@ -227,7 +227,15 @@ def test_another_evaluation_is_not_gone_on_with(
         evaluated(path, repeats=1)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"results": [1]}', '{"results": [{"set": "a"}]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *["", "[]", '{"results": [1]}', '{"results": [{"set": "a"}]}'],
+        '{"dataset": "tiny", "seed": 0, "results": [{"evaluations": []}]}',
+        '{"dataset": "tiny", "seed": 0, "results": [{"set": "the set", "evaluations": '
+        '[{"recipe": {"epochs": 3}, "accuracies": []}]}]}',
+    ],
+)
 def test_a_damaged_evaluation_is_an_error(tmp_path: Path, content: str) -> None:
     path = tmp_path / "file"
     path.write_text(content)
