@@ -36,7 +36,6 @@ from tests.support.tiny import (
     tiny_dataset,
     tiny_experts,
     tiny_options,
-    tiny_run,
 )
 
 DATASET = tiny_dataset()
@@ -244,7 +243,9 @@ def test_a_damaged_evaluation_is_an_error(tmp_path: Path, content: str) -> None:
     assert path.read_text() == content
 
 
-def test_a_run_that_goes_on_shows_both_parts_in_its_log(tmp_path: Path) -> None:
-    tiny_run(tmp_path)
+def test_a_run_that_goes_on_shows_both_parts_in_its_log(tmp_path: Path, cmi: CMIOptions) -> None:
+    run = "dm", DM_OPTIONS
+    continued(tmp_path, run, cmi, resume=False, iterations=5)
+    continued(tmp_path, run, cmi, resume=True)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["iteration"] for line in lines] == [1, 3, 5, 7]
+    assert [line["iteration"] for line in lines] == [1, 3, 4, 5, 7]  # 4 was the last one
