@@ -224,7 +224,8 @@ def evaluate(
         say: told each architecture's result.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM came; the step under way was finished and all is kept.
+        Interrupted: Ctrl-C or SIGTERM came; the step under way was finished, and the store keeps
+            what there is.
     """
     images, labels = images.to(device), labels.to(device)
     for spec in networks:  # so that a mistake in the last is not found after hours with the first
