@@ -5,7 +5,8 @@
                   "evaluations": [{"network": "convnet", "accuracies": [...], "mean": ..., "std":
                                    ..., "recipe": {...}}]}]}
 
-`crc32` is the checksum of the images and labels that networks learned from.
+`crc32` is the checksum of the images and labels that networks learned from. `command` has a line
+for each command that added results.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class EvaluationFile:
             there = {name: before.get(name) for name in settings}
             check_same(f"{path} is an evaluation", differences(there, settings))
             self._results = before["results"]
+            commands = [*str(before.get("command", "")).splitlines(), about["command"]]
+            about = {**about, "command": "\n".join(dict.fromkeys(commands))}
         self._head = {**settings, **about}
 
     def of(self, name: str, synthetic_set: SyntheticSet) -> Store:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM (Slurm, `timeout`): what is under way is finished and saved first.
+"""Ctrl-C, SIGTERM (Slurm, `timeout`) and SIGHUP (a terminal that is gone): save, then end.
 
     with deferred() as stop:
         for update in ...:
@@ -7,21 +7,22 @@
                 save()
                 raise stop.interruption("interrupted after 17 updates")
 
-A second signal ends the process at once, by what the signal does to any process.
+What is under way is finished first. A second signal does at once what it does elsewhere.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_Handler = Callable[[int, FrameType | None], Any] | int | None
 _ONE_REQUEST = 1.0  # seconds in which two signals are one: `timeout` sends each of them twice
 
 
@@ -38,6 +39,8 @@ class Stop:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.usual: dict[signal.Signals, _Handler] = {}
+        """How signals are handled elsewhere."""
         self._since = 0.0
 
     @property
@@ -62,8 +65,8 @@ class Stop:
                     flush=True,
                 )
         elif now - self._since > _ONE_REQUEST:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            signal.signal(number, self.usual[signal.Signals(number)])
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager
@@ -76,7 +79,7 @@ def deferred() -> Iterator[Stop]:
         Interrupted: a signal came, and what was under way was finished.
     """
     stop = Stop()
-    with _handled_by(stop._note, _SIGNALS):
+    with _handled_by(stop._note, _SIGNALS) as stop.usual:
         yield stop
     if stop.asked:
         raise stop.interruption("interrupted; what was under way is finished and kept")
@@ -96,14 +99,15 @@ def sigterm_interrupts() -> Iterator[None]:
 @contextlib.contextmanager
 def _handled_by(
     handler: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals]
-) -> Iterator[None]:
+) -> Iterator[dict[signal.Signals, _Handler]]:
     """Signals that are not ignored go to a handler, where this is the thread that gets them."""
-    before = {}
+    usual: dict[signal.Signals, _Handler] = {}
     if threading.current_thread() is threading.main_thread():
-        heeded = [each for each in numbers if signal.getsignal(each) is not signal.SIG_IGN]
-        before = {each: signal.signal(each, handler) for each in heeded}
+        for each in numbers:
+            if signal.getsignal(each) not in (signal.SIG_IGN, None):  # None: not Python's to set
+                usual[each] = signal.signal(each, handler)
     try:
-        yield
+        yield usual
     finally:
-        for each, usual in before.items():
-            signal.signal(each, usual)
+        for each, former in usual.items():
+            signal.signal(each, former)

@@ -88,7 +88,7 @@ class Loop:
             say(f"going on after {self.done} of {self.total} updates")
         elif folder.resume:
             say(f"no checkpoint in {folder.path} yet: it starts anew")
-        self.losses = [line["loss"] for line in read_log(folder.log_path)]
+        self.first_loss = [line["loss"] for line in read_log(folder.log_path)[:1]]
         self.warnings = 0  # that were given
 
     @property
@@ -171,8 +171,8 @@ class Loop:
 
     def warn(self, iteration: int, loss: float, largest: float) -> None:
         """Say once where the run diverges."""
-        self.losses.append(loss)
-        signs = signs_of_divergence(largest, self.losses)
+        self.first_loss = self.first_loss or [loss]
+        signs = signs_of_divergence(largest, [*self.first_loss, loss])
         if len(signs) > self.warnings:
             self.warnings = len(signs)
             self.say(

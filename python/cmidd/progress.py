@@ -46,5 +46,6 @@ class _Lines(tqdm):  # type: ignore[misc]
 
 def progress(iterable: Any = None, **settings: Any) -> Any:
     """What `tqdm` takes and does, on stderr."""
-    kind = tqdm if sys.stderr.isatty() else _Lines
+    is_seen = sys.stderr.isatty() or "ipykernel" in sys.modules  # a notebook redraws too
+    kind = tqdm if is_seen else _Lines
     return kind(iterable, **settings)

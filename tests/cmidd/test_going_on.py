@@ -154,7 +154,7 @@ def evaluated(
     """Evaluate a set into a file; what was said."""
     said: list[str] = []
     made = made or a_set()
-    about = {"command": "the command"}
+    about = {"command": more.pop("command", "the command")}
     file = EvaluationFile(path, {"dataset": "tiny", "seed": seed}, about, resume=resume)
     store = file.of("the set", made)
     keep, calls = store.keep, 0
@@ -203,6 +203,12 @@ def test_an_evaluation_takes_more_repeats_and_networks(tmp_path: Path) -> None:
     again = evaluated(tmp_path / "few", resume=True, repeats=1)  # nothing is taken away
     assert again == said
     assert (tmp_path / "few").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_an_evaluation_tells_of_all_commands_that_made_it(tmp_path: Path) -> None:
+    for repeats, command in enumerate(("one", "two", "one", "two"), 1):
+        evaluated(tmp_path / "file", resume=True, repeats=repeats, command=command)
+    assert json.loads((tmp_path / "file").read_text())["command"] == "one\ntwo"
 
 
 @pytest.mark.parametrize(

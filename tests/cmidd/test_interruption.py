@@ -262,6 +262,23 @@ def test_a_second_signal_ends_at_once_but_not_its_echo() -> None:
     assert "SIGTERM: finishing what is under way" in ended.stderr
 
 
+def test_a_second_ctrl_c_raises_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cmidd.interruption._ONE_REQUEST", 0.0)
+    with deferred() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        stop.number = None
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_terminal_that_is_gone_asks_for_an_end_too() -> None:
+    with pytest.raises(Interrupted) as caught, deferred():
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert caught.value.number == signal.SIGHUP
+
+
 UNREAD = """
 import os, signal, sys
 from cmidd.interruption import deferred

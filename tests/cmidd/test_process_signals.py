@@ -15,8 +15,8 @@ import pytest
 
 from tests.support.forks import Forks, forks
 
-MOMENTS = int(os.environ.get("CMIDD_MOMENTS", "4"))
-"""Signals that each command gets; and half as many in pairs."""
+MOMENTS = int(os.environ.get("CMIDD_MOMENTS", "2"))
+"""Signals that each command gets; and half as many in pairs, but two at least."""
 SMALL = "--network=convnet:width=8,depth=2"
 # What is begun, the arguments, and the files that have to be the same in the end.
 COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
@@ -91,7 +91,7 @@ def test_a_signal_at_any_moment_leaves_what_goes_on_to_the_same_files(
             assert contents(out, names) == whole
             shutil.rmtree(out.parent)
     finish(server, arguments, out, names, whole)
-    for number in [signal.SIGINT, signal.SIGTERM] * (MOMENTS // 4):
+    for number in [signal.SIGINT, signal.SIGTERM] * max(1, MOMENTS // 4):
         pair = [number, number]
         code = signalled(server, arguments, pair, draws.uniform(0.02, lasts / 2))
         assert code in (0, 128 + number, -number)

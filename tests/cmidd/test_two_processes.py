@@ -16,7 +16,7 @@ import yaml
 from cmidd.storage.tensor_file import record_of
 from tests.support.forks import Forks, forks
 
-TIMES = int(os.environ.get("CMIDD_TIMES", "3"))
+TIMES = int(os.environ.get("CMIDD_TIMES", "2"))
 SMALL = "convnet:width=8,depth=2"
 # The arguments, and those that make the same work go on.
 COMMANDS: dict[str, list[str]] = {

@@ -122,8 +122,8 @@ def run_method(
             print(f"{folder.path} is finished already")
         else:
             prepared = prepare(method, dataset, options, of_method, cmi, device=data.device)
-            check_room(out, disk_of(prepared), "ipc")
             if not folder.has_checkpoint:
+                check_room(out, disk_of(prepared), "ipc")
                 print("a few updates are tried, to say what the run costs", flush=True)
                 print(estimate(prepared))
             distill(prepared, folder, command)

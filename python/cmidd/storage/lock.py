@@ -23,7 +23,7 @@ from cmidd.storage.output import writing
 LOCK_NAME = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _MOMENT = 0.01  # seconds that a holder needs to write who it is
-_held: dict[Path, int] = {}  # the locks of this process and the threads that took them
+_held: dict[Path, tuple[int, int]] = {}  # locks, and the process and thread that took them
 
 
 class BusyError(OSError):
@@ -39,14 +39,15 @@ def locked(path: Path, *, folder: bool = False) -> Iterator[None]:
     """
     place = path.resolve() if folder else path.parent.resolve()
     lock = place / (LOCK_NAME if folder else f".{path.name}.lock")
-    if _held.get(lock) == threading.get_ident():
+    me = os.getpid(), threading.get_ident()  # a fork has the thread's, but not its locks
+    if _held.get(lock) == me:
         yield
         return
     new = [each for each in (lock.parent, *lock.parent.parents) if not each.exists()]
     try:
         with writing(path):
             descriptor = _taken(lock, path)
-        _held[lock] = threading.get_ident()
+        _held[lock] = me
         try:
             yield
         finally:
