@@ -23,7 +23,7 @@ from cmidd.datasets import Dataset
 from cmidd.device import usable_device
 from cmidd.evaluate import evaluate_set, evaluation_protocol
 from cmidd.evaluation_file import EvaluationFile, check_new
-from cmidd.exchange import export_png, export_pt
+from cmidd.exchange import check_folders, export_png, export_pt
 from cmidd.first_images import first_images
 from cmidd.loop import distill
 from cmidd.methods import fill_in_published
@@ -258,6 +258,7 @@ def _sets(
 def run_export(options: ExportOptions) -> None:
     """Write a synthetic set in forms that other tools read."""
     synthetic_set = SyntheticSet.load(options.set)
+    check_folders(options.folders())
     if options.png is not None:
         export_png(synthetic_set, options.png)
         count = len(synthetic_set.seen().labels)
@@ -265,9 +266,11 @@ def run_export(options: ExportOptions) -> None:
     if options.pt is not None:
         export_pt(synthetic_set, options.pt)
         space = "normalised" if synthetic_set.whitening is None else "normalised and whitened"
+        files = f"images_best.pt ({space}) and labels_best.pt"
         learned = synthetic_set.learned_lr
-        rate = "" if learned is None else f"; learning rate {learned:g}"
-        print(f"images_best.pt ({space}) and labels_best.pt: {options.pt}{rate}")
+        if learned is not None:
+            files = f"images_best.pt ({space}), labels_best.pt and lr.pt (learned, {learned:g})"
+        print(f"{files}: {options.pt}")
 
 
 def run_report(options: ReportOptions) -> None:

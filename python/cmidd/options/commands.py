@@ -207,7 +207,7 @@ class ExportOptions(Options):
     Args:
         set: a synthetic set: the folder of a run, or its result.safetensors
         png: folder for a folder of images for each class
-        pt: folder for images_best.pt and labels_best.pt
+        pt: folder for images_best.pt, labels_best.pt and, where a step size was learned, lr.pt
     """
 
     set: Path = option(names="set", positional=True)
@@ -215,9 +215,20 @@ class ExportOptions(Options):
     pt: Path | None = None
 
     def check(self) -> None:
-        """Raise where there is nothing to export to."""
+        """Raise where there is nothing to export to, or one folder is part of the other."""
         if self.png is None and self.pt is None:
             raise ValueError("png, pt: expected a folder for at least one of them")
+        if self.png is not None and self.pt is not None:
+            png, pt = self.png.resolve(), self.pt.resolve()
+            if png.is_relative_to(pt) or pt.is_relative_to(png):
+                raise ValueError(
+                    f"png, pt: expected two folders, neither inside the other; got {self.png} and "
+                    f"{self.pt}"
+                )
+
+    def folders(self) -> dict[str, Path]:
+        """The folders to export to, by the names of their options."""
+        return {name: path for name, path in (("png", self.png), ("pt", self.pt)) if path}
 
 
 @dataclass(frozen=True)

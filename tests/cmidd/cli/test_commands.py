@@ -22,7 +22,7 @@ from cmidd.options.distill import DistillOptions
 from cmidd.run import run_folder
 from cmidd.synthetic import SyntheticSet
 from tests.support.parsed import made
-from tests.support.tiny import DM_OPTIONS, tiny_dataset
+from tests.support.tiny import DM_OPTIONS, tiny_dataset, tiny_run
 
 
 def error_of(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -205,6 +205,31 @@ def test_a_set_is_exported(elsewhere: Path, capsys: pytest.CaptureFixture[str]) 
     assert len(list(Path("pictures").glob("*/*.png"))) == 20
     images = torch.load("pair/images_best.pt", weights_only=True)
     assert torch.equal(images, SyntheticSet.load(Path(SET)).images)
+
+
+@pytest.mark.parametrize("other", ["full", "file"])
+def test_no_part_of_an_export_is_written_where_another_cannot(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], other: str
+) -> None:
+    tiny_run(elsewhere / "run")
+    Path("full").mkdir()
+    for name in ("full/mine", "file"):
+        Path(name).write_text("kept")
+    for first, second in (("png", "pt"), ("pt", "png")):
+        said = error_of(["export", "run", f"--{first}=new", f"--{second}={other}"], capsys)
+        assert said.startswith(f"cmidd: --{second}: {other} is ")
+        assert not Path("new").exists()
+
+
+def test_an_export_says_what_it_wrote(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = tiny_run(elsewhere / "run")
+    main(["export", "run", "--pt=pt"])
+    assert capsys.readouterr().out == "images_best.pt (normalised) and labels_best.pt: pt\n"
+    replace(made, record={**made.record, "learned_lr": 0.05}).save("learned")
+    main(["export", "learned", "--pt=pair"])
+    assert capsys.readouterr().out == (
+        "images_best.pt (normalised), labels_best.pt and lr.pt (learned, 0.05): pair\n"
+    )
 
 
 def test_a_finished_run_needs_none_of_its_files(

@@ -94,6 +94,10 @@ EARLY = {
     "score --bank b": "--sets: expected something to score; name the folder of a run, or give "
     "--random_real 10",
     "export s": "--png, --pt: expected a folder for at least one of them",
+    "export s --png a --pt a": "--png, --pt: expected two folders, neither inside the other; got a "
+    "and a",
+    "export s --png a/png --pt a": "--png, --pt: expected two folders, neither inside the other; "
+    "got a/png and a",
     "distill dm --dataset nosuch": f"--dataset: expected one of {DATASETS}; got 'nosuch'",
     "distill dm --dataset Folder:a": f"--dataset: expected one of {DATASETS}; got 'Folder:a'; "
     "did you mean folder:PATH?",
