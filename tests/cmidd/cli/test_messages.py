@@ -18,6 +18,10 @@ FILES = {
     "empty.yaml": "ipc:\n",
     "switch.yaml": "zca: 1\n",
     "unknown.yaml": "itrations: 5\n",
+    "bounds.yaml": "ipc: 0\n",
+    "names.yaml": "network: nosuch\nbank: none\ncmi_weight: 1\n",
+    "real.yaml": "random_real: 1000\n",
+    "two.yaml": "set: s\npng: a\n",
 }
 # Of the words that are not known or cannot be understood. Each line is the whole message.
 USAGE = {
@@ -73,6 +77,8 @@ USAGE = {
     "export a b": "--set: expected one, got a and b",
     "report": "--runs: expected folders of runs; see cmidd report --help",
     "distill dm --config none.yaml": "--config: expected a YAML file, found none at none.yaml",
+    "distill dm --config bounds.yaml": "bounds.yaml: ipc: expected at least 1, got 0",
+    "distill dm --config bounds.yaml --ipc -1": "--ipc: expected at least 1, got -1",
     "distill dm --config broken.yaml": "broken.yaml: expected YAML in line 3: expected ',' or ']', "
     "but got '<stream end>'",
     "distill dm --config list.yaml": "list.yaml: expected lines such as ipc: 10, got [1]",
@@ -93,6 +99,11 @@ EARLY = {
     "--random_real 10",
     "score --bank b": "--sets: expected something to score; name the folder of a run, or give "
     "--random_real 10",
+    "distill dm --config names.yaml": "names.yaml: bank: expected a file with a bank of networks, "
+    "found none at none; ",
+    "distill dc --config names.yaml --bank list.yaml": "--bank: list.yaml: expected a safetensors ",
+    "pretrain --config names.yaml": "names.yaml: no option bank of cmidd pretrain; ",
+    "export --config two.yaml --pt a": "two.yaml: png, --pt: expected two folders, ",
     "export s": "--png, --pt: expected a folder for at least one of them",
     "export s --png a --pt a": "--png, --pt: expected two folders, neither inside the other; got a "
     "and a",
@@ -134,6 +145,7 @@ LATE = {
     "distill dm --dataset cifar10": "cifar10 was not found; looked for data/",
     "distill dc --network convnet:norm=batch": "--network: expected one whose features depend on",
     "distill dc --init=real --ipc 100000": "--ipc: class 0 of digits has",
+    "evaluate --config real.yaml": "real.yaml: random_real: class 0 of digits has",
     "experts --network convnet:norm=batch": "--network: expected one whose state is",
 }
 
