@@ -234,10 +234,9 @@ def run_score(data: SetDataOptions, options: ScoreOptions) -> None:
     for each in sets.values():
         each.whiten(dataset).check_made_for(bank.record, f"bank: {options.bank}")
     for name, each in sets.items():
-        print(name)
         seen = each.seen()
         found = score(bank, seen.images.to(device), seen.labels.to(device), options.layer)
-        print(found.table(dataset.class_names))
+        print(f"{name}\n{found.table(dataset.class_names)}")
 
 
 def _sets(

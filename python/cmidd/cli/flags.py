@@ -166,7 +166,7 @@ def hint(word: str, known: Iterable[str], program: str, dashes: str = "") -> str
     from difflib import get_close_matches
 
     longer = [name for name in known if word and name.startswith(word)]
-    close = get_close_matches(word, list(known), 1) or longer
+    close = get_close_matches(word, list(known), 1, cutoff=0.75) or longer
     return f"; did you mean {dashes}{close[0]}? See {program} --help" if close else see(program)
 
 

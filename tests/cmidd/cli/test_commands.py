@@ -128,6 +128,9 @@ def test_pretrain_distil_evaluate_and_score(
     assert table[0] == SET
     assert [line.split()[0] for line in table[1:12]] == ["all", *"0123456789"]
     assert table[12] == "random real images, 2 per class"
+    with pytest.raises(SystemExit, match="--layer: expected 'features', 'logits' or a submodule"):
+        main(["score", SET, "--bank=runs/bank.safetensors", "--layer=nosuch"])
+    assert capsys.readouterr().out == ""
 
 
 def networks_and_epochs() -> dict[str, tuple[list[str], int]]:

@@ -37,6 +37,10 @@ USAGE = {
     "distill dm --nosuch 3": "no option --nosuch of cmidd distill dm; see cmidd distill dm --help",
     "distill dm --itrations=3": "no option --itrations of cmidd distill dm; did you mean "
     "--iterations? See cmidd distill dm --help",
+    "distill mtt --network mlp": "no option --network of cmidd distill mtt; "
+    "see cmidd distill mtt --help",
+    "evaluate --network mlp": "no option --network of cmidd evaluate; did you mean --networks? "
+    "See cmidd evaluate --help",
     "distill dm --iter 3": "no option --iter of cmidd distill dm; did you mean --iterations? "
     "See cmidd distill dm --help",
     "distill dm -ipc 3": "no option -ipc of cmidd distill dm; did you mean --ipc? "
@@ -112,6 +116,10 @@ EARLY = {
     "distill dm --dataset nosuch": f"--dataset: expected one of {DATASETS}; got 'nosuch'",
     "distill dm --dataset Folder:a": f"--dataset: expected one of {DATASETS}; got 'Folder:a'; "
     "did you mean folder:PATH?",
+    "distill dm --dataset .": f"--dataset: expected one of {DATASETS}; got '.'; did you mean "
+    "folder:.?",
+    "distill dm --dataset a/b.npz": f"--dataset: expected one of {DATASETS}; got 'a/b.npz'; did "
+    "you mean arrays:a/b.npz?",
     "distill dm --size 8": "--size: expected one of tinyimagenet, imagenet, folder:PATH, hub:NAME "
     "with it; the images of digits are of one size",
     "distill dm --bank none --cmi_weight 1": "--bank: expected a file with a bank of networks, "
@@ -132,6 +140,8 @@ EARLY = {
     "distill dm --device cuda:77": "--device: cuda:77 cannot be used here: ",
     "evaluate none": "--sets: expected a file with a synthetic set, found none at none; cmidd "
     "distill makes one",
+    "evaluate [a,b]": "--sets: expected paths with spaces between them, a b and not a,b; found "
+    "none at [a,b]",
     "evaluate --random_real 1 --networks mlp nosuch": f"--networks: no 'nosuch'; {NETWORKS}",
     "evaluate --random_real 1 --augmentation blur": "--augmentation: no operation 'blur'; ",
     "score --bank none --random_real 1": "--bank: expected a file with a bank of networks, ",
@@ -142,6 +152,8 @@ EARLY = {
 }
 # Of what only the images tell.
 LATE = {
+    "distill dm --dataset arrays:list.yaml": "list.yaml: expected a file that numpy.savez has",
+    "distill dm --dataset folder:none": "folder:none was not found; looked for none",
     "distill dm --dataset cifar10": "cifar10 was not found; looked for data/",
     "distill dc --network convnet:norm=batch": "--network: expected one whose features depend on",
     "distill dc --init=real --ipc 100000": "--ipc: class 0 of digits has",
