@@ -120,6 +120,11 @@ EARLY = {
     "folder:.?",
     "distill dm --dataset a/b.npz": f"--dataset: expected one of {DATASETS}; got 'a/b.npz'; did "
     "you mean arrays:a/b.npz?",
+    "distill dm --out list.yaml": "--out: expected a folder, got the file list.yaml",
+    "pretrain --out .": "--out: expected a file, got the folder .",
+    "experts --out .": "--out: expected a file, got the folder .",
+    "evaluate --random_real 1 --out .": "--out: expected a file, got the folder .",
+    "report r --out .": "--out: expected a file, got the folder .",
     "distill dm --size 8": "--size: expected one of tinyimagenet, imagenet, folder:PATH, hub:NAME "
     "with it; the images of digits are of one size",
     "distill dm --bank none --cmi_weight 1": "--bank: expected a file with a bank of networks, "
@@ -157,6 +162,7 @@ LATE = {
     "distill dm --dataset cifar10": "cifar10 was not found; looked for data/",
     "distill dc --network convnet:norm=batch": "--network: expected one whose features depend on",
     "distill dc --init=real --ipc 100000": "--ipc: class 0 of digits has",
+    "evaluate --random_real 1000": "--random_real: class 0 of digits has",
     "evaluate --config real.yaml": "real.yaml: random_real: class 0 of digits has",
     "experts --network convnet:norm=batch": "--network: expected one whose state is",
 }
