@@ -53,6 +53,7 @@ from cmidd.storage.lock import locked
 from cmidd.storage.output import check_room
 from cmidd.storage.run_folder import check_folder, versions
 from cmidd.synthetic import SyntheticSet, file_of
+from cmidd.training_file import training_path
 
 
 def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> None:
@@ -61,6 +62,7 @@ def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> No
         print(cost_of_bank(load(data), options, usable_device(data.device)))
         return
     growing_file.check_new(run.out, resume=run.resume)
+    _say_if_new(run.out, resume=run.resume)
     with locked(run.out):
         train_bank(
             run.out,
@@ -73,12 +75,20 @@ def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> No
     print(f"the bank: {run.out}")
 
 
+def _say_if_new(out: Path, *, resume: bool) -> None:
+    """Say so where there is nothing to go on with."""
+    begun = (out, growing_file.partial_path(out), training_path(out))
+    if resume and not any(path.exists() for path in begun):
+        print(f"nothing at {out} yet: it starts anew")
+
+
 def run_experts(data: DataOptions, run: ExpertRunOptions, options: ExpertOptions) -> None:
     """Train networks and keep their weights after every epoch, for MTT to match."""
     if run.dry_run:
         print(cost_of_experts(load(data), options, usable_device(data.device)))
         return
     growing_file.check_new(run.out, resume=run.resume)
+    _say_if_new(run.out, resume=run.resume)
     with locked(run.out):
         train_experts(
             run.out,
@@ -144,6 +154,7 @@ def run_evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
         print(cost_of_evaluation(plan.evaluated(options), options.together, plan.device))
         return
     check_new(options.out, resume=options.resume)
+    _say_if_new(options.out, resume=options.resume)
     with locked(options.out):
         _evaluate(data, options)
     print(f"the results: {options.out}")

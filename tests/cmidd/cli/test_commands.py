@@ -235,6 +235,24 @@ def test_an_export_says_what_it_wrote(elsewhere: Path, capsys: pytest.CaptureFix
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "out"),
+    [
+        ("pretrain --networks=1 --network=mlp", "runs/bank.safetensors"),
+        ("experts --experts=1 --network=mlp", "runs/experts.safetensors"),
+        ("evaluate --random_real=1 --networks=mlp --repeats=1", "runs/evaluation.json"),
+    ],
+)
+def test_resume_says_whether_there_is_anything_to_go_on_with(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], words: str, out: str
+) -> None:
+    for is_new in (True, False):
+        main([*words.split(), "--epochs=1", "--device=cpu", "--resume"])
+        said = capsys.readouterr().out
+        assert (f"nothing at {out} yet: it starts anew\n" in said) == is_new
+        assert ("1 of 1 " in said and "there already" in said) == (not is_new)
+
+
 def test_a_finished_run_needs_none_of_its_files(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
