@@ -71,7 +71,7 @@ def _look_at_file(kind: str, maker: str) -> Callable[[Path], None]:
 
 def _look_at_set(path: Path) -> None:
     file = file_of(path)
-    if "," in path.name and not file.exists():
+    if "," in str(path) and not file.exists():
         raise FileNotFoundError(
             f"expected paths with spaces between them, a b and not a,b; found none at {path}"
         )

@@ -68,7 +68,7 @@ class RunOptions(Options):
 
     Args:
         out: folder of the run; default: runs/ and the name of the method
-        resume: go on with the run that is in the folder
+        resume: go on with the run that is in the folder; with more iterations too
         dry_run: say what the run costs in time, memory and disk, and end there
     """
 
@@ -87,7 +87,7 @@ class BankRunOptions(Options):
 
     Args:
         out: file of the bank
-        resume: go on with the bank that was begun there
+        resume: go on with the bank that is there; with more networks too
         dry_run: say what all networks cost in time, memory and disk, and end there
     """
 
@@ -102,7 +102,7 @@ class ExpertRunOptions(Options):
 
     Args:
         out: file of the trajectories
-        resume: go on with the file that was begun there
+        resume: go on with the file that is there; with more experts too
         dry_run: say what all experts cost in time, memory and disk, and end there
     """
 
@@ -132,7 +132,7 @@ class EvaluateOptions(Options):
         seed: of the networks
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU
         out: JSON file of the results, for cmidd report
-        resume: go on with the results that are there
+        resume: go on with the results that are there; with more sets, networks and repeats too
         dry_run: say what all networks cost in time, memory and disk, and end there
     """
 

@@ -145,6 +145,8 @@ EARLY = {
     "distill dm --device cuda:77": "--device: cuda:77 cannot be used here: ",
     "evaluate none": "--sets: expected a file with a synthetic set, found none at none; cmidd "
     "distill makes one",
+    "evaluate a/b,c/d": "--sets: expected paths with spaces between them, a b and not a,b; found "
+    "none at a/b,c/d",
     "evaluate [a,b]": "--sets: expected paths with spaces between them, a b and not a,b; found "
     "none at [a,b]",
     "evaluate --random_real 1 --networks mlp nosuch": f"--networks: no 'nosuch'; {NETWORKS}",
