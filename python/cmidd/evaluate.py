@@ -134,7 +134,7 @@ def evaluate_set(
         device: default: a GPU where there is one.
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU.
         store: where results are kept and found again.
-        say: told the protocol and each architecture's result.
+        say: told the protocol, where each architecture goes on, and its result.
     """
     seen = synthetic_set.seen()
     judge, recipe, about = evaluation_protocol(seen, dataset, recipe or recipe_of(seen.record), lr)
@@ -221,7 +221,7 @@ def evaluate(
         device: where.
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU.
         store: where results are kept and found again.
-        say: told each architecture's result.
+        say: told where each architecture goes on, and its result.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM came; the step under way was finished, and the store keeps
@@ -230,14 +230,18 @@ def evaluate(
     images, labels = images.to(device), labels.to(device)
     for spec in networks:  # so that a mistake in the last is not found after hours with the first
         build_network(spec, dataset.shape.channels, dataset.shape.height, dataset.num_classes)
-    learned = checksum({"images": images, "labels": labels}) if store.training_path else 0
+    kept_in = store.training_path
+    learned = checksum({"images": images, "labels": labels}) if kept_in else 0
     results = []
     with deferred() as stop:
         train_some = partial(
-            _trained_and_tested, images, labels, dataset, recipe, store.training_path, learned, stop
+            _trained_and_tested, images, labels, dataset, recipe, kept_in, learned, stop, say
         )
         for spec in networks:
             accuracies = store.known(spec, recipe)
+            if accuracies:
+                there = min(len(accuracies), repeats)
+                say(f"{spec}: {there} of {repeats} networks are there already")
             seeds = [seed_of(seed, "evaluation", k) for k in range(repeats)]
             size = networks_together(spec, device, together)
             with progress(
@@ -252,8 +256,8 @@ def evaluate(
                     what = f"network {len(accuracies) + 1} of {repeats} ({spec})"
                     accuracies += train_some(spec, group, what, bar)
                     store.keep(Accuracy(spec, accuracies, recipe))
-                    if store.training_path is not None:
-                        store.training_path.unlink(missing_ok=True)
+                    if kept_in is not None:
+                        kept_in.unlink(missing_ok=True)
                     if stop.asked and len(accuracies) < repeats:
                         raise stop.interruption(
                             f"interrupted after {len(accuracies)} of {repeats} networks ({spec})"
@@ -275,6 +279,7 @@ def _trained_and_tested(
     kept_in: Path | None,
     learned: int,
     stop: Stop,
+    say: Callable[[str], None],
     spec: str,
     seeds: Sequence[int],
     what: str,
@@ -287,7 +292,9 @@ def _trained_and_tested(
         kept = TrainingFile(kept_in, about)
 
     def begin(done: Progress | None) -> None:
-        bar.update(len(seeds) * done.epoch if done else 0)
+        if done is not None:
+            say(f"{what}: going on in epoch {done.epoch + 1}")
+            bar.update(len(seeds) * done.epoch)
 
     def advance(_: int, loss: float) -> None:
         bar.update(len(seeds))

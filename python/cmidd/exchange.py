@@ -9,6 +9,7 @@ pt:  images_best.pt (N, channels, height, width) float32 as networks take them, 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from cmidd.synthetic import SyntheticSet
 
 def export_png(synthetic_set: SyntheticSet, folder: Path) -> None:
     """A folder for each class with its images, which most tools can read."""
-    _check_new(folder, "png")
+    check_folders({"png": folder})
     from PIL import Image
 
     seen = synthetic_set.seen()
@@ -39,7 +40,7 @@ def export_png(synthetic_set: SyntheticSet, folder: Path) -> None:
 
 def export_pt(synthetic_set: SyntheticSet, folder: Path) -> None:
     """The pair that the field's scripts load, and `lr.pt` beside it if there is such."""
-    _check_new(folder, "pt")
+    check_folders({"pt": folder})
     seen = synthetic_set.seen()
     torch.save(seen.images, folder / "images_best.pt")
     torch.save(seen.targets, folder / "labels_best.pt")
@@ -47,10 +48,14 @@ def export_pt(synthetic_set: SyntheticSet, folder: Path) -> None:
         torch.save(torch.tensor(float(seen.learned_lr)), folder / "lr.pt")
 
 
-def _check_new(folder: Path, argument: str) -> None:
-    """Make the folder, and refuse one that is not empty or takes no files."""
-    if folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(
-            f"{argument}: {folder} is not empty; expected a new or an empty folder to export to"
-        )
-    check_writable(folder, argument)
+def check_folders(folders: Mapping[str, Path]) -> None:
+    """Make folders, by the names of arguments, if all are new or empty and take files."""
+    for argument, folder in folders.items():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise FileExistsError(
+                f"{argument}: {folder} is not empty; expected a new or an empty folder to export to"
+            )
+        if folder.exists():
+            check_writable(folder, argument)
+    for argument, folder in folders.items():
+        check_writable(folder, argument)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from cmidd.datasets import Dataset
 from cmidd.evaluate import evaluate_set
 from cmidd.evaluation_file import EvaluationFile
 from cmidd.first_images import first_images
+from cmidd.interruption import Interrupted
 from cmidd.loop import distill
 from cmidd.options.cmi import CMIOptions
 from cmidd.options.recipe import Recipe
@@ -23,6 +25,8 @@ from cmidd.pretrained.experts import train_experts
 from cmidd.run import prepare
 from cmidd.storage.tensor_file import FileError
 from cmidd.synthetic import SyntheticSet
+from cmidd.training import Stack
+from tests.cmidd.test_interruption import signalling
 from tests.support.tiny import (
     CPU,
     DM_OPTIONS,
@@ -199,9 +203,11 @@ def test_an_evaluation_takes_more_repeats_and_networks(tmp_path: Path) -> None:
     evaluated(tmp_path / "few", repeats=2, networks=[NETWORK])
     said = evaluated(tmp_path / "few", resume=True, repeats=3)
     assert (tmp_path / "few").read_bytes() == (tmp_path / "whole").read_bytes()
-    assert [line.partition(":")[0] for line in said[1:]] == ["convnet", "mlp"]
+    assert [line.partition(":")[0] for line in said[1:]] == ["convnet", "convnet", "mlp"]
+    assert said[1] == f"{NETWORK}: 2 of 3 networks are there already"
     again = evaluated(tmp_path / "few", resume=True, repeats=1)  # nothing is taken away
-    assert again == said
+    assert again[1] == f"{NETWORK}: 1 of 1 networks are there already"
+    assert again[2] == said[2]
     assert (tmp_path / "few").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
@@ -209,6 +215,20 @@ def test_an_evaluation_tells_of_all_commands_that_made_it(tmp_path: Path) -> Non
     for repeats, command in enumerate(("one", "two", "one", "two"), 1):
         evaluated(tmp_path / "file", resume=True, repeats=repeats, command=command)
     assert json.loads((tmp_path / "file").read_text())["command"] == "one\ntwo"
+
+
+@pytest.mark.parametrize(("at", "epoch"), [(2, 1), (5, 2)])
+def test_an_evaluation_says_in_which_epoch_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, epoch: int
+) -> None:
+    evaluated(tmp_path / "whole", repeats=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stack, "__call__", signalling(Stack.__call__, at, signal.SIGINT))
+        with pytest.raises(Interrupted):
+            evaluated(tmp_path / "cut", repeats=1)
+    said = evaluated(tmp_path / "cut", resume=True, repeats=1)
+    assert said[1] == f"network 1 of 1 ({NETWORK}): going on in epoch {epoch}"
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 @pytest.mark.parametrize(

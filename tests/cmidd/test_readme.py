@@ -18,6 +18,18 @@ from tests.support.tiny import CLASSES, tiny_dataset
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
+def test_the_first_example_runs_on_a_bank(bank_file: Path) -> None:
+    data = tiny_dataset()
+    images, labels = first_images(data, 2, "real", 0)
+    block = README.partition("```python\n")[2].partition("```")[0]
+    assert "runs/bank.safetensors" in block
+    images.requires_grad_()
+    names = {"labels": labels, "synthetic_images": images, "distillation_loss": 0.0}
+    exec(block.replace("runs/bank.safetensors", str(bank_file)), names)
+    assert images.grad is not None
+    assert float(images.grad.abs().sum()) > 0
+
+
 @pytest.mark.parametrize("soft", [True, False])
 def test_a_model_of_ones_own_is_trained_on_a_result(soft: bool, elsewhere: Path) -> None:
     data = tiny_dataset()

@@ -13,9 +13,8 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 
-from cmidd.cli.flags import as_flags
+from cmidd.cli.flags import as_typed
 from cmidd.cli.parser import Given, read
 from cmidd.interruption import sigterm_interrupts
 
@@ -68,8 +67,7 @@ def _end(message: str, given: Given | str | None) -> None:
     if os.environ.get("CMIDD_TRACEBACK"):
         raise  # the error that is handled
     if isinstance(given, Given):
-        options = [field.name for part in given.parts for field in fields(part)]
-        sys.exit(f"cmidd: {as_flags(message, options)}")
+        sys.exit(f"cmidd: {as_typed(message, given.typed)}")
     print(f"cmidd: {message}", file=sys.stderr)
     sys.exit(2)
 

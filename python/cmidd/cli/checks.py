@@ -69,6 +69,25 @@ def _look_at_file(kind: str, maker: str) -> Callable[[Path], None]:
     return look
 
 
+def _look_at_set(path: Path) -> None:
+    file = file_of(path)
+    if "," in str(path) and not file.exists():
+        raise FileNotFoundError(
+            f"expected paths with spaces between them, a b and not a,b; found none at {path}"
+        )
+    _look_at_file(SYNTHETIC_SET, "cmidd distill")(file)
+
+
+def _look_at_output(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"expected a file, got the folder {path}")
+
+
+def _look_at_output_folder(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"expected a folder, got the file {path}")
+
+
 LOOKS: dict[str, Callable[[Any], object]] = {
     "augmentation": Strategy.parse,
     "bank": _look_at_file(bank.KIND, "cmidd pretrain"),
@@ -76,6 +95,8 @@ LOOKS: dict[str, Callable[[Any], object]] = {
     "experts": _look_at_file(experts.KIND, "cmidd experts"),
     "first images": _look_at_first_images,
     "network": _look_at_network,
-    "set": lambda path: _look_at_file(SYNTHETIC_SET, "cmidd distill")(file_of(path)),
+    "output file": _look_at_output,
+    "output folder": _look_at_output_folder,
+    "set": _look_at_set,
 }
 """By what an option `names`."""

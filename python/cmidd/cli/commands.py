@@ -23,7 +23,7 @@ from cmidd.datasets import Dataset
 from cmidd.device import usable_device
 from cmidd.evaluate import evaluate_set, evaluation_protocol
 from cmidd.evaluation_file import EvaluationFile, check_new
-from cmidd.exchange import export_png, export_pt
+from cmidd.exchange import check_folders, export_png, export_pt
 from cmidd.first_images import first_images
 from cmidd.loop import distill
 from cmidd.methods import fill_in_published
@@ -53,6 +53,7 @@ from cmidd.storage.lock import locked
 from cmidd.storage.output import check_room
 from cmidd.storage.run_folder import check_folder, versions
 from cmidd.synthetic import SyntheticSet, file_of
+from cmidd.training_file import training_path
 
 
 def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> None:
@@ -61,6 +62,7 @@ def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> No
         print(cost_of_bank(load(data), options, usable_device(data.device)))
         return
     growing_file.check_new(run.out, resume=run.resume)
+    _say_if_new(run.out, resume=run.resume)
     with locked(run.out):
         train_bank(
             run.out,
@@ -73,6 +75,13 @@ def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> No
     print(f"the bank: {run.out}")
 
 
+def _say_if_new(out: Path, *, resume: bool) -> None:
+    """Say so where there is nothing to go on with."""
+    begun = (out, growing_file.partial_path(out), training_path(out))
+    if resume and not any(path.exists() for path in begun):
+        print(f"nothing at {out} yet: it starts anew")
+
+
 def run_experts(data: DataOptions, run: ExpertRunOptions, options: ExpertOptions) -> None:
     """Train networks and keep their weights after every epoch, for MTT to match."""
     device, command = usable_device(data.device), command_line("experts", (data, run, options))
@@ -81,6 +90,7 @@ def run_experts(data: DataOptions, run: ExpertRunOptions, options: ExpertOptions
         print(cost_of_experts(dataset, _experts_filled_in(dataset, options), device))
         return
     growing_file.check_new(run.out, resume=run.resume)
+    _say_if_new(run.out, resume=run.resume)
     with locked(run.out):
         dataset = load(data)
         options = _experts_filled_in(dataset, options)
@@ -149,6 +159,7 @@ def run_evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
         print(cost_of_evaluation(plan.evaluated(options), options.together, plan.device))
         return
     check_new(options.out, resume=options.resume)
+    _say_if_new(options.out, resume=options.resume)
     with locked(options.out):
         _evaluate(data, options)
     print(f"the results: {options.out}")
@@ -239,10 +250,9 @@ def run_score(data: SetDataOptions, options: ScoreOptions) -> None:
     for each in sets.values():
         each.whiten(dataset).check_made_for(bank.record, f"bank: {options.bank}")
     for name, each in sets.items():
-        print(name)
         seen = each.seen()
         found = score(bank, seen.images.to(device), seen.labels.to(device), options.layer)
-        print(found.table(dataset.class_names))
+        print(f"{name}\n{found.table(dataset.class_names)}")
 
 
 def _sets(
@@ -263,6 +273,7 @@ def _sets(
 def run_export(options: ExportOptions) -> None:
     """Write a synthetic set in forms that other tools read."""
     synthetic_set = SyntheticSet.load(options.set)
+    check_folders(options.folders())
     if options.png is not None:
         export_png(synthetic_set, options.png)
         count = len(synthetic_set.seen().labels)
@@ -270,9 +281,11 @@ def run_export(options: ExportOptions) -> None:
     if options.pt is not None:
         export_pt(synthetic_set, options.pt)
         space = "normalised" if synthetic_set.whitening is None else "normalised and whitened"
+        files = f"images_best.pt ({space}) and labels_best.pt"
         learned = synthetic_set.learned_lr
-        rate = "" if learned is None else f"; learning rate {learned:g}"
-        print(f"images_best.pt ({space}) and labels_best.pt: {options.pt}{rate}")
+        if learned is not None:
+            files = f"images_best.pt ({space}), labels_best.pt and lr.pt (learned, {learned:g})"
+        print(f"{files}: {options.pt}")
 
 
 def run_report(options: ReportOptions) -> None:

@@ -16,7 +16,9 @@ def read_config(path: Path, flags: Mapping[str, Flag], program: str) -> dict[str
     import yaml
 
     if not path.is_file():
-        raise UsageError(f"--config: expected a YAML file, found none at {path}")
+        inside = path / "config.yaml"
+        meant = f"; did you mean {inside}?" if inside.is_file() else ""
+        raise UsageError(f"--config: expected a YAML file, found none at {path}{meant}")
     try:
         found = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -130,7 +130,9 @@ def _put(found: dict[str, Any], flag: Flag, texts: Sequence[str]) -> None:
         raise UsageError(f"--{flag.name}: {error}") from None
 
 
-def options_of(groups: Groups, values: Mapping[str, Any], program: str) -> list[Any]:
+def options_of(
+    groups: Groups, values: Mapping[str, Any], typed: Mapping[str, str], program: str
+) -> list[Any]:
     """The dataclasses that values stand for; what is missing takes its default."""
     made = []
     flags = flags_of(groups)
@@ -146,17 +148,17 @@ def options_of(groups: Groups, values: Mapping[str, Any], program: str) -> list[
         try:
             made.append(group(**given))
         except ValueError as error:
-            raise UsageError(as_flags(str(error), flags)) from None
+            raise UsageError(as_typed(str(error), typed)) from None
     return made
 
 
-def as_flags(message: str, names: Iterable[str]) -> str:
-    """An error that starts with the names of options, with these as the user types them."""
+def as_typed(message: str, typed: Mapping[str, str]) -> str:
+    """An error that starts with the names of options, with these as the user typed them."""
     start, colon, rest = message.partition(": ")
     found = start.split(", ")
-    if not colon or not set(found) <= set(names):
+    if not colon or not set(found) <= set(typed):
         return message
-    return f"{', '.join(f'--{name}' for name in found)}: {rest}"
+    return f"{', '.join(typed[name] for name in found)}: {rest}"
 
 
 def hint(word: str, known: Iterable[str], program: str, dashes: str = "") -> str:
@@ -164,7 +166,7 @@ def hint(word: str, known: Iterable[str], program: str, dashes: str = "") -> str
     from difflib import get_close_matches
 
     longer = [name for name in known if word and name.startswith(word)]
-    close = get_close_matches(word, list(known), 1) or longer
+    close = get_close_matches(word, list(known), 1, cutoff=0.75) or longer
     return f"; did you mean {dashes}{close[0]}? See {program} --help" if close else see(program)
 
 

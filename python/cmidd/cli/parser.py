@@ -118,6 +118,8 @@ class Given(NamedTuple):
     """Of `distill`."""
     parts: list[Any]
     """The options, in dataclasses of the command's groups."""
+    typed: Mapping[str, str]
+    """By the name of an option, how an error calls it: as a flag, or as a key of a file."""
 
     @property
     def is_finished(self) -> bool:
@@ -180,8 +182,12 @@ def _read(
     prints = found.pop(PRINT_CONFIG.name, False)
     path = found.pop(CONFIG.name, None)
     values = {} if path is None else read_config(path, flags, program)
-    parts = options_of(groups, {**values, **found}, program)
-    return as_yaml(parts).rstrip() if prints else Given(command, method, parts)
+    typed = {
+        name: f"{path}: {name}" if name in values and name not in found else f"--{name}"
+        for name in flags
+    }
+    parts = options_of(groups, {**values, **found}, typed, program)
+    return as_yaml(parts).rstrip() if prints else Given(command, method, parts, typed)
 
 
 def _help() -> str:

@@ -18,7 +18,10 @@ def load(name: str, root: Path, size: int | None) -> Dataset:
     """Read the file that `arrays:PATH.npz` names; the classes are those of the training labels."""
     path = find(name, [Path(name.partition(":")[2]).expanduser()])
     with reading(path), path.open("rb") as file:
-        content = np.load(file, allow_pickle=False)
+        try:
+            content = np.load(file, allow_pickle=False)
+        except ValueError:  # numpy takes what it does not know for a pickle
+            raise ValueError("expected a file that numpy.savez has written") from None
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise ValueError("is one array, expected a file that numpy.savez has written")
         with content:
@@ -32,6 +35,9 @@ def load(name: str, root: Path, size: int | None) -> Dataset:
                 )
             arrays = {key: content[key] for key in keys}
     with reading(f"{path}, train"):
+        first = int(arrays["train_labels"].min())
+        if first > 0:
+            raise ValueError(f"expected labels from 0 on, got {first} as the first; subtract it")
         num_classes = int(arrays["train_labels"].max()) + 1
         train = ImageSet.from_arrays(arrays["train_images"], arrays["train_labels"], num_classes)
     with reading(f"{path}, test"):

@@ -207,8 +207,8 @@ class Dataset:
                 theirs = "without" if record.get(name) is None else "with"
                 ours = "with" if expected is not None else "without"
                 raise ValueError(
-                    f"{what}: expected images {ours} --zca as {self.name} has them, got one made "
-                    f"{theirs}"
+                    f"{what}: expected images {ours} whitening (zca) as {self.name} has them, got "
+                    f"one made {theirs}"
                 )
             if record.get(name) != expected:
                 raise ValueError(

@@ -68,11 +68,11 @@ class RunOptions(Options):
 
     Args:
         out: folder of the run; default: runs/ and the name of the method
-        resume: go on with the run that is in the folder
+        resume: go on with the run that is in the folder; with more iterations too
         dry_run: say what the run costs in time, memory and disk, and end there
     """
 
-    out: Path | None = None
+    out: Path | None = option(None, names="output folder")
     resume: bool = False
     dry_run: bool = False
 
@@ -87,11 +87,11 @@ class BankRunOptions(Options):
 
     Args:
         out: file of the bank
-        resume: go on with the bank that was begun there
+        resume: go on with the bank that is there; with more networks too
         dry_run: say what all networks cost in time, memory and disk, and end there
     """
 
-    out: Path = Path("runs/bank.safetensors")
+    out: Path = option(Path("runs/bank.safetensors"), names="output file")
     resume: bool = False
     dry_run: bool = False
 
@@ -102,11 +102,11 @@ class ExpertRunOptions(Options):
 
     Args:
         out: file of the trajectories
-        resume: go on with the file that was begun there
+        resume: go on with the file that is there; with more experts too
         dry_run: say what all experts cost in time, memory and disk, and end there
     """
 
-    out: Path = Path("runs/experts.safetensors")
+    out: Path = option(Path("runs/experts.safetensors"), names="output file")
     resume: bool = False
     dry_run: bool = False
 
@@ -132,7 +132,7 @@ class EvaluateOptions(Options):
         seed: of the networks
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU
         out: JSON file of the results, for cmidd report
-        resume: go on with the results that are there
+        resume: go on with the results that are there; with more sets, networks and repeats too
         dry_run: say what all networks cost in time, memory and disk, and end there
     """
 
@@ -149,7 +149,7 @@ class EvaluateOptions(Options):
     augmentation: str | None = option(None, names="augmentation")
     seed: int = 0
     together: int | None = option(None, least=1)
-    out: Path = Path("runs/evaluation.json")
+    out: Path = option(Path("runs/evaluation.json"), names="output file")
     resume: bool = False
     dry_run: bool = False
 
@@ -207,7 +207,7 @@ class ExportOptions(Options):
     Args:
         set: a synthetic set: the folder of a run, or its result.safetensors
         png: folder for a folder of images for each class
-        pt: folder for images_best.pt and labels_best.pt
+        pt: folder for images_best.pt, labels_best.pt and, where a step size was learned, lr.pt
     """
 
     set: Path = option(names="set", positional=True)
@@ -215,9 +215,20 @@ class ExportOptions(Options):
     pt: Path | None = None
 
     def check(self) -> None:
-        """Raise where there is nothing to export to."""
+        """Raise where there is nothing to export to, or one folder is part of the other."""
         if self.png is None and self.pt is None:
             raise ValueError("png, pt: expected a folder for at least one of them")
+        if self.png is not None and self.pt is not None:
+            png, pt = self.png.resolve(), self.pt.resolve()
+            if png.is_relative_to(pt) or pt.is_relative_to(png):
+                raise ValueError(
+                    f"png, pt: expected two folders, neither inside the other; got {self.png} and "
+                    f"{self.pt}"
+                )
+
+    def folders(self) -> dict[str, Path]:
+        """The folders to export to, by the names of their options."""
+        return {name: path for name, path in (("png", self.png), ("pt", self.pt)) if path}
 
 
 @dataclass(frozen=True)
@@ -236,6 +247,6 @@ class ReportOptions(Options):
     runs: tuple[Path, ...] = option(positional=True)
     evaluations: tuple[Path, ...] = ()
     bank: Path | None = option(None, names="bank")
-    out: Path = Path("runs/report.html")
+    out: Path = option(Path("runs/report.html"), names="output file")
     overwrite: bool = False
     device: str = option("cpu", names="device")

@@ -20,8 +20,8 @@ class MTTOptions(Options):
 
     Args:
         experts: the file that cmidd experts makes
-        student_steps: steps of the student on synthetic images; default as published for the
-            dataset and ipc, as that of the next three
+        student_steps: steps on synthetic images of the student, a network like the experts;
+            default as published for the dataset and ipc, as that of the next three
         expert_epochs: epochs of the expert that these steps are to equal
         max_start_epoch: the student starts from an expert after fewer epochs than this
         batch_syn: synthetic images a step; default: all

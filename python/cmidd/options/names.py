@@ -6,6 +6,7 @@ The loaders are in `cmidd.datasets`, the architectures in `cmidd.networks`.
 from __future__ import annotations
 
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -30,8 +31,8 @@ DATASETS = {
         "image files in train/<class>/ and test/<class>/ or val/<class>/", resizes=True
     ),
     "arrays:PATH.npz": DatasetName(
-        "arrays train_images and test_images, uint8 (N, H, W) or (N, H, W, C) with C 1 or 3, "
-        "train_labels and test_labels, integers (N,) from 0"
+        "arrays train_images and test_images, uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with "
+        "C 1 or 3, train_labels and test_labels, integers (N,) from 0"
     ),
     "hub:NAME": DatasetName(
         "a set of the Hugging Face hub, or a folder that save_to_disk wrote", resizes=True
@@ -46,10 +47,23 @@ def dataset_key(name: str) -> str:
         known_word, _, placeholder = known.partition(":")
         if word == known_word and bool(argument) == bool(placeholder):
             return known
-    words = {known.partition(":")[0]: known for known in DATASETS}
-    close = get_close_matches(word.lower(), words, n=1, cutoff=0.7)
-    meant = f"; did you mean {words[close[0]]}?" if close else ""
+    close = _meant(name)
+    meant = "" if close is None else f"; did you mean {close}?"
     raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}; got {name!r}{meant}")
+
+
+def _meant(name: str) -> str | None:
+    """What is spelled like it, or the files of that name."""
+    path = Path(name)
+    if path.suffix == ".npz":
+        return f"arrays:{name}"
+    words = {known.partition(":")[0]: known for known in DATASETS}
+    close = get_close_matches(name.partition(":")[0].lower(), words, n=1, cutoff=0.7)
+    if close:
+        return words[close[0]]
+    if not name or not path.is_dir():
+        return None
+    return f"hub:{name}" if (path / "dataset_dict.json").exists() else f"folder:{name}"
 
 
 NETWORKS = """\

@@ -61,10 +61,10 @@ def fill(
         say: told each network's accuracy.
     """
     missing, count, recipe = set(growing.missing()), len(task.seeds), task.recipe
-    if not missing:
-        return
     if len(missing) < count:
         say(f"{count - len(missing)} of {count} {task.name}s are there already")
+    if not missing:
+        return
     images = dataset.to_input(dataset.train.images.to(device))
     labels = dataset.train.labels.to(device)
     strategy = Strategy.parse(recipe.augmentation, mirror=dataset.mirror)

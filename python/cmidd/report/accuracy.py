@@ -64,7 +64,7 @@ def read_evaluation(path: Path) -> Evaluation:
     """Read and check a file."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"evaluations: {path} is not there; name a file that cmidd evaluate wrote"
+            f"evaluations: expected a file that cmidd evaluate wrote, found none at {path}"
         )
     try:
         record = json.loads(path.read_text())

@@ -35,6 +35,7 @@ from cmidd.options.dsa import DSAOptions
 from cmidd.options.fields import AS_PUBLISHED
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
+from tests.cmidd.cli.test_commands import error_of
 from tests.support.parsed import made
 
 COMMANDS: dict[str, tuple[type, ...]] = {
@@ -207,6 +208,14 @@ def test_flags_after_a_yaml_file_win(elsewhere: Path) -> None:
     Path("options.yaml").write_text("ipc: 5\nseed: 7\n")
     found = made(["distill", "dm", "--config=options.yaml", "--ipc=6"])[2]
     assert (found.ipc, found.seed) == (6, 7)
+
+
+def test_the_folder_of_a_run_is_no_configuration_but_holds_one(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("config.yaml").write_text("ipc: 5\n")
+    said = "--config: expected a YAML file, found none at .; did you mean config.yaml?"
+    assert said in error_of(["distill", "dm", "--config=."], capsys)
 
 
 def test_a_configuration_file_may_give_a_list_as_one_value(elsewhere: Path) -> None:

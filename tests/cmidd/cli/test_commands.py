@@ -23,7 +23,7 @@ from cmidd.pretrained.bank import Bank
 from cmidd.run import run_folder
 from cmidd.synthetic import SyntheticSet
 from tests.support.parsed import made
-from tests.support.tiny import DM_OPTIONS, tiny_dataset
+from tests.support.tiny import DM_OPTIONS, tiny_dataset, tiny_run
 
 
 def error_of(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -168,6 +168,9 @@ def test_pretrain_distil_evaluate_and_score(
     assert table[0] == SET
     assert [line.split()[0] for line in table[1:12]] == ["all", *"0123456789"]
     assert table[12] == "random real images, 2 per class"
+    with pytest.raises(SystemExit, match="--layer: expected 'features', 'logits' or a submodule"):
+        main(["score", SET, "--bank=runs/bank.safetensors", "--layer=nosuch"])
+    assert capsys.readouterr().out == ""
 
 
 def networks_and_epochs() -> dict[str, tuple[list[str], int]]:
@@ -245,6 +248,49 @@ def test_a_set_is_exported(elsewhere: Path, capsys: pytest.CaptureFixture[str]) 
     assert len(list(Path("pictures").glob("*/*.png"))) == 20
     images = torch.load("pair/images_best.pt", weights_only=True)
     assert torch.equal(images, SyntheticSet.load(Path(SET)).images)
+
+
+@pytest.mark.parametrize("other", ["full", "file"])
+def test_no_part_of_an_export_is_written_where_another_cannot(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], other: str
+) -> None:
+    tiny_run(elsewhere / "run")
+    Path("full").mkdir()
+    for name in ("full/mine", "file"):
+        Path(name).write_text("kept")
+    for first, second in (("png", "pt"), ("pt", "png")):
+        said = error_of(["export", "run", f"--{first}=new", f"--{second}={other}"], capsys)
+        assert said.startswith(f"cmidd: --{second}: {other} is ")
+        assert not Path("new").exists()
+
+
+def test_an_export_says_what_it_wrote(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = tiny_run(elsewhere / "run")
+    main(["export", "run", "--pt=pt"])
+    assert capsys.readouterr().out == "images_best.pt (normalised) and labels_best.pt: pt\n"
+    replace(made, record={**made.record, "learned_lr": 0.05}).save("learned")
+    main(["export", "learned", "--pt=pair"])
+    assert capsys.readouterr().out == (
+        "images_best.pt (normalised), labels_best.pt and lr.pt (learned, 0.05): pair\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "out"),
+    [
+        ("pretrain --networks=1 --network=mlp", "runs/bank.safetensors"),
+        ("experts --experts=1 --network=mlp", "runs/experts.safetensors"),
+        ("evaluate --random_real=1 --networks=mlp --repeats=1", "runs/evaluation.json"),
+    ],
+)
+def test_resume_says_whether_there_is_anything_to_go_on_with(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], words: str, out: str
+) -> None:
+    for is_new in (True, False):
+        main([*words.split(), "--epochs=1", "--device=cpu", "--resume"])
+        said = capsys.readouterr().out
+        assert (f"nothing at {out} yet: it starts anew\n" in said) == is_new
+        assert ("1 of 1 " in said and "there already" in said) == (not is_new)
 
 
 def test_a_finished_run_needs_none_of_its_files(

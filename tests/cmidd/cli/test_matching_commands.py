@@ -95,7 +95,10 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(
         ),
         (["--expert_epochs=2"], "got 4; lower --max_start_epoch to 2, or train experts of 4"),
         (["--expert_epochs=4"], "got 6; train experts of 6 epochs or more"),
-        (["--zca"], "experts.safetensors: expected images with --zca as digits has them, got one"),
+        (
+            ["--zca"],
+            "experts.safetensors: expected images with whitening (zca) as digits has them, got one",
+        ),
         (["--dataset=arrays:other.npz"], "experts: runs/experts.safetensors: expected dataset"),
         (["--ipc=1000"], "ipc: class 0 of digits has"),
         (["--step_size=-0.1"], "step_size: expected more than 0, got -0.1"),

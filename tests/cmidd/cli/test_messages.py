@@ -18,6 +18,10 @@ FILES = {
     "empty.yaml": "ipc:\n",
     "switch.yaml": "zca: 1\n",
     "unknown.yaml": "itrations: 5\n",
+    "bounds.yaml": "ipc: 0\n",
+    "names.yaml": "network: nosuch\nbank: none\ncmi_weight: 1\n",
+    "real.yaml": "random_real: 1000\n",
+    "two.yaml": "set: s\npng: a\n",
 }
 # Of the words that are not known or cannot be understood. Each line is the whole message.
 USAGE = {
@@ -33,6 +37,10 @@ USAGE = {
     "distill dm --nosuch 3": "no option --nosuch of cmidd distill dm; see cmidd distill dm --help",
     "distill dm --itrations=3": "no option --itrations of cmidd distill dm; did you mean "
     "--iterations? See cmidd distill dm --help",
+    "distill mtt --network mlp": "no option --network of cmidd distill mtt; "
+    "see cmidd distill mtt --help",
+    "evaluate --network mlp": "no option --network of cmidd evaluate; did you mean --networks? "
+    "See cmidd evaluate --help",
     "distill dm --iter 3": "no option --iter of cmidd distill dm; did you mean --iterations? "
     "See cmidd distill dm --help",
     "distill dm -ipc 3": "no option -ipc of cmidd distill dm; did you mean --ipc? "
@@ -73,6 +81,8 @@ USAGE = {
     "export a b": "--set: expected one, got a and b",
     "report": "--runs: expected folders of runs; see cmidd report --help",
     "distill dm --config none.yaml": "--config: expected a YAML file, found none at none.yaml",
+    "distill dm --config bounds.yaml": "bounds.yaml: ipc: expected at least 1, got 0",
+    "distill dm --config bounds.yaml --ipc -1": "--ipc: expected at least 1, got -1",
     "distill dm --config broken.yaml": "broken.yaml: expected YAML in line 3: expected ',' or ']', "
     "but got '<stream end>'",
     "distill dm --config list.yaml": "list.yaml: expected lines such as ipc: 10, got [1]",
@@ -93,10 +103,28 @@ EARLY = {
     "--random_real 10",
     "score --bank b": "--sets: expected something to score; name the folder of a run, or give "
     "--random_real 10",
+    "distill dm --config names.yaml": "names.yaml: bank: expected a file with a bank of networks, "
+    "found none at none; ",
+    "distill dc --config names.yaml --bank list.yaml": "--bank: list.yaml: expected a safetensors ",
+    "pretrain --config names.yaml": "names.yaml: no option bank of cmidd pretrain; ",
+    "export --config two.yaml --pt a": "two.yaml: png, --pt: expected two folders, ",
     "export s": "--png, --pt: expected a folder for at least one of them",
+    "export s --png a --pt a": "--png, --pt: expected two folders, neither inside the other; got a "
+    "and a",
+    "export s --png a/png --pt a": "--png, --pt: expected two folders, neither inside the other; "
+    "got a/png and a",
     "distill dm --dataset nosuch": f"--dataset: expected one of {DATASETS}; got 'nosuch'",
     "distill dm --dataset Folder:a": f"--dataset: expected one of {DATASETS}; got 'Folder:a'; "
     "did you mean folder:PATH?",
+    "distill dm --dataset .": f"--dataset: expected one of {DATASETS}; got '.'; did you mean "
+    "folder:.?",
+    "distill dm --dataset a/b.npz": f"--dataset: expected one of {DATASETS}; got 'a/b.npz'; did "
+    "you mean arrays:a/b.npz?",
+    "distill dm --out list.yaml": "--out: expected a folder, got the file list.yaml",
+    "pretrain --out .": "--out: expected a file, got the folder .",
+    "experts --out .": "--out: expected a file, got the folder .",
+    "evaluate --random_real 1 --out .": "--out: expected a file, got the folder .",
+    "report r --out .": "--out: expected a file, got the folder .",
     "distill dm --size 8": "--size: expected one of tinyimagenet, imagenet, folder:PATH, hub:NAME "
     "with it; the images of digits are of one size",
     "distill dm --bank none --cmi_weight 1": "--bank: expected a file with a bank of networks, "
@@ -117,6 +145,10 @@ EARLY = {
     "distill dm --device cuda:77": "--device: cuda:77 cannot be used here: ",
     "evaluate none": "--sets: expected a file with a synthetic set, found none at none; cmidd "
     "distill makes one",
+    "evaluate a/b,c/d": "--sets: expected paths with spaces between them, a b and not a,b; found "
+    "none at a/b,c/d",
+    "evaluate [a,b]": "--sets: expected paths with spaces between them, a b and not a,b; found "
+    "none at [a,b]",
     "evaluate --random_real 1 --networks mlp nosuch": f"--networks: no 'nosuch'; {NETWORKS}",
     "evaluate --random_real 1 --augmentation blur": "--augmentation: no operation 'blur'; ",
     "score --bank none --random_real 1": "--bank: expected a file with a bank of networks, ",
@@ -127,9 +159,13 @@ EARLY = {
 }
 # Of what only the images tell.
 LATE = {
+    "distill dm --dataset arrays:list.yaml": "list.yaml: expected a file that numpy.savez has",
+    "distill dm --dataset folder:none": "folder:none was not found; looked for none",
     "distill dm --dataset cifar10": "cifar10 was not found; looked for data/",
     "distill dc --network convnet:norm=batch": "--network: expected one whose features depend on",
     "distill dc --init=real --ipc 100000": "--ipc: class 0 of digits has",
+    "evaluate --random_real 1000": "--random_real: class 0 of digits has",
+    "evaluate --config real.yaml": "real.yaml: random_real: class 0 of digits has",
     "experts --network convnet:norm=batch": "--network: expected one whose state is",
 }
 

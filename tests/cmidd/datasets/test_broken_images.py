@@ -179,6 +179,10 @@ ARRAYS = {
             "train: images must be uint8, got float64; scale to 0",
         ),
         ({"train_labels": np.array([0, 2])}, r"class 1 \(1\) has no training images"),
+        (
+            {"train_labels": np.array([1, 2])},
+            "train: expected labels from 0 on, got 1 as the first; subtract it",
+        ),
         ({"train_labels": np.array([-1, 0])}, "train: labels must be from 0 to 0, got -1"),
         ({"train_labels": np.array([], int)}, "train: "),
         ({"test_labels": np.array([0, 2])}, "test: labels must be from 0 to 1, got 2"),

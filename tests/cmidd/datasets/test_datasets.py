@@ -258,6 +258,14 @@ def test_a_name_close_to_another_is_asked_back(name: str, meant: str | None) -> 
     assert str(caught.value).endswith(f"got '{name}'{end}")
 
 
+def test_the_name_of_a_folder_is_asked_back(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"; did you mean folder:{tmp_path}\?$"):
+        load_dataset(str(tmp_path))
+    (tmp_path / "dataset_dict.json").touch()
+    with pytest.raises(ValueError, match=rf"; did you mean hub:{tmp_path}\?$"):
+        load_dataset(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "svhn", "mnist", "arrays:x.npz"])
 def test_a_size_for_images_of_one_size_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match=f"size is for .*folder:PATH.*; the images of {name}"):

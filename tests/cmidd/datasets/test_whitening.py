@@ -190,8 +190,16 @@ def test_only_whitened_images_are_described_as_such() -> None:
 @pytest.mark.parametrize(
     ("dataset", "made_from", "message"),
     [
-        (DATASET, WHITENED, r"expected images without --zca as tiny has them, got one made with"),
-        (WHITENED, DATASET, r"expected images with --zca as tiny has them, got one made without"),
+        (
+            DATASET,
+            WHITENED,
+            r"expected images without whitening \(zca\) as tiny has them, got one made with",
+        ),
+        (
+            WHITENED,
+            DATASET,
+            r"expected images with whitening \(zca\) as tiny has them, got one made without",
+        ),
         (WHITENED, DATASET.whitened(0.2), r"expected zca 1\.6 as tiny has it, got 0\.2"),
     ],
     ids=["whitened for plain", "plain for whitened", "another eps"],
@@ -220,7 +228,7 @@ def test_records_from_before_whitening_are_of_plain_images() -> None:
     before = {k: v for k, v in DATASET.describe().items() if k != "zca"}
     DATASET.check_made_for(before, "bank")
     DATASET.check_made_for({**before, "zca": None}, "bank")
-    with pytest.raises(ValueError, match="expected images with --zca"):
+    with pytest.raises(ValueError, match=r"expected images with whitening \(zca\)"):
         WHITENED.check_made_for(before, "bank")
 
 
@@ -261,7 +269,7 @@ def test_a_report_shows_real_images_to_the_bank_as_runs_were_whitened(tmp_path: 
     tiny_bank(tmp_path / "bank", whitened, networks=1, epochs=1)
     assert "t-SNE" in feature_parts(runs, LoadedBank.load(tmp_path / "bank", dataset, CPU))
     tiny_bank(tmp_path / "plain", replace(whitened, whitening=None), networks=1, epochs=1)
-    with pytest.raises(ValueError, match="plain: expected images with --zca as"):
+    with pytest.raises(ValueError, match=r"plain: expected images with whitening \(zca\) as"):
         LoadedBank.load(tmp_path / "plain", dataset, CPU)
 
 

@@ -258,8 +258,10 @@ def test_a_bank_of_another_dataset_is_an_error_that_names_it(run: Path, tmp_path
 
 
 def test_a_missing_evaluation_is_an_error_that_names_it(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"evaluations: .*none\.json is not there"):
-        report(tmp_path, run, evaluations=[tmp_path / "none.json"])
+    for path in (tmp_path / "none.json", run):
+        message = rf"evaluations: expected a file that cmidd evaluate wrote, found none at {path}"
+        with pytest.raises(FileNotFoundError, match=message):
+            report(tmp_path, run, evaluations=[path])
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"results": [{"set": "a"}]}', "\x00"])
