@@ -78,16 +78,6 @@ def _look_at_set(path: Path) -> None:
     _look_at_file(SYNTHETIC_SET, "cmidd distill")(file)
 
 
-def _look_at_output(path: Path) -> None:
-    if path.is_dir():
-        raise IsADirectoryError(f"expected a file, got the folder {path}")
-
-
-def _look_at_output_folder(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"expected a folder, got the file {path}")
-
-
 LOOKS: dict[str, Callable[[Any], object]] = {
     "augmentation": Strategy.parse,
     "bank": _look_at_file(bank.KIND, "cmidd pretrain"),
@@ -95,8 +85,6 @@ LOOKS: dict[str, Callable[[Any], object]] = {
     "experts": _look_at_file(experts.KIND, "cmidd experts"),
     "first images": _look_at_first_images,
     "network": _look_at_network,
-    "output file": _look_at_output,
-    "output folder": _look_at_output_folder,
     "set": _look_at_set,
 }
 """By what an option `names`."""

@@ -72,7 +72,7 @@ class RunOptions(Options):
         dry_run: say what the run costs in time, memory and disk, and end there
     """
 
-    out: Path | None = option(None, names="output folder")
+    out: Path | None = None
     resume: bool = False
     dry_run: bool = False
 
@@ -91,7 +91,7 @@ class BankRunOptions(Options):
         dry_run: say what all networks cost in time, memory and disk, and end there
     """
 
-    out: Path = option(Path("runs/bank.safetensors"), names="output file")
+    out: Path = Path("runs/bank.safetensors")
     resume: bool = False
     dry_run: bool = False
 
@@ -106,7 +106,7 @@ class ExpertRunOptions(Options):
         dry_run: say what all experts cost in time, memory and disk, and end there
     """
 
-    out: Path = option(Path("runs/experts.safetensors"), names="output file")
+    out: Path = Path("runs/experts.safetensors")
     resume: bool = False
     dry_run: bool = False
 
@@ -149,7 +149,7 @@ class EvaluateOptions(Options):
     augmentation: str | None = option(None, names="augmentation")
     seed: int = 0
     together: int | None = option(None, least=1)
-    out: Path = option(Path("runs/evaluation.json"), names="output file")
+    out: Path = Path("runs/evaluation.json")
     resume: bool = False
     dry_run: bool = False
 
@@ -247,6 +247,6 @@ class ReportOptions(Options):
     runs: tuple[Path, ...] = option(positional=True)
     evaluations: tuple[Path, ...] = ()
     bank: Path | None = option(None, names="bank")
-    out: Path = option(Path("runs/report.html"), names="output file")
+    out: Path = Path("runs/report.html")
     overwrite: bool = False
     device: str = option("cpu", names="device")

@@ -26,7 +26,7 @@ SMALL = ["--network=convnet:width=8,depth=1", "--device=cpu"]
             ["3 x convnet:width=8,depth=1: about .* a step, .* for 12 steps of each"],
         ),
         (
-            ["experts", *SMALL, "--experts=3", "--epochs=2", "--batch_size=100"],
+            ["experts", *SMALL, "--experts=3", "--epochs=2", "--lr=0.1", "--batch_size=100"],
             ["3 x convnet:width=8,depth=1: about .* a step, .* for 30 steps of each"],
         ),
         (

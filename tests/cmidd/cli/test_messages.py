@@ -120,11 +120,11 @@ EARLY = {
     "folder:.?",
     "distill dm --dataset a/b.npz": f"--dataset: expected one of {DATASETS}; got 'a/b.npz'; did "
     "you mean arrays:a/b.npz?",
-    "distill dm --out list.yaml": "--out: expected a folder, got the file list.yaml",
-    "pretrain --out .": "--out: expected a file, got the folder .",
-    "experts --out .": "--out: expected a file, got the folder .",
-    "evaluate --random_real 1 --out .": "--out: expected a file, got the folder .",
-    "report r --out .": "--out: expected a file, got the folder .",
+    "distill dm --out list.yaml": "--out: list.yaml is a file; name a folder",
+    "pretrain --out .": "--out: . is a folder; name a file in it",
+    "experts --out .": "--out: . is a folder; name a file in it",
+    "evaluate --random_real 1 --out .": "--out: . is a folder; name a file in it",
+    "report r --out .": "--out: . is a folder; name a file in it, such as report.html",
     "distill dm --size 8": "--size: expected one of tinyimagenet, imagenet, folder:PATH, hub:NAME "
     "with it; the images of digits are of one size",
     "distill dm --bank none --cmi_weight 1": "--bank: expected a file with a bank of networks, "
