@@ -22,6 +22,7 @@ from cmidd.storage.output import writing
 
 LOCK_NAME = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+_MISSES = 100  # after so many a folder takes no files, as those of /proc
 _MOMENT = 0.01  # seconds that a holder needs to write who it is
 _held: dict[Path, tuple[int, int]] = {}  # locks, and the process and thread that took them
 
@@ -67,11 +68,15 @@ def _let_go(lock: Path, descriptor: int) -> None:
 
 def _taken(lock: Path, path: Path) -> int:
     """An open lock file that is this process'."""
+    misses = 0
     while True:
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:  # another process has just taken an empty folder away
+            misses += 1
+            if misses == _MISSES:
+                raise
             continue
         try:
             if _is_taken(descriptor, lock, path):

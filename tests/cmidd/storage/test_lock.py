@@ -159,3 +159,10 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, folder: bool) -
     message = rf"{path}: cannot be written: (Not a directory|File exists)"
     with pytest.raises(OSError, match=message), locked(path, folder=folder):
         pass
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_folder_that_takes_no_files_is_named() -> None:
+    message = r"/proc/self/file: cannot be written: (No such file|Permission)"
+    with pytest.raises(OSError, match=message), locked(Path("/proc/self/file")):
+        pass
