@@ -66,10 +66,10 @@ class RunFolder:
         if not self._config.exists():
             return
         try:
-            before = yaml.safe_load(self._config.read_text())
-            changed = differences(
-                before, self.config, may_change=_MAY_CHANGE, may_grow=("iterations",)
-            )
+            before, now = yaml.safe_load(self._config.read_text()), self.config
+            if before.get("method") != now.get("method"):  # most of the rest then differs too
+                before, now = ({"method": each.get("method")} for each in (before, now))
+            changed = differences(before, now, may_change=_MAY_CHANGE, may_grow=("iterations",))
         except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
             raise FileError(f"{self._config}: expected the configuration of a run") from None
         check_same(f"{self.path} is a run", changed)
@@ -124,10 +124,11 @@ class RunFolder:
                 f"--init=file:{self.checkpoint} takes its images"
             )
         for name, expected in (made_with or {}).items():
-            if record.get("made_with", {}).get(name) != expected:
+            before = record.get("made_with", {}).get(name) or {}
+            if changed := differences(before, expected, may_change=("command",)):
                 raise ValueError(
                     f"resume: {self.path} was begun with another {name} than the one that is there "
-                    "now; put that back, or name another folder"
+                    f"now ({'; '.join(changed)}); put that back, or name another folder"
                 )
         self._begin(length)
         return Begun(iteration, record.get("update", 0), tensors)

@@ -80,6 +80,12 @@ def test_resume_with_other_settings_names_them(tmp_path: Path) -> None:
     assert (tmp_path / "config.yaml").read_bytes() == before
 
 
+def test_resume_with_another_method_names_that_alone(tmp_path: Path) -> None:
+    begun(tmp_path)
+    with pytest.raises(ValueError, match=r"settings \(method: 'dm' there, 'dc' now\); give"):
+        begun(tmp_path, resume=True, method="dc", ipc=50)
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"ipc: [", b"- ipc", b"\xff\xfe", b"!!python/object/apply:os.system ['true']"]
 )
@@ -112,7 +118,8 @@ def test_a_run_goes_on_with_the_files_that_it_was_begun_with(tmp_path: Path) -> 
         folder.save_checkpoint(2, TENSORS, {"made_with": {"bank": {"seed": 0}}})
     again = RunFolder(tmp_path, CONFIG, resume=True)
     assert again.load_checkpoint({"bank": {"seed": 0}}) is not None
-    with pytest.raises(ValueError, match=f"resume: {tmp_path} was begun with another bank"):
+    message = rf"resume: {tmp_path} was begun with another bank .* \(seed: 0 there, 1 now\); put"
+    with pytest.raises(ValueError, match=message):
         again.load_checkpoint({"bank": {"seed": 1}})
 
 
