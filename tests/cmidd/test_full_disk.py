@@ -112,7 +112,7 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_the_last_checkpoint(disk: Dis
     assert re.fullmatch(rf"cmidd: r(/config.yaml)?: cannot be written: {re.escape(FULL)}", last)
     disk.run("rm fill")
     (going_on,) = disk.run(
-        f"timeout --signal=INT 20 {sys.executable} -m cmidd {words} --resume 2> /dev/null "
+        f"timeout --signal=TERM 20 {sys.executable} -m cmidd {words} --resume 2> /dev/null "
         "| grep '^going on after'"
     )
     assert re.fullmatch(r"going on after \d+ of 20000 updates", going_on)
