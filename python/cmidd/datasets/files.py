@@ -24,6 +24,8 @@ def find(name: str, places: Sequence[Path]) -> Path:
             f". Get it from {KNOWN[name].page} and put it there, or load the copy on the Hugging "
             f"Face hub by the name hub:{KNOWN[name].hub}"
         )
+        if KNOWN[name].package:
+            text += f"; on Debian and Ubuntu `apt install {KNOWN[name].package}` brings it"
     raise DatasetNotFound(text)
 
 

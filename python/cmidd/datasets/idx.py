@@ -21,6 +21,8 @@ _FOLDERS = {
     "mnist": ("MNIST/raw", "MNIST", "mnist", "."),
     "fashionmnist": ("FashionMNIST/raw", "FashionMNIST", "fashionmnist", "fashion-mnist", "."),
 }
+SYSTEM_FOLDERS = {"fashionmnist": Path("/usr/share/datasets/fashion-mnist")}
+"""Where packages of the system put them."""
 _CLASS_NAMES = {
     "mnist": tuple("0123456789"),
     "fashionmnist": (
@@ -41,12 +43,15 @@ _GZIP_MOST = 1032  # a byte packed by deflate cannot become more
 
 
 def load(name: str, root: Path, size: int | None) -> Dataset:
-    """Read `mnist` or `fashionmnist` each file from the first folder under `root` that has it."""
+    """Read `mnist` or `fashionmnist`, each file from the first folder that has it."""
+    folders = [root / folder for folder in _FOLDERS[name]]
+    if name in SYSTEM_FOLDERS:
+        folders.append(SYSTEM_FOLDERS[name])
 
     def image_set(split: str) -> ImageSet:
         files = []
         for file in (f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"):
-            places = [root / folder / file for folder in _FOLDERS[name]]
+            places = [folder / file for folder in folders]
             both = [place.with_name(place.name + end) for place in places for end in ("", ".gz")]
             files.append(find(name, both))
         images, labels = read_idx(files[0], axes=3), read_idx(files[1], axes=1)

@@ -19,6 +19,7 @@ class Known:
         page: where its files are downloaded.
         hub: its usual name on the Hugging Face hub, as `hub:` takes it.
         mirror: whether an image seen in a mirror keeps its class.
+        package: of Debian and Ubuntu that brings it, where there is one.
 
     """
 
@@ -27,6 +28,7 @@ class Known:
     page: str
     hub: str
     mirror: bool = True
+    package: str = ""
 
 
 KNOWN = {
@@ -62,6 +64,7 @@ KNOWN = {
         (0.3530,),
         "https://github.com/zalandoresearch/fashion-mnist",
         "zalando-datasets/fashion_mnist",
+        package="dataset-fashion-mnist",
     ),
     "tinyimagenet": Known(
         _IMAGENET_MEAN,

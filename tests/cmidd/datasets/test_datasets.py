@@ -21,7 +21,7 @@ from cmidd.datasets import (
 )
 from cmidd.datasets.images import channel_statistics
 from cmidd.datasets.known import KNOWN
-from tests.support.dataset_files import random_sets
+from tests.support.dataset_files import Sets, Split, random_sets, write_idx
 
 
 def an_image_set(num_classes: int = 3, shape: tuple[int, ...] = (3, 4, 5)) -> ImageSet:
@@ -293,8 +293,20 @@ def test_what_is_not_on_disk_is_an_error_that_says_how_to_get_it(name: str, tmp_
     size = 8 if name == "imagenet" else None
     with pytest.raises(DatasetNotFound) as caught:
         load_dataset(name, tmp_path, size=size)
-    for part in (name, str(tmp_path), "http", f"hub:{KNOWN[name].hub}"):
+    for part in (name, str(tmp_path), "http", f"hub:{KNOWN[name].hub}", KNOWN[name].package):
         assert part in str(caught.value)
+
+
+def test_fashion_mnist_may_come_from_a_package_of_the_system(
+    system_folder: Path, tmp_path: Path
+) -> None:
+    theirs = random_sets(10, 1, 28, 28)
+    write_idx(system_folder, theirs, packed=True)
+    found = load_dataset("fashionmnist", tmp_path).train.images
+    assert int(found.sum()) == int(theirs.train.images.sum())
+    white = Split(np.full_like(theirs.train.images, 255), theirs.train.labels)
+    write_idx(tmp_path / "fashionmnist", Sets(white, theirs.test))
+    assert (load_dataset("fashionmnist", tmp_path).train.images == 255).all()  # --data goes first
 
 
 @pytest.mark.parametrize("name", ["folder:nowhere", "arrays:nowhere.npz"])
