@@ -242,10 +242,10 @@ def _on_disk(path: Path) -> int:
 
 
 def _copy(source: Path, start: int, size: int, target: BinaryIO) -> None:
+    """Copy what is there of a part of a file, which may be cut short."""
     with source.open("rb") as file:
         file.seek(start)
-        while size:
-            content = file.read(min(size, _COPIED))
+        while content := file.read(min(size, _COPIED)):
             target.write(content)
             size -= len(content)
 

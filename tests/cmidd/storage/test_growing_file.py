@@ -257,6 +257,15 @@ def test_a_copy_that_ends_early_leaves_nothing(
     assert list(path.parent.iterdir()) == [partial_path(path)]
 
 
+def test_a_damaged_file_of_fewer_items_is_taken_over_as_far_as_it_goes(path: Path) -> None:
+    file = grown(path)
+    for k in range(COUNT):
+        file.put(k, of_item(k))
+    whole = file.path.read_bytes()
+    file.path.write_bytes(whole[:-2])
+    assert grown(path, count=5, resume=True).missing() == [1, 2, 3, 4]
+
+
 def test_a_file_that_is_not_complete_says_how_to_go_on(path: Path) -> None:
     check_complete(path, "sack")  # nothing there: whoever opens it says so
     file = grown(path)
