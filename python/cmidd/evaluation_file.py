@@ -19,20 +19,11 @@ from typing import Any
 
 from cmidd.evaluate import Accuracy, Store
 from cmidd.options.recipe import Recipe
-from cmidd.storage.going_on import check_same, differences
-from cmidd.storage.output import check_no_folder, write_text
+from cmidd.storage.going_on import check_new, check_same, differences
+from cmidd.storage.output import write_text
 from cmidd.storage.tensor_file import FileError, checksum
 from cmidd.synthetic import SyntheticSet
 from cmidd.training_file import training_path
-
-
-def check_new(path: Path, *, resume: bool) -> None:
-    """Raise where results are there that may not be gone on with."""
-    check_no_folder(path)
-    if path.exists() and not resume:
-        raise FileExistsError(
-            f"out: {path} exists already; add --resume to go on with it, or name another file"
-        )
 
 
 class EvaluationFile:

@@ -22,7 +22,7 @@ from cmidd.cli.training_costs import (
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device
 from cmidd.evaluate import evaluate_set, evaluation_protocol
-from cmidd.evaluation_file import EvaluationFile, check_new
+from cmidd.evaluation_file import EvaluationFile
 from cmidd.exchange import check_folders, export_png, export_pt
 from cmidd.first_images import first_images
 from cmidd.loop import distill
@@ -48,7 +48,8 @@ from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.pretrained.experts import fill_in_experts, train_experts
 from cmidd.run import prepare, run_folder
 from cmidd.score import score
-from cmidd.storage import growing_file
+from cmidd.storage.going_on import check_new
+from cmidd.storage.growing_file import partial_path
 from cmidd.storage.lock import locked
 from cmidd.storage.output import check_room
 from cmidd.storage.run_folder import check_folder, versions
@@ -61,7 +62,7 @@ def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> No
     if run.dry_run:
         print(cost_of_bank(load(data), options, usable_device(data.device)))
         return
-    growing_file.check_new(run.out, resume=run.resume)
+    check_new(run.out, partial_path(run.out), resume=run.resume)
     _say_if_new(run.out, resume=run.resume)
     with locked(run.out):
         train_bank(
@@ -77,7 +78,7 @@ def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> No
 
 def _say_if_new(out: Path, *, resume: bool) -> None:
     """Say so where there is nothing to go on with."""
-    begun = (out, growing_file.partial_path(out), training_path(out))
+    begun = (out, partial_path(out), training_path(out))
     if resume and not any(path.exists() for path in begun):
         print(f"nothing at {out} yet: it starts anew")
 
@@ -89,7 +90,7 @@ def run_experts(data: DataOptions, run: ExpertRunOptions, options: ExpertOptions
         dataset = load(data)
         print(cost_of_experts(dataset, _experts_filled_in(dataset, options), device))
         return
-    growing_file.check_new(run.out, resume=run.resume)
+    check_new(run.out, partial_path(run.out), resume=run.resume)
     _say_if_new(run.out, resume=run.resume)
     with locked(run.out):
         dataset = load(data)

@@ -1,9 +1,21 @@
-"""Settings of work that goes on: what has to be as it was, and what may change."""
+"""Work that goes on: whether it may, what has to be as it was, and what may change."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
+
+
+def check_new(path: Path, *unfinished: Path, resume: bool) -> None:
+    """Raise where a file, or what there is of it, may not be gone on with, or a folder is."""
+    if path.is_dir():
+        raise IsADirectoryError(f"out: {path} is a folder; name a file in it")
+    for each in (path, *unfinished):
+        if each.exists() and not resume:
+            raise FileExistsError(
+                f"out: {each} exists already; add --resume to go on with it, or name another file"
+            )
 
 
 def differences(

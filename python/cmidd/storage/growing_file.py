@@ -21,8 +21,8 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from cmidd.storage.going_on import check_same, differences
-from cmidd.storage.output import check_no_folder, check_room, writing
+from cmidd.storage.going_on import check_new, check_same, differences
+from cmidd.storage.output import check_room, writing
 from cmidd.storage.tensor_file import FileError, bytes_of, check_sum, metadata, without_checksums
 
 MARKS = "trained"
@@ -33,7 +33,7 @@ _COPIED = 2**24  # bytes at once
 
 def partial_path(path: Path) -> Path:
     """Where a file grows until it is complete."""
-    return path.with_name(path.name + ".partial")
+    return path.parent / f"{path.name}.partial"
 
 
 def check_complete(path: Path, what: str) -> None:
@@ -42,16 +42,6 @@ def check_complete(path: Path, what: str) -> None:
         raise FileNotFoundError(
             f"{path}: the {what} is not complete; give the command that began it --resume"
         )
-
-
-def check_new(path: Path, *, resume: bool) -> None:
-    """Raise where a file is there that may not be gone on with."""
-    check_no_folder(path)
-    for each in (path, partial_path(path)):
-        if each.exists() and not resume:
-            raise FileExistsError(
-                f"out: {each} exists already; add --resume to go on with it, or name another file"
-            )
 
 
 def check_piece(path: Path, name: str, tensor: Tensor, crc: Tensor) -> None:
@@ -125,7 +115,7 @@ class GrowingFile:
         grows: str = "",
         noted: Mapping[str, Any] | None = None,
     ) -> None:
-        check_new(path, resume=resume)
+        check_new(path, partial_path(path), resume=resume)
         self.complete_path, self._count = path, count
         self._in_parts = tuple(parts or ())
         noted = noted or {}

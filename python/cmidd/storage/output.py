@@ -29,12 +29,6 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(reason) from None
 
 
-def check_no_folder(path: Path) -> None:
-    """Raise where a file is to be written and a folder is there."""
-    if path.is_dir():
-        raise IsADirectoryError(f"out: {path} is a folder; name a file in it")
-
-
 def check_writable(folder: Path, argument: str) -> None:
     """Make a folder and write to it, or raise an error that begins with the argument's name."""
     if folder.exists() and not folder.is_dir():
