@@ -35,7 +35,7 @@ from cmidd.options.dsa import DSAOptions
 from cmidd.options.fields import AS_PUBLISHED
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
-from tests.cmidd.cli.test_commands import error_of
+from tests.support.errors import error_of
 from tests.support.parsed import made
 
 COMMANDS: dict[str, tuple[type, ...]] = {

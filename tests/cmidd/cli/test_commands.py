@@ -4,7 +4,6 @@ import json
 import runpy
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,9 @@ from cmidd.cli import commands, main
 from cmidd.options.distill import DistillOptions
 from cmidd.run import run_folder
 from cmidd.synthetic import SyntheticSet
+from tests.support.errors import error_of
 from tests.support.parsed import made
 from tests.support.tiny import DM_OPTIONS, tiny_dataset, tiny_run
-
-
-def error_of(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command that fails says."""
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    code = stopped.value.code
-    assert code not in (0, None)
-    return (f"{code}\n" if isinstance(code, str) else "") + capsys.readouterr().err
-
 
 DM = ["distill", "dm"]
 

@@ -6,7 +6,6 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,10 @@ from safetensors.torch import load_file
 from cmidd.cli import commands, main
 from cmidd.interruption import Interrupted
 from cmidd.pretrained.bank import Bank
+from tests.support.errors import error_of
 
 DM = ["distill", "dm"]
 TINY = "convnet:width=4,depth=1"
-
-
-def error_of(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command that fails says."""
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    code = stopped.value.code
-    assert code not in (0, None)
-    return (f"{code}\n" if isinstance(code, str) else "") + capsys.readouterr().err
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from cmidd.storage.run_folder import KIND as CHECKPOINT
 from cmidd.storage.run_folder import read_log
 from cmidd.storage.tensor_file import read_tensors
 from cmidd.synthetic import SyntheticSet
-from tests.cmidd.cli.test_commands import error_of
+from tests.support.errors import error_of
 
 NETWORK = "--network=convnet:width=4,depth=1"
 EXPERTS = ["experts", NETWORK, "--experts=2", "--epochs=3", "--lr=0.1"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cmidd.cli import commands
-from tests.cmidd.cli.test_commands import error_of
+from tests.support.errors import error_of
 
 FILES = {
     "broken.yaml": "ipc: 1\nseed: [1\n",

@@ -13,7 +13,7 @@ from cmidd.cli import main
 from cmidd.cli.data import load_for
 from cmidd.options.commands import SetDataOptions
 from cmidd.synthetic import SyntheticSet
-from tests.cmidd.cli.test_commands import error_of
+from tests.support.errors import error_of
 from tests.support.tiny import tiny_run
 
 MLP = "--network=mlp:width=4"
