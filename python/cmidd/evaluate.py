@@ -265,8 +265,8 @@ def evaluate(
             found = Accuracy(spec, accuracies, recipe)
             results.append(found)
             say(
-                f"{spec}: {found.mean:.1%} +- {found.std:.1%} of {len(dataset.test)} test images "
-                "right"
+                f"{spec}: {found.mean:.1%} +- {found.std:.1%} of {len(dataset.test)} "
+                f"{dataset.judges} right"
             )
     return results
 

@@ -1,6 +1,6 @@
 """The JSON of an evaluation, written network by network, and how it goes on.
 
-    {"dataset": ..., "seed": ..., "command": ..., "versions": {...},
+    {"dataset": ..., "held_out": null or a share, "seed": ..., "command": ..., "versions": {...},
      "results": [{"set": "runs/dm/result.safetensors", "images": N, "crc32": ...,
                   "evaluations": [{"network": "convnet", "accuracies": [...], "mean": ..., "std":
                                    ..., "recipe": {...}}]}]}

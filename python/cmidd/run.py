@@ -74,7 +74,11 @@ def run_folder(
 
     `asked`: how the dataset was asked for, which a name need not say.
     """
-    of_data = {"dataset": dataset.name, "zca": dataset.whitening is not None}
+    of_data = {
+        "dataset": dataset.name,
+        "zca": dataset.whitening is not None,
+        "held_out": dataset.held_out,
+    }
     settings: dict[str, Any] = {"method": method_name, **(of_data if asked is None else asked)}
     for part in parts:
         settings |= asdict(part)

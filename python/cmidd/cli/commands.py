@@ -210,7 +210,7 @@ def _evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
     dataset, device, sets, recipes, networks = _plan(data, options)
     file = EvaluationFile(
         options.out,
-        {"dataset": dataset.name, "seed": options.seed},
+        {"dataset": dataset.name, "held_out": dataset.held_out, "seed": options.seed},
         {"command": command_line("evaluate", (data, options)), "versions": versions()},
         resume=options.resume,
     )

@@ -12,7 +12,12 @@ from cmidd.options.fields import AS_PUBLISHED, fill_in
 from cmidd.options.names import DATASETS, dataset_key
 from cmidd.synthetic import SyntheticSet
 
-_ORIGIN: dict[str, Any] = {"dataset": "digits", "data": Path("data"), "size": None}
+_ORIGIN: dict[str, Any] = {
+    "dataset": "digits",
+    "data": Path("data"),
+    "size": None,
+    "held_out": None,
+}
 
 
 def load(data: DataOptions) -> Dataset:
@@ -24,6 +29,8 @@ def load(data: DataOptions) -> Dataset:
             f"dataset: networks see square images, got {height} x {width} in {data.dataset}; "
             "give --size where it is a folder of pictures"
         )
+    if data.held_out:
+        dataset = dataset.holding_out(data.held_out)
     return dataset.whitened() if data.zca else dataset
 
 
@@ -34,7 +41,7 @@ def load_for(sets: Sequence[Path], data: SetDataOptions) -> Dataset:
         _check_same(path, origin, data)
     known = next(iter(origins.values()), _ORIGIN)
     for path, origin in origins.items():
-        if any(origin[name] != known[name] for name in ("name", "size")):
+        if any(origin[name] != known[name] for name in ("name", "size", "held_out")):
             raise ValueError(
                 f"sets: {sets[0]} was made from {_words(known)}, {path} from {_words(origin)}; "
                 "give a command for each"
@@ -69,6 +76,7 @@ def _origin(path: Path) -> dict[str, Any]:
         "name": record["dataset"],
         "data": Path(config.get("data", _ORIGIN["data"])),
         "size": config.get("size", size),
+        "held_out": record.get("held_out"),
     }
 
 
@@ -81,8 +89,13 @@ def _check_same(path: Path, origin: dict[str, Any], data: SetDataOptions) -> Non
         raise ValueError(
             f"dataset: {path} was made from {_words(origin)}, got {_words(given)}; leave that out"
         )
+    if data.held_out not in (None, AS_PUBLISHED, 0, origin["held_out"]):
+        raise ValueError(
+            f"held_out: {path} was made from {_words(origin)}, so that the images held out now are "
+            f"among those it was made from; distil with --held_out {data.held_out:g} first"
+        )
 
 
 def _words(origin: Mapping[str, Any]) -> str:
-    told = {name: origin[name] for name in ("dataset", "size")}
+    told = {name: origin.get(name) for name in ("dataset", "size", "held_out")}
     return " ".join(f"--{k} {v}" for k, v in told.items() if v not in (None, AS_PUBLISHED))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cmidd.datasets.whitening import EPS, Whitening
+from cmidd.seeds import generator
 
 Array = npt.NDArray[Any]
 
@@ -84,6 +85,10 @@ class ImageSet:
         """How many images there are."""
         return len(self.images)
 
+    def chosen(self, rows: Tensor) -> ImageSet:
+        """The images in these rows, which are ascending."""
+        return ImageSet.from_arrays(self.images[rows], self.labels[rows], self.num_classes)
+
     def of_class(self, c: int) -> Tensor:
         """The images of class `c`, a view."""
         if not 0 <= c < self.num_classes:
@@ -104,6 +109,7 @@ class Dataset:
         std: of each channel, of pixels in [0, 1].
         mirror: whether an image seen in a mirror keeps its class, which that of a digit does not.
         whitening: what networks see is whitened by it, where there is one.
+        held_out: the share of the training images that `test` is, where it is not the test images.
 
     """
 
@@ -115,6 +121,7 @@ class Dataset:
     std: tuple[float, ...]
     mirror: bool
     whitening: Whitening | None = None
+    held_out: float | None = None
 
     def __post_init__(self) -> None:
         of_train, of_test = tuple(self.train.images.shape[1:]), tuple(self.test.images.shape[1:])
@@ -155,6 +162,11 @@ class Dataset:
         """How many classes there are."""
         return len(self.class_names)
 
+    @property
+    def judges(self) -> str:
+        """What the images of `test` are, in words."""
+        return "test images" if self.held_out is None else "held-out images"
+
     def whitened(self, eps: float | None = None) -> Dataset:
         """The dataset with images that are whitened by the covariance of `train`.
 
@@ -164,6 +176,29 @@ class Dataset:
         if eps is None:
             eps = EPS / (sum(self.std) / len(self.std)) ** 2
         return replace(self, whitening=Whitening.of(self.train.images, self.mean, self.std, eps))
+
+    def holding_out(self, share: float) -> Dataset:
+        """The dataset with a share of each class's training images in the place of `test`.
+
+        Settings that are chosen by it owe nothing to the test images. Which images are held out
+        depends on the share alone, so that they are the same for a bank, a run and an evaluation.
+        """
+        if not 0 < share < 1:
+            raise ValueError(f"held_out: expected a share between 0 and 1, got {share!r}")
+        rest, held = [], []
+        for c, count in enumerate(self.train.offsets.diff().tolist()):
+            first, cut = int(self.train.offsets[c]), round(count * (1 - share))
+            if not 0 < cut < count:
+                name = self.class_names[c]
+                raise ValueError(
+                    f"held_out: class {name} of {self.name} has {count} training images, of which "
+                    f"{share:g} cannot be held out; expected at least one on either side"
+                )
+            drawn = first + torch.randperm(count, generator=generator("held out", c))
+            rest.append(drawn[:cut].sort().values)
+            held.append(drawn[cut:].sort().values)
+        train, test = (self.train.chosen(torch.cat(rows)) for rows in (rest, held))
+        return replace(self, train=train, test=test, held_out=share)
 
     def to_input(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """What networks see of (N, channels, H, W) uint8 images: normalised, and whitened."""
@@ -197,12 +232,21 @@ class Dataset:
             "mean": list(self.mean),
             "std": list(self.std),
         }
-        # Omit the key without whitening, so that older files stay byte-identical.
-        return about if self.whitening is None else {**about, "zca": self.whitening.eps}
+        # Omit keys that are not needed, so that older files stay byte-identical.
+        if self.whitening is not None:
+            about["zca"] = self.whitening.eps
+        if self.held_out is not None:
+            about["held_out"] = self.held_out
+        return about
 
     def check_made_for(self, record: Mapping[str, Any], what: str) -> None:
-        """Raise unless `what`, a file with this record, was made from images like these."""
+        """Raise unless `what`, a file with this record, was made from images like these.
+
+        Whether some were held out does not matter: what was made from a part serves the whole.
+        """
         for name, expected in {"zca": None, **self.describe()}.items():
+            if name == "held_out":
+                continue
             if name == "zca" and (record.get(name) is None) != (expected is None):
                 theirs = "without" if record.get(name) is None else "with"
                 ours = "with" if expected is not None else "without"

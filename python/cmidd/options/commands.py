@@ -22,6 +22,8 @@ class DataOptions(Options):
         size: height and width to resize folders of pictures to
         zca: whiten the images (ZCA), as MTT does on some datasets; what is made from whitened
             images, banks and experts too, serves whitened images alone
+        held_out: share of the training images to hold out and to judge by in the place of the test
+            images, such as 0.2; for choosing settings
         device: cpu, cuda, cuda:1, ...; default: cuda where there is one
     """
 
@@ -29,10 +31,16 @@ class DataOptions(Options):
     data: Path = Path("data")
     size: int | None = option(None, least=1)
     zca: bool = False
+    held_out: float | None = option(None, least=0)
     device: str | None = option(None, names="device")
 
     def check(self) -> None:
-        """Raise where there is no such dataset, or none that is made to a size."""
+        """Raise where there is no such dataset, none that is made to a size, or no such share."""
+        if self.held_out not in (None, AS_PUBLISHED) and self.held_out >= 1:
+            raise ValueError(
+                f"held_out: expected a share of the training images, such as 0.2, got "
+                f"{self.held_out:g}"
+            )
         if self.dataset is AS_PUBLISHED:
             return
         key = dataset_key(self.dataset)
@@ -54,12 +62,15 @@ class SetDataOptions(DataOptions):
         data: folder that holds downloaded datasets; default: as the sets' runs were told, else data
         size: height and width to resize folders of pictures to; default: as of the sets
         zca: whiten real images (ZCA); sets are judged by images that are whitened as they are
+        held_out: judge by this share of the training images; default: as the sets' runs were told;
+            0 judges by the test images
         device: cpu, cuda, cuda:1, ...; default: cuda where there is one
     """
 
     dataset: str = AS_PUBLISHED
     data: Path = AS_PUBLISHED
     size: int | None = option(AS_PUBLISHED, least=1)
+    held_out: float | None = option(AS_PUBLISHED, least=0)
 
 
 @dataclass(frozen=True)

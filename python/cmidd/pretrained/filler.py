@@ -129,7 +129,7 @@ def fill(
                 if k in wanted:
                     accuracy = torch.tensor(accuracies[place])
                     growing.put(k, {**at_the_end(stack, place, k), "accuracy": accuracy})
-                    say(f"{task.name} {k + 1} of {count}: {accuracy:.1%} of test images right")
+                    say(f"{task.name} {k + 1} of {count}: {accuracy:.1%} of {dataset.judges} right")
             kept.discard()
             _end_if_asked(stop, task.name, len(growing.missing()), count)
 

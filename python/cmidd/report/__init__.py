@@ -92,6 +92,11 @@ def _check_evaluations(evaluations: Sequence[Evaluation], run: RunSummary) -> No
                 f"evaluations: expected {ours} as for {run.name}, got {evaluation.dataset} in "
                 f"{evaluation.name}"
             )
+        if evaluation.held_out != evaluations[0].held_out:
+            raise ValueError(
+                f"evaluations: {evaluations[0].name} is of {evaluations[0].judges}, "
+                f"{evaluation.name} of {evaluation.judges}; make a report for each"
+            )
 
 
 def _title(runs: Sequence[RunSummary]) -> str:

@@ -7,7 +7,7 @@ It reads the JSON that `cmidd evaluate` writes:
                   "images": N,
                   "evaluations": [{"network": "convnet", "accuracies": [...], "mean": ..., "std":
                                    ..., "recipe": {...}}]}],
-     "dataset": ..., "command": "...", "versions": {...}}
+     "dataset": ..., "held_out": null or a share, "command": "...", "versions": {...}}
 """
 
 from __future__ import annotations
@@ -58,6 +58,14 @@ class Evaluation:
     dataset: str
     command: str | None
     versions: dict[str, Any]
+    held_out: float | None = None
+
+    @property
+    def judges(self) -> str:
+        """The images that accuracy is measured on."""
+        if self.held_out is None:
+            return "the real test images"
+        return f"{self.held_out:.0%} of the real training images, held out"
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -85,6 +93,7 @@ def read_evaluation(path: Path) -> Evaluation:
             str(record["dataset"]),
             record.get("command"),
             dict(record.get("versions", {})),
+            None if record.get("held_out") is None else float(record["held_out"]),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(
@@ -110,8 +119,8 @@ def accuracy_table(evaluations: Sequence[Evaluation]) -> Html:
     return join(
         [
             paragraph(
-                "Accuracy on the real test images, in %: mean ± standard deviation of n networks "
-                f"trained on the set from fresh weights.{marked}"
+                f"Accuracy on {evaluations[0].judges}, in %: mean ± standard deviation of n "
+                f"networks trained on the set from fresh weights.{marked}"
             ),
             table(["trained on", "images", *networks], lines),
             *(

@@ -98,6 +98,8 @@ def read_runs(
         # A run from Python need not say where its data are.
         folder = first.get("data", "data")
         dataset = load_dataset(first["dataset"], folder, size=first.get("size"))
+        if first.get("held_out"):
+            dataset = dataset.holding_out(first["held_out"])
         if first.get("zca"):  # which runs from before whitening lack
             dataset = dataset.whitened()
     runs = [
