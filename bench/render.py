@@ -6,7 +6,6 @@ python -m bench.render
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +78,7 @@ KINDS = {
 
 
 def section(path: Path, page_folder: Path = PAGES) -> str:
-    """One result file: heading, tables; its CSV and pictures, which are made anew."""
+    """One result file: heading, tables. Its CSV and the pictures beside the page are made anew."""
     record = Record.read(path)
     kind = KINDS[record.kind]
     record.write_csv(path.with_suffix(".csv"))
@@ -92,8 +91,8 @@ def section(path: Path, page_folder: Path = PAGES) -> str:
     if "gpu" in record.machine:
         command = "bench/gpu/suite.sh --part bench"
     parts = [f"## {path.stem}", f"`{command}`", kind.report(record)]
-    pictures = kind.pictures(record, path.with_suffix("")) if kind.pictures else []
-    parts += [f"![{each.stem}]({os.path.relpath(each, page_folder)})" for each in pictures]
+    pictures = kind.pictures(record, page_folder / path.stem) if kind.pictures else []
+    parts += [f"![{each.stem}]({each.name})" for each in pictures]
     return "\n\n".join(parts)
 
 
@@ -112,11 +111,10 @@ def write_pages(results: Path, folder: Path) -> list[Path]:
         page.write_text("\n\n".join([f"# {kind.title}", kind.introduction, *sections]) + "\n")
         written.append(page)
         index.append(f"- [{kind.title}]({page.name}), from `python -m {kind.module}`")
-    source = os.path.relpath(results, folder)
     readme = folder / "README.md"
     readme.write_text(
         "# Results\n\n"
-        f"Written by `python -m bench.render` from the records in [{source}]({source}). The "
+        "`python -m bench.render` writes these pages from the records in `bench/results`. The "
         "command under a heading takes its numbers anew. Every ratio compares contenders that took "
         "turns in one process.\n\n" + "\n".join(index) + "\n"
     )
