@@ -7,34 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.harness.pictures import FAINT, INK, STYLE, save
 from bench.harness.providers import PROVIDERS
 from bench.harness.race import FRESH_COPY, FRESH_EXP
-from bench.harness.records import Record, Row, machine_line, rows_of
+from bench.harness.records import Record, Row, rows_of
 
-matplotlib.use("Agg")
-
-_INK, _FAINT = "#333333", "#8A8A8A"
-_STYLE: Any = {
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "font.size": 10,
-    "grid.color": "#E4E4E4",
-    "legend.frameon": False,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
 FLOOR_STYLES = {FRESH_EXP: ("one torch.exp", (0, (4, 2))), FRESH_COPY: ("one copy", (0, (1, 1.5)))}
 SWEPT = {  # axis of a sweep: title, row field, values of the other two fields
     "images per class n": ("rows", {"classes": 10, "channels": 512}),
@@ -52,7 +34,7 @@ def kernels(record: Record, stem: Path) -> list[Path]:
     """
     clock, how = ("replay_", ", replayed") if "gpu" in record.machine else ("", "")
     written = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         rows = rows_of(record.rows, mode="value+gradient")
         shaped = [row for row in rows_of(rows, group="shapes") if f"{clock}seconds" in row]
         for dtype in dict.fromkeys(row["dtype"] for row in shaped):
@@ -71,7 +53,7 @@ def kernels(record: Record, stem: Path) -> list[Path]:
 
 def accuracy(record: Record, stem: Path) -> list[Path]:
     """Relative error of value and of gradient against the spread of the rows of a class."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
         rows = [row for row in record.rows if row["spread"] is not None]
@@ -86,11 +68,11 @@ def accuracy(record: Record, stem: Path) -> list[Path]:
                 )  # fmt: skip
             axis.set(xscale="log", yscale="log", title=f"{quantity}: relative error")
             axis.set_xlabel("spread of a class's rows around its mean (logits)")
-            axis.axhline(6e-8, color=_FAINT, lw=1, ls=":")
+            axis.axhline(6e-8, color=FAINT, lw=1, ls=":")
             axis.grid(True)
         axes[0].set_ylabel("worst of the draws, against float64")
-        axes[1].text(9e-4, 6.6e-8, "half a float32 step", va="bottom", fontsize=8, color=_FAINT)
-        return [_save(figure, record, Path(f"{stem}.png"))]
+        axes[1].text(9e-4, 6.6e-8, "half a float32 step", va="bottom", fontsize=8, color=FAINT)
+        return [save(figure, record, Path(f"{stem}.png"))]
 
 
 def _above_zero(error: float | None) -> float:
@@ -137,7 +119,7 @@ def _bars(
     axis.invert_yaxis()
     axis.tick_params(axis="y", length=0)
     axis.grid(True, axis="x")
-    axis.axvline(1, color=_INK, lw=1)
+    axis.axvline(1, color=INK, lw=1)
     axis.set_axisbelow(True)
     return figure, axis
 
@@ -152,7 +134,7 @@ def _speedups(rows: list[Row], clock: str, what: str, record: Record, path: Path
     axis.xaxis.set_minor_formatter("")
     low, high = axis.get_xlim()
     axis.set_xlim(min(low, 0.8), high * 1.5)
-    return _save(figure, record, path)
+    return save(figure, record, path)
 
 
 def _shares_of_copy(rows: list[Row], clock: str, what: str, record: Record, path: Path) -> Path:
@@ -161,7 +143,7 @@ def _shares_of_copy(rows: list[Row], clock: str, what: str, record: Record, path
     axis.set_xlabel("share of a copy's bandwidth (100 % is the floor: every byte moved once)")
     axis.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axis.set_xlim(0, max(1.08, axis.get_xlim()[1] * 1.08))
-    return _save(figure, record, path)
+    return save(figure, record, path)
 
 
 def _growth(
@@ -183,7 +165,7 @@ def _growth(
                 axis.fill_between(x, low, high, color=provider.color, alpha=0.2, lw=0)
             else:
                 label, dashes = FLOOR_STYLES[contender]
-                axis.plot(x, y, lw=1.3, ls=dashes, color=_INK, label=label)
+                axis.plot(x, y, lw=1.3, ls=dashes, color=INK, label=label)
         others = ", ".join(f"{value} {key}" for key, value in fixed.items())
         axis.set(xscale="log", yscale="log", xlabel=name, title=f"over {name}\n({others})")
         axis.set_yticks(list(_UNITS), list(_UNITS.values()))
@@ -193,13 +175,4 @@ def _growth(
     seconds = [row["seconds"] for row in rows]
     axes[0].set_ylim(min(seconds) / 1.6, max(seconds) * 1.6)
     axes[0].set_ylabel("value + gradient, one call")
-    return _save(figure, record, path)
-
-
-def _save(figure: Figure, record: Record, path: Path) -> Path:
-    """Write with a legend above and the machine below."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-    figure.supxlabel(machine_line(record.machine), fontsize=7, color=_FAINT)
-    figure.savefig(path, dpi=140)
-    return path
+    return save(figure, record, path)

@@ -1,0 +1,124 @@
+"""What is run on FashionMNIST, and what is published about it.
+
+A case is a set and the networks that are trained on it. Its stages are numbers of iterations: after
+each of them networks are trained on the images of that moment, which gives accuracy over
+iterations. To let a case go further, add a stage.
+
+The published sets are made with 256 real images of a class in every update. Here it is a quarter,
+so that two cores make four times as many updates in the same time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+DATASET = "fashionmnist"
+HELD_OUT = 0.2
+"""The share of the training images that sweeps judge by; bank and experts have not seen it."""
+NETWORKS_BETWEEN = 2
+"""Networks that are trained on the images of a stage that is not the last."""
+BANK = ("--network=resnet18:width=16", "--networks=2", "--epochs=3")
+EXPERTS = ("--experts=2", "--epochs=4", "--lr=0.02")
+QUARTER = ("--batch_real=64",)
+EPOCHS_AT_10 = 300
+"""Of networks that learn from ten images a class; published are 1000."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A set: of a method, of real images, or all of them."""
+
+    method: str  # of METHODS, "random" or "all"
+    ipc: int
+    stages: tuple[int, ...] = (0,)
+    weight: float = 0.0  # of CMI
+    seed: int = 0
+    options: tuple[str, ...] = ()  # of cmidd distill
+    label: str = ""  # of the options, where cases differ in them
+    networks: int = 5  # are trained after the last stage
+    epochs: int | None = None  # of these; None: as published
+    held_out: bool = False  # distilled from a part of the training images, judged by the rest
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        words = [self.method, str(self.ipc), f"cmi{self.weight:g}" if self.weight else ""]
+        words += [self.label, f"seed{self.seed}", "held_out" if self.held_out else ""]
+        return "-".join(filter(None, words))
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether a method makes it."""
+        return self.method not in ("random", "all")
+
+    def about(self) -> dict[str, Any]:
+        """What tells its rows from those of others."""
+        return {
+            "method": self.method,
+            "ipc": self.ipc,
+            "weight": self.weight,
+            "label": self.label,
+            "seed": self.seed,
+            "held_out": self.held_out,
+        }
+
+    def networks_after(self, stage: int) -> int:
+        """How many networks are trained on the images of a stage."""
+        return self.networks if stage == self.stages[-1] else NETWORKS_BETWEEN
+
+
+def _with_and_without(case: Case, weight: float, seeds: int = 1) -> list[Case]:
+    """The case for each seed, and the same with CMI."""
+    both = [replace(case, seed=seed) for seed in range(seeds)]
+    return [each for one in both for each in (one, replace(one, weight=weight))]
+
+
+DM_1 = Case("dm", 1, (100, 300), options=QUARTER)
+DM_10 = Case("dm", 10, (300,), options=QUARTER, networks=2, epochs=EPOCHS_AT_10)
+DM_50 = Case("dm", 50, (100,), options=QUARTER, networks=1, epochs=100)
+DM_WEIGHT = 50.0
+TABLE = [
+    Case("random", 1),
+    Case("random", 10, networks=3, epochs=EPOCHS_AT_10),
+    Case("random", 50, networks=1, epochs=100),
+    Case("dc", 1, (100, 200), options=QUARTER),
+    Case("dsa", 1, (100, 200), options=QUARTER),
+    DM_1,
+    *_with_and_without(DM_10, DM_WEIGHT, seeds=3),
+    *_with_and_without(DM_50, DM_WEIGHT),
+    Case("all", 0, networks=1),
+]
+SWEEPS = {
+    "cmi": [
+        replace(DM_10, stages=(100,), weight=weight, held_out=True)
+        for weight in (0.0, 20.0, 100.0, 500.0)
+    ]
+}
+"""Settings that were tried, by the training images that are held out."""
+SETTINGS = {
+    "dataset": DATASET,
+    "held_out": HELD_OUT,
+    "bank": " ".join(BANK),
+    "experts": " ".join(EXPERTS),
+}
+"""What all rows have in common."""
+
+
+class Figure(NamedTuple):
+    """Accuracy in % that others report, with the deviation where it is known."""
+
+    accuracy: float
+    deviation: float | None = None
+
+
+PUBLISHED = {
+    ("dc", 1): Figure(70.5, 0.6),
+    ("dc", 10): Figure(82.3, 0.4),
+    ("dc", 50): Figure(83.6, 0.4),
+    ("dsa", 1): Figure(70.6, 0.6),
+    ("dsa", 10): Figure(84.6, 0.3),
+    ("dsa", 50): Figure(88.7, 0.2),
+}
+"""From the table of the DC and DSA authors' program, deviations as the KIP paper quotes them."""
+PUBLISHED_ITERATIONS = {"dc": 1000, "dsa": 1000, "dm": 20000, "mtt": 5000}

@@ -1,0 +1,165 @@
+"""Tables and a picture of the recorded rows: beside what is published, and over iterations."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from bench.fashion.cases import PUBLISHED, PUBLISHED_ITERATIONS, SWEEPS, TABLE, Case
+from bench.harness.pictures import STYLE, save
+from bench.harness.records import Record, Row, rows_of
+from bench.harness.tables import table
+
+_REAL = {"random": "random real images", "all": "all real images"}
+
+
+def report(record: Record) -> str:
+    """Everything in Markdown."""
+    shown = record.settings["rows"]
+    if shown in SWEEPS:
+        return _sweep(record.rows, SWEEPS[shown])
+    parts = [_against_published(record.rows), _effects(record.rows), _over_iterations(record.rows)]
+    return "\n\n".join(filter(None, parts))
+
+
+def _title(case: Case) -> str:
+    name = _REAL.get(case.method, case.method.upper())
+    return name + (f" + CMI of weight {case.weight:g}" if case.weight else "")
+
+
+def _groups(cases: Sequence[Case]) -> dict[tuple[str, int, float, str], list[Case]]:
+    """Cases that differ in their seeds alone, by images per class."""
+    groups: dict[tuple[str, int, float, str], list[Case]] = {}
+    for case in sorted(cases, key=lambda case: case.ipc or math.inf):
+        groups.setdefault((case.method, case.ipc, case.weight, case.label), []).append(case)
+    return groups
+
+
+def _last(rows: Sequence[Row], cases: Sequence[Case]) -> list[Row]:
+    """Of each seed the row after the most iterations that all seeds with any rows have."""
+    found = [rows_of(rows, **case.about()) for case in cases]
+    reached = [{row["iterations"] for row in each} for each in found if each]
+    shared = set.intersection(*reached) if reached else set()
+    return [row for each in found for row in rows_of(each, iterations=max(shared, default=None))]
+
+
+def _percent(rows: Sequence[Row]) -> str:
+    mean, deviation = _mean_and_deviation(rows)
+    return f"{mean:.1f} ± {deviation:.1f}"
+
+
+def _mean_and_deviation(rows: Sequence[Row]) -> tuple[float, float]:
+    """In %, over all networks of all rows."""
+    values = [100 * each for row in rows for each in row["accuracies"]]
+    return statistics.mean(values), statistics.pstdev(values)
+
+
+def _against_published(rows: Sequence[Row]) -> str:
+    lines = []
+    for (method, ipc, weight, _), cases in _groups(TABLE).items():
+        last = _last(rows, cases)
+        known = None if weight else PUBLISHED.get((method, ipc))
+        published = "-" if known is None else f"{known.accuracy} ± {known.deviation}"
+        usual = PUBLISHED_ITERATIONS.get(method)
+        of = "-" if usual is None else f"{usual:,}"
+        head = [ipc or "all", _title(cases[0])]
+        if not last:
+            lines.append([*head, "not run yet", published, "-", of, "-", "-", "-"])
+            continue
+        networks = "+".join(str(len(row["accuracies"])) for row in last)
+        iterations = f"{last[0]['iterations']:,}" if cases[0].is_distilled else "-"
+        lines.append(
+            [*head, _percent(last), published, iterations, of, last[0]["epochs"], networks,
+             len(last)]
+        )  # fmt: skip
+    header = ["images per class", "trained on", "accuracy, %", "published, %", "iterations",
+              "published with", "epochs", "networks", "seeds"]  # fmt: skip
+    return table(header, lines)
+
+
+def _effects(rows: Sequence[Row]) -> str:
+    """What CMI adds, seed by seed."""
+    lines = []
+    for (method, ipc, weight, label), cases in _groups(TABLE).items():
+        if not weight:
+            continue
+        plain = [case for case in TABLE if (case.method, case.ipc, case.weight, case.label)
+                 == (method, ipc, 0.0, label)]  # fmt: skip
+        last = _last(rows, [*cases, *plain])
+        means: dict[bool, dict[int, float]] = {True: {}, False: {}}
+        for row in last:
+            means[row["weight"] > 0][row["seed"]] = 100 * statistics.mean(row["accuracies"])
+        seeds = sorted(means[True].keys() & means[False].keys())
+        if not seeds:
+            continue
+        gains = [means[True][seed] - means[False][seed] for seed in seeds]
+        error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else None
+        each = ", ".join(f"{gain:+.1f}" for gain in gains)
+        sure = "one seed" if error is None else f"standard error {error:.1f}"
+        lines.append(
+            f"{method.upper()} at {ipc} images per class: CMI of weight {weight:g} adds "
+            f"{statistics.mean(gains):+.1f} points ({sure}; seed by seed {each})."
+        )
+    return "\n\n".join(lines)
+
+
+def _over_iterations(rows: Sequence[Row]) -> str:
+    """Accuracy after every stage that was evaluated."""
+    lines = [
+        [name, f"{stage:,}", _percent(here), sum(len(row["accuracies"]) for row in here)]
+        for name, stages in _stages(rows).items()
+        for stage, here in stages.items()
+    ]
+    if not lines:
+        return ""
+    header = ["images per class, method", "iterations", "accuracy, %", "networks"]
+    return f"Over iterations:\n\n{table(header, lines)}"
+
+
+def _stages(rows: Sequence[Row]) -> dict[str, dict[int, list[Row]]]:
+    """Of each distilled set its rows, of all seeds, stage by stage."""
+    lines = {}
+    for cases in _groups([case for case in TABLE if case.is_distilled]).values():
+        found = [row for case in cases for row in rows_of(rows, **case.about())]
+        stages = {row["iterations"]: rows_of(found, iterations=row["iterations"]) for row in found}
+        if stages:
+            lines[f"{cases[0].ipc}, {_title(cases[0])}"] = dict(sorted(stages.items()))
+    return lines
+
+
+def _sweep(rows: Sequence[Row], cases: Sequence[Case]) -> str:
+    """Every setting, judged by images that were held out."""
+    lines = []
+    for case in cases:
+        last = _last(rows, [case])
+        shown = _percent(last) if last else "not run yet"
+        networks = len(last[0]["accuracies"]) if last else "-"
+        iterations = f"{last[0]['iterations']:,}" if last else "-"
+        name = _title(case) + (f", {case.label}" if case.label else "")
+        lines.append([case.ipc, name, shown, iterations, networks])
+    header = ["images per class", "trained on", "accuracy, %", "iterations", "networks"]
+    judged = "Distilled from four fifths of the training images, judged by the last fifth."
+    return f"{table(header, lines)}\n\n{judged}"
+
+
+def pictures(record: Record, stem: Path) -> list[Path]:
+    """Accuracy over iterations, a line a method; none of a sweep."""
+    lines = _stages(record.rows)
+    if record.settings["rows"] in SWEEPS or not lines:
+        return []
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 5), layout="constrained")
+        axis = figure.subplots()
+        for name, stages in lines.items():
+            means, spreads = zip(*map(_mean_and_deviation, stages.values()), strict=True)
+            axis.errorbar(
+                list(stages), means, spreads, marker="o", ms=4, lw=1.5, capsize=2, label=name
+            )
+        axis.set(xscale="log", title="accuracy on the real test images, %", xlabel="iterations")
+        axis.grid(True)
+        return [save(figure, record, Path(f"{stem}.png"))]
