@@ -1,5 +1,6 @@
 """FashionMNIST: each method beside what is published about it."""
 
-from bench.fashion.report import pictures, report
+from bench.fashion.drawing import pictures
+from bench.fashion.report import report
 
 __all__ = ["pictures", "report"]

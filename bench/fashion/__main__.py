@@ -16,7 +16,8 @@ import threading
 from pathlib import Path
 
 from bench.fashion.cases import SETTINGS, SWEEPS, TABLE, Case
-from bench.fashion.report import pictures, report
+from bench.fashion.drawing import draw_images, pictures
+from bench.fashion.report import report
 from bench.fashion.steps import Runner, row_of, steps_of
 from bench.harness.command import benchmark_parser, finish, new_record
 from bench.harness.records import Record, Row
@@ -48,6 +49,7 @@ def main() -> None:
     add("--jobs", type=int, default=2, help="commands at a time, one thread each (%(default)s)")
     add("--minutes", type=float, help="stop after so long; what is under way is kept")
     add("--no-run", action="store_true", help="record what is there already")
+    add("--images", type=Path, metavar="PATH", help="also draw what was distilled, one a class")
     add("--folder", type=Path, default=Path("out/fashion"), help="(%(default)s)")
     given = parser.parse_args()
     every = TABLE if given.rows == "table" else SWEEPS[given.rows]
@@ -75,6 +77,11 @@ def main() -> None:
     recorded = Record.read(path).rows if path.exists() else []
     record.rows = with_recorded(rows_found(list(every), given.folder), recorded)
     finish(record, given, report, pictures)
+    if given.images is not None:
+        print(
+            "drawn:",
+            draw_images([case for case in cases if case.ipc == 1], given.folder, given.images),
+        )
 
 
 if __name__ == "__main__":

@@ -44,7 +44,11 @@ class Case:
     def name(self) -> str:
         """Of its folder."""
         words = [self.method, str(self.ipc), f"cmi{self.weight:g}" if self.weight else ""]
-        words += [self.label, f"seed{self.seed}", "held_out" if self.held_out else ""]
+        words += [
+            self.label.replace(" ", "_"),
+            f"seed{self.seed}",
+            "held_out" if self.held_out else "",
+        ]
         return "-".join(filter(None, words))
 
     @property
@@ -78,6 +82,17 @@ DM_1 = Case("dm", 1, (100, 300), options=QUARTER)
 DM_10 = Case("dm", 10, (300,), options=QUARTER, networks=2, epochs=EPOCHS_AT_10)
 DM_50 = Case("dm", 50, (100,), options=QUARTER, networks=1, epochs=100)
 DM_WEIGHT = 50.0
+MTT_STEPS = (
+    "--student_steps=20",
+    "--expert_epochs=1",
+    "--max_start_epoch=2",
+    "--lr_step_size=1e-5",
+)
+MTT_1 = Case("mtt", 1, (100, 300), options=(*MTT_STEPS, "--lr_images=100"))
+MTT_10 = Case(
+    "mtt", 10, (100,), options=(*MTT_STEPS, "--lr_images=1000"), networks=2, epochs=EPOCHS_AT_10
+)
+MTT_WEIGHT = 0.01
 TABLE = [
     Case("random", 1),
     Case("random", 10, networks=3, epochs=EPOCHS_AT_10),
@@ -87,13 +102,26 @@ TABLE = [
     DM_1,
     *_with_and_without(DM_10, DM_WEIGHT, seeds=3),
     *_with_and_without(DM_50, DM_WEIGHT),
+    MTT_1,
+    *_with_and_without(MTT_10, MTT_WEIGHT),
     Case("all", 0, networks=1),
 ]
 SWEEPS = {
     "cmi": [
         replace(DM_10, stages=(100,), weight=weight, held_out=True)
         for weight in (0.0, 20.0, 100.0, 500.0)
-    ]
+    ],
+    "mtt": [
+        replace(
+            MTT_1,
+            stages=(50,),
+            options=(*MTT_STEPS, f"--lr_images={rate}"),
+            label=f"lr_images {rate}",
+            networks=2,
+            held_out=True,
+        )
+        for rate in (10, 100, 1000)
+    ],
 }
 """Settings that were tried, by the training images that are held out."""
 SETTINGS = {

@@ -1,17 +1,12 @@
-"""Tables and a picture of the recorded rows: beside what is published, and over iterations."""
+"""Tables of the recorded rows: beside what is published, and over iterations."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
-
-import matplotlib
-from matplotlib.figure import Figure
 
 from bench.fashion.cases import PUBLISHED, PUBLISHED_ITERATIONS, SWEEPS, TABLE, Case
-from bench.harness.pictures import STYLE, save
 from bench.harness.records import Record, Row, rows_of
 from bench.harness.tables import table
 
@@ -27,7 +22,8 @@ def report(record: Record) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def _title(case: Case) -> str:
+def title_of(case: Case) -> str:
+    """What networks are trained on, in words."""
     name = _REAL.get(case.method, case.method.upper())
     return name + (f" + CMI of weight {case.weight:g}" if case.weight else "")
 
@@ -49,11 +45,11 @@ def _last(rows: Sequence[Row], cases: Sequence[Case]) -> list[Row]:
 
 
 def _percent(rows: Sequence[Row]) -> str:
-    mean, deviation = _mean_and_deviation(rows)
+    mean, deviation = mean_and_deviation(rows)
     return f"{mean:.1f} ± {deviation:.1f}"
 
 
-def _mean_and_deviation(rows: Sequence[Row]) -> tuple[float, float]:
+def mean_and_deviation(rows: Sequence[Row]) -> tuple[float, float]:
     """In %, over all networks of all rows."""
     values = [100 * each for row in rows for each in row["accuracies"]]
     return statistics.mean(values), statistics.pstdev(values)
@@ -67,7 +63,7 @@ def _against_published(rows: Sequence[Row]) -> str:
         published = "-" if known is None else f"{known.accuracy} ± {known.deviation}"
         usual = PUBLISHED_ITERATIONS.get(method)
         of = "-" if usual is None else f"{usual:,}"
-        head = [ipc or "all", _title(cases[0])]
+        head = [ipc or "all", title_of(cases[0])]
         if not last:
             lines.append([*head, "not run yet", published, "-", of, "-", "-", "-"])
             continue
@@ -112,7 +108,7 @@ def _over_iterations(rows: Sequence[Row]) -> str:
     """Accuracy after every stage that was evaluated."""
     lines = [
         [name, f"{stage:,}", _percent(here), sum(len(row["accuracies"]) for row in here)]
-        for name, stages in _stages(rows).items()
+        for name, stages in stages_of(rows).items()
         for stage, here in stages.items()
     ]
     if not lines:
@@ -121,14 +117,14 @@ def _over_iterations(rows: Sequence[Row]) -> str:
     return f"Over iterations:\n\n{table(header, lines)}"
 
 
-def _stages(rows: Sequence[Row]) -> dict[str, dict[int, list[Row]]]:
+def stages_of(rows: Sequence[Row]) -> dict[str, dict[int, list[Row]]]:
     """Of each distilled set its rows, of all seeds, stage by stage."""
     lines = {}
     for cases in _groups([case for case in TABLE if case.is_distilled]).values():
         found = [row for case in cases for row in rows_of(rows, **case.about())]
         stages = {row["iterations"]: rows_of(found, iterations=row["iterations"]) for row in found}
         if stages:
-            lines[f"{cases[0].ipc}, {_title(cases[0])}"] = dict(sorted(stages.items()))
+            lines[f"{cases[0].ipc}, {title_of(cases[0])}"] = dict(sorted(stages.items()))
     return lines
 
 
@@ -140,26 +136,8 @@ def _sweep(rows: Sequence[Row], cases: Sequence[Case]) -> str:
         shown = _percent(last) if last else "not run yet"
         networks = len(last[0]["accuracies"]) if last else "-"
         iterations = f"{last[0]['iterations']:,}" if last else "-"
-        name = _title(case) + (f", {case.label}" if case.label else "")
+        name = title_of(case) + (f", {case.label}" if case.label else "")
         lines.append([case.ipc, name, shown, iterations, networks])
     header = ["images per class", "trained on", "accuracy, %", "iterations", "networks"]
     judged = "Distilled from four fifths of the training images, judged by the last fifth."
     return f"{table(header, lines)}\n\n{judged}"
-
-
-def pictures(record: Record, stem: Path) -> list[Path]:
-    """Accuracy over iterations, a line a method; none of a sweep."""
-    lines = _stages(record.rows)
-    if record.settings["rows"] in SWEEPS or not lines:
-        return []
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 5), layout="constrained")
-        axis = figure.subplots()
-        for name, stages in lines.items():
-            means, spreads = zip(*map(_mean_and_deviation, stages.values()), strict=True)
-            axis.errorbar(
-                list(stages), means, spreads, marker="o", ms=4, lw=1.5, capsize=2, label=name
-            )
-        axis.set(xscale="log", title="accuracy on the real test images, %", xlabel="iterations")
-        axis.grid(True)
-        return [save(figure, record, Path(f"{stem}.png"))]
