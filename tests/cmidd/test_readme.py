@@ -1,4 +1,4 @@
-"""What the README and the guide say of sets and datasets."""
+"""What the README and the guide say of sets, datasets and weights."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from torch import nn
 
 from cmidd.datasets import DATASETS
 from cmidd.first_images import first_images
+from cmidd.methods import METHODS
 from cmidd.synthetic import SyntheticSet
 from tests.support.tiny import CLASSES, tiny_dataset
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 DISTILLER_PAGE = (ROOT / "docs" / "guide" / "distiller.md").read_text()
+BANK_PAGE = (ROOT / "docs" / "guide" / "bank_and_weight.md").read_text()
 DATASET_PAGE = (ROOT / "docs" / "guide" / "datasets.md").read_text()
 
 
@@ -49,3 +51,19 @@ def test_every_dataset_has_its_layout_in_the_table() -> None:
     assert re.findall(r"`([^`]+)`", " ".join(re.findall(r"^\| (.*?) \|", table, re.M))) == [
         *DATASETS
     ]
+
+
+def test_the_table_of_weights_is_what_the_methods_have() -> None:
+    table = BANK_PAGE.partition("| method | SVHN | CIFAR-10 | CIFAR-100 |\n")[2].partition("\n\n")[
+        0
+    ]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[1:]]
+    found = {
+        name.lower(): {
+            dataset: tuple(map(int, cell.split(", ")))
+            for dataset, cell in zip(("svhn", "cifar10", "cifar100"), cells, strict=True)
+            if cell
+        }
+        for name, *cells in rows
+    }
+    assert found == {name: entry.cmi_weights.published for name, entry in METHODS.items()}
