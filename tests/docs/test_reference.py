@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -35,6 +35,12 @@ def pages() -> ModuleType:
     return module
 
 
+def shown(markdown: str) -> str:
+    """What the site makes of the Markdown of a page of the guide."""
+    page = SimpleNamespace(file=SimpleNamespace(src_path="guide/page.md"))
+    return str(pages().on_page_markdown(markdown, page=page))
+
+
 @pytest.mark.parametrize("package", [cmikernels, cmidd], ids=lambda package: package.__name__)
 def test_every_public_name_has_its_place(package: ModuleType) -> None:
     page = (DOCS / "reference" / f"{package.__name__}.md").read_text()
@@ -53,7 +59,7 @@ def test_every_option_of_a_command_is_listed(
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    text = pages().on_page_markdown(f"before\n\n<!-- options of: {command} -->\n\nafter")
+    text = shown(f"before\n\n<!-- options of: {command} -->\n\nafter")
     assert text.startswith("before\n\n")
     assert text.endswith("\n\nafter")
     assert "<!--" not in text
@@ -61,6 +67,12 @@ def test_every_option_of_a_command_is_listed(
     flags = flags_of(GROUPS[command])
     assert listed.keys() == flags.keys()
     assert all(listed.values())
+
+
+def test_links_that_leave_the_pages_become_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    kept = "[a page](../index.md), [a heading](../contributing.md#tests), [lost](../../nowhere)"
+    assert shown(f"see [`the tests`](../../tests): {kept}") == f"see `the tests`: {kept}"
 
 
 def test_the_pages_are_built_without_torch() -> None:
