@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parents[1]
-sys.path.insert(0, str(DOCS.parent / "python"))  # the package need not be installed
+sys.path.insert(0, str(Path(__file__).parents[2] / "python"))  # the package need not be installed
 
 from cmidd.cli.flags import documented, flags_of
 from cmidd.cli.help import entry
 from cmidd.cli.parser import COMMANDS, about_method, groups_of_method
 
+DOCS = Path(__file__).parents[1]
 _MARK = re.compile(r"^<!-- options of: (.+?) -->$", re.MULTILINE)
 _LINK_UP = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+)\)")
 _SHORT_CODE = re.compile(r"<code>(?=[^<]{1,30}</code>)")

@@ -55,9 +55,7 @@ def test_every_command_has_its_place() -> None:
 
 
 @pytest.mark.parametrize("command", GROUPS)
-def test_every_option_of_a_command_is_listed(
-    command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_option_of_a_command_is_listed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     text = shown(f"before\n\n<!-- options of: {command} -->\n\nafter")
     assert text.startswith("before\n\n")
