@@ -19,7 +19,7 @@ from cmidd.cli.flags import documented, flags_of
 from cmidd.cli.help import entry
 from cmidd.cli.parser import COMMANDS, about_method, groups_of_method
 
-DOCS = Path(__file__).parents[1]
+DOCS = Path(__file__).resolve().parents[1]
 _MARK = re.compile(r"^<!-- options of: (.+?) -->$", re.MULTILINE)
 _LINK_UP = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+)\)")
 _SHORT_CODE = re.compile(r"<code>(?=[^<]{1,30}</code>)")
