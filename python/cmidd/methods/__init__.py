@@ -49,6 +49,7 @@ METHODS: dict[str, MethodEntry] = {
     "dsa": dc.DSA_ENTRY,
     "mtt": mtt.MTT_ENTRY,
 }
+"""Every method by its name; `register` adds to it."""
 
 
 _Loop = TypeVar("_Loop", bound=Options)
