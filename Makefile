@@ -8,7 +8,7 @@ DEMO := out/demo
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CXX_FILES := $(filter csrc/%,$(SOURCES))
 
-.PHONY: demo test check bench lint format sanitize clean
+.PHONY: demo test check bench docs docs-serve lint format sanitize clean
 
 demo: $(READY)  ## the main job, small: distil scikit-learn's digits and report, in about two minutes
 	rm -rf $(DEMO)
@@ -41,6 +41,12 @@ bench: $(READY)  ## record the kernels' measurements of docs/results; leave the 
 	$(BIN)/python -m bench.kernels.overhead
 	$(BIN)/python -m bench.render
 
+docs: $(READY)  ## the site, into site/; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(READY)  ## the site in a browser, built anew when a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,8 +65,8 @@ sanitize: $(READY)  ## the native core under AddressSanitizer and UndefinedBehav
 $(READY): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-C cmake.define.CMIKERNELS_EMULATE_CUDA=ON -e ".[bench,test,dev]"
+		-C cmake.define.CMIKERNELS_EMULATE_CUDA=ON -e ".[bench,test,dev,docs]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist out
+	rm -rf $(VENV) build dist out site

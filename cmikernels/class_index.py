@@ -39,11 +39,16 @@ class ClassIndex:
 
     __slots__ = ("_largest", "labels", "num_classes", "num_rows", "offsets", "order")
 
-    labels: Tensor  # (N,) int64, class of each row
-    offsets: Tensor  # (C + 1,) int64, class y owns sorted positions offsets[y] .. offsets[y + 1]
-    order: Tensor | None  # (N,) int64, row at each sorted position; None: rows already sorted
+    labels: Tensor
+    """Class of each row, `(N,)` int64."""
+    offsets: Tensor
+    """Class y owns the sorted positions `offsets[y]` to `offsets[y + 1]`; `(C + 1,)` int64."""
+    order: Tensor | None
+    """Row at each sorted position, `(N,)` int64; None where the rows are sorted already."""
     num_classes: int
+    """C, the number of classes."""
     num_rows: int
+    """N, the number of rows."""
     _largest: int | None  # rows of the largest class, where known
 
     def __init__(self, labels: Tensor, num_classes: int | None = None) -> None:

@@ -22,7 +22,9 @@ class BackendStatus(NamedTuple):
     """Whether a backend can run here, and how, or why not."""
 
     available: bool
+    """Whether it can run here."""
     detail: str
+    """How it will run, or why it cannot."""
 
 
 def available_backends() -> dict[str, BackendStatus]:

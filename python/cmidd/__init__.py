@@ -21,13 +21,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cmidd.datasets import load_dataset
+    from cmidd.datasets import Dataset, load_dataset
     from cmidd.evaluate import evaluate_set, train_on
     from cmidd.loop import distill
     from cmidd.methods import METHODS, Method, MethodEntry, Published, register
     from cmidd.options.cmi import CMIOptions
+    from cmidd.options.dc import DCOptions
     from cmidd.options.distill import DistillOptions
+    from cmidd.options.dm import DMOptions
+    from cmidd.options.dsa import DSAOptions
+    from cmidd.options.mtt import MTTOptions
     from cmidd.options.pretrained import BankOptions, ExpertOptions
+    from cmidd.options.recipe import Recipe
     from cmidd.pretrained.bank import Bank, train_bank
     from cmidd.pretrained.experts import train_experts
     from cmidd.run import prepare
@@ -35,12 +40,18 @@ if TYPE_CHECKING:
 
 # What is imported when it is asked for, so that `cmidd` can say what is not installed.
 _HOME = {
+    "Dataset": "datasets",
     "load_dataset": "datasets",
     "DistillOptions": "options.distill",
+    "DMOptions": "options.dm",
+    "DCOptions": "options.dc",
+    "DSAOptions": "options.dsa",
+    "MTTOptions": "options.mtt",
     "distill": "loop",
     "prepare": "run",
     "evaluate_set": "evaluate",
     "train_on": "evaluate",
+    "Recipe": "options.recipe",
     "METHODS": "methods",
     "Method": "methods",
     "MethodEntry": "methods",
@@ -60,11 +71,17 @@ __all__ = [
     "Bank",
     "BankOptions",
     "CMIOptions",
+    "DCOptions",
+    "DMOptions",
+    "DSAOptions",
+    "Dataset",
     "DistillOptions",
     "ExpertOptions",
+    "MTTOptions",
     "Method",
     "MethodEntry",
     "Published",
+    "Recipe",
     "SyntheticSet",
     "distill",
     "evaluate_set",

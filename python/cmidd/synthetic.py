@@ -40,12 +40,20 @@ def file_of(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class SyntheticSet:
-    """Images, labels, and the record that says how to use them."""
+    """Images, labels, and the record that says how to use them.
 
-    images: Tensor  # (N, channels, height, width) float32, normalised, and whitened by `whitening`
-    labels: Tensor  # (N,) int64
+    Args:
+        images: `(N, channels, height, width)` float32, normalised, and whitened by `whitening`.
+        labels: `(N,)` int64.
+        record: what the file says of the set; `mean`, `std` and `class_names` among others.
+        soft_labels: `(N, C)` float32 probabilities, where labels were learned.
+        whitening: of the images, where they are whitened.
+    """
+
+    images: Tensor
+    labels: Tensor
     record: dict[str, Any] = field(default_factory=dict)
-    soft_labels: Tensor | None = None  # (N, C) float32 probabilities
+    soft_labels: Tensor | None = None
     whitening: Whitening | None = None
 
     def __post_init__(self) -> None:

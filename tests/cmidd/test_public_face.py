@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import cmidd
-from cmidd.options.recipe import Recipe
 from cmidd.report.runs import read_runs
 from tests.support.tiny import DM_OPTIONS, DSA_OPTIONS, OPTIONS, quiet, tiny_dataset
 
@@ -38,7 +37,7 @@ def test_a_whole_job_from_python(tmp_path: Path) -> None:
     result = cmidd.distill(run, run.folder(f"{tmp_path}/run"))
     loaded = cmidd.SyntheticSet.load(tmp_path / "run" / "result.safetensors")
     assert torch.equal(loaded.images, result.images)
-    recipe = Recipe(epochs=3)
+    recipe = cmidd.Recipe(epochs=3)
     (shown,), _ = read_runs([tmp_path / "run"], with_dataset=False)
     assert shown.images_per_class == 2
     (accuracy,) = cmidd.evaluate_set(
@@ -72,6 +71,11 @@ def test_options_of_another_method_are_named() -> None:
         cmidd.prepare("mtt", tiny_dataset())
     with pytest.raises(ValueError, match="init: expected a value, got None"):
         cmidd.DistillOptions(init=None)  # type: ignore[arg-type]
+
+
+def test_the_options_of_every_method_are_public() -> None:
+    for name in ("dm", "dc", "dsa", "mtt"):  # without those that other tests register
+        assert cmidd.METHODS[name].options is getattr(cmidd, f"{name.upper()}Options")
 
 
 def test_every_public_name_is_there_and_documented() -> None:

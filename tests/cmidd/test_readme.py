@@ -1,10 +1,11 @@
-"""What the README of the distiller says to type."""
+"""What the README and the guide say of sets, datasets and weights."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,22 +13,15 @@ from torch import nn
 
 from cmidd.datasets import DATASETS
 from cmidd.first_images import first_images
+from cmidd.methods import METHODS
 from cmidd.synthetic import SyntheticSet
 from tests.support.tiny import CLASSES, tiny_dataset
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-
-
-def test_the_first_example_runs_on_a_bank(bank_file: Path) -> None:
-    data = tiny_dataset()
-    images, labels = first_images(data, 2, "real", 0)
-    block = README.partition("```python\n")[2].partition("```")[0]
-    assert "runs/bank.safetensors" in block
-    images.requires_grad_()
-    names = {"labels": labels, "synthetic_images": images, "distillation_loss": 0.0}
-    exec(block.replace("runs/bank.safetensors", str(bank_file)), names)
-    assert images.grad is not None
-    assert float(images.grad.abs().sum()) > 0
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+DISTILLER_PAGE = (ROOT / "docs" / "guide" / "distiller.md").read_text()
+BANK_PAGE = (ROOT / "docs" / "guide" / "bank_and_weight.md").read_text()
+DATASET_PAGE = (ROOT / "docs" / "guide" / "datasets.md").read_text()
 
 
 @pytest.mark.parametrize("soft", [True, False])
@@ -40,17 +34,36 @@ def test_a_model_of_ones_own_is_trained_on_a_result(soft: bool, elsewhere: Path)
     (block,) = re.findall(r"```python\n((?:(?!```).)*DataLoader.*?)```", README, re.DOTALL)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, len(CLASSES)))
-    names = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), 0.01), "data": data}
+    names: dict[str, Any] = {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), 0.01),
+        "data": data,
+    }
     exec(block, names)
-    (judged,) = re.findall(r"`(judge = .*?)`", README)
-    images, labels = re.findall(r"`(judge\.\S+)`", README)
+    (judged,) = re.findall(r"^(judge = .*\n.*)\n", DISTILLER_PAGE, re.M)
     exec(judged, names)
-    found = model(eval(images, names)).argmax(1)
-    assert (found == eval(labels, names)).float().mean() > 0.7  # chance: a third
+    found = model(names["inputs"]).argmax(1)
+    assert (found == names["classes"]).float().mean() > 0.7  # chance: a third
 
 
 def test_every_dataset_has_its_layout_in_the_table() -> None:
-    table = README.partition("| `--dataset` |")[2].partition("\n\n")[0]
+    table = DATASET_PAGE.partition("| `--dataset` |")[2].partition("\n\n")[0]
     assert re.findall(r"`([^`]+)`", " ".join(re.findall(r"^\| (.*?) \|", table, re.M))) == [
         *DATASETS
     ]
+
+
+def test_the_table_of_weights_is_what_the_methods_have() -> None:
+    table = BANK_PAGE.partition("| method | SVHN | CIFAR-10 | CIFAR-100 |\n")[2].partition("\n\n")[
+        0
+    ]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[1:]]
+    found = {
+        name.lower(): {
+            dataset: tuple(map(int, cell.split(", ")))
+            for dataset, cell in zip(("svhn", "cifar10", "cifar100"), cells, strict=True)
+            if cell
+        }
+        for name, *cells in rows
+    }
+    assert found == {name: entry.cmi_weights.published for name, entry in METHODS.items()}

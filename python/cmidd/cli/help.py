@@ -20,10 +20,10 @@ def help_of(program: str, about: str, groups: Groups) -> str:
     flags = flags_of(groups)
     positional = [f" [{_place(flag)}]" for flag in flags.values() if flag.positional]
     parts = [f"usage: {program}{''.join(positional)} [options]", about.strip()]
-    parts.append("options:\n" + entries([_entry(CONFIG), _entry(PRINT_CONFIG)]))
+    parts.append("options:\n" + entries([entry(CONFIG), entry(PRINT_CONFIG)]))
     for group in groups:
         title, _ = documented(group)
-        parts.append(f"{title}:\n" + entries([_entry(f) for f in flags_of([group]).values()]))
+        parts.append(f"{title}:\n" + entries([entry(f) for f in flags_of([group]).values()]))
     return "\n\n".join(parts)
 
 
@@ -32,7 +32,7 @@ def help_of_commands(usage: str, about: str, commands: Mapping[str, str]) -> str
     return f"usage: {usage} [options]\n\n{about}\n\n{entries(list(commands.items()))}"
 
 
-def _entry(flag: Flag) -> tuple[str, str]:
+def entry(flag: Flag) -> tuple[str, str]:
     """A flag with its value, and its text."""
     if flag.kind.item is bool:
         return f"--{flag.name}", flag.about

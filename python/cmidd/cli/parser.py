@@ -145,8 +145,12 @@ def read(arguments: Sequence[str]) -> Given | str:
     method = _first(words[1:], "cmidd distill", abouts)
     if method is None:
         return help_of_commands("cmidd distill METHOD", "Distil with one of the methods.", abouts)
-    groups = (DataOptions, RunOptions, DistillOptions, CMIOptions, METHOD_OPTIONS[method])
-    return _read(words[2:], "distill", method, groups, about_method(method))
+    return _read(words[2:], "distill", method, groups_of_method(method), about_method(method))
+
+
+def groups_of_method(name: str) -> _Groups:
+    """What `distill` takes for a method."""
+    return (DataOptions, RunOptions, DistillOptions, CMIOptions, METHOD_OPTIONS[name])
 
 
 def about_method(name: str) -> str:

@@ -16,6 +16,7 @@ from cmidd.methods.base import CMIWeights, ExtraParameter, Method, MethodEntry, 
 from cmidd.options.fields import AS_PUBLISHED, Options, fill_in, option
 from cmidd.options.methods import METHOD_OPTIONS
 from cmidd.options.recipe import PUBLISHED_RECIPE
+from cmidd.seeds import generator
 from cmidd.view import View, register_view
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ __all__ = [
     "cmi_weight",
     "evaluation_of",
     "fill_in_published",
+    "generator",
     "method_entry",
     "option",
     "register",
@@ -47,6 +49,7 @@ METHODS: dict[str, MethodEntry] = {
     "dsa": dc.DSA_ENTRY,
     "mtt": mtt.MTT_ENTRY,
 }
+"""Every method by its name; `register` adds to it."""
 
 
 _Loop = TypeVar("_Loop", bound=Options)

@@ -35,7 +35,9 @@ class ExtraParameter:
     """A tensor that is optimised beside the images, and its learning rate."""
 
     tensor: Tensor
+    """A leaf that requires a gradient."""
     lr: float
+    """Its learning rate."""
 
 
 class Method(ABC):
@@ -44,7 +46,7 @@ class Method(ABC):
     network_spec: str
     """The architecture that the images are made for."""
     updates: int = 1
-    """Of the images in one iteration."""
+    """Updates of the images in one iteration."""
     options_that_may_diverge: tuple[str, ...] = ()
     """Options that can make the loss NaN, beside the learning rates of what is optimised."""
     view: View | None = None
@@ -143,7 +145,9 @@ class CMIWeights:
     """Weights of CMI by dataset, for 10 and for 50 images per class."""
 
     published: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Those that the authors of CMI published."""
     ours: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Those that we found."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +155,13 @@ class MethodEntry:
     """A method as the table of methods holds it."""
 
     make: Callable[..., Method]
-    """Of dataset, labels, options, seed and device."""
+    """Makes the method, of dataset, labels, options, seed and device."""
     options: type[Options]
     """A frozen dataclass whose docstring is the help of the method's flags.
 
     The docstring of the file that it stands in is the help of the method.
     """
     published: Callable[[Dataset, int], Published]
-    """Of dataset and images per class."""
+    """Gives what is published, of dataset and images per class."""
     cmi_weights: CMIWeights = field(default_factory=CMIWeights)
+    """Weights of CMI that are known."""

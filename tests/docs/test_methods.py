@@ -1,0 +1,83 @@
+"""The settings on the pages of the methods are those in the code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cmidd.methods import METHODS
+from cmidd.methods.dc import STEPS
+from cmidd.methods.mtt import SETTINGS, Setting
+from cmidd.options.pretrained import BankOptions
+
+DOCS = Path(__file__).parents[2] / "docs" / "methods"
+NAMES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "svhn": "SVHN",
+    "tinyimagenet": "Tiny-ImageNet",
+    "digits": "digits",
+}
+
+
+def rows(page: str) -> list[str]:
+    """The lines of the tables of a page."""
+    return [line for line in (DOCS / page).read_text().splitlines() if line.startswith("|")]
+
+
+def row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_of_cmi_are_those_of_the_methods(method: str) -> None:
+    weights = METHODS[method].cmi_weights
+    expected = [
+        row(method.upper(), NAMES[dataset], *of_dataset, origin)
+        for origin, table in (("published", weights.published), ("ours", weights.ours))
+        for dataset, of_dataset in table.items()
+    ]
+    found = [line for line in rows("cmi.md") if line.startswith(f"| {method.upper()} |")]
+    assert found == expected
+
+
+def test_the_bank_is_the_default_one() -> None:
+    options = BankOptions()
+    (networks,) = (line for line in rows("cmi.md") if line.startswith("| networks of the bank"))
+    assert networks.split(" | ")[2] == str(options.networks)
+    (training,) = (line for line in rows("cmi.md") if line.startswith("| their training"))
+    for words in (
+        f"{options.epochs} epochs",
+        f"learning rate {options.lr}",
+        f"weight decay {options.weight_decay}",
+        f"batches of {options.batch_size}",
+    ):
+        assert words in training
+
+
+def test_updates_and_epochs_are_those_of_dc() -> None:
+    table = [row(ipc, *of_ipc, "published") for ipc, of_ipc in STEPS.items()]
+    assert [line for line in rows("dc_dsa.md") if line in table] == table
+
+
+def of_setting(dataset: str, ipc: int, setting: Setting) -> str:
+    return row(
+        NAMES[dataset],
+        ipc,
+        setting.student_steps,
+        setting.expert_epochs,
+        setting.max_start_epoch,
+        f"{setting.lr_images:g}",
+        f"{setting.lr_step_size:g}",
+        "experts'" if setting.step_size is None else f"{setting.step_size:g}",
+        setting.batch_syn or "all",
+        "yes" if setting.whitened else "no",
+        "ours" if dataset == "digits" else "published",
+    )
+
+
+def test_settings_are_those_of_mtt() -> None:
+    expected = [of_setting(*key, setting) for key, setting in SETTINGS.items()]
+    found = [line for line in rows("mtt.md") if line.count("|") == 12]
+    assert found[2:] == expected
