@@ -40,7 +40,15 @@ def file_of(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class SyntheticSet:
-    """Images, labels, and the record that says how to use them."""
+    """Images, labels, and the record that says how to use them.
+
+    Example:
+        >>> data = cmidd.load_dataset("digits")
+        >>> images = data.to_input(data.train.images[:4])
+        >>> cmidd.SyntheticSet.of(data, images, data.train.labels[:4]).save("four.safetensors")
+        >>> cmidd.SyntheticSet.load("four.safetensors").pixels().shape
+        torch.Size([4, 1, 8, 8])
+    """
 
     images: Tensor  # (N, channels, height, width) float32, normalised, and whitened by `whitening`
     labels: Tensor  # (N,) int64
