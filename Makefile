@@ -62,10 +62,12 @@ format: $(READY)
 sanitize: $(READY)  ## the native core under AddressSanitizer and UndefinedBehaviorSanitizer
 	tests/sanitize.sh $(BIN)/python
 
+# An older pip, such as that of a fresh environment, knows no dependency groups.
 $(READY): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-C cmake.define.CMIKERNELS_EMULATE_CUDA=ON -e ".[bench,test,dev,docs]"
+	$(BIN)/pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --group dev \
+		-C cmake.define.CMIKERNELS_EMULATE_CUDA=ON -e ".[cmidd,hub]"
 	touch $@
 
 clean:

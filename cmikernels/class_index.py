@@ -35,6 +35,11 @@ class ClassIndex:
 
     Building one reads the labels, which on a GPU waits for the device. Calls that are handed a
     `ClassIndex` never do, so build it outside the loop when the labels do not change.
+
+    Example:
+        >>> classes = ClassIndex(torch.tensor([2, 0, 2, 0, 0]))
+        >>> classes.num_classes, classes.counts()
+        (3, tensor([3, 0, 2]))
     """
 
     __slots__ = ("_largest", "labels", "num_classes", "num_rows", "offsets", "order")

@@ -70,12 +70,15 @@ def fused_cmi(
             or the environment's `CMIKERNELS_BACKEND`.
 
     Returns:
-        The value: float64 for float64 features, else float32. Gradients have the features' dtype.
+        The value, float64 for float64 features, else float32. Gradients have the features' dtype.
         Forward computes both in one pass when a gradient is needed.
 
     Example:
-        >>> features = network(images)                       # (N, M)
-        >>> loss = task_loss + fused_cmi(features, labels, weight=2000.0)
+        >>> features = torch.tensor([[4.0, 0.0], [0.0, 4.0], [1.0, 0.0]], requires_grad=True)
+        >>> loss = fused_cmi(features, torch.tensor([0, 0, 1]), weight=3.0)
+        >>> loss.backward()
+        >>> round(loss.item(), 3), features.grad.shape
+        (1.206, torch.Size([3, 2]))
     """
     if torch.compiler.is_compiling() or not has_memory(features):
         problem, labels = checked_call(
@@ -115,6 +118,12 @@ def cmi_value_and_grad(
     """Value of `fused_cmi` and d(sum of value)/d features in one pass, without autograd.
 
     Takes what `fused_cmi` takes. The gradient has the features' shape and dtype.
+
+    Example:
+        >>> features = torch.randn(2, 5, 64)  # two classes of five rows each
+        >>> value, gradient = cmi_value_and_grad(features)
+        >>> value.shape, gradient.shape
+        (torch.Size([]), torch.Size([2, 5, 64]))
     """
     problem, _ = checked_call(
         features, classes, num_classes, centroids, temperature, weight, reduction
@@ -140,6 +149,12 @@ def class_centroids(
 
     Takes features and classes as `fused_cmi` does. A class without rows gets zeros. Differentiable:
     where a gradient is needed the plain formula computes it.
+
+    Example:
+        >>> features = torch.tensor([[0.0, 0.0], [9.0, -9.0], [9.0, -9.0]])
+        >>> class_centroids(features, torch.tensor([0, 1, 1])).round(decimals=2)
+        tensor([[0.5000, 0.5000],
+                [1.0000, 0.0000]])
     """
     problem, _ = checked_call(features, classes, num_classes, None, temperature, 1.0, "mean")
     check_memory(features)
@@ -152,7 +167,15 @@ def class_centroids(
 
 
 class CMILoss(nn.Module):
-    """`fused_cmi` as a module: options at construction, features and classes in the call."""
+    """`fused_cmi` as a module: options at construction, features and classes in the call.
+
+    Example:
+        >>> criterion = CMILoss(weight=2000.0, num_classes=3)
+        >>> features = torch.randn(6, 64, requires_grad=True)
+        >>> criterion(features, torch.tensor([0, 0, 1, 1, 2, 2])).backward()
+        >>> features.grad.shape
+        torch.Size([6, 64])
+    """
 
     def __init__(
         self,

@@ -51,9 +51,12 @@ class CMIRegularizer(nn.Module):
         seed: of the draw of networks, which depends on it and on the step alone.
 
     Example:
-        >>> regularizer = CMIRegularizer(networks, weight=2000.0)
-        >>> classes = ClassIndex(labels)
-        >>> loss = distillation_loss + regularizer(images, classes)
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 2))
+        >>> regularizer = CMIRegularizer(network.eval().requires_grad_(False), weight=2000.0)
+        >>> images = torch.randn(4, 3, 8, 8, requires_grad=True)
+        >>> regularizer(images, ClassIndex(torch.tensor([0, 0, 1, 1]))).backward()
+        >>> images.grad.shape
+        torch.Size([4, 3, 8, 8])
     """
 
     __call__: Callable[..., Tensor]
@@ -192,7 +195,12 @@ class CMIRegularizer(nn.Module):
             num_classes: number of classes; default: largest label + 1.
 
         Example:
+            >>> network = nn.Linear(4, 3).eval().requires_grad_(False)
+            >>> regularizer = CMIRegularizer(network, layer="logits")
+            >>> images, labels = torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 0, 1])
             >>> regularizer.centroids = regularizer.real_centroids(images, labels)
+            >>> regularizer.centroids.shape
+            torch.Size([1, 2, 3])
         """
         if isinstance(labels, int):  # real_centroids(batches, num_classes)
             labels, num_classes = None, labels

@@ -39,6 +39,14 @@ def distill(
     Raises:
         Interrupted: Ctrl-C or SIGTERM came; the update under way was finished and a checkpoint
             written, from which the same run goes on to the same bits.
+
+    Example:
+        >>> options = cmidd.DistillOptions(ipc=2, iterations=3)
+        >>> network = cmidd.DMOptions("convnet:width=8")
+        >>> run = cmidd.prepare("dm", cmidd.load_dataset("digits"), options, network)
+        >>> result = cmidd.distill(run, run.folder("runs/dm"))
+        >>> result.images.shape, result.record["method"]
+        (torch.Size([20, 1, 8, 8]), 'dm')
     """
     with folder.locked():
         if folder.finished:

@@ -106,6 +106,12 @@ def prepare(
         cmi: the regulariser; default: none.
         device: default: a GPU where there is one.
         say: told what the user may not expect.
+
+    Example:
+        >>> data = cmidd.load_dataset("digits")
+        >>> run = cmidd.prepare("dm", data, cmidd.DistillOptions(ipc=10))
+        >>> run.images.shape, run.options.iterations
+        (torch.Size([100, 1, 8, 8]), 20000)
     """
     entry = method_entry(method_name)
     options, cmi = options or DistillOptions(), cmi or CMIOptions()

@@ -48,6 +48,13 @@ class SyntheticSet:
         record: what the file says of the set; `mean`, `std` and `class_names` among others.
         soft_labels: `(N, C)` float32 probabilities, where labels were learned.
         whitening: of the images, where they are whitened.
+
+    Example:
+        >>> data = cmidd.load_dataset("digits")
+        >>> images = data.to_input(data.train.images[:4])
+        >>> cmidd.SyntheticSet.of(data, images, data.train.labels[:4]).save("four.safetensors")
+        >>> cmidd.SyntheticSet.load("four.safetensors").pixels().shape
+        torch.Size([4, 1, 8, 8])
     """
 
     images: Tensor

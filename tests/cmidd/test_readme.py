@@ -31,7 +31,7 @@ def test_a_model_of_ones_own_is_trained_on_a_result(soft: bool, elsewhere: Path)
     if soft:
         made = replace(made, soft_labels=torch.eye(len(CLASSES))[made.labels])
     made.save("runs/dm-cmi/result.safetensors")
-    (block,) = re.findall(r"```python\n((?:(?!```).)*DataLoader.*?)```", README, re.DOTALL)
+    (block,) = re.findall(r"```python\n((?:(?!```).)*SyntheticSet.*?)```", README, re.DOTALL)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, len(CLASSES)))
     names: dict[str, Any] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,18 @@ BLOCKS = {
 }
 
 
-@pytest.fixture(scope="module")
-def made_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which some commands of the pages have run on digits, if in no time."""
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks of the pages are so small that more threads only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def made_before(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which some commands of the pages have run on digits, if in no time."""
     root = tmp_path_factory.mktemp("pages")
     data = cmidd.load_dataset("digits")
     network = "convnet:width=8,depth=1"
@@ -37,7 +45,6 @@ def made_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
         loop = cmidd.DistillOptions(ipc=10, iterations=1)
         run = cmidd.prepare("dm", data, loop, cmi=cmi, device="cpu", say=quiet)
         cmidd.distill(run, run.folder(root / "runs" / name), say=quiet)
-    torch.set_num_threads(threads)
     return root
 
 
@@ -50,11 +57,8 @@ def test_python_runs(
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     names = {"__name__": "page", "model": model, "optimizer": optimizer}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     for number, block in enumerate(BLOCKS[page], start=1):
         exec(compile(block, f"{page}, block {number}", "exec"), names)
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -68,8 +72,10 @@ def test_commands_are_commands(page: str) -> None:
 
 
 def commands(text: str) -> list[str]:
-    """Lines of indented blocks and fences that call `cmidd`, continued ones as one."""
-    return re.findall(r"^ *(cmidd .*)$", text.replace("\\\n", " "), re.M)
+    """Lines of indented blocks and shell fences that call `cmidd`, continued ones as one."""
+    text = text.replace("\\\n", " ")
+    fenced = "\n".join(re.findall(r"^ *```sh\n(.*?)^ *```", text, re.M | re.S))
+    return re.findall(r"^ *(cmidd .*)$", fenced, re.M) + re.findall(r"^ {4}(cmidd .*)$", text, re.M)
 
 
 def test_commands_are_found() -> None:

@@ -44,6 +44,11 @@ def load_dataset(name: str, root: Path | str = "data", *, size: int | None = Non
         DatasetNotFound: it is not on disk; the message says where it should be and how to get it.
         ValueError: the name or the size is not one, or a file is broken, which the message names.
 
+    Example:
+        >>> data = cmidd.load_dataset("digits")
+        >>> data.num_classes, data.train.images.shape
+        (10, torch.Size([1438, 1, 8, 8]))
+
     """
     known = dataset_key(name)
     if size is not None and not DATASETS[known].resizes:

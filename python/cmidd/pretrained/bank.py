@@ -114,6 +114,15 @@ def train_bank(
         objective: what they minimise.
         command: that makes the same again, for the record.
         say: told each network's accuracy.
+
+    Example:
+        >>> options = cmidd.BankOptions("convnet:depth=2,width=8", networks=2, epochs=1)
+        >>> bank = cmidd.train_bank("runs/bank.safetensors", cmidd.load_dataset("digits"), options)
+        network 1 of 2: ...% of test images right
+        network 2 of 2: ...% of test images right
+        >>> images = torch.zeros(5, 1, 8, 8)
+        >>> bank[0](images).shape, bank[1].embed(images).shape
+        (torch.Size([5, 10]), torch.Size([5, 32]))
     """
     path, place = Path(path), usable_device(device)
     channels, size, _ = dataset.shape

@@ -1,0 +1,96 @@
+"""Write the published settings as files, from what the methods of `cmidd` have as published.
+
+Run it as `python examples/configs/make.py` after a change of them; a test compares the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from cmidd.datasets import Dataset, ImageSet
+from cmidd.datasets.known import standard
+from cmidd.methods import METHODS, Options, cmi_weight, fill_in_published
+from cmidd.methods.mtt import SETTINGS
+from cmidd.options.cmi import CMIOptions
+from cmidd.options.distill import DistillOptions
+from cmidd.options.mtt import MTTOptions
+
+HERE = Path(__file__).parent
+IMAGES = {"cifar10": (10, 32), "cifar100": (100, 32), "svhn": (10, 32), "tinyimagenet": (200, 64)}
+"""Classes, and height and width of images."""
+METHODS_OF = {
+    "cifar10": ("dm", "dc", "dsa", "mtt"),
+    "cifar100": ("dm", "dsa", "mtt"),
+    "svhn": ("dm", "dsa"),
+    "tinyimagenet": ("mtt",),
+}
+IPCS = (1, 10, 50)
+NO_PART_OF_IT = {
+    "seed",
+    "report_every",
+    "checkpoint_every",
+    "compile",
+    "real_dtype",
+    "cmi_chunk",
+}
+"""Options that choose the draws, the speed, the memory and what is written, and not the method."""
+
+
+def stand_in(name: str) -> Dataset:
+    """A dataset of the shape and classes of the real one, which need not be there."""
+    classes, size = IMAGES[name]
+    images = np.zeros((classes, size, size, 3), np.uint8)
+    part = ImageSet.from_arrays(images, np.arange(classes), classes)
+    return standard(name, part, part, tuple(map(str, range(classes))))
+
+
+def config_of(name: str, method: str, ipc: int) -> tuple[str, str]:
+    """The path below this folder, and the text, of a published setting."""
+    has_cmi = ipc > 1 and name in METHODS[method].cmi_weights.published
+    stem = f"{method}-ipc{ipc}{'-cmi' if has_cmi else ''}"
+    values: dict[str, Any] = {"method": method, "dataset": name}
+    first: list[str] = []
+    if method == "mtt":
+        file, whitened = f"runs/{name}/experts.safetensors", SETTINGS[name, ipc].whitened
+        values["zca"], zca = whitened, " --zca" if whitened else ""
+        first.append(f"cmidd experts --dataset {name}{zca} --out {file}")
+        given: Options = MTTOptions(Path(file))
+    else:
+        given = METHODS[method].options()
+    loop, options, _ = fill_in_published(method, stand_in(name), ipc, DistillOptions(ipc), given)
+    values |= {"out": f"runs/{name}/{stem}", **asdict(loop)}
+    if has_cmi:
+        bank = Path(f"runs/{name}/bank.safetensors")
+        first.append(f"cmidd pretrain --dataset {name} --out {bank}")
+        values |= asdict(CMIOptions(bank, cmi_weight(method, name, ipc).value))
+    values |= asdict(options)
+    plain = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in values.items()
+        if value is not None and key not in NO_PART_OF_IT
+    }
+    path = f"{name}/{stem}.yaml"
+    comments = [f"cmidd distill {method} --config examples/configs/{path}"]
+    comments += [f"first: {command}" for command in first]
+    head = "".join(f"# {line}\n" for line in comments)
+    return path, head + yaml.safe_dump(plain, sort_keys=False)
+
+
+def configs() -> Iterator[tuple[str, str]]:
+    """Path and text of every file."""
+    for name, methods in METHODS_OF.items():
+        for method in methods:
+            for ipc in IPCS:
+                yield config_of(name, method, ipc)
+
+
+if __name__ == "__main__":
+    for path, text in configs():
+        (HERE / path).parent.mkdir(exist_ok=True)
+        (HERE / path).write_text(text)

@@ -1,0 +1,58 @@
+"""The files of published settings hold what the methods have, and the commands take all of it."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cmidd.cli.parser import Given, read
+from cmidd.options.fields import AS_PUBLISHED
+
+FOLDER = Path(__file__).parents[2] / "examples/configs"
+EXPECTED: dict[str, str] = dict(runpy.run_path(str(FOLDER / "make.py"))["configs"]())
+
+
+def test_there_is_a_file_for_every_setting_and_no_other() -> None:
+    there = {str(path.relative_to(FOLDER)) for path in FOLDER.glob("**/*.yaml")}
+    assert there == set(EXPECTED)
+
+
+@pytest.mark.parametrize("path", EXPECTED)
+def test_a_file_is_what_the_code_has_as_published(path: str) -> None:
+    assert (FOLDER / path).read_text() == EXPECTED[path], "run python examples/configs/make.py"
+
+
+@pytest.mark.parametrize("path", EXPECTED)
+def test_the_command_in_its_first_line_takes_all_of_it(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(FOLDER.parents[1])
+    first, *_ = EXPECTED[path].splitlines()
+    given = read(first.removeprefix("# cmidd ").split())
+    assert isinstance(given, Given)
+    found = {name: value for part in given.parts for name, value in vars(part).items()}
+    wanted = yaml.safe_load(EXPECTED[path])
+    assert wanted.pop("method") == given.method
+    assert {name: found[name] for name in wanted if not isinstance(found[name], Path)} == {
+        name: value for name, value in wanted.items() if not isinstance(found[name], Path)
+    }
+    left = {name for name, value in found.items() if value is AS_PUBLISHED}
+    assert left <= {"report_every", "checkpoint_every", "batch_syn", "step_size"}
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "value"),
+    [
+        ("cifar10/dm-ipc10-cmi.yaml", "cmi_weight", 8000),
+        ("cifar100/dsa-ipc50-cmi.yaml", "cmi_weight", 20000),
+        ("svhn/dm-ipc1.yaml", "iterations", 20000),
+        ("cifar10/mtt-ipc1.yaml", "student_steps", 50),
+        ("cifar100/mtt-ipc50.yaml", "zca", True),
+        ("tinyimagenet/mtt-ipc10.yaml", "zca", False),
+    ],
+)
+def test_some_numbers_of_the_papers(path: str, name: str, value: object) -> None:
+    assert yaml.safe_load((FOLDER / path).read_text())[name] == value
