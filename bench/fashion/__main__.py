@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 
 from bench.fashion.cases import SETTINGS, SWEEPS, TABLE, Case
-from bench.fashion.drawing import draw_images, pictures
+from bench.fashion.drawing import draw_images
 from bench.fashion.report import report
 from bench.fashion.steps import Runner, row_of, steps_of
 from bench.harness.command import benchmark_parser, finish, new_record
@@ -76,7 +76,7 @@ def main() -> None:
     path = given.out / f"{given.name}.json"
     recorded = Record.read(path).rows if path.exists() else []
     record.rows = with_recorded(rows_found(list(every), given.folder), recorded)
-    finish(record, given, report, pictures)
+    finish(record, given, report)
     if given.images is not None:
         print(
             "drawn:",

@@ -31,7 +31,7 @@ def benchmark_parser(
     add("--out", type=Path, default=RESULTS, help="folder of the results (%(default)s)")
     add("--date", help="to record with the results (default: none)")
     add("--json-only", action="store_true",
-        help="write neither CSV nor pictures, which bench.render makes from the JSON")  # fmt: skip
+        help="do not write the CSV, which bench.render makes from the JSON")  # fmt: skip
     if unit:
         text = "and go on with what was saved here with the same settings and key, such as a commit"
         add("--resume", metavar="KEY", help=f"save after every {unit}, {text}")
@@ -73,14 +73,8 @@ def add_rows(record: Record, args: argparse.Namespace, rows: list[Row]) -> None:
         record.write(args.name, args.out, args.json_only)
 
 
-def finish(
-    record: Record,
-    args: argparse.Namespace,
-    report: Callable[[Record], str],
-    draw: Callable[[Record, Path], list[Path]] | None = None,
-) -> None:
-    """Write the record, print it and draw it."""
+def finish(record: Record, args: argparse.Namespace, report: Callable[[Record], str]) -> None:
+    """Write the record and print it."""
     path = record.write(args.name, args.out, args.json_only)
     print(report(record))
-    drawn = draw(record, path.with_suffix("")) if draw and not args.json_only else []
-    print("\nwritten:", path, *drawn)
+    print("\nwritten:", path)

@@ -1,4 +1,4 @@
-"""Time and memory of every provider over shapes, dtypes and modes: tables, JSON, CSV and plots.
+"""Time and memory of every provider over shapes, dtypes and modes: tables, JSON and CSV.
 
 python -m bench.kernels --quick
 python -m bench.kernels --name cpu --sweeps ipc channels classes
@@ -16,7 +16,6 @@ from tqdm import tqdm
 from bench.harness.command import add_rows, benchmark_parser, finish, new_record
 from bench.harness.providers import PROVIDERS, USUAL
 from bench.harness.shapes import SETS, SWEEPS, shapes_of
-from bench.kernels import plots
 from bench.kernels.measure import measure
 from bench.kernels.report import report
 
@@ -67,7 +66,7 @@ def main() -> None:
         memory = group == "shapes" and not args.no_memory
         mine = measure(shape, dtype, modes, args.providers, args.device, args.budget, memory)
         add_rows(record, args, [{"group": group, **row} for row in mine])
-    finish(record, args, report, plots.kernels)
+    finish(record, args, report)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from bench.harness.providers import PROVIDERS, Loss, make_losses
 from bench.harness.records import Record, Row, machine_line
 from bench.harness.shapes import Shape
 from bench.harness.tables import table
-from bench.kernels import plots
 from cmikernels import ClassIndex, fused_cmi
 
 NAMES = {"cmikernels": "ours"}
@@ -115,7 +114,7 @@ def main() -> None:
     args = parser.parse_args()
     record = new_record("accuracy", args, {"shape": list(args.shape), "draws": args.draws})
     record.rows = measure(args.shape, args.draws, args.providers, args.device)
-    finish(record, args, report, plots.accuracy)
+    finish(record, args, report)
 
 
 if __name__ == "__main__":
