@@ -109,7 +109,7 @@ TABLE = [
 SWEEPS = {
     "cmi": [
         replace(DM_10, stages=(100,), weight=weight, held_out=True)
-        for weight in (0.0, 20.0, 100.0, 500.0)
+        for weight in (0.0, 2000.0, 200.0, 20000.0)
     ],
     "mtt": [
         replace(
