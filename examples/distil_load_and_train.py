@@ -21,7 +21,7 @@ NETWORK = "convnet:depth=2,width=32"  # narrower than published, for the time th
 def distil(data: cmidd.Dataset, folder: Path) -> None:
     """Write `distilled.safetensors` into the folder."""
     bank = folder / "bank.safetensors"
-    cmidd.train_bank(bank, data, cmidd.BankOptions(NETWORK, networks=2, epochs=10, lr=0.05))
+    cmidd.train_bank(bank, data, cmidd.BankOptions(NETWORK, networks=2, epochs=6, lr=0.05))
     run = cmidd.prepare(
         "dsa",
         data,

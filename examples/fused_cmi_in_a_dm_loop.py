@@ -72,9 +72,9 @@ def distil(trained: nn.Sequential, weight: float) -> Tensor:
 
 
 def report(name: str, images: Tensor, trained: nn.Sequential) -> None:
-    """Print the images' CMI, and mean and standard deviation of the accuracy of four networks."""
+    """Print the images' CMI, and mean and standard deviation of the accuracy of three networks."""
     torch.manual_seed(2)
-    found = [train(images, labels, steps=100)(test).argmax(1) == test_labels for _ in range(4)]
+    found = [train(images, labels, steps=100)(test).argmax(1) == test_labels for _ in range(3)]
     accuracies = torch.stack(found).float().mean(dim=1)
     cmi = fused_cmi(trained[:-1](images), labels)
     print(f"{name:<12} CMI {cmi:.3f}   accuracy {accuracies.mean():.1%} +- {accuracies.std():.1%}")

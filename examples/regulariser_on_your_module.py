@@ -100,9 +100,9 @@ def distil(regularizer: CMIRegularizer) -> Tensor:
 
 
 def report(name: str, images: Tensor) -> None:
-    """Print the images' CMI, and mean and standard deviation of the accuracy of four networks."""
+    """Print the images' CMI, and mean and standard deviation of the accuracy of three networks."""
     torch.manual_seed(2)
-    trained = [train(convnet(), images, labels, steps=100) for _ in range(4)]
+    trained = [train(convnet(), images, labels, steps=100) for _ in range(3)]
     right = torch.stack([network(test).argmax(1) == test_labels for network in trained])
     accuracies = right.float().mean(dim=1)
     cmi = CMIRegularizer(networks, networks_per_step=2)(images, labels)

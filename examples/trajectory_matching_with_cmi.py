@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from cmikernels import ClassIndex, CMIRegularizer
 
-CLASSES, IMAGES_PER_CLASS, ITERATIONS, WEIGHT = 10, 2, 60, 1.0
+CLASSES, IMAGES_PER_CLASS, ITERATIONS, WEIGHT = 10, 2, 50, 1.0
 EXPERT_EPOCHS, STUDENT_STEPS, STEP_SIZE = 6, 5, 0.2
 
 digits = load_digits()
@@ -88,9 +88,9 @@ def distil(regularizer: CMIRegularizer) -> Tensor:
 
 
 def report(name: str, images: Tensor) -> None:
-    """Print the images' CMI, and mean and standard deviation of the accuracy of four networks."""
+    """Print the images' CMI, and mean and standard deviation of the accuracy of three networks."""
     torch.manual_seed(2)
-    trained = [train(convnet(), images, labels, lr=0.05, epochs=150) for _ in range(4)]
+    trained = [train(convnet(), images, labels, lr=0.05, epochs=100) for _ in range(3)]
     right = torch.stack([network(test).argmax(1) == test_labels for network in trained])
     accuracies = right.float().mean(dim=1)
     cmi = CMIRegularizer(expert)(images, labels)

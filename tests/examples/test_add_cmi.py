@@ -36,6 +36,7 @@ def images_of(script: str) -> tuple[Any, Any]:
     return names["image_syn"].detach(), names["label_syn"]
 
 
+@pytest.mark.slow
 def test_a_script_with_its_lines_makes_images_of_less_cmi(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
