@@ -5,7 +5,7 @@ and start it again. Rows that an earlier run recorded stay, also where its folde
 
     python -m bench.fashion                          # the table
     python -m bench.fashion --rows cmi               # a sweep, judged by held-out training images
-    python -m bench.fashion --methods dm --ipc 10    # a part of the table
+    python -m bench.fashion --only "dm-10*"          # cases by their names, which are folders
     python -m bench.fashion --minutes 60             # whatever an hour is enough for
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from fnmatch import fnmatch
 from pathlib import Path
 
 from bench.fashion.cases import SETTINGS, SWEEPS, TABLE, Case
@@ -44,8 +45,7 @@ def main() -> None:
     parser = benchmark_parser("bench.fashion", __doc__, "fashion", on_gpus=False)
     add = parser.add_argument
     add("--rows", default="table", choices=["table", *SWEEPS], help="what to run (%(default)s)")
-    add("--methods", nargs="+", help="only these of it")
-    add("--ipc", type=int, nargs="+", help="only these of it")
+    add("--only", nargs="+", metavar="NAME", default=["*"], help="cases of it, such as dm-10*")
     add("--jobs", type=int, default=2, help="commands at a time, one thread each (%(default)s)")
     add("--minutes", type=float, help="stop after so long; what is under way is kept")
     add("--no-run", action="store_true", help="record what is there already")
@@ -55,12 +55,9 @@ def main() -> None:
     every = TABLE if given.rows == "table" else SWEEPS[given.rows]
     if given.rows != "table" and given.name == "fashion":
         given.name = f"fashion-{given.rows}"
-    cases = [
-        case
-        for case in every
-        if (not given.methods or case.method in given.methods)
-        and (not given.ipc or case.ipc in given.ipc)
-    ]
+    cases = [case for case in every if any(fnmatch(case.name, name) for name in given.only)]
+    if not cases:
+        parser.error(f"--only: expected some of {', '.join(case.name for case in every)}")
     runner = Runner(given.folder, given.jobs)
     if not given.no_run:
         for each in (signal.SIGINT, signal.SIGTERM):
