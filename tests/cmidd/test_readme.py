@@ -40,8 +40,8 @@ def test_a_model_of_ones_own_is_trained_on_a_result(soft: bool, elsewhere: Path)
         "data": data,
     }
     exec(block, names)
-    (judged,) = re.findall(r"^(judge = .*\n.*)\n", DISTILLER_PAGE, re.M)
-    exec(judged, names)
+    (real,) = re.findall(r"^(seen = .*\n.*)\n", DISTILLER_PAGE, re.M)
+    exec(real, names)
     found = model(names["inputs"]).argmax(1)
     assert (found == names["classes"]).float().mean() > 0.7  # chance: a third
 

@@ -17,7 +17,10 @@ from tests.support.tiny import quiet
 
 ROOT = Path(__file__).parents[2]
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
-PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in [ROOT / "README.md", *GUIDE]}
+PAGES = {
+    str(page.relative_to(ROOT)): page.read_text()
+    for page in [ROOT / "README.md", ROOT / "docs" / "index.md", *GUIDE]
+}
 BLOCKS = {
     name: re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) for name, text in PAGES.items()
 }
@@ -78,5 +81,8 @@ def commands(text: str) -> list[str]:
     return re.findall(r"^ *(cmidd .*)$", fenced, re.M) + re.findall(r"^ {4}(cmidd .*)$", text, re.M)
 
 
-def test_commands_are_found() -> None:
-    assert "cmidd distill dm --iterations 500" in " ".join(commands(PAGES["README.md"]))
+def test_the_first_commands_are_the_same_everywhere() -> None:
+    first = commands(PAGES["docs/index.md"])
+    assert len(first) == 4
+    for page in ("README.md", "docs/guide/distiller.md"):
+        assert commands(PAGES[page])[:4] == first, page
