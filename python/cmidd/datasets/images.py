@@ -238,7 +238,7 @@ class Dataset:
     def check_made_for(self, record: Mapping[str, Any], what: str) -> None:
         """Raise unless `what`, a file with this record, was made from images like these.
 
-        Whether some were held out does not matter: what was made from a part serves the whole.
+        Whether some were held out does not matter here: `check_unseen` looks at that.
         """
         for name, expected in {"zca": None, **self.describe()}.items():
             if name == "held_out":
@@ -255,6 +255,18 @@ class Dataset:
                     f"{what}: expected {name} {expected} as {self.name} has it, got "
                     f"{record.get(name)}"
                 )
+
+    def check_unseen(self, record: Mapping[str, Any], what: str) -> None:
+        """Raise where `what`, a file with this record, owes anything to the held-out images.
+
+        Of a larger share those of a smaller one are a part.
+        """
+        theirs = record.get("held_out") or 0.0
+        if self.held_out is not None and theirs < self.held_out:
+            raise ValueError(
+                f"{what}: expected one made with held_out {self.held_out:g} or more, because the "
+                f"images held out now judge, got one made with {theirs:g}"
+            )
 
 
 def to_pixels(
