@@ -6,8 +6,9 @@ has a loss, one option and settings of its own. Loop, files, seeds, CMI, evaluat
 those of `cmidd`. The script prints the accuracy on test images of networks that are trained on the
 result, and of those that are trained on real images.
 
-The lines after `cmidd.register` run it. With `cmidd.cli.main()` in their place, this file is the
-command `cmidd` with one more method: `python method_of_your_own.py distill features --ipc 10`.
+The lines after `cmidd.register` run it. With `from cmidd.cli import main` and `main()` in their
+place, this file is the command `cmidd` with one more method:
+`python method_of_your_own.py distill features --ipc 10`.
 """
 
 from dataclasses import dataclass

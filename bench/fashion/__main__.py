@@ -34,10 +34,11 @@ def with_recorded(rows: list[Row], recorded: list[Row]) -> list[Row]:
     """The rows, and those recorded before of which there is nothing better now."""
     best: dict[tuple[object, ...], Row] = {}
     for row in [*recorded, *rows]:
-        key = tuple(value for name, value in row.items() if name != "accuracies")
+        key = tuple(row.get(name) for name in (*TABLE[0].about(), "iterations"))
         if len(row["accuracies"]) >= len(best.get(key, {"accuracies": []})["accuracies"]):
             best[key] = row
-    return sorted(best.values(), key=lambda row: [str(row[name]) for name in ("ipc", "method")])
+    order = ("ipc", "method", "weight", "label", "seed", "iterations")
+    return sorted(best.values(), key=lambda row: [(str(row[name]).zfill(9)) for name in order])
 
 
 def main() -> None:

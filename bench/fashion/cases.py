@@ -2,7 +2,7 @@
 
 A case is a set and the networks that are trained on it. Its stages are numbers of iterations: after
 each of them networks are trained on the images of that moment, which gives accuracy over
-iterations. To let a case go further, add a stage.
+iterations. To let a case go further, add a stage at the end; a run does not go back.
 
 The published sets are made with 256 real images of a class in every update. Here it is a quarter,
 so that two cores make four times as many updates in the same time.
@@ -57,7 +57,7 @@ class Case:
         return self.method not in ("random", "all")
 
     def about(self) -> dict[str, Any]:
-        """What tells its rows from those of others."""
+        """What tells its rows from those of others, and from those of other settings."""
         return {
             "method": self.method,
             "ipc": self.ipc,
@@ -65,6 +65,8 @@ class Case:
             "label": self.label,
             "seed": self.seed,
             "held_out": self.held_out,
+            "options": " ".join(self.options),
+            "epochs_given": self.epochs,
         }
 
     def networks_after(self, stage: int) -> int:

@@ -108,10 +108,9 @@ def row_of(case: Case, stage: int, folder: Path) -> dict[str, Any] | None:
     recipe = found["recipe"]
     about = {name: recipe[name] for name in ("epochs", "lr", "augmentation")}
     accuracies = [round(each, 4) for each in found["accuracies"]]
-    options = " ".join(case.options)
+    network = found["network"]
     return {
-        **case.about(), "iterations": stage, "options": options, "network": found["network"],
-        **about, "accuracies": accuracies,
+        **case.about(), "iterations": stage, "network": network, **about, "accuracies": accuracies
     }  # fmt: skip
 
 
@@ -139,6 +138,9 @@ class Runner:
                 for step in [] if self.stopped else self._ready(left, list(going.values())):
                     left.remove(step)
                     going[pool.submit(self._do, step)] = step
+                if not going:
+                    missing = {str(path) for step in left for path in step.needs}
+                    raise FileNotFoundError(f"expected {', '.join(sorted(missing))}")
                 done, _ = wait(going, timeout=1, return_when=FIRST_COMPLETED)
                 for future in done:
                     del going[future]
@@ -173,6 +175,8 @@ class Runner:
                     stdout=said, stderr=subprocess.STDOUT, env={**threads, **os.environ},
                 )  # fmt: skip
                 self._children.add(child)
+                if self.stopped:  # since it was looked at above
+                    child.send_signal(signal.SIGTERM)
                 code = child.wait()
                 self._children.discard(child)
             if self.stopped:
@@ -180,4 +184,7 @@ class Runner:
             if code:
                 raise RuntimeError(f"cmidd {' '.join(words)} ended with {code}; see {log}")
             if k == 0 and step.copies is not None:
-                shutil.copyfile(*step.copies)
+                made, kept = step.copies
+                unfinished = kept.with_suffix(".part")  # a copy that is cut is no stage
+                shutil.copyfile(made, unfinished)
+                unfinished.replace(kept)

@@ -139,6 +139,7 @@ def evaluate_set(
     seen = synthetic_set.seen()
     judge, recipe, about = evaluation_protocol(seen, dataset, recipe or recipe_of(seen.record), lr)
     judge.check_made_for(seen.record, "synthetic_set")
+    judge.check_unseen(seen.record, "synthetic_set")
     say(about)
     chosen = networks or seen.record.get("network") or usual_network(dataset.shape.height)
     return evaluate(

@@ -87,12 +87,14 @@ def _from_file(path: Path, dataset: Dataset, labels: Tensor) -> Tensor:
     if kind_of(path) == CHECKPOINT:
         tensors, record = read_tensors(path, CHECKPOINT)
         dataset.check_made_for(record, f"init: {path}")
+        dataset.check_unseen(record, f"init: {path}")
         found = tensors["images"]
         if len(found) != len(labels):
             raise ValueError(f"init: {path}: expected {len(labels)} images, got {len(found)}")
         return found
     loaded = SyntheticSet.load(path)
     dataset.check_made_for(loaded.record, f"init: {path}")
+    dataset.check_unseen(loaded.record, f"init: {path}")
     if not torch.equal(loaded.labels, labels):
         raise ValueError(
             f"init: {path}: expected {len(labels)} images, class by class and equally many of "

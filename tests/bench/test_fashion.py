@@ -103,13 +103,24 @@ def test_the_effect_of_cmi_is_told_seed_by_seed_with_its_error() -> None:
     )
     assert "adds +1.0 points (one seed" in report(record(rows[:2]))
     assert "adds" not in report(record(rows[:1]))
+    # Networks are compared in pairs: one that the other side lacks does not count.
+    more = [{**each, "accuracies": [*each["accuracies"], 0.1]} if not each["weight"] else each
+            for each in rows]  # fmt: skip
+    assert "adds +0.5 points (standard error 0.3" in report(record(more))
+
+
+def test_rows_of_other_settings_are_not_shown() -> None:
+    case = next(case for case in TABLE if case.method == "dc")
+    other = row(replace(case, options=("--batch_real=256",)), 100, 0.2)
+    assert "20.0" not in report(record([other, row(case, 100, 0.7)]))
+    assert len(with_recorded([row(case, 100, 0.7)], [other])) == 2
 
 
 def test_a_sweep_is_shown_with_what_judged_it(tmp_path: Path) -> None:
     cases = SWEEPS["cmi"]
     text = report(record([row(case, case.stages[-1], 0.8) for case in cases], "cmi"))
     assert text.count("80.0 ± 0.0") == len(cases)
-    assert "judged by the last fifth" in text
+    assert "tested on the others" in text
     assert pictures(record([], "cmi"), tmp_path / "p") == []
 
 

@@ -128,7 +128,8 @@ def run_method(
         dataset = load(data)
         options, of_method = _filled_in(method, dataset, options, of_method)
         parts = (options, cmi, of_method)
-        folder = run_folder(out, method, dataset, parts, resume=run.resume, asked=asdict(data))
+        asked = {**asdict(data), "held_out": dataset.held_out}  # 0 asks for none, as null does
+        folder = run_folder(out, method, dataset, parts, resume=run.resume, asked=asked)
         if folder.finished:
             print(f"{folder.path} is finished already")
         else:

@@ -40,8 +40,9 @@ def load_for(sets: Sequence[Path], data: SetDataOptions) -> Dataset:
     for path, origin in origins.items():
         _check_same(path, origin, data)
     known = next(iter(origins.values()), _ORIGIN)
+    told = ("held_out",) if data.held_out is AS_PUBLISHED else ()
     for path, origin in origins.items():
-        if any(origin[name] != known[name] for name in ("name", "size", "held_out")):
+        if any(origin[name] != known[name] for name in ("name", "size", *told)):
             raise ValueError(
                 f"sets: {sets[0]} was made from {_words(known)}, {path} from {_words(origin)}; "
                 "give a command for each"
@@ -89,7 +90,7 @@ def _check_same(path: Path, origin: dict[str, Any], data: SetDataOptions) -> Non
         raise ValueError(
             f"dataset: {path} was made from {_words(origin)}, got {_words(given)}; leave that out"
         )
-    if data.held_out not in (None, AS_PUBLISHED, 0, origin["held_out"]):
+    if data.held_out not in (None, AS_PUBLISHED) and data.held_out > (origin["held_out"] or 0):
         raise ValueError(
             f"held_out: {path} was made from {_words(origin)}, so that the images held out now are "
             f"among those it was made from; distil with --held_out {data.held_out:g} first"

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cmidd.datasets.files import DatasetNotFound, find, reading
-from cmidd.datasets.images import Array, Dataset, ImageSet, ImageShape, channel_statistics
+from cmidd.datasets.given import Array
+from cmidd.datasets.images import Dataset, ImageSet, ImageShape, channel_statistics
 from cmidd.datasets.known import standard
 from cmidd.datasets.pictures import SUFFIXES, Picture, common_shape, decode
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from cmidd.datasets.files import DatasetNotFound, reading
-from cmidd.datasets.images import Array, Dataset, ImageSet, channel_statistics
+from cmidd.datasets.given import Array
+from cmidd.datasets.images import Dataset, ImageSet, channel_statistics
 from cmidd.datasets.known import KNOWN, standard
 from cmidd.datasets.pictures import Picture, common_shape, decode
 

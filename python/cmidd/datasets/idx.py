@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from cmidd.datasets.files import find, reading
-from cmidd.datasets.images import Array, Dataset, ImageSet, labels_as_int64
+from cmidd.datasets.given import Array, labels_as_int64
+from cmidd.datasets.images import Dataset, ImageSet
 from cmidd.datasets.known import standard
 
 _FOLDERS = {

@@ -11,17 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cmidd.datasets.given import Array, channels_first, labels_as_int64
 from cmidd.datasets.whitening import EPS, Whitening
 from cmidd.seeds import generator
 
-Array = npt.NDArray[Any]
-
-_CHANNELS = (1, 3)  # grey, RGB
 _LEAST_STD = 1 / 255  # one grey level: images of one colour are not divided by zero
 
 
@@ -61,7 +57,7 @@ class ImageSet:
             num_classes: how many classes there are, those without images included.
 
         """
-        pixels = _channels_first(images)
+        pixels = channels_first(images)
         classes = labels_as_int64(labels, num_classes)
         if len(pixels) != len(classes):
             raise ValueError(
@@ -242,7 +238,7 @@ class Dataset:
     def check_made_for(self, record: Mapping[str, Any], what: str) -> None:
         """Raise unless `what`, a file with this record, was made from images like these.
 
-        Whether some were held out does not matter: what was made from a part serves the whole.
+        Whether some were held out does not matter here: `check_unseen` looks at that.
         """
         for name, expected in {"zca": None, **self.describe()}.items():
             if name == "held_out":
@@ -259,6 +255,18 @@ class Dataset:
                     f"{what}: expected {name} {expected} as {self.name} has it, got "
                     f"{record.get(name)}"
                 )
+
+    def check_unseen(self, record: Mapping[str, Any], what: str) -> None:
+        """Raise where `what`, a file with this record, owes anything to the held-out images.
+
+        Of a larger share those of a smaller one are a part.
+        """
+        theirs = record.get("held_out") or 0.0
+        if self.held_out is not None and theirs < self.held_out:
+            raise ValueError(
+                f"{what}: expected one made with held_out {self.held_out:g} or more, because the "
+                f"images held out now judge, got one made with {theirs:g}"
+            )
 
 
 def to_pixels(
@@ -287,30 +295,6 @@ def _of_channels(
     return centre, scale
 
 
-def labels_as_int64(labels: Tensor | Array, num_classes: int) -> Tensor:
-    """`labels` as (N,) int64, or an error that says which one is not from 0 to num_classes - 1."""
-    is_integer = (
-        labels.dtype.kind in "iu"
-        if isinstance(labels, np.ndarray)
-        else not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    )
-    if not is_integer:
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
-    if labels.ndim != 1:
-        raise ValueError(f"labels must be one number an image, (N,), got {tuple(labels.shape)}")
-    if isinstance(labels, np.ndarray):
-        classes = torch.from_numpy(labels.astype(np.int64))
-    else:
-        classes = labels.to(torch.int64)
-    outside = (classes < 0) | (classes >= num_classes)
-    if bool(outside.any()):
-        row = int(outside.nonzero()[0])
-        raise ValueError(
-            f"labels must be from 0 to {num_classes - 1}, got {int(classes[row])} at row {row}"
-        )
-    return classes
-
-
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of pixels in [0, 1], exact to float64.
 
@@ -325,25 +309,3 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
         mean.append(float(centre))
         std.append(max(float((share * (values - centre) ** 2).sum().sqrt()), _LEAST_STD))
     return tuple(mean), tuple(std)
-
-
-def _channels_first(images: Tensor | Array) -> Tensor:
-    """(N, channels, H, W) of any layout that `from_arrays` takes."""
-    if images.dtype not in (np.uint8, torch.uint8):
-        scale = "scale to 0..255 and " if "float" in str(images.dtype) else ""
-        raise TypeError(f"images must be uint8, got {images.dtype}; {scale}convert to uint8")
-    if isinstance(images, np.ndarray):
-        # torch wants memory that it may write to.
-        pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-    else:
-        pixels = images
-    if pixels.ndim == 3:
-        pixels = pixels[:, None]
-    elif pixels.ndim == 4 and pixels.shape[1] not in _CHANNELS and pixels.shape[3] in _CHANNELS:
-        pixels = pixels.permute(0, 3, 1, 2)
-    if pixels.ndim != 4 or pixels.shape[1] not in _CHANNELS or 0 in pixels.shape[1:]:
-        raise ValueError(
-            "images must be (N, H, W), (N, channels, H, W) or (N, H, W, channels) with 1 or 3 "
-            f"channels, got {tuple(images.shape)}"
-        )
-    return pixels.contiguous()

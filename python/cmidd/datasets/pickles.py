@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmidd.datasets.images import Array
+from cmidd.datasets.given import Array
 
 _ARRAY_NAMES = {
     ("numpy.core.multiarray", "_reconstruct"),

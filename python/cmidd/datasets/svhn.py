@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cmidd.datasets.files import find, reading
-from cmidd.datasets.images import Dataset, ImageSet, labels_as_int64
+from cmidd.datasets.given import labels_as_int64
+from cmidd.datasets.images import Dataset, ImageSet
 from cmidd.datasets.known import standard
 
 _FOLDERS = ("svhn", "SVHN", ".")

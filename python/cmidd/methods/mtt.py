@@ -65,6 +65,7 @@ class MTT(Method):
         self.batch_size = min(options.batch_syn or self.count, self.count)
         self.experts = Experts.load(options.experts)  # networks with batch norm are none
         dataset.check_made_for(self.experts.record, f"experts: {options.experts}")
+        dataset.check_unseen(self.experts.record, f"experts: {options.experts}")
         last = options.max_start_epoch - 1 + options.expert_epochs
         trained = self.experts.record["epochs"]
         if last > trained:

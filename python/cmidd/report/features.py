@@ -66,9 +66,9 @@ def feature_parts(runs: Sequence[RunSummary], loaded: LoadedBank) -> Html:
             paragraph(
                 "Embeddings by a network that was trained on the real images "
                 f"({loaded.path}, network 1 of {len(bank)}), placed by t-SNE. Small points are "
-                f"{len(placed.real.points):,} real test images, large ones the synthetic images; "
-                f"a number stands above the real images of its class. All panels share one t-SNE."
-                f"{note}"
+                f"{len(placed.real.points):,} real {dataset.judges}, large ones the synthetic "
+                "images; a number stands above the real images of its class. All panels share one "
+                f"t-SNE.{note}"
             ),
             element("ul", *keys, class_="legend"),
             columns(panels),

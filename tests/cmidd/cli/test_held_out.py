@@ -11,8 +11,10 @@ import torch
 from cmidd.cli import main
 from cmidd.cli.data import load, load_for
 from cmidd.datasets import load_dataset
+from cmidd.evaluate import evaluate_set
 from cmidd.options.commands import DataOptions, SetDataOptions
 from cmidd.storage.tensor_file import record_of
+from cmidd.synthetic import SyntheticSet
 from tests.support.errors import error_of
 from tests.support.tiny import tiny_dataset
 
@@ -32,6 +34,16 @@ def test_a_share_of_each_class_is_held_out_of_the_training_images() -> None:
         part.test.of_class(0), whole.train.of_class(0)[-len(part.test.of_class(0)) :]
     )
     assert (part.mean, part.shape, part.judges) == (whole.mean, whole.shape, "held-out images")
+
+
+def test_a_larger_share_holds_a_smaller_one() -> None:
+    small, large = (tiny_dataset().holding_out(share) for share in (0.3, 0.5))
+    images = [[image.tolist() for image in each.test.images] for each in (small, large)]
+    assert len(images[0]) < len(images[1])
+    assert all(image in images[1] for image in images[0])
+    small.check_unseen(large.describe(), "bank")
+    with pytest.raises(ValueError, match=r"bank: expected one made with held_out 0\.5 or more"):
+        large.check_unseen(small.describe(), "bank")
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 0.01, 0.99, float("nan")])
@@ -73,6 +85,8 @@ def test_a_set_is_judged_as_it_was_made(runs: Path, capsys: pytest.CaptureFixtur
         (["part", "--held_out=0.2"], 0.2, "of 287 held-out images right"),
         (["part", "--held_out=0"], None, "of 359 test images right"),
         (["whole"], None, "of 359 test images right"),
+        (["part", "--held_out=0.1"], 0.1, "of 145 held-out images right"),
+        (["part", "whole", "--held_out=0"], None, "of 359 test images right"),
         (["--random_real=1", "--networks", MLP, "--held_out=0.2"], 0.2, "of 287 held-out"),
     ):
         found, said = evaluated(capsys, *words)
@@ -126,3 +140,27 @@ def test_a_bank_of_the_rest_serves_runs_on_all(
     main(["distill", "dm", "--out=part", "--held_out=0.2", *two])
     said = error_of(["pretrain", "--networks=2", *words[1:], "--resume"], capsys)
     assert "held_out: 0.2 there, None now" in said
+
+
+def test_what_has_seen_the_held_out_images_is_refused(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["--epochs=1", "--device=cpu", f"--network={MLP}"]
+    main(["pretrain", "--networks=1", "--out=bank", *short])
+    main(["experts", "--experts=1", "--out=experts", *short])
+    wanted = "expected one made with held_out 0.2 or more, because the images held out now judge"
+    common = ["--device=cpu", "--iterations=1", "--held_out=0.2", "--out=new"]
+    dm = ["dm", "--batch_real=2", f"--network={MLP}"]
+    for words, which in (
+        ([*dm, "--ipc=2", "--bank=bank", "--cmi_weight=1"], "--bank: bank"),
+        ([*dm, "--ipc=1", "--init=file:whole/result.safetensors"], "--init: whole/result"),
+        ([*dm, "--ipc=1", "--init=file:whole/checkpoint.safetensors"], "--init: whole/checkpoint"),
+        (["mtt", "--ipc=1", "--experts=experts", "--expert_epochs=1", "--max_start_epoch=1"],
+         "--experts: experts"),
+    ):  # fmt: skip
+        said = error_of(["distill", *words, *common], capsys)
+        assert which in said
+        assert f"{wanted}, got one made with 0" in said
+    whole = SyntheticSet.load(Path("whole/result.safetensors"))
+    with pytest.raises(ValueError, match="synthetic_set: expected one made with held_out"):
+        evaluate_set(whole, load_dataset("digits").holding_out(0.2), MLP, device="cpu")
