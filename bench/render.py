@@ -73,12 +73,13 @@ KINDS = {
         "FashionMNIST, beside what is published",
         "Networks are ConvNets of depth 3 and width 128, trained on the set from fresh weights by "
         "the recipe of the method. They are tested on the 10,000 real test images, those of sweeps "
-        "on held-out training images. Deviations are over networks, of all seeds together. The runs "
-        "are shorter than the published ones, as the table says, and an update of DM, DC and DSA "
-        "takes 64 real images of a class, not 256. The bank of the regulariser is two ResNet-18 of "
-        "width 16, narrower than the published width of 64, trained for three epochs on four fifths "
-        "of the training images. Published figures of DC and DSA are from the readme of VICO's "
-        "program, their deviations from the KIP paper (arXiv 2107.13034), which quotes them.",
+        "on held-out training images. Deviations are over networks, of all seeds together. The "
+        "runs are shorter than the published ones, as the table says, and an update of DM, DC and "
+        "DSA takes 64 real images of a class, not 256. The bank of the regulariser is two "
+        "ResNet-18 of width 16, narrower than the published width of 64, trained for three epochs "
+        "on four fifths of the training images. Published figures of DC and DSA are from the "
+        "readme of VICO's program, their deviations from the KIP paper (arXiv 2107.13034), which "
+        "quotes them.",
         fashion.report,
         fashion.pictures,
     ),
