@@ -16,6 +16,8 @@ import threading
 from fnmatch import fnmatch
 from pathlib import Path
 
+import torch
+
 from bench.fashion.cases import SETTINGS, SWEEPS, TABLE, Case
 from bench.fashion.drawing import draw_images
 from bench.fashion.report import report
@@ -68,6 +70,8 @@ def main() -> None:
             timer.daemon = True
             timer.start()
         runner.run(steps_of(cases, given.folder))
+    if given.jobs > 1:
+        torch.set_num_threads(1)  # as in the commands that were run, for the record
     settings = {"rows": given.rows, **SETTINGS}
     arguments = "" if given.rows == "table" else f"--rows {given.rows}"
     record = new_record("fashion", given, {**settings, "arguments": arguments})

@@ -30,7 +30,10 @@ def pictures(record: Record, stem: Path) -> list[Path]:
             axis.errorbar(
                 list(stages), means, spreads, marker="o", ms=4, lw=1.5, capsize=2, label=name
             )
+        ticks = sorted({stage for stages in lines.values() for stage in stages})
         axis.set(xscale="log", title="accuracy on the real test images, %", xlabel="iterations")
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.minorticks_off()
         axis.grid(True)
         return [save(figure, record, Path(f"{stem}.png"))]
 

@@ -122,7 +122,7 @@ def _over_iterations(rows: Sequence[Row]) -> str:
     ]
     if not lines:
         return ""
-    header = ["images per class, method", "iterations", "accuracy, %", "networks"]
+    header = ["trained on", "iterations", "accuracy, %", "networks"]
     return f"Over iterations:\n\n{table(header, lines)}"
 
 
@@ -133,7 +133,8 @@ def stages_of(rows: Sequence[Row]) -> dict[str, dict[int, list[Row]]]:
         found = [row for case in cases for row in rows_of(rows, **case.about())]
         stages = {row["iterations"]: rows_of(found, iterations=row["iterations"]) for row in found}
         if stages:
-            lines[f"{cases[0].ipc}, {title_of(cases[0])}"] = dict(sorted(stages.items()))
+            name = f"{title_of(cases[0])} at {cases[0].ipc} per class"
+            lines[name] = dict(sorted(stages.items()))
     return lines
 
 
