@@ -291,10 +291,10 @@ def run_export(options: ExportOptions) -> None:
 
 
 def run_report(options: ReportOptions) -> None:
-    """Draw one page of runs."""
+    """Draw one page of runs, and say what their evaluations show."""
     from cmidd.report import write_report
 
-    write_report(
+    shown = write_report(
         options.runs,
         options.out,
         evaluations=options.evaluations,
@@ -302,7 +302,7 @@ def run_report(options: ReportOptions) -> None:
         device=usable_device(options.device),
         overwrite=options.overwrite,
     )
-    print(f"the report: {options.out}")
+    print(*shown, f"the report: {options.out}", sep="\n")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -1,7 +1,8 @@
 """One HTML page about runs: what they reached, what they look like, how they were made.
 
 `runs` and `accuracy` read files, `pictures` draws, `features` looks through a bank, `making` lists
-commands, `page` writes HTML. The page is one file that loads nothing.
+commands, `page` writes HTML; `summary` says in sentences what the accuracies are. The page is one
+file that loads nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from cmidd.report.page import (
 )
 from cmidd.report.pictures import MOST_CLASSES, Curve, curves, line_key, strip
 from cmidd.report.runs import RunSummary, read_runs
+from cmidd.report.summary import summary
 from cmidd.storage.output import check_writable, write_text
 
 __all__ = ["write_report"]
@@ -43,8 +45,8 @@ def write_report(
     bank: Path | None = None,
     device: torch.device,
     overwrite: bool = False,
-) -> None:
-    """Write the page, atomically.
+) -> list[str]:
+    """Write the page, atomically, and return in lines what the evaluations show.
 
     The dataset is loaded, as the first run's configuration says, for the features and for runs that
     are not finished; without them the page needs the runs' files only.
@@ -75,6 +77,7 @@ def write_report(
             section("How it was made", making(read, evaluated, loaded)),
         ),
     )
+    return summary(read, evaluated)
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

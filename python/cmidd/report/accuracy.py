@@ -7,7 +7,7 @@ It reads the JSON that `cmidd evaluate` writes:
                   "images": N,
                   "evaluations": [{"network": "convnet", "accuracies": [...], "mean": ..., "std":
                                    ..., "recipe": {...}}]}],
-     "dataset": ..., "held_out": null or a share, "command": "...", "versions": {...}}
+     "dataset": ..., "held_out": null or a share, "seed": N, "command": "...", "versions": {...}}
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ _MARKED = (
     "of every other by more than √(a² + b²), where a and b are the two standard deviations; none "
     "where n is 1."
 )
-_REAL = ("random real images", "all real images")  # how sets begin that were not distilled
+RANDOM_REAL = "random real images"
+"""How the names of such sets begin, as those of all real images do with the following."""
+_ALL_REAL = "all real images"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Cell:
     recipe: str
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """One set and its accuracies by network."""
 
@@ -57,6 +59,7 @@ class Evaluation:
     rows: list[Row]
     dataset: str
     command: str | None
+    seed: int | None
     versions: dict[str, Any]
     held_out: float | None = None
 
@@ -92,6 +95,7 @@ def read_evaluation(path: Path) -> Evaluation:
             rows,
             str(record["dataset"]),
             record.get("command"),
+            record.get("seed"),
             dict(record.get("versions", {})),
             None if record.get("held_out") is None else float(record["held_out"]),
         )
@@ -104,7 +108,7 @@ def read_evaluation(path: Path) -> Evaluation:
 
 def accuracy_table(evaluations: Sequence[Evaluation]) -> Html:
     """All results of all files, distilled sets marked where they are best beyond deviation."""
-    rows = _merged([row for evaluation in evaluations for row in evaluation.rows])
+    rows = merged_rows(evaluations)
     networks = list(dict.fromkeys(network for row in rows for network in row.cells))
     rivals = [[_rivals(row, network, rows) for network in networks] for row in rows]
     lines = [
@@ -142,7 +146,7 @@ def _rivals(row: Row, network: str, rows: Sequence[Row]) -> list[Cell]:
         for other in rows
         if other is not row
         and other.images == row.images
-        and _order(row) == _order(other) == 0
+        and not any(_is_all(each) or _is_random(each) for each in (row, other))
         and network in row.cells.keys() & other.cells.keys()
     ]
 
@@ -156,10 +160,13 @@ def _is_best(cell: Cell, rivals: Sequence[Cell]) -> bool:
     )
 
 
-def _merged(rows: list[Row]) -> list[Row]:
-    """One row for each set; where two files disagree about one, both stay. Distilled sets first."""
+def merged_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
+    """One row for each set; where two files disagree about one, both stay.
+
+    Sets of equally many images stand together, the smallest first, distilled before random ones.
+    """
     merged: list[Row] = []
-    for row in rows:
+    for row in (row for evaluation in evaluations for row in evaluation.rows):
         for known in merged:
             if (known.name, known.images) == (row.name, row.images) and all(
                 known.cells.get(network, cell) == cell for network, cell in row.cells.items()
@@ -168,12 +175,15 @@ def _merged(rows: list[Row]) -> list[Row]:
                 break
         else:
             merged.append(Row(row.name, row.images, dict(row.cells)))
-    return sorted(merged, key=_order)
+    return sorted(merged, key=lambda row: (_is_all(row), row.images, _is_random(row)))
 
 
-def _order(row: Row) -> int:
-    """0 for distilled sets, then random real images, then all."""
-    return next((k for k, real in enumerate(_REAL, 1) if row.name.startswith(real)), 0)
+def _is_all(row: Row) -> bool:
+    return row.name.startswith(_ALL_REAL)
+
+
+def _is_random(row: Row) -> bool:
+    return row.name.startswith(RANDOM_REAL)
 
 
 def _cell(cell: Cell | None, rivals: Sequence[Cell]) -> Html:

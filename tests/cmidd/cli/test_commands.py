@@ -138,6 +138,7 @@ def test_python_dash_m_is_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["cmidd", "--version"])
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # so that it changes nothing of this process
     monkeypatch.delitem(sys.modules, "cmidd.__main__", raising=False)
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module("cmidd", run_name="__main__")

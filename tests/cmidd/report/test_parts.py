@@ -59,6 +59,15 @@ def test_distilled_sets_come_before_real_images(tmp_path: Path) -> None:
     assert re.findall(r'<th scope="row">(.*?)</th>', table) == ["b", "a", names[1], names[0]]
 
 
+def test_sets_of_equally_many_images_stand_together(tmp_path: Path) -> None:
+    names = ["all real images", "random real images, 2 per class", "many", "few"]
+    sizes = dict.fromkeys(names[1:3], 20) | {"few": 10, "all real images": 5}
+    path = tmp_path / "sized.json"
+    make_evaluation(path, "digits", {name: {"convnet": (0.5,)} for name in names}, sizes)
+    table = accuracy_table([read_evaluation(path)])
+    assert re.findall(r'<th scope="row">(.*?)</th>', table) == ["few", "many", names[1], names[0]]
+
+
 def test_recipes_that_differ_say_whose_they_are(tmp_path: Path) -> None:
     results: Results = {name: {"convnet": (0.5,), "mlp": (0.4,)} for name in "abc"}
     assert re.findall("Recipe.*?: ", table_of(tmp_path, results)) == ["Recipe: "]
