@@ -94,9 +94,8 @@ _ABOUTS = {
 
 _EPILOG = """\
 Options are written --name value or --name=value, switches --name and --no_name, and a dash serves
-for an underscore. cmidd COMMAND --help lists them. Threads sleep soon where they wait
-(GOMP_SPINCOUNT=10000), so that other processes can compute, unless GOMP_SPINCOUNT or OMP_WAIT_POLICY
-is set.
+for an underscore. cmidd COMMAND --help lists them. Threads sleep soon where they wait, so that
+other processes can compute (GOMP_SPINCOUNT=10000), unless GOMP_SPINCOUNT or OMP_WAIT_POLICY is set.
 
 A first run, offline, in a few minutes on two cores:
 
