@@ -50,7 +50,7 @@ from cmidd.run import prepare, run_folder
 from cmidd.score import score
 from cmidd.storage.going_on import check_new
 from cmidd.storage.growing_file import partial_path
-from cmidd.storage.lock import locked
+from cmidd.storage.lock import busy_first, locked
 from cmidd.storage.output import check_room
 from cmidd.storage.run_folder import check_folder, versions
 from cmidd.synthetic import SyntheticSet, file_of
@@ -62,7 +62,8 @@ def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> No
     if run.dry_run:
         print(cost_of_bank(load(data), options, usable_device(data.device)))
         return
-    check_new(run.out, partial_path(run.out), resume=run.resume)
+    with busy_first(run.out):
+        check_new(run.out, partial_path(run.out), resume=run.resume)
     _say_if_new(run.out, resume=run.resume)
     with locked(run.out):
         train_bank(
@@ -90,7 +91,8 @@ def run_experts(data: DataOptions, run: ExpertRunOptions, options: ExpertOptions
         dataset = load(data)
         print(cost_of_experts(dataset, _experts_filled_in(dataset, options), device))
         return
-    check_new(run.out, partial_path(run.out), resume=run.resume)
+    with busy_first(run.out):
+        check_new(run.out, partial_path(run.out), resume=run.resume)
     _say_if_new(run.out, resume=run.resume)
     with locked(run.out):
         dataset = load(data)
@@ -123,7 +125,8 @@ def run_method(
         options, of_method = _filled_in(method, dataset, options, of_method)
         print(estimate(prepare(method, dataset, options, of_method, cmi, device=data.device)))
         return
-    check_folder(out, resume=run.resume)
+    with busy_first(out, folder=True):
+        check_folder(out, resume=run.resume)
     with locked(out, folder=True):
         dataset = load(data)
         options, of_method = _filled_in(method, dataset, options, of_method)
@@ -160,7 +163,8 @@ def run_evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
         plan = _plan(data, options)
         print(cost_of_evaluation(plan.evaluated(options), options.together, plan.device))
         return
-    check_new(options.out, resume=options.resume)
+    with busy_first(options.out):
+        check_new(options.out, resume=options.resume)
     _say_if_new(options.out, resume=options.resume)
     with locked(options.out):
         _evaluate(data, options)

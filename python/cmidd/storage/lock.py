@@ -60,6 +60,33 @@ def locked(path: Path, *, folder: bool = False) -> Iterator[None]:
                 each.rmdir()
 
 
+@contextlib.contextmanager
+def busy_first(path: Path, *, folder: bool = False) -> Iterator[None]:
+    """Where something that exists is refused inside, say first if a process is still making it."""
+    try:
+        yield
+    except FileExistsError:
+        lock = path / LOCK_NAME if folder else path.parent / f".{path.name}.lock"
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            descriptor = os.open(lock, os.O_RDONLY)
+            try:
+                _check_free(descriptor, path)
+            finally:
+                os.close(descriptor)
+        raise
+
+
+def _check_free(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _busy(path, _holder(descriptor)) from None
+    except OSError as error:
+        holder = _holder(descriptor, patience=1)
+        if error.errno in _NO_LOCKS and _may_live(holder):
+            raise _busy(path, holder) from None
+
+
 def _let_go(lock: Path, descriptor: int) -> None:
     with contextlib.suppress(OSError):  # a disk that has gone cannot be tidied
         lock.unlink()  # while it is held, so that nobody takes a file that is not there

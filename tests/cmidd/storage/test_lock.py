@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cmidd.storage.lock import BusyError, locked
+from cmidd.storage.lock import BusyError, busy_first, locked
 
 # Takes the lock of a path, says so, and holds it until its input ends.
 HOLDER = """
@@ -166,3 +166,24 @@ def test_a_folder_that_takes_no_files_is_named() -> None:
     message = r"/proc/self/file: cannot be written: (No such file|Permission)"
     with pytest.raises(OSError, match=message), locked(Path("/proc/self/file")):
         pass
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_what_is_still_being_made_is_busy_and_not_merely_there(
+    tmp_path: Path, folder: bool
+) -> None:
+    def refused() -> None:
+        with busy_first(tmp_path / "run", folder=folder):
+            raise FileExistsError("holds a run already")
+
+    (tmp_path / "run").mkdir()
+    lock = tmp_path / ("run/.lock" if folder else ".run.lock")
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        refused()
+    lock.write_text("process 1 on elsewhere since then")  # left behind: nobody holds it
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        refused()
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(BusyError, match="is being written by process 1 on elsewhere"):
+            refused()
