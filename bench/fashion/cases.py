@@ -136,10 +136,10 @@ SETTINGS = {
 
 
 class Figure(NamedTuple):
-    """Accuracy in % that others report, with the deviation where it is known."""
+    """Accuracy in % that others report, with its deviation."""
 
     accuracy: float
-    deviation: float | None = None
+    deviation: float
 
 
 PUBLISHED = {
