@@ -7,19 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from cmidd.options.cmi import CMIOptions
+from tests.support.threads import one_thread
 from tests.support.tiny import tiny_bank, tiny_dataset
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks of the tests are so small that more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+__all__ = ["one_thread"]  # a fixture of all tests below
 
 
 @pytest.fixture(scope="module")

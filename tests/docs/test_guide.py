@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,10 @@ import torch
 
 import cmidd
 from tests.support.parsed import made
+from tests.support.threads import one_thread
 from tests.support.tiny import quiet
+
+__all__ = ["one_thread"]  # a fixture of the tests below
 
 ROOT = Path(__file__).parents[2]
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
@@ -24,15 +26,6 @@ PAGES = {
 BLOCKS = {
     name: re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) for name, text in PAGES.items()
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks of the pages are so small that more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
