@@ -1,6 +1,7 @@
 """Native kernels; addresses are integers, 0 for none. See csrc/include/cmikernels.h."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -20,16 +21,10 @@ def cuda_plan(
     aligned: bool,
     given: bool,
     weighted: bool,
-    capability: int,
-    processors: int,
-    largest_cluster: int,
-    clusters_of_16: int,
-    block_bytes: int,
-    processor_bytes: int,
-    cache_bytes: int,
+    chip: dict[str, Any],
 ) -> dict[str, int | str]: ...
 
 # Where there are GPU kernels in the build.
 def cuda_cmi(call: dict[str, float], allocate: Callable[[int], Tensor], /) -> None: ...
-def cuda_chip(device: int, /) -> dict[str, int]: ...
+def cuda_chip(device: int, /) -> dict[str, Any]: ...  # as cuda_plan takes it
 def cuda_info() -> dict[str, str | int]: ...

@@ -5,6 +5,7 @@
 #include <new>
 #include <stdexcept>
 
+#include "chip_dict.hpp"
 #include "cmikernels.h"
 #include "cuda/plan.hpp"
 #include "problem_of.hpp"
@@ -48,16 +49,13 @@ bool index_labels(Address labels, int64_t rows, int64_t classes, Address offsets
                            at<int64_t>(order)) == 1;
 }
 
-// How the GPU kernels would compute a call; `kind` by name.
+// How the GPU kernels would compute a call on a chip (see chip_dict.hpp); `kind` by name.
 py::dict cuda_plan(int64_t rows, int64_t classes, int64_t largest, int64_t channels,
                    int element_bytes, bool ragged, bool aligned, bool given, bool weighted,
-                   int capability, int processors, int largest_cluster, int clusters_of_16,
-                   int64_t block_bytes, int64_t processor_bytes, int64_t cache_bytes) {
+                   const py::dict& chip) {
   const cmik::Shape shape{rows,   classes, largest, channels, element_bytes,
                           ragged, aligned, given,   weighted};
-  const cmik::Chip chip{capability,  processors,      largest_cluster, clusters_of_16,
-                        block_bytes, processor_bytes, cache_bytes};
-  const cmik::Plan plan = cmik::make_plan(shape, chip);
+  const cmik::Plan plan = cmik::make_plan(shape, cmik::chip_from(chip));
   constexpr const char* kinds[] = {"classes", "slots", "wide"};
   constexpr const char* forms[] = {"full", "packed", "any"};
   py::dict result;
@@ -110,9 +108,7 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
   module.def("index_labels", &index_labels, "Rows by class; whether they were sorted already.");
   module.def("cuda_plan", &cuda_plan, py::kw_only(), py::arg("rows"), py::arg("classes"),
              py::arg("largest"), py::arg("channels"), py::arg("element_bytes"), py::arg("ragged"),
-             py::arg("aligned"), py::arg("given"), py::arg("weighted"), py::arg("capability"),
-             py::arg("processors"), py::arg("largest_cluster"), py::arg("clusters_of_16"),
-             py::arg("block_bytes"), py::arg("processor_bytes"), py::arg("cache_bytes"),
+             py::arg("aligned"), py::arg("given"), py::arg("weighted"), py::arg("chip"),
              "How the GPU kernels would compute a call on a chip; see csrc/cuda/plan.hpp.");
   module.def("cuda_constants", &cuda_constants, "What every plan keeps to; csrc/cuda/plan.hpp.");
   module.def("cpu_info", &cpu_info, "Instruction set and threads of the CPU kernel.");

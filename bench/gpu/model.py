@@ -9,11 +9,13 @@ the kernels go about a call, and so how often they read, is their own plan.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from bench.gpu.chips import Chip, chip_here
 from bench.harness.shapes import Shape
 from cmikernels.native import native
 
@@ -29,7 +31,7 @@ KERNELS = {"classes": 1, "slots": 3, "wide": 3}  # that have work, before the on
 class Machine:
     """A GPU, as far as time depends on it."""
 
-    chip: dict[str, int]  # as native.cuda_plan takes it
+    chip: Chip
     clock: float  # Hz
     copy_rate: float  # bytes a second, read and written
     launch: float  # seconds from one empty kernel's end to the next one's, replayed
@@ -72,20 +74,31 @@ def predict(
     passes = (1 if held else READS[plan["kind"]]) + with_gradient
     cost = SUM_COST + (FINISH_COST if with_gradient else VALUE_COST)
     cost += ACCURATE_COST * accurate + 2 * UNPACK_COST * (dtype.itemsize == 2)
-    working = min(machine.chip["processors"], plan["blocks"] or plan["slots"])
     # The backward launches all but the total, which return at once: it is asked for times 1. To
     # make that 1 is a launch of torch's own.
     launches = KERNELS[plan["kind"]] * (1 + with_gradient) + 1
+    rate = INSTRUCTIONS_A_CYCLE * machine.clock * working(plan, shape, machine.chip)
     return Prediction(
         plan,
         launches,
         (launches + with_gradient) * machine.launch,
         passes * shape.elements * dtype.itemsize / machine.copy_rate,
-        shape.elements * cost / (INSTRUCTIONS_A_CYCLE * machine.clock * working),
+        shape.elements * cost / rate,
     )
 
 
-def plan_of(shape: Shape, dtype: torch.dtype, chip: dict[str, int]) -> dict[str, Any]:
+def working(plan: dict[str, Any], shape: Shape, chip: Chip) -> float:
+    """Multiprocessors at work, on average until the last one is done."""
+    if plan["kind"] != "classes":
+        return float(min(chip.processors, plan["slots"]))
+    # All clusters are resident, and each has its classes from the start.
+    clusters: int = plan["blocks"] // plan["cluster"]
+    turns = math.ceil(shape.classes / clusters)
+    blocks_together = math.ceil(plan["blocks"] / chip.processors)
+    return float(shape.classes * plan["cluster"] / (turns * blocks_together))
+
+
+def plan_of(shape: Shape, dtype: torch.dtype, chip: Chip) -> dict[str, Any]:
     """How the kernels compute on contiguous features of equal classes."""
     plan: dict[str, Any] = native.cuda_plan(
         rows=shape.classes * shape.rows,
@@ -97,7 +110,7 @@ def plan_of(shape: Shape, dtype: torch.dtype, chip: dict[str, int]) -> dict[str,
         aligned=shape.channels * dtype.itemsize % 16 == 0,
         given=False,
         weighted=False,
-        **chip,
+        chip=chip._asdict(),
     )
     return plan
 
@@ -106,4 +119,4 @@ def machine_here(copy_rate: float, launch: float, device: int = 0) -> Machine:
     """Describe the GPU at hand, with what was measured on it; the clock is its fastest."""
     properties = torch.cuda.get_device_properties(device)
     clock = getattr(properties, "clock_rate", 1.7e6) * 1e3
-    return Machine(native.cuda_chip(device), clock, copy_rate, launch)
+    return Machine(chip_here(device), clock, copy_rate, launch)

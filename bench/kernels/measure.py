@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from tqdm import tqdm
 
+from bench.gpu.chips import chip_here
 from bench.gpu.model import machine_here, plan_of, predict
 from bench.gpu.replay import LAUNCH, launch_floor, replay_race
 from bench.harness.memory import extra_bytes, gpu_peak_extra_bytes
@@ -32,7 +33,6 @@ from bench.harness.race import (
 from bench.harness.records import Row
 from bench.harness.shapes import Shape
 from cmikernels.backends import choose_backend
-from cmikernels.native import native
 
 PASSES = {"value": 1, "value+gradient": 2}  # over the features, of a mode; a copy has two
 
@@ -98,7 +98,7 @@ def _peak_extra_bytes(provider: str, shape: Shape, dtype: str) -> int:
 
 def plan_row(shape: Shape, dtype: torch.dtype, device: str) -> Row:
     """How the CUDA C++ backend goes about such a call."""
-    plan = plan_of(shape, dtype, native.cuda_chip(torch.device(device).index or 0))
+    plan = plan_of(shape, dtype, chip_here(torch.device(device).index or 0))
     return {f"plan_{key}": plan[key] for key in ("kind", "cluster", "threads", "stages")}
 
 

@@ -3,6 +3,7 @@
 
 #include <stdexcept>
 
+#include "chip_dict.hpp"
 #include "cmikernels.h"
 #include "plan.hpp"
 #include "problem_of.hpp"
@@ -47,19 +48,10 @@ py::dict cuda_info() {
   return info;
 }
 
-// By the names of cuda_plan's arguments.
 py::dict cuda_chip(int device) {
   cmik_cuda_chip chip;
   check(cmik_cuda_chip_of(device, &chip));
-  py::dict result;
-  result["capability"] = chip.capability;
-  result["processors"] = chip.processors;
-  result["largest_cluster"] = chip.largest_cluster;
-  result["clusters_of_16"] = chip.clusters_of_16;
-  result["block_bytes"] = chip.block_bytes;
-  result["processor_bytes"] = chip.processor_bytes;
-  result["cache_bytes"] = chip.cache_bytes;
-  return result;
+  return cmik::dict_from(chip);
 }
 
 }  // namespace

@@ -51,9 +51,7 @@ const GpuKernels& CMIK_CONCAT(gpu_kernels_, CMIK_FEATURES)() {
       },
       [](const Launch& l, const Task& t) { return start(total_kernel<S>, l, t); },
       [](const Launch& l, const Task& t) { return start(class_values_kernel<S>, l, t); },
-      [](int capability, Chip& chip) {
-        return complete_chip(class_kernel<S, Form::full>, capability, chip);
-      },
+      [](Chip& chip) { return complete_chip(class_kernel<S, Form::full>, chip); },
   };
   return kernels;
 }

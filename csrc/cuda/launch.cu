@@ -29,7 +29,10 @@ const GpuKernels& kernels_of(int dtype) {
 
 int element_bytes(int dtype) { return dtype == CMIK_FLOAT64 ? 8 : dtype == CMIK_FLOAT32 ? 4 : 2; }
 
-int chip_of(int device, Chip& chip) { return find_chip(device, gpu_kernels_Float32(), chip); }
+int chip_of(int device, Chip& chip) {
+  chip = {};
+  return find_chip(device, gpu_kernels_Float32(), chip);
+}
 
 int64_t mean_blocks(int64_t classes, int64_t channels) {
   return classes * ceil_div(channels, kMeanColumns);
@@ -141,7 +144,7 @@ class Launches {
 int prepare(const cmik_cuda_call& call, Shape& shape, Plan& plan) {
   Chip chip;
   if (int error = chip_of(call.device, chip)) return error;
-  if (chip.capability < 80) return CMIK_GPU_TOO_OLD;
+  if (chip.capability < kLeastCapability) return CMIK_GPU_TOO_OLD;
   shape = shape_of(call);
   plan = make_plan(shape, chip);
   const int64_t means = plan.slots > 0 ? mean_blocks(shape.classes, shape.channels) : 0;

@@ -24,8 +24,9 @@ struct GpuKernels {
   int (*class_means)(const Launch&, const Task&, bool second);
   int (*total)(const Launch&, const Task&);
   int (*class_values)(const Launch&, const Task&);
-  // Fill in what of the current device depends on the kernels' code: capability and clusters.
-  int (*complete)(int capability, Chip&);
+  // Fill in what of the current device depends on the kernels' code: capability, which may be less
+  // than the device's, and clusters.
+  int (*complete)(Chip&);
 };
 
 }  // namespace cmik

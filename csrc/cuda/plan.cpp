@@ -24,10 +24,11 @@ constexpr int64_t kFarAway = INT32_MAX;  // an offset beyond all shared memory
 
 // The estimate, in instructions that a multiprocessor could have issued, 128 a cycle: counted in
 // the machine code (docs/design/cuda.md), or in its place an H200's time for the rest.
-constexpr double kEntryCost = 26;     // of a feature: sums of P, value and gradient
-constexpr double kByteCost = 6.7;     // moved to or from memory
-constexpr double kClusterCost = 4e5;  // of its two barriers and of starting it
-constexpr double kLaunchCost = 3e5;   // of a launch more
+constexpr double kEntryCost = 26;       // of a feature: sums of P, value and gradient
+constexpr double kByteCost = 6.7;       // moved to or from memory, by all multiprocessors at once
+constexpr double kMostShares = 2;       // of the memory's rate, that one of few takes: assumed
+constexpr double kClusterCost = 1.5e5;  // of a class in a cluster: its blocks wait for others
+constexpr double kLaunchCost = 3e5;     // of a launch more
 
 int64_t power_of_2(int64_t number) {
   int64_t power = 1;
@@ -47,9 +48,24 @@ void share_row(const Shape& shape, Plan& plan) {
   if (plan.form == Form::packed && packs == lanes * held) plan.form = Form::full;
 }
 
-int64_t shared_budget(const Chip& chip, int threads) {
-  const int64_t blocks = kProcessorThreads / threads;
-  return std::min(chip.block_bytes, chip.processor_bytes / blocks - kReservedBytes) / 128 * 128;
+template <size_t N>
+int64_t index_in(const int (&numbers)[N], int wanted) {
+  return std::find(numbers, numbers + N, wanted) - numbers;
+}
+
+// Clusters, or single blocks, that the chip holds at once. Those beyond would start when all
+// classes of the first ones are done.
+int64_t resident_clusters(const Chip& chip, const Holding& holding) {
+  const int64_t blocks = int64_t(chip.processors) * (kProcessorThreads / holding.threads);
+  if (holding.cluster == 1) return blocks;
+  const int64_t size = index_in(kClusterSizes, holding.cluster);
+  const int64_t resident = chip.resident_clusters[size][index_in(kClusterThreads, holding.threads)];
+  return std::min(resident, blocks / holding.cluster);
+}
+
+// Multiprocessors without work leave their share of the memory's rate to the others.
+double byte_cost(double processors, const Chip& chip) {
+  return kByteCost * std::clamp(processors / chip.processors, 1 / kMostShares, 1.0);
 }
 
 // Arithmetic hides in the time that memory takes, or the other way round, the better the more
@@ -62,17 +78,15 @@ double together(double memory, double arithmetic, double under_way) {
 double hold(const Shape& shape, const Chip& chip, const Holding& holding, Plan& plan) {
   plan.threads = holding.threads;
   plan.cluster = holding.cluster;
-  if (plan.cluster > chip.largest_cluster || plan.threads < plan.lanes) return -1;
+  const int64_t resident = resident_clusters(chip, holding);
+  if (resident == 0 || plan.threads < plan.lanes) return -1;
   const int64_t share_rows = ceil_div(shape.largest, holding.cluster);
   if (share_rows > kMostShareRows) return -1;
   plan.share_rows = int32_t(share_rows);
   const int64_t row_bytes = shape.channels * shape.element_bytes;
   const int64_t budget = shared_budget(chip, holding.threads);
   const int64_t blocks_together = kProcessorThreads / holding.threads;
-  int64_t resident = chip.processors / plan.cluster;
-  if (plan.cluster > 8) resident = std::min<int64_t>(resident, chip.clusters_of_16);
-  const int64_t clusters =
-      std::min(shape.classes, std::max<int64_t>(1, resident * blocks_together));
+  const int64_t clusters = std::min(shape.classes, resident);
   plan.blocks = clusters * plan.cluster;
   plan.stages = 0;
   const int64_t room = budget - shared_layout(shape, plan).bytes;
@@ -92,23 +106,25 @@ double hold(const Shape& shape, const Chip& chip, const Holding& holding, Plan& 
   const int64_t blocks_at_work = std::min(blocks_together, ceil_div(plan.blocks, chip.processors));
   const double busy = std::min(1.0, double(blocks_at_work * plan.threads) / kBusyThreads);
   const int64_t teams = plan.threads / plan.lanes;
+  const double moving = byte_cost(double(plan.blocks) / double(blocks_at_work), chip);
   const auto block_cost = [&](int64_t rows) {
     const double entries = double(round_up(rows, teams) * shape.channels);
     const double columns =
         double(shape.channels) * (kColumnCost + (plan.cluster > 1 ? kRemoteCost : 0));
-    return std::pair(double(rows * shape.channels) * bytes_moved * kByteCost,
+    return std::pair(double(rows * shape.channels) * bytes_moved * moving,
                      (entries * kEntryCost + columns) / busy);
   };
-  // All classes of the average size on all multiprocessors, or the largest class alone.
+  // All classes of the average size on the multiprocessor that has the most of them, or the largest
+  // class alone.
   const auto [memory, arithmetic] =
       block_cost(ceil_div(ceil_div(shape.rows, shape.classes), plan.cluster));
-  const double turns =
-      double(ceil_div(ceil_div(shape.classes, clusters) * plan.blocks, chip.processors));
+  const double turns = double(ceil_div(shape.classes, clusters) * blocks_at_work);
   const double under_way = double(blocks_together) * std::max(1, plan.stages);
+  const double waiting = plan.cluster > 1 ? kClusterCost : 0;  // while other blocks go on
   const auto [largest_memory, largest_arithmetic] = block_cost(plan.share_rows);
-  return std::max(turns * together(memory, arithmetic, under_way),
-                  together(largest_memory, largest_arithmetic, 1)) +
-         (plan.cluster > 1 ? kClusterCost : 0);
+  return std::max(
+      turns * (together(memory, arithmetic, under_way) + waiting / double(blocks_at_work)),
+      together(largest_memory, largest_arithmetic, 1) + waiting);
 }
 
 void divide_into_slots(const Shape& shape, const Chip& chip, Plan& plan) {
@@ -124,10 +140,11 @@ double slots_cost(const Shape& shape, const Chip& chip) {
   Plan plan{};
   divide_into_slots(shape, chip, plan);
   const double rows = double(std::min(plan.rows_per_slot, shape.largest));
-  const double slot =
-      rows * double(shape.channels) * together(3 * shape.element_bytes * kByteCost, kEntryCost, 2) +
-      double(shape.channels) * (2 * kColumnCost + kSumBytes * kByteCost);
   const double used = double(shape.rows) / rows;  // slots that have rows, about
+  const double moving = byte_cost(used, chip);
+  const double slot =
+      rows * double(shape.channels) * together(3 * shape.element_bytes * moving, kEntryCost, 2) +
+      double(shape.channels) * (2 * kColumnCost + kSumBytes * moving);
   return std::max(used / chip.processors, 1.0) * slot + 3 * kLaunchCost;
 }
 
@@ -148,6 +165,11 @@ bool plan_classes(const Shape& shape, const Chip& chip, Plan& plan) {
 }
 
 }  // namespace
+
+int64_t shared_budget(const Chip& chip, int threads) {
+  const int64_t blocks = kProcessorThreads / threads;
+  return std::min(chip.block_bytes, chip.processor_bytes / blocks - kReservedBytes) / 128 * 128;
+}
 
 SharedLayout shared_layout(const Shape& shape, const Plan& plan) {
   const int64_t number = arithmetic_bytes(shape.element_bytes);

@@ -77,8 +77,14 @@ constexpr int kMostStages = 4;
 constexpr int kWarpThreads = 32;
 
 constexpr int kMostSumRows = 4;
-constexpr int kProcessorThreads = 512;     // that a multiprocessor's registers serve
-constexpr int64_t kReservedBytes = 1024;   // of a block's shared memory, by the system
+constexpr int kProcessorThreads = 512;    // that a multiprocessor's registers serve
+constexpr int64_t kReservedBytes = 1024;  // of a block's shared memory, by the system
+constexpr int kLeastCapability = 80;      // of a GPU that can be used
+
+// What the rows and columns of a chip's table of resident clusters stand for.
+constexpr int kClusterSizes[] = {2, 4, 8, 16};      // blocks of a cluster
+constexpr int kClusterThreads[] = {128, 256, 512};  // threads of each of its blocks
+
 constexpr int64_t kFewRowsPerSlot = 32;    // at least, so that sums take little memory,
 constexpr int64_t kFewestRowsPerSlot = 8;  // or these, where they would not fill the chip
 
@@ -116,6 +122,8 @@ struct Workspace {
   int64_t bytes;
 };
 
+// Shared memory that each block may have where blocks of so many threads fill a multiprocessor.
+int64_t shared_budget(const Chip& chip, int threads);
 SharedLayout shared_layout(const Shape& shape, const Plan& plan);
 Workspace workspace_layout(const Shape& shape, const Plan& plan);
 Plan make_plan(const Shape& shape, const Chip& chip);

@@ -80,10 +80,12 @@ const char* cmik_cuda_message(int status);
 
 /* What plans for a device depend on; see csrc/cuda/plan.hpp. */
 typedef struct cmik_cuda_chip {
-  int32_t capability;      /* 90 for 9.0 */
-  int32_t processors;      /* multiprocessors */
-  int32_t largest_cluster; /* blocks; 1 without clusters */
-  int32_t clusters_of_16;  /* that run at once, of blocks that fill a multiprocessor */
+  int32_t capability; /* 90 for 9.0 */
+  int32_t processors; /* multiprocessors */
+  /* Clusters that are resident at once: of 2, 4, 8 and 16 blocks, each of 128, 256 and 512 threads
+   * with the most shared memory that 4, 2 and 1 of them leave one another on a multiprocessor. 0
+   * where the GPU has no such clusters. */
+  int32_t resident_clusters[4][3];
   int64_t block_bytes;     /* shared memory that a block may have */
   int64_t processor_bytes; /* shared memory of a multiprocessor */
   int64_t cache_bytes;     /* L2 */

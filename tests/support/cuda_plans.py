@@ -6,29 +6,23 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from bench.gpu.chips import H200, Chip, describe_chip
+
 native = pytest.importorskip("cmikernels._native")
 
 
-class Chip(NamedTuple):
-    """What a plan asks of a GPU; sizes in bytes."""
-
-    capability: int
-    processors: int
-    largest_cluster: int
-    clusters_of_16: int
-    block_bytes: int
-    processor_bytes: int
-    cache_bytes: int
-
-
 CHIPS = {
-    "H200": Chip(90, 132, 16, 8, 227 << 10, 228 << 10, 50 << 20),
-    "A100": Chip(80, 108, 1, 0, 163 << 10, 164 << 10, 40 << 20),
-    "L40S": Chip(89, 142, 1, 0, 99 << 10, 100 << 10, 96 << 20),
-    "B200": Chip(100, 148, 16, 9, 227 << 10, 228 << 10, 126 << 20),
-    "RTX 5090": Chip(120, 170, 8, 0, 99 << 10, 100 << 10, 96 << 20),
+    "H200": H200,
+    "H200 without clusters of 16": H200._replace(
+        resident_clusters=(*H200.resident_clusters[:3], (0, 0, 0))
+    ),
+    "H200, half of it": describe_chip(90, (16, 16, 14, 14), 227 << 10, 228 << 10, 25 << 20, 16),
+    "H200, a slice": describe_chip(90, (16,), 227 << 10, 228 << 10, 6 << 20, 16),
+    "A100": describe_chip(80, (16,) * 5 + (14,) * 2, 163 << 10, 164 << 10, 40 << 20),
+    "L40S": describe_chip(89, (12,) * 11 + (10,), 99 << 10, 100 << 10, 96 << 20),
+    "B200": describe_chip(100, (20, 20) + (18,) * 6, 227 << 10, 228 << 10, 126 << 20, 16),
+    "RTX 5090": describe_chip(120, (16,) * 7 + (14,) * 3 + (16,), 99 << 10, 100 << 10, 96 << 20, 8),
 }
-H200 = CHIPS["H200"]
 
 
 class Call(NamedTuple):
@@ -58,9 +52,7 @@ class Call(NamedTuple):
     @property
     def plan(self) -> Plan:
         """How the call is computed."""
-        sizes = self._asdict()
-        chip = sizes.pop("chip")
-        plan: dict[str, Any] = native.cuda_plan(**sizes, **chip._asdict())
+        plan: dict[str, Any] = native.cuda_plan(**self._asdict() | {"chip": self.chip._asdict()})
         return Plan(**plan)
 
 

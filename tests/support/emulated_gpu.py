@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.gpu.chips import describe_chip
 from cmikernels import ClassIndex, cmi_value_and_grad
 from tests.support.compare import value_and_gradient
 from tests.support.tables import DTYPES, GPU
@@ -22,23 +23,16 @@ if GPU:
 emulated = pytest.importorskip("cmikernels._emulated")
 native = pytest.importorskip("cmikernels._native")
 
-TINY = {
-    "capability": 90,
-    "processors": 4,
-    "largest_cluster": 16,
-    "clusters_of_16": 1,
-    "block_bytes": 24 << 10,
-    "processor_bytes": 32 << 10,
-    "cache_bytes": 256 << 10,
-}
-ROOMY = TINY | {"block_bytes": 227 << 10, "processor_bytes": 228 << 10, "cache_bytes": 50 << 20}
+TINY = describe_chip(90, (4,), 24 << 10, 32 << 10, 256 << 10, largest_cluster=16)
+ROOMY = TINY._replace(block_bytes=227 << 10, processor_bytes=228 << 10, cache_bytes=50 << 20)
 CHIPS = {
     "tiny": TINY,
     "roomy": ROOMY,
-    "one processor": TINY | {"processors": 1},
-    "pairs": TINY | {"largest_cluster": 2},
-    "no cache": TINY | {"cache_bytes": 1 << 10},
-    "Ampere": ROOMY | {"capability": 80, "largest_cluster": 1},
+    "one processor": describe_chip(90, (1,), *TINY[3:], largest_cluster=16),
+    "two GPCs": describe_chip(90, (9, 7), *TINY[3:], largest_cluster=16),
+    "pairs": describe_chip(90, (4,), *TINY[3:], largest_cluster=2),
+    "no cache": TINY._replace(cache_bytes=1 << 10),
+    "Ampere": describe_chip(80, (16,), *ROOMY[3:]),
 }
 
 
@@ -70,7 +64,7 @@ class Case(NamedTuple):
                 aligned=self.channels * self.dtype.itemsize % 16 == 0,
                 given=False,
                 weighted=False,
-                **CHIPS[self.chip],
+                chip=CHIPS[self.chip]._asdict(),
             )
         )
 

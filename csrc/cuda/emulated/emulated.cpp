@@ -5,6 +5,7 @@
 #else
 #include "../bindings.hpp"
 #include "../launch.cu"
+#include "chip_dict.hpp"
 
 namespace py = pybind11;
 
@@ -13,17 +14,13 @@ PYBIND11_MODULE(_emulated, module) {
   cmik::bind_cuda(module);
   module.def(
       "emulate",
-      [](uint64_t seed, int capability, int processors, int largest_cluster, int clusters_of_16,
-         int64_t block_bytes, int64_t processor_bytes, int64_t cache_bytes) {
+      [](uint64_t seed, const py::object& chip) {
+        cmik::emulated_chip() =
+            chip.is_none() ? cmik::kTinyChip : cmik::chip_from(chip.cast<py::dict>());
         cmik::emulator::seed() = seed;
-        cmik::emulator::bulk_copies() = capability >= 90;
-        cmik::emulated_chip() = {capability,  processors,      largest_cluster, clusters_of_16,
-                                 block_bytes, processor_bytes, cache_bytes};
+        cmik::emulator::bulk_copies() = cmik::emulated_chip().capability >= 90;
       },
-      py::kw_only(), py::arg("seed") = 0, py::arg("capability") = 90, py::arg("processors") = 4,
-      py::arg("largest_cluster") = 16, py::arg("clusters_of_16") = 1,
-      py::arg("block_bytes") = 24 << 10, py::arg("processor_bytes") = 32 << 10,
-      py::arg("cache_bytes") = 256 << 10,
+      py::kw_only(), py::arg("seed") = 0, py::arg("chip") = py::none(),
       "Describe the GPU to be emulated, and the order in which its threads take turns.");
 }
 #endif

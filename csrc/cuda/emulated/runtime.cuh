@@ -5,9 +5,13 @@
 
 namespace cmik {
 
-// A GPU to be emulated: small, so that small tests need clusters, several stages and slots.
+// Small, so that small tests need clusters, several stages and slots.
+constexpr Chip kTinyChip{90,       4,        {{8, 4, 2}, {4, 2, 1}, {2, 1, 0}, {1, 0, 0}},
+                         24 << 10, 32 << 10, 256 << 10};
+
+// The GPU to be emulated.
 inline Chip& emulated_chip() {
-  static Chip chip{90, 4, 16, 1, 24 << 10, 32 << 10, 256 << 10};
+  static Chip chip = kTinyChip;
   return chip;
 }
 
@@ -34,7 +38,7 @@ int start(void (*kernel)(Arguments...), const Launch& launch, const Arguments&..
   return 0;
 }
 template <class Kernel>
-int complete_chip(Kernel, int, Chip&) {
+int complete_chip(Kernel, Chip&) {
   return 0;
 }
 

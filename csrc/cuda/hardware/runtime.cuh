@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <set>
@@ -50,7 +51,9 @@ inline int ask_chip(int device, const GpuKernels& kernels, Chip& chip) {
   if (int error = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, chip.processor_bytes))
     return error;
   if (int error = attribute(cudaDevAttrL2CacheSize, chip.cache_bytes)) return error;
-  return kernels.complete(10 * major + minor, chip);
+  chip.capability = 10 * major + minor;
+  // There is no code for older ones to be asked about; the launcher refuses them.
+  return chip.capability < kLeastCapability ? 0 : kernels.complete(chip);
 }
 
 // What the device is like; asked until it has answered once.
@@ -75,7 +78,16 @@ inline int driver_version() {
 }
 constexpr int runtime_version() { return CUDART_VERSION; }
 
-// Lets the kernel have as much shared memory as the device gives, and clusters of 16 blocks; once
+// Lets the kernel run in clusters of 16 blocks. A device may refuse them and have smaller ones.
+template <class Kernel>
+bool allow_16(Kernel kernel) {
+  const bool allowed = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed,
+                                            1) == cudaSuccess;
+  if (!allowed) cudaGetLastError();
+  return allowed;
+}
+
+// Lets the kernel have as much shared memory as the device gives, and its largest clusters; once
 // for each device.
 template <class Kernel>
 int allow_most(Kernel kernel) {
@@ -86,17 +98,15 @@ int allow_most(Kernel kernel) {
   const std::lock_guard<std::mutex> lock(mutex);
   const std::pair<const void*, int> key{reinterpret_cast<const void*>(kernel), device};
   if (allowed.count(key)) return 0;
-  int bytes = 0, major = 0;
+  int bytes = 0;
   cudaError_t error =
       cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error == cudaSuccess)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error == cudaSuccess && major >= 9)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  if (error == cudaSuccess) allowed.insert(key);
-  return error;
+  if (error != cudaSuccess) return error;
+  allow_16(kernel);
+  allowed.insert(key);
+  return 0;
 }
 
 // Starts kernel(arguments...).
@@ -119,36 +129,39 @@ int start(void (*kernel)(Arguments...), const Launch& launch, const Arguments&..
   return error;
 }
 
+// Clusters of a size that the device holds at once; 0 where it has none of that size.
+template <class Kernel>
+int count_resident(Kernel kernel, int cluster, int threads, int64_t shared_bytes) {
+  cudaLaunchAttribute size{};
+  size.id = cudaLaunchAttributeClusterDimension;
+  size.val.clusterDim = {unsigned(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(cluster));
+  config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = size_t(shared_bytes);
+  config.attrs = &size;
+  config.numAttrs = 1;
+  int clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess) return clusters;
+  cudaGetLastError();
+  return 0;
+}
+
 // What clusters the kernel can run in, where its code has them: code made for an older GPU, which
 // the driver has translated, has none, and the chip is treated as such a one.
 template <class Kernel>
-int complete_chip(Kernel kernel, int capability, Chip& chip) {
+int complete_chip(Kernel kernel, Chip& chip) {
   cudaFuncAttributes code{};
   if (cudaError_t error = cudaFuncGetAttributes(&code, kernel)) return error;
-  chip.capability = std::min(capability, code.ptxVersion);
-  chip.largest_cluster = 1;
-  chip.clusters_of_16 = 0;
+  chip.capability = std::min(chip.capability, code.ptxVersion);
   if (chip.capability < 90) return 0;
   if (int error = allow_most(kernel)) return error;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cudaLaunchConfig_t config{};
-  config.blockDim = dim3(kMostThreads);
-  config.dynamicSmemBytes = size_t(chip.block_bytes);
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  for (unsigned size = 2; size <= 16; size *= 2) {
-    cluster.val.clusterDim = {size, 1, 1};
-    config.gridDim = dim3(size);
-    int at_once = 0;
-    if (cudaOccupancyMaxActiveClusters(&at_once, kernel, &config) != cudaSuccess) {
-      cudaGetLastError();  // a size that this GPU does not have
-      break;
-    }
-    if (at_once == 0) break;
-    chip.largest_cluster = int(size);
-    if (size == 16) chip.clusters_of_16 = at_once;
-  }
+  const bool has_16 = allow_16(kernel);
+  for (size_t i = 0; i < std::size(kClusterSizes); ++i)
+    for (size_t j = 0; j < std::size(kClusterThreads); ++j)
+      if (kClusterSizes[i] <= 8 || has_16)
+        chip.resident_clusters[i][j] = count_resident(kernel, kClusterSizes[i], kClusterThreads[j],
+                                                      shared_budget(chip, kClusterThreads[j]));
   return 0;
 }
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from cmikernels import ClassIndex, fused_cmi
 from cmikernels.backends import cuda
 from tests.support.compare import value_and_gradient
-from tests.support.emulated_gpu import Case, emulated, every_case, results_on
+from tests.support.emulated_gpu import CHIPS, Case, emulated, every_case, results_on
 from tests.support.tables import make_features, make_labels
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
@@ -92,7 +92,7 @@ def test_a_workspace_that_is_too_small_is_refused(
 
 def test_a_gpu_that_is_too_old_is_refused() -> None:
     try:
-        emulated.emulate(capability=75, largest_cluster=1)
+        emulated.emulate(chip=CHIPS["Ampere"]._replace(capability=75)._asdict())
         with pytest.raises(RuntimeError, match=r"compute capability 8\.0 \(Ampere\) or newer"):
             fused_cmi(make_features((2, 3), 4), backend="cuda")
     finally:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.cuda_plans import CHIPS, Chip, call_of
+from bench.gpu.chips import H200, Chip
+from tests.support.cuda_plans import CHIPS, call_of
 
 
 @pytest.mark.parametrize(
     ("sizes", "kind", "cluster", "stages"),
     [
-        ((1000, 50, 512), "classes", 4, 4),
+        ((1000, 50, 512), "classes", 4, 1),
         ((10, 10, 512), "classes", 1, 1),
         ((100, 10, 512), "classes", 1, 1),
         ((20_000, 10, 512), "classes", 1, 1),
@@ -33,6 +34,34 @@ def test_the_plan_of_named_sizes_on_an_h200(
 ) -> None:
     plan = call_of(*sizes).plan
     assert (plan.kind, plan.cluster, plan.stages) == (kind, cluster, stages)
+
+
+def test_an_h200_has_fewer_clusters_than_its_multiprocessors_would_make() -> None:
+    assert H200.processors == 132
+    assert [H200.resident(cluster, 512) for cluster in (2, 4, 8, 16)] == [66, 31, 15, 7]
+    assert [H200.resident(cluster, 256) for cluster in (2, 4, 8, 16)] == [132, 66, 31, 15]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "element_bytes"),
+    [((200, 50, 1024), 4), ((200, 50, 1024), 2), ((2000, 50, 1024), 4), ((1000, 50, 2048), 4)],
+    ids=str,
+)
+def test_all_clusters_of_large_classes_are_resident_on_an_h200(
+    sizes: tuple[int, int, int], element_bytes: int
+) -> None:
+    """Classes are dealt out beforehand: a cluster that waits for a place doubles the time."""
+    plan = call_of(*sizes, element_bytes).plan
+    assert plan.cluster > 1
+    assert plan.blocks // plan.cluster == H200.resident(plan.cluster, plan.threads)
+
+
+@pytest.mark.parametrize(
+    ("chip", "cluster"),
+    [("H200", 16), ("H200 without clusters of 16", 8), ("RTX 5090", 8), ("A100", 1)],
+)
+def test_a_class_is_held_by_the_largest_cluster_that_the_gpu_has(chip: str, cluster: int) -> None:
+    assert call_of(10, 200, 512, chip=CHIPS[chip]).plan.cluster == cluster
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.harness.shapes import SETS, SWEEPS
 from tests.support.cuda_plans import CHIPS, Call, Plan, call_of, native
 
 # Limits of CUDA, the same on all of these.
@@ -59,9 +60,10 @@ def rows_are_read_in_packs_where_they_can_be(call: Call, plan: Plan) -> None:
 
 def a_cluster_is_one_that_the_chip_has(call: Call, plan: Plan) -> None:
     assert is_power_of_2(plan.cluster)
-    assert plan.cluster <= call.chip.largest_cluster
-    if call.chip.capability < 90 or plan.kind != "classes":
-        assert plan.cluster == 1
+    if plan.cluster > 1:
+        assert plan.kind == "classes"
+        assert call.chip.capability >= 90
+        assert call.chip.resident(plan.cluster, plan.threads) > 0
 
 
 def the_grid_is_whole_clusters(call: Call, plan: Plan) -> None:
@@ -82,8 +84,10 @@ def a_multiprocessor_hosts_as_many_blocks_as_its_registers_serve(call: Call, pla
 def clusters_that_wait_for_others_to_end_are_not_started(call: Call, plan: Plan) -> None:
     if plan.kind == "classes":
         clusters = plan.blocks // plan.cluster
-        hosted = call.chip.processors * (PROCESSOR_THREADS // plan.threads) // plan.cluster
-        assert clusters <= min(call.classes, max(1, hosted))
+        resident = call.chip.processors * (PROCESSOR_THREADS // plan.threads)
+        if plan.cluster > 1:
+            resident = call.chip.resident(plan.cluster, plan.threads)
+        assert clusters <= min(call.classes, resident)
 
 
 def classes_are_held_where_they_can_be_copied_in_bulk(call: Call, plan: Plan) -> None:
@@ -223,9 +227,16 @@ def calls_that_occur() -> Iterator[Call]:
         yield call_of(*sizes, rows=largest + classes - 1)  # one large among single rows
 
 
+def benchmarked_calls() -> Iterator[Call]:
+    """The shapes of the benchmarks in each type, on every chip."""
+    shapes = {shape for group in (*SETS.values(), *SWEEPS.values()) for shape in group}
+    for shape, element_bytes, chip in itertools.product(sorted(shapes), (2, 4, 8), CHIPS.values()):
+        yield call_of(*shape, element_bytes, chip)
+
+
 @functools.cache
 def plans_that_occur() -> list[tuple[Call, Plan]]:
-    return [(call, call.plan) for call in calls_that_occur()]
+    return [(call, call.plan) for call in (*calls_that_occur(), *benchmarked_calls())]
 
 
 @every_rule
