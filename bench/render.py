@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import digits, fashion, regularizer
+from bench.gpu import predictions
 from bench.harness.records import RESULTS, Record
 from bench.kernels import accuracy, overhead, plots
 from bench.kernels import report as kernels
@@ -53,6 +54,14 @@ KINDS = {
         "What a call costs besides its kernel",
         "The same call through every layer, and torch's next op after a call.",
         overhead.report,
+    ),
+    "predictions": Kind(
+        "bench.gpu.predictions",
+        "What the model predicts for a GPU",
+        "No GPU was at hand: nothing on this page was measured. The model is a roofline by bytes "
+        "and issue slots. Clusters are those of the plan, and resident those that the GPU holds at "
+        "once; more would start when the first ones have done all their classes.",
+        predictions.report,
     ),
     "loops": Kind(
         "bench.loops",
@@ -130,8 +139,8 @@ def write_pages(results: Path, folder: Path) -> list[Path]:
     readme.write_text(
         "# Results\n\n"
         "`python -m bench.render` writes these pages from the records in `bench/results`. The "
-        "command under a heading takes its numbers anew. Every ratio compares contenders that took "
-        "turns in one process.\n\n" + "\n".join(index) + "\n"
+        "command under a heading takes its numbers anew. Every measured ratio compares contenders "
+        "that took turns in one process.\n\n" + "\n".join(index) + "\n"
     )
     return [readme, *written]
 

@@ -1,1 +1,1 @@
-"""What only a GPU needs: the suite, graphs, counters, a model, the report's columns."""
+"""What only a GPU needs: the suite, graphs, counters, a model of time, the report's columns."""

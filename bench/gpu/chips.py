@@ -27,7 +27,9 @@ class Chip(NamedTuple):
     cache_bytes: int
 
     def resident(self, cluster: int, threads: int) -> int:
-        """How many clusters of so many blocks of so many threads it holds at once."""
+        """How many clusters of so many blocks of so many threads a plan may have at once."""
+        if cluster == 1:
+            return self.processors * (_threads_served() // threads)
         row = self.resident_clusters[CLUSTER_SIZES.index(cluster)]
         return row[CLUSTER_THREADS.index(threads)]
 
@@ -52,10 +54,9 @@ def describe_chip(
 
 def resident_clusters(gpcs: tuple[int, ...], largest_cluster: int) -> tuple[tuple[int, ...], ...]:
     """Clusters of each size and block shape that fit the GPCs; none above the largest."""
-    threads_served = native.cuda_constants()["processor_threads"]
     return tuple(
         tuple(
-            sum(gpc * (threads_served // threads) // size for gpc in gpcs)
+            sum(gpc * (_threads_served() // threads) // size for gpc in gpcs)
             if size <= largest_cluster
             else 0
             for threads in CLUSTER_THREADS
@@ -64,5 +65,11 @@ def resident_clusters(gpcs: tuple[int, ...], largest_cluster: int) -> tuple[tupl
     )
 
 
+def _threads_served() -> int:
+    """Threads that a multiprocessor's registers serve."""
+    return int(native.cuda_constants()["processor_threads"])
+
+
 # Holds 15 clusters of 8 blocks that fill a multiprocessor, as H100s do by report, and not 16.
-H200 = describe_chip(90, (18, 18, 18, 16, 16, 16, 16, 14), 227 << 10, 228 << 10, 50 << 20, 16)
+H200_GPCS = (18, 18, 18, 16, 16, 16, 16, 14)
+H200 = describe_chip(90, H200_GPCS, 227 << 10, 228 << 10, 50 << 20, 16)

@@ -3,8 +3,9 @@
     seconds = launches + max(bytes / rate of a copy, instructions / issue slots)
 
 The benchmark prints this beside what it measured on the same GPU, with the copy and the launches
-measured there. Instructions were counted in the machine code for sm_90 (docs/design/cuda.md). How
-the kernels go about a call, and so how often they read, is their own plan.
+measured there; `bench.gpu.predictions` prints it for an H200 that is described. Instructions were
+counted in the machine code for sm_90 (docs/design/cuda.md). How the kernels go about a call, and so
+how often they read, is their own plan. Work on columns and the waits of a cluster are not counted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from bench.gpu.chips import Chip, chip_here
+from bench.harness.records import Row
 from bench.harness.shapes import Shape
 from cmikernels.native import native
 
@@ -113,6 +115,15 @@ def plan_of(shape: Shape, dtype: torch.dtype, chip: Chip) -> dict[str, Any]:
         chip=chip._asdict(),
     )
     return plan
+
+
+def plan_row(plan: dict[str, Any], chip: Chip) -> Row:
+    """What a record keeps of a plan: its clusters beside those that the GPU holds at once."""
+    row = {f"plan_{key}": plan[key] for key in ("kind", "cluster", "threads", "stages")}
+    if plan["kind"] == "classes":
+        row["plan_clusters"] = plan["blocks"] // plan["cluster"]
+        row["plan_resident"] = chip.resident(plan["cluster"], plan["threads"])
+    return row
 
 
 def machine_here(copy_rate: float, launch: float, device: int = 0) -> Machine:

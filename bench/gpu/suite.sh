@@ -136,6 +136,10 @@ print(*sorted(gpu_backends('$device')))") # cuda first
     echo "no GPU backend can run here" >&2
     exit 1
   fi
+  if [[ ! $dry_run && " ${backends[*]} " == *" cuda "* ]]; then
+    "$python" -c 'from bench.gpu.chips import chip_here
+print("  ", chip_here())' # with the clusters that are resident at once
+  fi
 }
 
 installed() { "$python" -c 'import cmikernels._native'; }

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from bench.gpu.chips import chip_here
-from bench.gpu.model import machine_here, plan_of, predict
+from bench.gpu.model import machine_here, plan_of, plan_row, predict
 from bench.gpu.replay import LAUNCH, launch_floor, replay_race
 from bench.harness.memory import extra_bytes, gpu_peak_extra_bytes
 from bench.harness.processes import apart
@@ -67,7 +67,8 @@ def measure(
                 replayed = replays[name].figures() | relations(name, replays, size, mode)
                 row |= {f"replay_{key}": value for key, value in replayed.items()}
             if name in by_cuda:
-                row |= plan_row(shape, torch_dtype, device)
+                chip = chip_here(inputs[0].device.index or 0)
+                row |= plan_row(plan_of(shape, torch_dtype, chip), chip)
                 row |= prediction(shape, torch_dtype, mode, replays, device)
             if on_gpu:
                 row["one_tile"] = shape.fits_a_tile
@@ -94,12 +95,6 @@ def _peak_extra_bytes(provider: str, shape: Shape, dtype: str) -> int:
         features.grad = None
 
     return extra_bytes(first, call)
-
-
-def plan_row(shape: Shape, dtype: torch.dtype, device: str) -> Row:
-    """How the CUDA C++ backend goes about such a call."""
-    plan = plan_of(shape, dtype, chip_here(torch.device(device).index or 0))
-    return {f"plan_{key}": plan[key] for key in ("kind", "cluster", "threads", "stages")}
 
 
 def _served_by_cuda(provider: str) -> bool:

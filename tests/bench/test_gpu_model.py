@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from bench.gpu import model
+from bench.gpu import model, predictions
+from bench.gpu.predictions import H200
 from bench.gpu.replay import LAUNCH
 from bench.harness.race import COPY, EXP, FRESH_EXP, Timing
-from bench.harness.records import Row
+from bench.harness.records import Record, Row
 from bench.harness.shapes import SETS, SWEEPS, Shape
 from bench.kernels import measure
-from tests.support.h200 import H200
 
 ALL_SHAPES = sorted({shape for group in (*SETS.values(), *SWEEPS.values()) for shape in group})
 CALLS = [
@@ -65,6 +66,34 @@ def test_launches_are_those_of_the_plan() -> None:
     assert launches_of(held, "value+gradient") == ("classes", 3)
     assert launches_of(slots, "value") == ("slots", 4)
     assert launches_of(slots, "value+gradient") == ("slots", 7)
+
+
+def test_a_last_round_of_few_classes_takes_as_long_as_a_full_one() -> None:
+    plan = {"kind": "classes", "blocks": 31 * 4, "cluster": 4}
+
+    def working(classes: int) -> float:
+        return model.working(plan, Shape(classes, 50, 1024), H200.chip)
+
+    assert working(310) == 31 * 4
+    assert working(311) == pytest.approx(311 * 4 / 11)
+
+
+def test_no_prediction_is_of_clusters_that_wait_for_others_to_end() -> None:
+    found = predictions.rows()
+    assert len(found) == len(predictions.DTYPES) * len(predictions.SHAPES)
+    in_clusters = [row for row in found if "plan_clusters" in row and row["plan_cluster"] > 1]
+    assert len(in_clusters) > 10
+    assert all(row["plan_clusters"] <= row["plan_resident"] for row in in_clusters)
+
+
+def test_predictions_say_that_nothing_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["predictions", "--out", str(tmp_path)])
+    predictions.main()
+    shown = capsys.readouterr().out
+    assert shown.startswith("Predicted and not measured.")
+    assert predictions.report(Record.read(tmp_path / "predictions.json")) in shown
 
 
 def test_a_slow_machine_is_predicted_to_be_limited_by_what_is_slow() -> None:

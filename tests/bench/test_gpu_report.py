@@ -10,6 +10,7 @@ import torch
 
 from bench.gpu import model
 from bench.gpu import report as gpu_report
+from bench.gpu.predictions import H200
 from bench.gpu.replay import LAUNCH
 from bench.harness.command import saved_rows
 from bench.harness.records import Record, Row, machine
@@ -17,7 +18,6 @@ from bench.harness.shapes import Shape
 from bench.kernels import __main__ as kernels
 from bench.kernels import plots
 from bench.kernels.report import report, times_table
-from tests.support.h200 import H200
 
 
 def row(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench.gpu.chips import H200
 from cmikernels.native import native
 from tests.gpu import sanitize
 from tests.gpu.sanitize_case import cases
-from tests.support.h200 import H200
 
 INITCHECK = """========= COMPUTE-SANITIZER
 ========= Uninitialized __global__ memory read of size 4 bytes
@@ -29,7 +29,7 @@ def test_only_our_kernels_uninitialised_reads_count() -> None:
 
 def test_what_is_sanitized_takes_all_ways_of_the_cuda_backend() -> None:
     found: set[tuple[object, object]] = set()
-    for case in cases(H200.chip.processors):
+    for case in cases(H200.processors):
         weighted = case.reduction == "none" and not case.given  # the backward's
         plan: dict[str, Any] = native.cuda_plan(
             rows=sum(case.sizes),
@@ -41,7 +41,7 @@ def test_what_is_sanitized_takes_all_ways_of_the_cuda_backend() -> None:
             aligned=not case.transposed and case.channels * case.dtype.itemsize % 16 == 0,
             given=case.given,
             weighted=weighted,
-            chip=H200.chip._asdict(),
+            chip=H200._asdict(),
         )
         found |= {(plan["kind"], plan["form"])}
         found |= {(plan["kind"], "cluster" if plan["cluster"] > 1 else "block")}
