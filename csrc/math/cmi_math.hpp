@@ -4,9 +4,17 @@
 //        = sum_j Q_j f(d_sj) + (1 - sum_j Q_j),  f(d) = e^d (d - 1) + 1   (non-negative form)
 //
 // Rounding in the direct form is absolute, about 1e-7 of 1, so it serves rows whose KL is well
-// above that. Below `direct_form_floor` the non-negative form takes over, unless a given centroid
-// is that far from summing to 1: every term is computed to full relative accuracy, as
-// P (d - 1 + e^-d) by its series where |d| <= `series_reach` and as P d - P + Q beyond.
+// above that. `value_form` says which of three tiers a row's value takes in float32:
+//
+//   direct    from a KL of `direct_form_floor` on: the sum of P d.
+//   balanced  from `balanced_form_floor` on, for values that go into a sum over rows: the direct
+//             form, plus the sum of Q - P, plus the missing mass 1 - sum Q. The rounding of P and
+//             of the logarithm of its sum cancels; a row's own value is less accurate than the sum.
+//   series    below, and for values that are returned row by row: every term has full relative
+//             accuracy, as P (d - 1 + e^-d) by its series where |d| <= `series_reach` and as
+//             P d - P + Q beyond.
+//
+// A row whose given centroid is as far from summing to 1 as the first floor stays direct.
 #pragma once
 
 #include <cfloat>
@@ -19,13 +27,14 @@
 
 namespace cmik {
 
-// A row whose direct-form KL is at least this keeps it.
+// A row whose direct-form KL is at least a tier's floor may take that tier.
 template <class T>
 struct Limits;
 
 template <>
 struct Limits<float> {
-  static constexpr float direct_form_floor = 0.25f;
+  static constexpr float direct_form_floor = 0.125f;
+  static constexpr float balanced_form_floor = 0.01f;
   static constexpr float series_reach = 1.0f;
   static constexpr float smallest_normal = FLT_MIN;  // floor of a given centroid's entries
   static constexpr float lowest_exponent = -126.0f;  // 2^x below this counts as 0
@@ -34,6 +43,7 @@ struct Limits<float> {
 template <>
 struct Limits<double> {
   static constexpr double direct_form_floor = 0.25;
+  static constexpr double balanced_form_floor = 0.25;  // no middle tier
   static constexpr double series_reach = 0.5;
   static constexpr double smallest_normal = DBL_MIN;
   static constexpr double lowest_exponent = -1022.0;
@@ -86,6 +96,20 @@ template <class V, class T>
 CMIK_SHARED V divergence(V p, V q, V d, T) {
   const V series = near_divergence(p, d, T(0)), direct = p * d + (q - p);
   return d * d <= Limits<T>::series_reach * Limits<T>::series_reach ? series : direct;
+}
+
+// In which form a row's value is computed; the header of this file says what each is.
+enum class ValueForm { direct, balanced, series };
+
+// The form for a row whose direct form gives `kl`. `summed`: the value goes into a mean, a sum or a
+// class's value and is not returned by itself. NaN is direct, so that it stays what it is.
+template <class T>
+CMIK_SHARED ValueForm value_form(T kl, T missing_mass, bool summed) {
+  constexpr T direct = Limits<T>::direct_form_floor, balanced = Limits<T>::balanced_form_floor;
+  const bool near = kl < direct && kl > -direct;
+  const bool complete = missing_mass < direct && missing_mass > -direct;
+  if (!(near && complete)) return ValueForm::direct;
+  return summed && (kl >= balanced || kl <= -balanced) ? ValueForm::balanced : ValueForm::series;
 }
 
 // Whether a row whose direct form gives `kl` needs the other. That one loses what it gains where a
