@@ -8,13 +8,25 @@
 //
 //   direct    from a KL of `direct_form_floor` on: the sum of P d.
 //   balanced  from `balanced_form_floor` on, for values that go into a sum over rows: the direct
-//             form, plus the sum of Q - P, plus the missing mass 1 - sum Q. The rounding of P and
-//             of the logarithm of its sum cancels; a row's own value is less accurate than the sum.
+//             form, plus the sum of Q - P, plus the missing mass 1 - sum Q. This takes away what
+//             the rounding of Q and of the row's sum add to the direct form.
 //   series    below, and for values that are returned row by row: every term has full relative
 //             accuracy, as P (d - 1 + e^-d) by its series where |d| <= `series_reach` and as
 //             P d - P + Q beyond.
 //
 // A row whose given centroid is as far from summing to 1 as the first floor stays direct.
+//
+// The floors are where a simulation of base-2 sweeps in float32 kept the value of classes of 3 to
+// 50 rows and 16 to 2048 channels within 1e-6. Its worst errors, of means, class values and rows:
+//
+//   KL                  0.03             0.06             0.125            0.25
+//   direct              2e-6 4e-6 4e-6   2e-6 2e-6 2e-6   5e-7 5e-7 1e-6   9e-7 9e-7 9e-7
+//   balanced            5e-7 8e-7 2e-6   2e-7 6e-7 1e-6   2e-7 3e-7 8e-7   1e-7 1e-7 6e-7
+//   and exp 4e-8 high   2e-6 2e-6 3e-6   9e-7 9e-7 1e-6   6e-7 6e-7 9e-7   3e-7 3e-7 6e-7
+//
+// The last line is the balanced form with an exponential that is 4e-8 too large in the mean, about
+// what cutting off its last bit would be: no sum over P and Q shows such an error, and the value is
+// off by as much.
 #pragma once
 
 #include <cfloat>
@@ -33,8 +45,8 @@ struct Limits;
 
 template <>
 struct Limits<float> {
-  static constexpr float direct_form_floor = 0.125f;
-  static constexpr float balanced_form_floor = 0.01f;
+  static constexpr float direct_form_floor = 0.25f;
+  static constexpr float balanced_form_floor = 0.0625f;
   static constexpr float series_reach = 1.0f;
   static constexpr float smallest_normal = FLT_MIN;  // floor of a given centroid's entries
   static constexpr float lowest_exponent = -126.0f;  // 2^x below this counts as 0
