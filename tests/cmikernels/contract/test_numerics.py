@@ -12,7 +12,15 @@ from torch import Tensor
 from cmikernels import fused_cmi
 from tests.support.compare import assert_gradient, assert_value, relative_error, value_and_gradient
 from tests.support.oracle import Oracle, torch_gradient
-from tests.support.tables import DEVICE_OF, DTYPES, HALF, REDUCTIONS, make_features, make_labels
+from tests.support.tables import (
+    DEVICE_OF,
+    DTYPES,
+    HALF,
+    INTERPRETED,
+    REDUCTIONS,
+    make_features,
+    make_labels,
+)
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 
@@ -113,6 +121,21 @@ def test_a_shift_of_a_row_changes_nothing(
     by_torch = torch_gradient(features, labels)
     assert_gradient(gradient, oracle.gradient(), features.dtype, by_torch)
     assert relative_error(value, Oracle(plain, labels).value) < 1e-3
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("common", [0.0, 1.0, 5.0])
+@pytest.mark.parametrize("spread", [0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.85])
+def test_the_value_keeps_its_accuracy_where_its_form_changes(
+    backend: str, spread: float, common: float, reduction: str
+) -> None:
+    """KL from 0.01 to 0.4; rows of a class share a mean that is `common` times a normal vector."""
+    sizes, channels = (4, 8, 20), 64 if backend in INTERPRETED else 512
+    labels, means = make_labels(sizes), make_features(len(sizes), channels, common, seed=1)
+    features = means[labels] + make_features(sum(sizes), channels, spread)
+    oracle = Oracle(features, labels, reduction=reduction)
+    value, _ = value_and_gradient(backend, features, labels, reduction=reduction)
+    assert_value(value, oracle.value, features.dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
