@@ -207,42 +207,52 @@ struct Passes {
                        : second_pass_as<false>(job, rows, block, class_state, scratch, tile_base);
   }
 
+  // What the row before in the block was, and so the next one probably is.
+  struct RowBefore {
+    bool small = false;  // its value took the series
+    bool near = false;   // every |d| was within the reach of the series
+  };
+
   template <bool Weighted>
   static double second_pass_as(const Job& job, const ClassRows& rows, int64_t block,
                                const void* class_state, Scratch& scratch, int64_t tile_base) {
     const auto& state = *static_cast<const ClassState<T>*>(class_state);
     const int64_t begin = block * rows.block_rows, end = block_end(rows, block);
     double block_value = 0;
-    bool expect_small = false;  // what the row before was
+    RowBefore before;
     int64_t r = begin;
     for (; r + kPair <= end; r += kPair)
-      block_value +=
-          finish_rows<Weighted, kPair>(job, rows, r, state, scratch, tile_base, expect_small);
+      block_value += finish_rows<Weighted, kPair>(job, rows, r, state, scratch, tile_base, before);
     for (; r < end; ++r)
-      block_value +=
-          finish_rows<Weighted, 1>(job, rows, r, state, scratch, tile_base, expect_small);
+      block_value += finish_rows<Weighted, 1>(job, rows, r, state, scratch, tile_base, before);
     return block_value;
+  }
+
+  // Whether a row takes the series; else it stays direct. The balanced form is within the bound
+  // only near the direct form's floor here (docs/design/cpu_kernel.md).
+  static bool takes_series(double kl, const ClassState<T>& state) {
+    return value_form(T(kl), T(state.missing_mass), false) == ValueForm::series;
   }
 
   template <bool Weighted, int R>
   static double finish_rows(const Job& job, const ClassRows& rows, int64_t first,
                             const ClassState<T>& state, Scratch& scratch, int64_t tile_base,
-                            bool& expect_small) {
+                            RowBefore& before) {
     bool finite_range = true;
     for (int r = 0; r < R; ++r)
       finite_range &=
           static_cast<const RowStats<T>*>(job.row_stats)[rows.first + first + r].finite_range;
     return finite_range ? finish_rows_as<true, Weighted, R>(job, rows, first, state, scratch,
-                                                            tile_base, expect_small)
+                                                            tile_base, before)
                         : finish_rows_as<false, Weighted, R>(job, rows, first, state, scratch,
-                                                             tile_base, expect_small);
+                                                             tile_base, before);
   }
 
   // Gradient and value of R rows of the class from `first` on; returns the sum of their KL.
   template <bool FiniteRange, bool Weighted, int R>
   static double finish_rows_as(const Job& job, const ClassRows& rows, int64_t first,
                                const ClassState<T>& state, Scratch& scratch, int64_t tile_base,
-                               bool& expect_small) {
+                               RowBefore& before) {
     const cmik_problem& p = job.problem;
     const int64_t channels = p.channels, width = padded<T>(channels);
     const RowStats<T>* stats = static_cast<const RowStats<T>*>(job.row_stats) + rows.first + first;
@@ -259,7 +269,7 @@ struct Passes {
     }
 
     double kl[R], rho_mean[R] = {};
-    bool accurate = p.value && !Weighted && expect_small;
+    const bool accurate = p.value && !Weighted && before.small;
     if (!accurate)
       rows_direct<T, FiniteRange, Weighted, R>(at_hand, channels, state.target, state.rho, kl,
                                                rho_mean);
@@ -267,13 +277,13 @@ struct Passes {
       if (!accurate) {
         kl[r] *= double(stats[r].inverse_sum);
         rho_mean[r] *= double(stats[r].inverse_sum);
-        if (!p.value || !needs_accurate_form(kl[r], state.missing_mass)) continue;
+        if (!p.value || !takes_series(kl[r], state)) continue;
+        before.near = kl[r] < kUsuallyNear;
       }
-      kl[r] =
-          row_accurate<T, FiniteRange>(at_hand.z[r], at_hand.e[r], channels, at_hand.log_ratio[r],
-                                       stats[r].inverse_sum, state.target, state.centroid) +
-          state.missing_mass;
-      expect_small = needs_accurate_form(kl[r], state.missing_mass);
+      kl[r] = row_accurate(at_hand.z[r], at_hand.e[r], channels, at_hand.log_ratio[r],
+                           stats[r].inverse_sum, state.target, state.centroid, before.near) +
+              state.missing_mass;
+      before.small = takes_series(kl[r], state);
     }
 
     // A class of one row is its own centroid: exactly nothing, or NaN if the row is.

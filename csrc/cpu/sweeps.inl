@@ -10,6 +10,8 @@ constexpr int64_t kChunk = 4096;
 constexpr int64_t kGroup = 4;
 // kGroup rounded up to whole vectors.
 constexpr int64_t kSumLanes = kGroup > kWidth<double> ? kGroup : kWidth<double>;
+// A row whose KL is below this has, as a rule, no d beyond the reach of the series.
+constexpr double kUsuallyNear = 1.0 / 64;
 // Stands for log of probability 0, so that 0 * d is 0.
 constexpr double kLowest = -1e30;
 
@@ -190,25 +192,44 @@ inline void rows_direct(const Rows<T, FiniteRange, R>& at_hand, int64_t channels
   }
 }
 
-// sum_j Q_j f(d_j), every term to full relative accuracy.
-template <class T, bool FiniteRange>
-inline double row_accurate(const T* z, const T* e, int64_t channels,
-                           const RowLogRatio<T, FiniteRange>& log_ratio, T inverse_sum,
-                           const T* target, const T* centroid) {
+// Total over the channels of term(z_j, j), a vector at a time.
+template <class T, class Term>
+inline double row_total(const T* z, int64_t channels, T filler, Term&& term) {
   double total = 0;
   for (int64_t begin = 0; begin < channels; begin += kChunk) {
     const int64_t end = begin + kChunk < channels ? begin + kChunk : channels;
     Vec<T> sums[kUnroll] = {};
-    const auto add = [&](Vec<T> v, int64_t j, int k) {
-      const Vec<T> d = log_ratio(v, load(target + j));
-      sums[k] += divergence(load(e + j) * inverse_sum, load(centroid + j), d, T(0));
-    };
     sweep<T>(
-        begin, end, [&](int64_t j, int k) { add(load(z + j), j, k); },
-        [&](int64_t j, int64_t count) { add(load_part(z + j, count, log_ratio.peak), j, 0); });
+        begin, end, [&](int64_t j, int k) { sums[k] += term(load(z + j), j, k); },
+        [&](int64_t j, int64_t count) { sums[0] += term(load_part(z + j, count, filler), j, 0); });
     total += double(horizontal_sum<T>(combine<T>(sums)));
   }
   return total;
+}
+
+// sum_j Q_j f(d_j), every term to full relative accuracy. Where `near` expects every |d| within the
+// reach of the series, the series alone is tried first, a quarter less work; `near` becomes false
+// where that was in vain.
+template <class T, bool FiniteRange>
+inline double row_accurate(const T* z, const T* e, int64_t channels,
+                           const RowLogRatio<T, FiniteRange>& log_ratio, T inverse_sum,
+                           const T* target, const T* centroid, bool& near) {
+  if (near) {
+    Vec<T> farthest[kUnroll] = {};  // squares of d
+    const double total = row_total(z, channels, log_ratio.peak, [&](Vec<T> v, int64_t j, int k) {
+      const Vec<T> d = log_ratio(v, load(target + j)), square = d * d;
+      farthest[k] = maximum<T>(square, farthest[k]);
+      return load(e + j) * square * divergence_series(d, T(0));
+    });
+    for (int k = 1; k < kUnroll; ++k) farthest[0] = maximum<T>(farthest[k], farthest[0]);
+    constexpr T reach = Limits<T>::series_reach;
+    near = horizontal_max<T>(farthest[0]) <= reach * reach;
+    if (near) return total * double(inverse_sum);
+  }
+  return row_total(z, channels, log_ratio.peak, [&](Vec<T> v, int64_t j, int) {
+    const Vec<T> d = log_ratio(v, load(target + j));
+    return divergence(load(e + j) * inverse_sum, load(centroid + j), d, T(0));
+  });
 }
 
 // What turns d into gradient: g_j = e_j (slope d_j + (lift - row_factor rho_j)).
