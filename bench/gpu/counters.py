@@ -1,6 +1,6 @@
 """Hardware counters of our kernels: one call under Nsight Compute (ncu), its kernels as table rows.
 
-python -m bench.gpu.counters --backend triton --shape 2000x50x1024 --out out/gpu
+python -m bench.gpu.counters --backend triton --shape 2000x50x1024 --spread 0.1 --out out/gpu
 python -m bench.gpu.counters --show --out out/gpu
 
 Value and gradient of float32 through autograd, after two calls to warm up. The clocks are left
@@ -38,9 +38,9 @@ METRICS = {
 _UNABLE = ("ERR_NVGPUCTRPERM", "Failed to initialize the profiler", "No kernels were profiled")
 
 
-def call(backend: str, shape: Shape, device: str) -> None:
+def call(backend: str, shape: Shape, spread: float, device: str) -> None:
     """Make the call that is profiled."""
-    inputs = random_features(shape, torch.float32, device)[:1]
+    inputs = random_features(shape, torch.float32, device, spread)[:1]
     losses = make_losses([backend], inputs[0], None, print)  # which calls them once
     contender = contend(losses[backend], "value+gradient", inputs)
     contender.run(contender.prepare())
@@ -100,6 +100,7 @@ def main() -> int:
     ours = [name for name, provider in PROVIDERS.items() if provider.backend]
     add("--backend", choices=ours, default="triton", help="whose kernels (%(default)s)")
     add("--shape", type=Shape.parse, default=Shape(2000, 50, 1024), help="(2000x50x1024)")
+    add("--spread", type=float, default=1.0, help="of the features (%(default)s)")
     add("--out", type=Path, default=Path("out"), help="folder of ncu's files (%(default)s)")
     add("--call", action="store_true", help="only make the call: what ncu starts")
     add("--show", action="store_true", help="only show what is in the folder")
@@ -109,15 +110,17 @@ def main() -> int:
         print(show(args.out))
         return 0
     if args.call:
-        call(args.backend, args.shape, "cuda")
+        call(args.backend, args.shape, args.spread, "cuda")
         return 0
-    raw = args.out / f"counters-{args.backend}-{args.shape}.csv"
+    suffix = "" if args.spread == 1 else f"-spread{args.spread:g}"
+    raw = args.out / f"counters-{args.backend}-{args.shape}{suffix}.csv"
     command = [shutil.which("ncu") or "/usr/local/cuda/bin/ncu", "--log-file", str(raw)]
     command += ["--clock-control", "none", "--profile-from-start", "off", "--csv", "--page", "raw"]
     command += ["--metrics", ",".join(METRICS.values()), sys.executable, "-m", "bench.gpu.counters"]
-    command += ["--backend", args.backend, "--shape", str(args.shape), "--call"]
+    command += ["--backend", args.backend, "--shape", str(args.shape)]
+    command += ["--spread", f"{args.spread:g}", "--call"]
     if args.dry_run:
-        call(args.backend, args.shape, "cpu")
+        call(args.backend, args.shape, args.spread, "cpu")
         print(f"would run: {shlex.join(command)}")
         return SKIPPED
     return profile(command, raw)

@@ -14,7 +14,14 @@ from functools import partial
 from pathlib import Path
 
 from bench.harness.providers import PROVIDERS
-from bench.harness.records import Record, Row, feature_bytes, machine_line, rows_of
+from bench.harness.records import (
+    Record,
+    Row,
+    feature_bytes,
+    machine_line,
+    rows_of,
+    spread_of,
+)
 from bench.harness.tables import (
     Column,
     digits,
@@ -35,14 +42,16 @@ CLOCKS = {"called": "", "replayed": "replay_"}  # the fields' prefix
 
 
 def ratios(rows: Sequence[Row]) -> str:
-    """Each backend's value+gradient against the others and the copy, by each clock."""
+    """Each backend's value+gradient against the others and the copy, by spread and clock."""
     lines = []
     measured = rows_of(rows, group="shapes", mode="value+gradient")
-    for name, dtype in dict.fromkeys((row["contender"], row["dtype"]) for row in measured):
+    kinds = dict.fromkeys((row["contender"], row["dtype"], spread_of(row)) for row in measured)
+    for name, dtype, spread in kinds:
         if name in PROVIDERS and PROVIDERS[name].ours:
             mine = rows_of(measured, contender=name, dtype=dtype)
-            lines += [[name, dtype, *line] for line in _ratios_of(mine, name)]
-    return table(["backend", "dtype", "ratio", "shapes", *CLOCKS], lines)
+            mine = [row for row in mine if spread_of(row) == spread]
+            lines += [[name, dtype, f"{spread:g}", *line] for line in _ratios_of(mine, name)]
+    return table(["backend", "dtype", "spread", "ratio", "shapes", *CLOCKS], lines)
 
 
 def _ratios_of(mine: list[Row], name: str) -> list[list[str]]:

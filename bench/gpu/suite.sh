@@ -239,12 +239,14 @@ bench_part() {
 
 profile_part() {
   start profile bench/gpu/counters.py
-  local backend shape shapes=(10x10x512 10000x10x1024 2000x50x1024 200x500x1024 10x10000x1024 1000x50x2048)
+  local backend shape spread shapes=(10x10x512 10000x10x1024 2000x50x1024 200x500x1024 10x10000x1024 1000x50x2048)
   [[ $dry_run ]] && shapes=(2x3x64)
-  for backend in "${backends[@]}"; do
-    for shape in "${shapes[@]}"; do
-      step "profile/$backend/$shape" "$python" -m bench.gpu.counters --backend "$backend" \
-        --shape "$shape" --out "$out" ${dry_run:+--dry-run}
+  for spread in 1 0.1 0.01; do
+    for backend in "${backends[@]}"; do
+      for shape in "${shapes[@]}"; do
+        step "profile/$backend/$shape/spread$spread" "$python" -m bench.gpu.counters \
+          --backend "$backend" --shape "$shape" --spread "$spread" --out "$out" ${dry_run:+--dry-run}
+      done
     done
   done
 }

@@ -162,21 +162,22 @@ def _others(
 
 
 def random_features(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str, seed: int = 0
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str, spread: float = 1.0
 ) -> list[Tensor]:
-    """Leaves that require a gradient: one if large, several to be taken in turn if small."""
+    """Leaves that require a gradient: one if large, several to be taken in turn if small.
+
+    Entries are normal numbers of that spread, so that KL is about half its square.
+    """
     device = torch.device(device)
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(0)
     size = max(1, torch.Size(shape).numel() * dtype.itemsize)
     if device.type == "cuda":
         cache = torch.cuda.get_device_properties(device).L2_cache_size
         count = min(_MOST_GPU_INPUTS, _ROTATED_L2_CACHES * cache // size)
     else:
         count = min(_MOST_INPUTS, _ROTATED_BYTES // size)
-    return [
-        torch.randn(shape, generator=generator, device=device).to(dtype).requires_grad_()
-        for _ in range(max(1, count))
-    ]
+    drawn = (torch.randn(shape, generator=generator, device=device) for _ in range(max(1, count)))
+    return [features.mul_(spread).to(dtype).requires_grad_() for features in drawn]
 
 
 def floors(inputs: Iterable[Tensor]) -> dict[str, Contender]:

@@ -124,6 +124,11 @@ def rows_of(rows: Iterable[Row], /, **wanted: object) -> list[Row]:
     return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
 
+def spread_of(row: Row) -> float:
+    """The spread of the row's features; older records have standard normal ones alone."""
+    return float(row.get("spread", 1.0))
+
+
 def feature_bytes(row: Row) -> int:
     """N M s of the row's shape and dtype, which the gradient has as well."""
     size: int = getattr(torch, row["dtype"]).itemsize

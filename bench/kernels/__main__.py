@@ -36,6 +36,9 @@ def parse() -> argparse.Namespace:
     several("--providers", list(USUAL), PROVIDERS, "whom to time, of")
     several("--dtypes", DTYPES[:2], DTYPES, "of the features, of")
     several("--sweeps", [], SWEEPS, "also how time of value+gradient in float32 grows with")
+    add("--spreads", nargs="*", type=float, metavar="S", default=[0.1, 0.01],
+        help="also time ours with features of these spreads beside standard normal ones, "
+        "for a smaller KL takes a longer form of the value (0.1 0.01)")  # fmt: skip
     add("--budget", type=float, default=4.0,
         help="seconds for each shape, dtype and mode (%(default)s)")  # fmt: skip
     add("--no-memory", action="store_true",
@@ -43,6 +46,13 @@ def parse() -> argparse.Namespace:
     add("--quick", action="store_true",
         help="half a minute's look: float32, the three smallest shapes, no memory")  # fmt: skip
     return parser.parse_args()
+
+
+def arguments_of(args: argparse.Namespace) -> str:
+    """What was measured, as the command line says it."""
+    lists = {name: getattr(args, name) for name in ("shapes", "providers", "dtypes", "sweeps")}
+    words = [f"--{name} {' '.join(chosen)}" for name, chosen in lists.items() if chosen]
+    return " ".join([*words, *(["--no-memory"] if args.no_memory else [])])
 
 
 def main() -> None:
@@ -55,7 +65,8 @@ def main() -> None:
     cells = [("shapes", shape, dtype) for dtype in args.dtypes for shape in shapes]
     swept = dict.fromkeys(shape for name in args.sweeps for shape in SWEEPS[name])
     cells += [("sweep", shape, "float32") for shape in swept if shape not in shapes]
-    record = new_record("kernels", args, {"budget": args.budget, "device": args.device})
+    settings = {"budget": args.budget, "device": args.device, "spreads": args.spreads}
+    record = new_record("kernels", args, settings | {"arguments": arguments_of(args)})
     saved = {(row["shape"], row["dtype"]) for row in record.rows}
     progress = tqdm(cells, unit="shape", dynamic_ncols=True)
     for group, shape, dtype in progress:
@@ -64,7 +75,10 @@ def main() -> None:
             continue
         modes = ["value", "value+gradient"] if group == "shapes" else ["value+gradient"]
         memory = group == "shapes" and not args.no_memory
-        mine = measure(shape, dtype, modes, args.providers, args.device, args.budget, memory)
+        spreads = args.spreads if group == "shapes" else []
+        mine = measure(
+            shape, dtype, modes, args.providers, args.device, args.budget, memory, spreads
+        )
         add_rows(record, args, [{"group": group, **row} for row in mine])
     finish(record, args, report)
 

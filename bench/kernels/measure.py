@@ -1,14 +1,15 @@
 """One shape, dtype and set of modes measured: a row for each contender and mode.
 
 A row holds the time of a call from Python and what follows from it; on a GPU the same again with
-`replay_` before the name, for the call replayed from a CUDA graph. Rows of the CUDA C++ backend
-hold its plan besides (`plan_kind`, ...), and what `model.py` expects of the replayed call
-(`predicted_seconds`), given the copy and the launch of the same race.
+`replay_` before the name, for the call replayed from a CUDA graph. Ours are in the race once more
+for every further spread of the features, because a small KL takes a longer form of the value. Rows
+of the CUDA C++ backend hold its plan besides (`plan_kind`, ...), and what `model.py` expects of the
+replayed call (`predicted_seconds`), given the copy and the launch of the same race.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from tqdm import tqdm
@@ -34,6 +35,7 @@ from bench.harness.records import Row
 from bench.harness.shapes import Shape
 from cmikernels.backends import choose_backend
 
+ACCURATE_BELOW = 0.7  # spread from which on KL, about half its square, is above 1/4
 PASSES = {"value": 1, "value+gradient": 2}  # over the features, of a mode; a copy has two
 
 
@@ -45,41 +47,64 @@ def measure(
     device: str,
     budget: float,
     memory: bool,
+    spreads: Sequence[float] = (),
 ) -> list[Row]:
-    """Race the providers in each mode, and measure the peak memory of value+gradient."""
+    """Race the providers in each mode, and measure the peak memory of value+gradient.
+
+    Features are standard normal, and those of ours also of the further `spreads`.
+    """
     torch_dtype: torch.dtype = getattr(torch, dtype)
-    inputs = random_features(shape, torch_dtype, device)
-    on_gpu, size = inputs[0].device.type == "cuda", inputs[0].nbytes
-    losses = make_losses(providers, inputs[0], None, tqdm.write)
+    inputs = {each: random_features(shape, torch_dtype, device, each) for each in (1.0, *spreads)}
+    normal = inputs[1.0]
+    on_gpu, size = normal[0].device.type == "cuda", normal[0].nbytes
+    losses = make_losses(providers, normal[0], None, tqdm.write)
+    entries = {
+        _entry(name, spread): (name, spread)
+        for spread in inputs
+        for name in losses
+        if spread == 1 or PROVIDERS[name].ours
+    }
     rows = []
     for mode in modes:
-        contenders = {name: contend(loss, mode, inputs) for name, loss in losses.items()}
-        contenders |= floors(inputs)
+        contenders = {
+            entry: contend(losses[name], mode, inputs[spread])
+            for entry, (name, spread) in entries.items()
+        }
+        contenders |= floors(normal)
         if on_gpu:
             contenders[LAUNCH] = launch_floor(device)
         times = race(contenders, budget=budget, device=device)
-        replays = replay_race(contenders, times, len(inputs), budget) if on_gpu else {}
+        replays = replay_race(contenders, times, len(normal), budget) if on_gpu else {}
         by_cuda = [name for name in losses if on_gpu and _served_by_cuda(name)]
-        for name, time in times.items():
+        for entry, time in times.items():
+            name, spread = entries.get(entry, (entry, 1.0))
             row: Row = {"shape": str(shape), **shape._asdict(), "dtype": dtype, "mode": mode}
-            row |= {"contender": name, **time.figures(), **relations(name, times, size, mode)}
-            if name in replays:
-                replayed = replays[name].figures() | relations(name, replays, size, mode)
+            row |= {"contender": name, "spread": spread}
+            row |= time.figures() | relations(name, times, size, mode, spread)
+            if entry in replays:
+                replayed = replays[entry].figures() | relations(name, replays, size, mode, spread)
                 row |= {f"replay_{key}": value for key, value in replayed.items()}
             if name in by_cuda:
-                chip = chip_here(inputs[0].device.index or 0)
+                chip = chip_here(normal[0].device.index or 0)
                 row |= plan_row(plan_of(shape, torch_dtype, chip), chip)
-                row |= prediction(shape, torch_dtype, mode, replays, device)
+                # Of one or two random rows a class, each is near the mean.
+                small = shape.rows < 3 or spread < ACCURATE_BELOW
+                row |= prediction(shape, torch_dtype, mode, replays, device, small)
             if on_gpu:
                 row["one_tile"] = shape.fits_a_tile
-            if memory and name in losses and mode == "value+gradient":
+            if memory and entry in losses and mode == "value+gradient":
                 row["peak_extra_bytes"] = (
-                    gpu_peak_extra_bytes(contenders[name])
+                    gpu_peak_extra_bytes(contenders[entry])
                     if on_gpu
                     else apart(_peak_extra_bytes, name, shape, dtype)
                 )
             rows.append(row)
     return rows
+
+
+def _entry(name: str, spread: float) -> str:
+    """What a contender is called in the race: by its name alone with standard normal features."""
+    return name if spread == 1 else f"{name}, spread {spread:g}"
 
 
 def _peak_extra_bytes(provider: str, shape: Shape, dtype: str) -> int:
@@ -104,7 +129,12 @@ def _served_by_cuda(provider: str) -> bool:
 
 
 def prediction(
-    shape: Shape, dtype: torch.dtype, mode: str, replays: Mapping[str, Timing], device: str
+    shape: Shape,
+    dtype: torch.dtype,
+    mode: str,
+    replays: Mapping[str, Timing],
+    device: str,
+    accurate: bool = False,
 ) -> Row:
     """What the replayed call should take on this machine; nothing where that cannot be said."""
     if dtype.itemsize > 4 or not {COPY, LAUNCH} <= replays.keys():
@@ -113,25 +143,24 @@ def prediction(
     # The copy's launch is no part of its rate; but of a small copy little is left without.
     rate = 2 * shape.elements * dtype.itemsize / max(copy - launch, copy / 2)
     machine = machine_here(rate, launch, torch.device(device).index or 0)
-    # Of one or two random rows a class, each is near the mean.
-    found = predict(shape, dtype, mode, machine, accurate=shape.rows < 3)
+    found = predict(shape, dtype, mode, machine, accurate)
     return {"predicted_seconds": four_digits(found.seconds), "predicted_limit": found.limit}
 
 
 def relations(
-    name: str, times: Mapping[str, Timing], feature_bytes: int, mode: str
+    name: str, times: Mapping[str, Timing], feature_bytes: int, mode: str, spread: float = 1.0
 ) -> dict[str, float]:
-    """Its time against the others' in the same race."""
+    """Its time against the others' in the same race, whose features are standard normal."""
     seconds = {other: time.median for other, time in times.items()}
-    found = {
-        "over_exp": seconds[name] / seconds[FRESH_EXP],
-        "over_exp_out": seconds[name] / seconds[EXP],
-    }
+    mine = seconds[_entry(name, spread)]
+    found = {"over_exp": mine / seconds[FRESH_EXP], "over_exp_out": mine / seconds[EXP]}
+    if spread != 1:
+        found["over_normal"] = mine / seconds[name]
     for other in times:
         if other in PROVIDERS and other != "cmikernels":
-            found[f"speedup_over_{other}"] = seconds[other] / seconds[name]
+            found[f"speedup_over_{other}"] = seconds[other] / mine
     moved = 2 if name in (COPY, FRESH_COPY) else PASSES[mode] if name in PROVIDERS else None
     if moved is not None:
-        found["gb_per_s"] = moved * feature_bytes / seconds[name] / 1e9
-        found["of_copy"] = moved / 2 * seconds[COPY] / seconds[name]
+        found["gb_per_s"] = moved * feature_bytes / mine / 1e9
+        found["of_copy"] = moved / 2 * seconds[COPY] / mine
     return {key: four_digits(value) for key, value in found.items()}

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from bench.harness.pictures import FAINT, INK, STYLE, save
 from bench.harness.providers import PROVIDERS
 from bench.harness.race import FRESH_COPY, FRESH_EXP
-from bench.harness.records import Record, Row, rows_of
+from bench.harness.records import Record, Row, rows_of, spread_of
 
 FLOOR_STYLES = {FRESH_EXP: ("one torch.exp", (0, (4, 2))), FRESH_COPY: ("one copy", (0, (1, 1.5)))}
 SWEPT = {  # axis of a sweep: title, row field, values of the other two fields
@@ -35,7 +35,7 @@ def kernels(record: Record, stem: Path) -> list[Path]:
     clock, how = ("replay_", ", replayed") if "gpu" in record.machine else ("", "")
     written = []
     with matplotlib.rc_context(STYLE):
-        rows = rows_of(record.rows, mode="value+gradient")
+        rows = [row for row in rows_of(record.rows, mode="value+gradient") if spread_of(row) == 1]
         shaped = [row for row in rows_of(rows, group="shapes") if f"{clock}seconds" in row]
         for dtype in dict.fromkeys(row["dtype"] for row in shaped):
             of_shapes = rows_of(shaped, dtype=dtype)

@@ -12,6 +12,7 @@ import torch
 from bench.gpu import model, predictions
 from bench.gpu.predictions import H200
 from bench.gpu.replay import LAUNCH
+from bench.harness.providers import PROVIDERS
 from bench.harness.race import COPY, EXP, FRESH_EXP, Timing
 from bench.harness.records import Record, Row
 from bench.harness.shapes import SETS, SWEEPS, Shape
@@ -134,6 +135,17 @@ def test_rows_measured_on_the_cpu_have_no_prediction() -> None:
         Shape(2, 3, 8), "float32", ["value"], ["cmikernels"], "cpu", 0.01, memory=False
     )
     assert not any(key.startswith(("plan_", "predicted_")) for row in rows for key in row)
+
+
+def test_ours_are_raced_at_every_spread_and_the_others_at_one() -> None:
+    rows = measure.measure(
+        Shape(2, 3, 8), "float32", ["value"], ["published", "cmikernels"], "cpu", 0.01, False, [0.1]
+    )
+    spreads = [(row["contender"], row["spread"]) for row in rows if row["contender"] in PROVIDERS]
+    assert spreads == [("published", 1.0), ("cmikernels", 1.0), ("cmikernels", 0.1)]
+    normal, closer = rows[1:3]
+    assert "over_normal" not in normal
+    assert closer["over_normal"] == pytest.approx(closer["seconds"] / normal["seconds"], rel=1e-3)
 
 
 def test_every_backend_is_compared_with_every_provider_that_was_raced_with_it() -> None:

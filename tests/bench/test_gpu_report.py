@@ -63,7 +63,7 @@ def record() -> Record:
 
 def ratios(record: Record, contender: str) -> list[list[str]]:
     lines = [line.split("|") for line in gpu_report.ratios(record.rows).splitlines()]
-    return [[cell.strip() for cell in line[3:-1]] for line in lines if f" {contender} " in line[1]]
+    return [[cell.strip() for cell in line[4:-1]] for line in lines if f" {contender} " in line[1]]
 
 
 def test_ratios_are_taken_from_the_rows(record: Record) -> None:
@@ -93,6 +93,18 @@ def test_predictions_stand_beside_times(record: Record) -> None:
     assert shown["20000x10x512", "cmikernels, CUDA"] == ["800 us", "400 us", "2.00"]
     assert shown["20000x10x512", "cmikernels, Triton"] == ["1 ms", "-", "-"]
     assert shown["10x10x512", LAUNCH] == ["2 us", "-", "-"]
+
+
+def test_calls_on_closer_rows_stand_by_themselves(record: Record, tmp_path: Path) -> None:
+    closer = cuda_row("20000x10x512", 0.6, 10.0, 12e-4, 9e-4, over_normal=1.5)
+    record.rows.append({**closer, "spread": 0.1})
+    ours = [line for line in report(record).splitlines() if "cmikernels, CUDA" in line]
+    by_spread = [[cell.strip() for cell in line.split("|")[3:-1]] for line in ours[-2:]]
+    assert by_spread == [["1", "800 us", "-", "92%"], ["0.1", "1.2 ms", "1.50", "60%"]]
+    assert sum(" 1.2 ms " in line for line in ours) == 1, "not among standard normal features"
+    assert ratios(record, "cuda")[2][1:3] == ["2", "85% (2000x50x1024) to 92%"]
+    assert ratios(record, "cuda")[7][1:3] == ["1", "60% (20000x10x512) to 60%"]
+    plots.kernels(record, tmp_path / "gpu")
 
 
 def test_a_gpu_record_is_shown(record: Record, tmp_path: Path) -> None:
