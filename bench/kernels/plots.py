@@ -40,10 +40,11 @@ def kernels(record: Record, stem: Path) -> list[Path]:
         for dtype in dict.fromkeys(row["dtype"] for row in shaped):
             of_shapes = rows_of(shaped, dtype=dtype)
             what = f"Value + gradient, {dtype}{how}"
-            written += [
-                _speedups(of_shapes, clock, what, record, Path(f"{stem}-speedup-{dtype}.png")),
-                _shares_of_copy(of_shapes, clock, what, record, Path(f"{stem}-copy-{dtype}.png")),
-            ]
+            if any(f"{clock}speedup_over_published" in row for row in of_shapes):
+                path = Path(f"{stem}-speedup-{dtype}.png")
+                written.append(_speedups(of_shapes, clock, what, record, path))
+            path = Path(f"{stem}-copy-{dtype}.png")
+            written.append(_shares_of_copy(of_shapes, clock, what, record, path))
         rows = rows_of(rows, dtype="float32")
         sweeps = {name: points for name in SWEPT if (points := _sweep(rows, *SWEPT[name]))}
         if sweeps and rows_of(rows, group="sweep"):
