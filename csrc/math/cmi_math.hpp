@@ -17,12 +17,13 @@
 // A row whose given centroid is as far from summing to 1 as the first floor stays direct.
 //
 // The floors are where a simulation of base-2 sweeps in float32 kept the value of classes of 3 to
-// 50 rows and 16 to 2048 channels within 1e-6. Its worst errors, of means, class values and rows:
+// 50 rows and 16 to 2048 channels within 1e-6. Its worst errors, in units of 1e-7, of means, class
+// values and rows:
 //
-//   KL                  0.03             0.06             0.125            0.25
-//   direct              2e-6 4e-6 4e-6   2e-6 2e-6 2e-6   5e-7 5e-7 1e-6   9e-7 9e-7 9e-7
-//   balanced            5e-7 8e-7 2e-6   2e-7 6e-7 1e-6   2e-7 3e-7 8e-7   1e-7 1e-7 6e-7
-//   and exp 4e-8 high   2e-6 2e-6 3e-6   9e-7 9e-7 1e-6   6e-7 6e-7 9e-7   3e-7 3e-7 6e-7
+//   KL                 0.03       0.06       0.125      0.25
+//   direct             22 42 41   20 24 24   5 5 13     9 9 9
+//   balanced           5 8 23     2 6 13     2 3 8      1 1 6
+//   and exp 4e-8 high  19 20 29   9 9 15     6 6 9      3 3 6
 //
 // The last line is the balanced form with an exponential that is 4e-8 too large in the mean, about
 // what cutting off its last bit would be: no sum over P and Q shows such an error, and the value is
