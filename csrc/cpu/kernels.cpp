@@ -231,7 +231,7 @@ struct Passes {
   // Whether a row takes the series; else it stays direct. The balanced form is within the bound
   // only near the direct form's floor here (docs/design/cpu_kernel.md).
   static bool takes_series(double kl, const ClassState<T>& state) {
-    return value_form(T(kl), T(state.missing_mass), false) == ValueForm::series;
+    return is_small(T(kl), T(state.missing_mass));
   }
 
   template <bool Weighted, int R>

@@ -10,9 +10,10 @@
 namespace cmik {
 namespace gpu {
 
-template <class S, Form form>
+template <class S, Form form, Team kTeam>
 struct ClassWorker {
   using T = ArithmeticOf<S>;
+  using Part = RowPart<S, form, kTeam>;
 
   const Task& task;
 
@@ -37,11 +38,11 @@ struct ClassWorker {
   }
 
   CMIK_DEVICE uint64_t* barrier(int stage) const {
-    return in_shared<uint64_t>(task.shared.barriers) + stage;
+    return in_shared<uint64_t>(kBarriersAt) + stage;
   }
 
   // Sum of the block's values.
-  CMIK_DEVICE double* total() const { return in_shared<double>(task.shared.total); }
+  CMIK_DEVICE double* total() const { return in_shared<double>(kTotalAt); }
 
   // Start to bring the rows. Called by the first warp.
   CMIK_DEVICE void fetch(int cls, int stage) const {
@@ -50,7 +51,7 @@ struct ClassWorker {
     const ClassRows rows = share(rows_of_class(task, cls));
     const int count = int(rows.count);
     const uint32_t row_bytes = uint32_t(p.channels * int64_t(sizeof(S)));
-    S* to = ShareSource<S, form>{task, 0, 0, stage}.tile_row(0);
+    S* to = ShareSource<S, form>{task, 0, 0, stage}.tile();
     const S* features = static_cast<const S*>(p.features);
     if (thread() == 0) announce_bytes(barrier(stage), uint32_t(count) * row_bytes);
     exchange(0, 1);  // the other lanes wait for the announcement
@@ -92,8 +93,8 @@ struct ClassWorker {
     const cmik_problem& p = task.problem;
     const int stages = form == Form::any ? 0 : task.plan.stages;
     const int width = task.packs * pack_entries(sizeof(S));
-    const Columns<T> columns{task};
-    Team<T> team(task);
+    const Columns<T> columns{width};
+    TeamOf<T, kTeam> team(task);
 
     if (thread() == threads() - 1) {
       for (int each = 0; each < stages; ++each) start_barrier(barrier(each));
@@ -113,13 +114,13 @@ struct ClassWorker {
       double value = 0;
       if (all.count > 0) {
         if (p.centroids)
-          take_given(task, cls, width, columns);
+          take_given<S, Part>(task, cls, columns, source);
         else
           make_own(all, source, width, columns, team);
         if (p.value || p.gradient)
-          value = finish_rows<S, form>(task, cls, all.count, source, columns, team);
+          value = finish_rows<S, form, kTeam>(task, cls, all.count, source, columns, team);
       }
-      write_results(cls, value, columns.centroid());
+      write_results(cls, value, width, columns.centroid());
       sync_block();  // the tile and the columns are free
       if (stages > 0) {
         int ahead = cls;
@@ -132,10 +133,10 @@ struct ClassWorker {
   }
 
   CMIK_DEVICE void make_own(const ClassRows& all, const ShareSource<S, form>& source, int width,
-                            const Columns<T>& columns, Team<T>& team) const {
+                            const Columns<T>& columns, TeamOf<T, kTeam>& team) const {
     for (int second = 0; second <= int(form == Form::any && task.weighted); ++second) {
       if (second) sync_block();  // the first sums have been read
-      sum_rows<S, form>(task, all.first, source, second, team);
+      sum_rows<S, form, kTeam>(task, all.first, source, second, team);
       share_centroid(all.count, width, second ? columns.rho() : columns.centroid());
     }
     if (form == Form::any && task.weighted) {
@@ -143,16 +144,18 @@ struct ClassWorker {
       for (int j = thread(); j < width; j += threads())
         columns.rho()[j] /= at_least_normal(columns.centroid()[j]);
     }
-    prepare_target(task, width, columns, T(0));
+    prepare_target<Part>(task, columns, source, T(0));
   }
 
-  CMIK_DEVICE void write_results(int cls, double value, const T* centroid) const {
+  CMIK_DEVICE void write_results(int cls, double value, int width, const T* centroid) const {
     const cmik_problem& p = task.problem;
     const int64_t count = rows_of_class(task, cls).count;
     if (p.means && rank() == 0) {
       T* out = static_cast<T*>(p.means) + int64_t(cls) * p.channels;
-      for (int64_t j = thread(); j < p.channels; j += threads())
-        out[j] = count > 0 ? centroid[j] : T(0);
+      for (int position = thread(); position < width; position += threads()) {
+        const int j = ColumnOrder<S>::column(width, position);
+        if (j < p.channels) out[j] = count > 0 ? centroid[position] : T(0);
+      }
     }
     if (!p.value || thread() != 0) return;
     if (p.reduction != CMIK_CLASS)
@@ -164,10 +167,10 @@ struct ClassWorker {
   }
 };
 
-template <class S, Form form>
+template <class S, Form form, Team kTeam>
 __global__ void __launch_bounds__(kMostThreads, 1) class_kernel(const CMIK_CONSTANT Task task) {
   if (leave_alone<ArithmeticOf<S>>(task, 0) && task.problem.reduction != CMIK_CLASS) return;
-  ClassWorker<S, form>{task}.run();
+  ClassWorker<S, form, kTeam>{task}.run();
 }
 
 }  // namespace gpu

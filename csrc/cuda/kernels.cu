@@ -15,10 +15,26 @@ using Float32 = float;
 using Float64 = double;
 using S = CMIK_FEATURES;
 
+// One of the forms and teams that a plan can have.
 template <class Kernel>
-Kernel of_form(const Task& task, Kernel full, Kernel packed, Kernel any) {
-  return task.plan.form == Form::full ? full : task.plan.form == Form::packed ? packed : any;
-}
+struct Choice {
+  Kernel full8, full16, full32, packed, packed_warps, any, any_warps;
+
+  Kernel of(const Plan& plan) const {
+    if (plan.form == Form::full)
+      return plan.lanes == 8 ? full8 : plan.lanes == 16 ? full16 : full32;
+    const bool warps = plan.lanes > kWarpThreads;
+    if (plan.form == Form::packed) return warps ? packed_warps : packed;
+    return warps ? any_warps : any;
+  }
+};
+#define CMIK_CHOICE(kernel)                                                         \
+  Choice<decltype(&kernel<S, Form::any, Team::lanes>)> {                            \
+    kernel<S, Form::full, Team::lanes8>, kernel<S, Form::full, Team::lanes16>,      \
+        kernel<S, Form::full, Team::lanes32>, kernel<S, Form::packed, Team::lanes>, \
+        kernel<S, Form::packed, Team::warps>, kernel<S, Form::any, Team::lanes>,    \
+        kernel<S, Form::any, Team::warps>                                           \
+  }
 
 }  // namespace gpu
 
@@ -26,21 +42,13 @@ const GpuKernels& CMIK_CONCAT(gpu_kernels_, CMIK_FEATURES)() {
   using namespace gpu;
   static const GpuKernels kernels = {
       [](const Launch& l, const Task& t) {
-        const auto kernel = of_form(t, class_kernel<S, Form::full>, class_kernel<S, Form::packed>,
-                                    class_kernel<S, Form::any>);
-        return start(kernel, l, t);
+        return start(CMIK_CHOICE(class_kernel).of(t.plan), l, t);
       },
       [](const Launch& l, const Task& t, bool second) {
-        const auto kernel =
-            of_form(t, slot_sums_kernel<S, Form::full>, slot_sums_kernel<S, Form::packed>,
-                    slot_sums_kernel<S, Form::any>);
-        return start(kernel, l, t, second);
+        return start(CMIK_CHOICE(slot_sums_kernel).of(t.plan), l, t, second);
       },
       [](const Launch& l, const Task& t) {
-        const auto kernel =
-            of_form(t, slot_rows_kernel<S, Form::full>, slot_rows_kernel<S, Form::packed>,
-                    slot_rows_kernel<S, Form::any>);
-        return start(kernel, l, t);
+        return start(CMIK_CHOICE(slot_rows_kernel).of(t.plan), l, t);
       },
       [](const Launch& l, const Task& t, bool second) {
         return start(wide_sums_kernel<S>, l, t, second);
@@ -51,7 +59,7 @@ const GpuKernels& CMIK_CONCAT(gpu_kernels_, CMIK_FEATURES)() {
       },
       [](const Launch& l, const Task& t) { return start(total_kernel<S>, l, t); },
       [](const Launch& l, const Task& t) { return start(class_values_kernel<S>, l, t); },
-      [](Chip& chip) { return complete_chip(class_kernel<S, Form::full>, chip); },
+      [](Chip& chip) { return complete_chip(class_kernel<S, Form::full, Team::lanes16>, chip); },
   };
   return kernels;
 }

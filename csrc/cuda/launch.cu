@@ -13,6 +13,7 @@ const GpuKernels& gpu_kernels_Float16();
 namespace {
 
 constexpr int64_t kMostBlocks = int64_t(1) << 30;  // of a grid, and classes, which are int there
+constexpr int64_t kMostRows = UINT32_MAX;          // whose numbers are uint32_t there
 
 const GpuKernels& kernels_of(int dtype) {
   switch (dtype) {
@@ -66,6 +67,12 @@ Task task_of(const cmik_cuda_call& call, const Shape& shape, const Plan& plan) {
   task.problem = p;
   task.plan = plan;
   task.shared = shared_layout(shape, plan);
+  task.given = shape.given;
+  task.has_value = p.value != nullptr;
+  task.has_gradient = p.gradient != nullptr;
+  task.has_row_weights = p.incoming && p.reduction == CMIK_NONE;
+  task.has_order = p.order != nullptr;
+  task.scattered = task.has_order || task.has_row_weights;
   task.unless_one = call.unless_one && p.incoming && p.reduction != CMIK_NONE;
   task.weighted = shape.weighted;
   task.consecutive = !p.order && p.row_stride == p.channels;
@@ -149,7 +156,7 @@ int prepare(const cmik_cuda_call& call, Shape& shape, Plan& plan) {
   plan = make_plan(shape, chip);
   const int64_t means = plan.slots > 0 ? mean_blocks(shape.classes, shape.channels) : 0;
   const int64_t most = std::max({plan.blocks, shape.classes, means});
-  return most <= kMostBlocks ? 0 : CMIK_TOO_LARGE;
+  return most <= kMostBlocks && shape.rows <= kMostRows ? 0 : CMIK_TOO_LARGE;
 }
 
 }  // namespace

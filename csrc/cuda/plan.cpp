@@ -24,7 +24,7 @@ constexpr int64_t kFarAway = INT32_MAX;  // an offset beyond all shared memory
 
 // The estimate, in instructions that a multiprocessor could have issued, 128 a cycle: counted in
 // the machine code (docs/design/cuda.md), or in its place an H200's time for the rest.
-constexpr double kEntryCost = 26;       // of a feature: sums of P, value and gradient
+constexpr double kEntryCost = 17;       // of a feature: sums of P, value and gradient
 constexpr double kByteCost = 6.7;       // moved to or from memory, by all multiprocessors at once
 constexpr double kMostShares = 2;       // of the memory's rate, that one of few takes: assumed
 constexpr double kClusterCost = 1.5e5;  // of a class in a cluster: its blocks wait for others
@@ -45,7 +45,8 @@ void share_row(const Shape& shape, Plan& plan) {
   const int64_t lanes =
       std::max(power_of_2(ceil_div(packs, held)), std::min<int64_t>(8, power_of_2(packs)));
   plan.lanes = int32_t(std::min<int64_t>(lanes, 2 * kMostThreads));
-  if (plan.form == Form::packed && packs == lanes * held) plan.form = Form::full;
+  const bool within_warp = lanes >= 8 && lanes <= kWarpThreads;
+  if (plan.form == Form::packed && within_warp && packs == lanes * held) plan.form = Form::full;
 }
 
 template <size_t N>
@@ -80,6 +81,7 @@ double hold(const Shape& shape, const Chip& chip, const Holding& holding, Plan& 
   plan.cluster = holding.cluster;
   const int64_t resident = resident_clusters(chip, holding);
   if (resident == 0 || plan.threads < plan.lanes) return -1;
+  if (plan.lanes > kWarpThreads && plan.threads < kFewestMeeting) return -1;
   const int64_t share_rows = ceil_div(shape.largest, holding.cluster);
   if (share_rows > kMostShareRows) return -1;
   plan.share_rows = int32_t(share_rows);
@@ -174,32 +176,17 @@ int64_t shared_budget(const Chip& chip, int threads) {
 SharedLayout shared_layout(const Shape& shape, const Plan& plan) {
   const int64_t number = arithmetic_bytes(shape.element_bytes);
   const int64_t width = round_up(shape.channels, pack_entries(shape.element_bytes)) * number;
-  const int64_t warps = plan.threads / kWarpThreads;
   const int64_t sum_rows = std::min(sum_rows_of(plan.threads, plan.lanes), kMostSumRows);
   SharedLayout at{};
-  int64_t used = 0;
+  int64_t used = kVectorsAt;
   const auto take = [&used](int64_t bytes) {
     const int64_t start = used;
     used += round_up(std::max<int64_t>(bytes, 0), kPackBytes);
     return int32_t(std::min(start, kFarAway));
   };
-  at.total = take(int64_t(sizeof(double)));
-  at.top = take(2 * number);
-  at.reduction = take(warps * int64_t(sizeof(double)));
-  at.exchange = take(2 * warps * number);
-  at.barriers = take(kMostStages * int64_t(sizeof(uint64_t)));
-  if (shape.weighted) {
-    at.sums = take(sum_rows * width);
-    at.centroid = take(width);
-    at.target = take(width);
-    at.rho = take(width);
-  } else {
-    at.sums = take(width);
-    at.centroid = take(width);
-    at.target = take(width);
-    take((sum_rows - 3) * width);
-  }
-  at.stats = take(plan.kind == Kind::classes ? 2 * plan.share_rows * number : 0);
+  if (shape.weighted) take((kRho + 1) * width);
+  at.sums = take((shape.weighted ? sum_rows : std::max<int64_t>(sum_rows, kTarget + 1)) * width);
+  at.stats = take(plan.kind == Kind::classes ? kRowStats * plan.share_rows * number : 0);
   at.tiles = take(int64_t(plan.stages) * plan.share_rows * shape.channels * shape.element_bytes);
   at.bytes = round_up(used, 128);
   return at;
@@ -216,7 +203,7 @@ Workspace workspace_layout(const Shape& shape, const Plan& plan) {
     return start;
   };
   at.parts = take(plan.parts * int64_t(sizeof(double)));
-  at.stats = take(plan.slots > 0 ? 2 * shape.rows * number : 0);
+  at.stats = take(plan.slots > 0 ? kRowStats * shape.rows * number : 0);
   // Also where targets are, in wide rows.
   const bool sums = own || plan.kind == Kind::wide;
   at.sums = take(sums ? plan.slots * shape.channels * number : 0);

@@ -20,10 +20,14 @@ enum class Kind : int32_t { classes, slots, wide };
 
 // What is known of all rows when a kernel is compiled.
 enum class Form : int32_t {
-  full,    // every lane has all its packs; like `packed`
+  full,    // 8, 16 or 32 lanes, which have all their packs; like `packed`
   packed,  // rows are made of packs, and their weights are equal; held where there are bulk copies
   any      // read and written entry by entry
 };
+
+// What is known of teams when a kernel is compiled: their lanes, or that they are lanes of a warp,
+// or several warps.
+enum class Team : int32_t { lanes8, lanes16, lanes32, lanes, warps };
 
 using Chip = cmik_cuda_chip;
 
@@ -55,27 +59,14 @@ struct Plan {
   int64_t workspace_bytes;
 };
 
-// Where things are in a block's shared memory, in bytes from its start.
-struct SharedLayout {
-  int32_t total;      // a double
-  int32_t top;        // two numbers of the class, see Columns
-  int32_t reduction;  // one number a warp, for whole blocks
-  int32_t exchange;   // two a warp, by turns, for teams of several warps
-  int32_t barriers;   // one for each stage
-  int32_t sums;       // (sum rows, width)
-  int32_t centroid;   // (width), in the place of sums but the first row, where there is no rho
-  int32_t target;     // (width), likewise
-  int32_t rho;        // (width), where row weights differ
-  int32_t stats;      // (share_rows) peak and total
-  int32_t tiles;      // (stages, share_rows, channels) of features
-  int64_t bytes;
-};
-
 constexpr int kPackBytes = 16;
 constexpr int kMostThreads = 512;
 constexpr int kMostStages = 4;
 constexpr int kWarpThreads = 32;
+constexpr int kFewestMeeting = 128;  // threads of a block whose teams are warps: each team has a
+                                     // barrier, and a multiprocessor has 64
 
+constexpr int kRowStats = 4;  // numbers that are kept of each row, see RowStats
 constexpr int kMostSumRows = 4;
 constexpr int kProcessorThreads = 512;    // that a multiprocessor's registers serve
 constexpr int64_t kReservedBytes = 1024;  // of a block's shared memory, by the system
@@ -87,6 +78,23 @@ constexpr int kClusterThreads[] = {128, 256, 512};  // threads of each of its bl
 
 constexpr int64_t kFewRowsPerSlot = 32;    // at least, so that sums take little memory,
 constexpr int64_t kFewestRowsPerSlot = 8;  // or these, where they would not fill the chip
+
+// Where things are in a block's shared memory, in bytes from its start: what every block has,
+constexpr int kTotalAt = 0;       // a double
+constexpr int kTopAt = 16;        // two numbers of the class, see Columns
+constexpr int kReductionAt = 32;  // one number a warp, for whole blocks
+constexpr int kExchangeAt = 160;  // two a warp, by turns, for teams of several warps
+constexpr int kBarriersAt = 416;  // one for each stage
+constexpr int kVectorsAt = 448;   // column vectors of a class, of `width` numbers each,
+constexpr int kCentroid = 1;      // by their number there. In the first places are the sums of
+constexpr int kTarget = 2;        // rows, which have been used when the others come; where row
+constexpr int kRho = 3;           // weights differ they have places of their own;
+struct SharedLayout {             // and the rest.
+  int32_t sums;                   // (sum rows, width)
+  int32_t stats;                  // (share_rows, kRowStats)
+  int32_t tiles;                  // (stages, share_rows, channels) of features
+  int64_t bytes;
+};
 
 // Of the estimate, see plan.cpp.
 constexpr double kColumnCost = 70;  // of a column of a class, in every block that has some
@@ -115,7 +123,7 @@ CMIK_SHARED constexpr int sum_rows_of(int threads, int lanes) {
 // Numbers in the workspace, in arithmetic type but for `parts`, which are double.
 struct Workspace {
   int64_t parts;      // (parts) partial values
-  int64_t stats;      // (rows) peak and total
+  int64_t stats;      // (rows, kRowStats)
   int64_t sums;       // (slots, channels)
   int64_t centroids;  // (classes, channels)
   int64_t rho;        // (classes, channels)

@@ -1,7 +1,8 @@
 // The work on rows, by teams of threads: probabilities summed over rows, then value and gradient.
 //
 // Lane l of a team of L holds the packs l, l + L, l + 2 L ... of its row in registers, so that for
-// all rows of a block a thread meets the same columns. Rows go to teams in turn.
+// all rows of a block a thread meets the same columns. Rows go to teams in turn. Logarithms are in
+// base 2 here.
 #pragma once
 
 #include "row_part.cuh"
@@ -9,54 +10,49 @@
 namespace cmik {
 namespace gpu {
 
-// Stands for the log of probability 0, so that 0 * d is 0.
-constexpr float kLowest = -1e30f;
-
-// d = log(P / Q) from z less the row's peak, log(Q / max Q), and log(total max Q) of the row.
 template <class T>
-CMIK_DEVICE T log_ratio(const Task& task, T z, T target, T offset) {
-  return maximum((z * factors_of<T>(task).inverse_tau - target) - offset, T(kLowest));
-}
+constexpr T kLog2 = T(0.693147180559945309);
 
 // Sums of P over rows, by column, for column_sum(). The second time with the weights of the rows,
 // less that of the class's first: rho does not depend on what is subtracted.
-template <class S, Form form, class Source>
+template <class S, Form form, Team kTeam, class Source>
 CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const Source& source, bool second,
-                          Team<ArithmeticOf<S>>& team) {
+                          TeamOf<ArithmeticOf<S>, kTeam>& team) {
   using T = ArithmeticOf<S>;
-  using Part = RowPart<S, form>;
+  using Part = RowPart<S, form, kTeam>;
   if (form != Form::any) second = false;
   const T weight = factors_of<T>(task).row_scale;
   T weight_of_first = 0;
   if (second) weight_of_first = row_weight(task, weight, source_row(task, class_first));
-  Part part(task, team);
+  Part part(task, team, source);
+  RowStats<T>* const all_stats = source.stats();
   T acc[Part::kPacks][Part::kEntries] = {};
   for (int base = team.first(); base < source.count; base += team.step()) {
     // A team without a row of its own takes the last, for nothing.
     const bool active = base + team.offset() < source.count;
     const int r = active ? base + team.offset() : source.count - 1;
-    part.load(source, r);
-    RowStats<T> stats{};
-    if (second) {
-      stats = source.stats(r);
-      part.subtract(stats.peak);
-    } else {
-      stats.peak = part.take_peak();
-    }
+    part.load(part.row_of(source, r));
+    RowStats<T> stats;
+    if (second)
+      stats = all_stats[r];
+    else
+      stats.peak = part.peak();
+    part.take_exponents(stats.peak);
     T e[Part::kPacks][Part::kEntries];
-    part.exponentials(e);
+    part.powers(e);
     if (!second) {
-      stats.total = part.fold(Sum{}, [&](int k, int i) { return e[k][i]; });
-      if (active && team.lane() == 0) source.stats(r) = stats;
+      stats.shift = part.fold(Sum{}, [&](int k, int i) { return e[k][i]; });
+      stats.factor = reciprocal(stats.shift);
+      if (active && team.lane() == 0) all_stats[r] = stats;
     }
-    T factor = 1 / stats.total;
+    T factor = stats.factor;
     if (second)
       factor *= row_weight(task, weight, source_row(task, source.first + r)) - weight_of_first;
     if (!active) factor = 0;
 #pragma unroll
     for (int k = 0; k < Part::kPacks; ++k)
 #pragma unroll
-      for (int i = 0; i < Part::kEntries; ++i) acc[k][i] += e[k][i] * factor;
+      for (int i = 0; i < Part::kEntries; ++i) acc[k][i] = multiply_add(e[k][i], factor, acc[k][i]);
   }
 
 #pragma unroll
@@ -68,24 +64,24 @@ CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const Source& s
       for (int i = 0; i < Part::kEntries; ++i) acc[k][i] += exchange(acc[k][i], mask);
   }
   // Whoever has no row of sums brings its own to one that has.
-  const int width = task.packs * Part::kEntries;
+  const int width = part.width();
   const int all = task.sum_rows;
   const int mine = team.within_warp() ? thread() / kWarpThreads : team.number();
   T* sums = in_shared<T>(task.shared.sums) + mine % kMostSumRows * width;
   const auto put = [&] {
     if (!team.speaks_for_warp()) return;
-    part.each_pack([&](int k, int pack) {
-#pragma unroll
-      for (int i = 0; i < Part::kEntries; ++i) Part::columns(sums, pack).of[i] = acc[k][i];
-    });
+    part.each_pack(
+        [&](int k) { Part::Order::write(sums, width, k * team.lanes() + team.lane(), acc[k]); });
   };
   for (int from = kMostSumRows; from < all; from += kMostSumRows) {
     if (mine / kMostSumRows == from / kMostSumRows) put();
     sync_block();
     if (mine < kMostSumRows && mine + from < all && team.speaks_for_warp())
-      part.each_pack([&](int k, int pack) {
+      part.each_pack([&](int k) {
+        T more[Part::kEntries];
+        Part::Order::read(sums, width, k * team.lanes() + team.lane(), more);
 #pragma unroll
-        for (int i = 0; i < Part::kEntries; ++i) acc[k][i] += Part::columns(sums, pack).of[i];
+        for (int i = 0; i < Part::kEntries; ++i) acc[k][i] += more[i];
       });
     sync_block();
   }
@@ -93,189 +89,293 @@ CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const Source& s
   sync_block();
 }
 
-// What sum_rows() has made of a column. It may then be written over by whoever read it.
+// What sum_rows() has made of the column at a position (see ColumnOrder). It may then be written
+// over by whoever read it.
 template <class T>
-CMIK_DEVICE T column_sum(const Task& task, int width, int j) {
+CMIK_DEVICE T column_sum(const Task& task, int width, int position) {
   const T* sums = in_shared<T>(task.shared.sums);
   const int rows = task.sum_rows;
-  T sum = sums[j];
+  T sum = sums[position];
 #pragma unroll
   for (int row = 1; row < kMostSumRows; ++row)
-    if (row < rows) sum += sums[row * width + j];
+    if (row < rows) sum += sums[row * width + position];
   return sum;
 }
 
 // What rows of a class are compared with, in shared memory: registers are scarce. Column vectors
-// are (width); beyond the row the centroid is 0 and the target some number.
+// are in the order of ColumnOrder; beyond the row the centroid is 0 and the target some number.
 template <class T>
 struct Columns {
-  const Task& task;
+  int width;
 
-  CMIK_DEVICE T* centroid() const { return in_shared<T>(task.shared.centroid); }
-  // log(Q / max Q)
-  CMIK_DEVICE T* target() const { return in_shared<T>(task.shared.target); }
+  CMIK_DEVICE T* vector(int number) const { return in_shared<T>(kVectorsAt) + number * width; }
+  CMIK_DEVICE T* centroid() const { return vector(kCentroid); }
+  // log2(Q / max Q)
+  CMIK_DEVICE T* target() const { return vector(kTarget); }
   // with row weights: mean of w P / Q
-  CMIK_DEVICE T* rho() const { return in_shared<T>(task.shared.rho); }
+  CMIK_DEVICE T* rho() const { return vector(kRho); }
   // max Q, at most 1
-  CMIK_DEVICE T& top() const { return in_shared<T>(task.shared.top)[0]; }
+  CMIK_DEVICE T& top() const { return in_shared<T>(kTopAt)[0]; }
   // 1 - sum_j Q of a given centroid
-  CMIK_DEVICE T& missing_mass() const { return in_shared<T>(task.shared.top)[1]; }
+  CMIK_DEVICE T& missing_mass() const { return in_shared<T>(kTopAt)[1]; }
 };
 
-// Target and the rest from the centroid, which every thread has put where columns j = thread,
+// What the second sweep takes from the first, of a row.
+template <class Part, class T>
+CMIK_DEVICE void prepare_row(const Task& task, T top, RowStats<T>& stats) {
+  const T total = stats.shift, shift = stats.peak * factors_of<T>(task).exponent_scale;
+  // P / max Q is the smallest number whose logarithm serves: rounded, it is exact where KL is
+  // small.
+  const T offset = task.has_value ? log2_of(total * top) : T(0);
+  if (!Part::is_small_shift(shift)) {
+    stats.shift = T(NAN), stats.slack = offset;
+    if (task.has_value) stats.factor = top;
+    return;
+  }
+  // The rounding error of a sum, exactly.
+  stats.shift = shift + offset;
+  const T rounded_offset = stats.shift - shift, rounded_shift = stats.shift - rounded_offset;
+  stats.slack = (shift - rounded_shift) + (offset - rounded_offset);
+  if (task.has_value) stats.factor = top * exp2_of(-stats.slack);
+}
+
+// Target and the rest from the centroid, which every thread has put where positions thread,
 // thread + threads ... are.
-template <class T>
-CMIK_DEVICE void prepare_target(const Task& task, int width, const Columns<T>& columns,
+template <class Part, class T, class Source>
+CMIK_DEVICE void prepare_target(const Task& task, const Columns<T>& columns, const Source& source,
                                 T missing_mass) {
   T top = 0;
 #pragma unroll 1
-  for (int j = thread(); j < width; j += threads()) top = maximum(top, columns.centroid()[j]);
-  top = reduce_block(top, in_shared<T>(task.shared.reduction), Largest{});
+  for (int j = thread(); j < columns.width; j += threads())
+    top = maximum(top, columns.centroid()[j]);
+  top = reduce_block(top, in_shared<T>(kReductionAt), Largest{});
   top = top > 1 ? T(1) : top;
   if (thread() == 0) columns.top() = top, columns.missing_mass() = missing_mass;
   const T share = 1 / top;
 #pragma unroll 1
-  for (int j = thread(); j < width; j += threads())
-    columns.target()[j] = log_of(at_least_normal(columns.centroid()[j]) * share);
+  for (int j = thread(); j < columns.width; j += threads())
+    columns.target()[j] = log2_of(at_least_normal(columns.centroid()[j]) * share);
+  if (!task.given)
+#pragma unroll 1
+    for (int r = thread(); r < source.count; r += threads())
+      prepare_row<Part>(task, top, source.stats()[r]);
   sync_block();
 }
 
 // The class's given centroid.
-template <class T>
-CMIK_DEVICE void take_given(const Task& task, int64_t cls, int width, const Columns<T>& columns) {
+template <class S, class Part, class Source>
+CMIK_DEVICE void take_given(const Task& task, int64_t cls, const Columns<ArithmeticOf<S>>& columns,
+                            const Source& source) {
+  using T = ArithmeticOf<S>;
   const cmik_problem& p = task.problem;
   const T* given = static_cast<const T*>(p.centroids) + cls * p.channels;
   double sum = 0;
 #pragma unroll 1
-  for (int j = thread(); j < width; j += threads()) {
-    columns.centroid()[j] = j < p.channels ? at_least_normal(given[j]) : T(0);
-    sum += double(columns.centroid()[j]);
+  for (int position = thread(); position < columns.width; position += threads()) {
+    const int j = ColumnOrder<S>::column(columns.width, position);
+    columns.centroid()[position] = j < p.channels ? at_least_normal(given[j]) : T(0);
+    sum += double(columns.centroid()[position]);
   }
-  sum = reduce_block(sum, in_shared<double>(task.shared.reduction), Sum{});
-  prepare_target(task, width, columns, T(1 - sum));
+  sum = reduce_block(sum, in_shared<double>(kReductionAt), Sum{});
+  prepare_target<Part>(task, columns, source, T(1 - sum));
+}
+
+// Adds up this thread's P f(d) / factor, where all its d are small; returns whether they are.
+template <class Series, class Part>
+CMIK_DEVICE bool add_series(const Part& part, const float (&e)[Part::kPacks][Part::kEntries],
+                            float& sum) {
+  float largest = 0;  // square
+  part.each_pack([&](int k) {
+#pragma unroll
+    for (int i = 0; i < Part::kEntries; i += 2) {
+      float squares[2];
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const float x = part.z[k][i + n];
+        squares[n] = x * x;
+        sum = multiply_add(e[k][i + n], squares[n] * Series::at(x), sum);
+      }
+      largest = largest_square(largest, squares[0], squares[1]);
+    }
+  });
+  return largest <= Series::largest_square;
+}
+
+// The sum of P f(d) whatever d is, from the row once more: this is rare.
+template <class Part, class S, class T>
+CMIK_DEVICE T long_series(const Part& part, const S* row, const RowStats<T>& stats) {
+  T sum = 0;
+#pragma unroll 1
+  for (int k = 0; k < Part::kPacks; ++k) {
+    if (!part.has(k)) continue;
+    Pack<S> pack;
+    T z[Part::kEntries], target[Part::kEntries], centroid[Part::kEntries];
+    part.load(row, k, pack, z);
+    part.read_column(kTarget, k, target);
+    part.read_column(kCentroid, k, centroid);
+#pragma unroll
+    for (int i = 0; i < Part::kEntries; ++i) {
+      const T x = part.careful_exponent(z[i], stats);
+      sum += divergence(exp2_of(x) * stats.factor, centroid[i], (x - target[i]) * kLog2<T>, T(0));
+    }
+  }
+  return sum;
+}
+
+// KL of the row more accurately than `kl`, which is the direct form, where that is worth it.
+template <class Part, class S, class T>
+CMIK_DEVICE T accurate_divergence(const Part& part, const S* row, const RowStats<T>& stats,
+                                  const T (&e)[Part::kPacks][Part::kEntries],
+                                  const Columns<T>& columns, T kl) {
+  const T missing_mass = columns.missing_mass();
+  const bool small = is_small(kl, missing_mass);
+  if (!part.team.any(small)) return kl;  // who exchange numbers do the same
+  const bool tiny = is_tiny(kl, part.task.problem.reduction != CMIK_NONE);
+  T accurate = kl;
+  if (part.team.any(small && !tiny)) {
+    T balance = 0;
+    part.each_pack_with(kCentroid, [&](int k, const T(&centroid)[Part::kEntries]) {
+#pragma unroll
+      for (int i = 0; i < Part::kEntries; ++i)
+        balance += multiply_add(e[k][i], -stats.factor, centroid[i]);
+    });
+    balance = part.team.reduce(balance, Sum{});
+    if (small && !tiny) accurate = kl + (balance + missing_mass);
+  }
+  if (part.team.any(small && tiny)) {
+    T series = 0;
+    bool done = false;
+    if constexpr (sizeof(T) == sizeof(float))
+      done = kl < SmallSeries::usual_kl ? add_series<SmallSeries>(part, e, series)
+                                        : add_series<WideSeries>(part, e, series);
+    series = part.team.reduce(done ? series * stats.factor : long_series(part, row, stats), Sum{});
+    // Exponents that are too large by the slack change the sum in second order alone.
+    const T slack = part.slack(stats) * kLog2<T>;
+    if (small && tiny) accurate = series + (missing_mass - slack * (slack / 2 + missing_mass));
+  }
+  return accurate;
 }
 
 // Value and gradient of the rows. Returns the sum of their KL, of the block's rows on every thread.
 // Peaks and totals are made here where centroids are given.
-template <class S, Form form, class Source>
+template <class S, Form form, Team kTeam, class Source>
 CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_count,
                                const Source& source, const Columns<ArithmeticOf<S>>& columns,
-                               Team<ArithmeticOf<S>>& team) {
+                               TeamOf<ArithmeticOf<S>, kTeam>& team) {
   using T = ArithmeticOf<S>;
-  using Part = RowPart<S, form>;
+  using Part = RowPart<S, form, kTeam>;
   const cmik_problem& p = task.problem;
   const bool weighted = form == Form::any && task.weighted;
-  const T inverse_tau = factors_of<T>(task).inverse_tau;
   // A class of one row is its own centroid: exactly nothing, or NaN if the row is.
   const bool alone = !p.centroids && class_count == 1;
-  const T weight_of_class = class_weight<T>(task, cls, class_count) * (alone ? T(0) : T(1));
-  Part part(task, team);
+  const T inverse_tau = factors_of<T>(task).inverse_tau;
+  const T weight_of_class =
+      alone ? T(0) : class_weight<T>(task, cls, class_count) * (inverse_tau * kLog2<T>);
+  S* const gradient =
+      static_cast<S*>(p.gradient) + (form == Form::any ? 0 : team.lane() * Part::kEntries);
+  S* const first_out = gradient + source.first * p.channels;  // where rows are sorted
+  Part part(task, team, source);
+  RowStats<T>* const all_stats = source.stats();
   double value = 0;  // of the rows whose first lane this is
+  // Whether a probability of 0 may come with a logarithm that makes NaN of it: -infinity, or one
+  // that overflows when it is multiplied with the row's weight.
+  bool careful =
+      form == Form::any || task.given || task.has_row_weights || !(fabs(weight_of_class) <= T(0.5));
   for (int base = team.first(); base < source.count; base += team.step()) {
     const bool active = base + team.offset() < source.count;
     const int r = active ? base + team.offset() : source.count - 1;
-    part.load(source, r);
-    RowStats<T> stats{0, 1};
-    if (p.centroids) {
-      part.take_peak();
+    const S* memory = part.row_of(source, r);
+    part.load(memory);
+    RowStats<T> stats;
+    T e[Part::kPacks][Part::kEntries];  // P / factor
+    if (task.given) {
+      stats.peak = part.peak(), stats.shift = T(NAN), stats.slack = 0;
+      part.take_exponents_carefully(stats);
+      part.powers(e);
+      const T total = part.fold(Sum{}, [&](int k, int i) { return e[k][i]; });
+      stats.factor = columns.top(), stats.slack = log2_of(total * stats.factor);
+      part.each_entry([&](T& exponent) { exponent -= stats.slack; });
+      const T inverse = 1 / (total * stats.factor);
+#pragma unroll
+      for (int k = 0; k < Part::kPacks; ++k)
+#pragma unroll
+        for (int i = 0; i < Part::kEntries; ++i) e[k][i] *= inverse;
     } else {
-      if (active) stats = source.stats(r);
-      part.subtract(stats.peak);
+      stats = all_stats[r];
+      if (careful)
+        part.take_exponents_carefully(stats);
+      else
+        part.take_exponents(stats);
+      part.powers(e);
     }
-    T e[Part::kPacks][Part::kEntries];  // P total
-    part.exponentials(e);
-    if (p.centroids) stats.total = part.fold(Sum{}, [&](int k, int i) { return e[k][i]; });
-    const T inverse_total = 1 / stats.total, offset = log_of(stats.total * columns.top());
 
-    // z becomes d = log(P / Q)
-    part.each_pack([&](int k, int pack) {
-      const auto target = Part::columns(columns.target(), pack);
+    // z becomes d
+    part.each_pack_with(kTarget, [&](int k, const T(&target)[Part::kEntries]) {
 #pragma unroll
-      for (int i = 0; i < Part::kEntries; ++i) {
-        T& d = part.z[k][i];
-        d = log_ratio(task, d, target.of[i], offset);
-      }
+      for (int i = 0; i < Part::kEntries; ++i) part.z[k][i] -= target[i];
     });
-    const auto kl_term = [&](int k, int i) { return part.has(k) ? e[k][i] * part.z[k][i] : T(0); };
-    const T kl = part.fold(Sum{}, kl_term) * inverse_total;
-
-    if (p.value) {
-      T accurate = kl;
-      const bool wanted = needs_accurate_form(kl, columns.missing_mass());
-      if (team.any(wanted)) {  // those who exchange numbers do the same
-        T near = 0, far = 0;   // times total, and not
-        part.each_pack([&](int k, int pack) {
-          T farthest = 0;
-#pragma unroll
-          for (int i = 0; i < Part::kEntries; ++i)
-            farthest = maximum(farthest, T(fabs(part.z[k][i])));
-          if (farthest <= Limits<T>::series_reach) {
-#pragma unroll
-            for (int i = 0; i < Part::kEntries; ++i)
-              near += near_divergence(e[k][i], part.z[k][i], T(0));
-          } else {
-            const auto centroid = Part::columns(columns.centroid(), pack);
-#pragma unroll
-            for (int i = 0; i < Part::kEntries; ++i)
-              far += divergence(e[k][i] * inverse_total, centroid.of[i], part.z[k][i], T(0));
-          }
-        });
-        near = team.reduce(near * inverse_total + far, Sum{}) + columns.missing_mass();
-        if (wanted) accurate = near;
-      }
-      if (alone) accurate *= 0;
+    const T mean = stats.factor * part.fold_products([&](int k, int i) { return e[k][i]; },
+                                                     [&](int k, int i) { return part.z[k][i]; });
+    if (!careful && team.any(mean != mean)) {
+      careful = true;  // from this row on
+      base -= team.step();
+      continue;
+    }
+    if (task.has_value) {
+      T kl = accurate_divergence(part, memory, stats, e, columns,
+                                 (mean - part.slack(stats)) * kLog2<T>);
+      if (alone) kl *= 0;
       if (active && team.lane() == 0) {
         if (p.reduction == CMIK_NONE)
-          static_cast<T*>(p.value)[source_row(task, source.first + r)] = T(p.weight) * accurate;
+          static_cast<T*>(p.value)[source_row(task, source.first + r)] = T(p.weight) * kl;
         else
-          value += double(accurate);
+          value += double(kl);
       }
     }
 
     T rho_mean = 0;
     if (weighted) {
-      part.each_pack([&](int k, int pack) {
-        const auto rho = Part::columns(columns.rho(), pack);
+      part.each_pack_with(kRho, [&](int k, const T(&rho)[Part::kEntries]) {
 #pragma unroll
-        for (int i = 0; i < Part::kEntries; ++i) rho_mean += e[k][i] * rho.of[i];
+        for (int i = 0; i < Part::kEntries; ++i) rho_mean += e[k][i] * rho[i];
       });
-      rho_mean = team.reduce(rho_mean, Sum{}) * inverse_total;
+      rho_mean = team.reduce(rho_mean, Sum{}) * stats.factor;
     }
-    if (!p.gradient || !active) continue;
-    const int64_t row = source_row(task, source.first + r);
-    S* out = static_cast<S*>(p.gradient) + row * p.channels;
-    const T weight = row_weight(task, weight_of_class, row);
-    const T slope = inverse_total * (weight * inverse_tau);
-    part.each_pack([&](int k, int pack) {
+    if (!task.has_gradient || !active) continue;
+    S* out = first_out + uint64_t(uint32_t(r)) * uint32_t(part.row_entries());
+    T slope = stats.factor * weight_of_class;
+    if (task.scattered) {
+      const uint32_t row = source_row(task, source.first + r);
+      out = gradient + uint64_t(row) * uint32_t(part.row_entries());
+      if (task.has_row_weights) slope *= static_cast<const T*>(p.incoming)[row];
+    }
+    const T level = -mean * slope;
+    part.each_pack([&](int k) {
       T g[Part::kEntries];
-      // The probability first, so that 0 wins over whatever d is.
 #pragma unroll
-      for (int i = 0; i < Part::kEntries; ++i) g[i] = e[k][i] * slope * (part.z[k][i] - kl);
+      for (int i = 0; i < Part::kEntries; ++i)
+        g[i] = e[k][i] * multiply_add(part.z[k][i], slope, level);
       if (weighted) {
-        const auto rho = Part::columns(columns.rho(), pack);
-        const T mass = alone ? T(0) : inverse_total * inverse_tau;
+        T rho[Part::kEntries];
+        part.read_column(kRho, k, rho);
+        const T mass = alone ? T(0) : stats.factor * inverse_tau;
 #pragma unroll
-        for (int i = 0; i < Part::kEntries; ++i) g[i] += e[k][i] * mass * (rho_mean - rho.of[i]);
+        for (int i = 0; i < Part::kEntries; ++i) g[i] += e[k][i] * mass * (rho_mean - rho[i]);
       }
-      typename Part::Pack rounded;
-#pragma unroll
-      for (int i = 0; i < Part::kEntries; i += 2) {
-        S pair[2];
-        round_pair(g[i], g[i + 1], pair);
-        rounded.entries[i] = pair[0], rounded.entries[i + 1] = pair[1];
-      }
-      if (form != Form::any) {
-        reinterpret_cast<typename Part::Pack*>(out)[pack] = rounded;
+      const Pack<S> rounded = pack_of(S{}, g);
+      if constexpr (form != Form::any) {
+        reinterpret_cast<Pack<S>*>(out)[k * team.lanes()] = rounded;
       } else {
+        const int pack = k * team.lanes() + team.lane();
 #pragma unroll
         for (int i = 0; i < Part::kEntries; ++i)
           if (pack * Part::kEntries + i < p.channels)
-            out[pack * Part::kEntries + i] = rounded.entries[i];
+            out[pack * Part::kEntries + i] = entry_of(rounded, i);
       }
     });
   }
   if (!p.value || p.reduction == CMIK_NONE) return 0;
-  return reduce_block(value, in_shared<double>(task.shared.reduction), Sum{});
+  return reduce_block(value, in_shared<double>(kReductionAt), Sum{});
 }
 
 }  // namespace gpu

@@ -7,8 +7,10 @@
 namespace cmik {
 namespace gpu {
 
-template <class T>
+template <class S>
 struct SlotRows {
+  using T = ArithmeticOf<S>;
+
   int64_t cls;
   ClassRows all, mine;
   RowStats<T>* stats;
@@ -18,20 +20,26 @@ struct SlotRows {
         all(rows_of_class(task, cls)),
         mine(rows_of_slot(task, cls, slot)),
         stats(static_cast<RowStats<T>*>(task.stats) + mine.first) {}
+
+  CMIK_DEVICE SlotSource<S> source(const Task& task) const {
+    return {task, mine.first, int(mine.count)};
+  }
 };
 
-template <class S, Form form>
+template <class S, Form form, Team kTeam>
 __global__ void __launch_bounds__(kMostThreads, 1)
     slot_sums_kernel(const CMIK_CONSTANT Task task, bool second) {
   using T = ArithmeticOf<S>;
-  const SlotRows<T> slot(task, block());
+  const SlotRows<S> slot(task, block());
   if (slot.mine.count == 0 || leave_alone<T>(task, slot.cls)) return;
-  Team<T> team(task);
-  sum_rows<S, form>(task, slot.all.first,
-                    SlotSource<S>{task, slot.mine.first, int(slot.mine.count)}, second, team);
+  TeamOf<T, kTeam> team(task);
+  sum_rows<S, form, kTeam>(task, slot.all.first, slot.source(task), second, team);
   const int channels = int(task.problem.channels), width = task.packs * pack_entries(sizeof(S));
   T* out = static_cast<T*>(task.slot_sums) + block() * channels;
-  for (int j = thread(); j < channels; j += threads()) out[j] = column_sum<T>(task, width, j);
+  for (int position = thread(); position < width; position += threads()) {
+    const int j = ColumnOrder<S>::column(width, position);
+    if (j < channels) out[j] = column_sum<T>(task, width, position);
+  }
 }
 
 // Centroids from the sums of slots, or rho the second time: a warp for 32 columns of some slots.
@@ -65,31 +73,32 @@ __global__ void __launch_bounds__(kMeanColumns* kMeanThreads, 1)
     *centroid = mean;
 }
 
-template <class S, Form form>
+template <class S, Form form, Team kTeam>
 __global__ void __launch_bounds__(kMostThreads, 1) slot_rows_kernel(const CMIK_CONSTANT Task task) {
   using T = ArithmeticOf<S>;
+  using Part = RowPart<S, form, kTeam>;
   const cmik_problem& p = task.problem;
-  const SlotRows<T> slot(task, blocks() - 1 - block());
+  const SlotRows<S> slot(task, blocks() - 1 - block());
   if (leave_alone<T>(task, slot.cls)) return;
   double value = 0;
   if (slot.mine.count > 0) {
     const int width = task.packs * pack_entries(sizeof(S));
-    const Columns<T> columns{task};
-    Team<T> team(task);
+    const Columns<T> columns{width};
+    TeamOf<T, kTeam> team(task);
     if (p.centroids) {
-      take_given(task, slot.cls, width, columns);
+      take_given<S, Part>(task, slot.cls, columns, slot.source(task));
     } else {
       const T* centroid = static_cast<const T*>(task.centroids) + slot.cls * p.channels;
       const T* rho = static_cast<const T*>(task.rho) + slot.cls * p.channels;
-      for (int j = thread(); j < width; j += threads()) {
-        columns.centroid()[j] = j < p.channels ? centroid[j] : T(0);
-        if (task.weighted) columns.rho()[j] = j < p.channels ? rho[j] : T(0);
+      for (int position = thread(); position < width; position += threads()) {
+        const int j = ColumnOrder<S>::column(width, position);
+        columns.centroid()[position] = j < p.channels ? centroid[j] : T(0);
+        if (task.weighted) columns.rho()[position] = j < p.channels ? rho[j] : T(0);
       }
-      prepare_target(task, width, columns, T(0));
+      prepare_target<Part>(task, columns, slot.source(task), T(0));
     }
-    value = finish_rows<S, form>(task, slot.cls, slot.all.count,
-                                 SlotSource<S>{task, slot.mine.first, int(slot.mine.count)},
-                                 columns, team);
+    value = finish_rows<S, form, kTeam>(task, slot.cls, slot.all.count, slot.source(task), columns,
+                                        team);
   }
   if (p.value && p.reduction != CMIK_NONE && thread() == 0)
     task.parts[blocks() - 1 - block()] = value;

@@ -20,16 +20,23 @@ struct Task {
   cmik_problem problem;
   Plan plan;
   SharedLayout shared;
-  bool unless_one;         // leave the gradient as it is where `incoming` is 1
-  bool weighted;           // rows' weights differ and centroids are the rows' own
-  bool consecutive;        // rows of a class follow one another without gaps
-  int64_t rows_per_class;  // where offsets are null
-  int32_t packs;           // of a row
-  int32_t lanes_bits;      // log2 of the plan's lanes
-  int32_t cluster_bits;    // log2 of the plan's cluster
-  int32_t teams;           // of a block
-  int32_t sum_rows;        // that they make, before they bring them together
-  int32_t class_step;      // clusters of the launch
+  // Numbers, because a kernel reads one together with what it is for: 0 or not.
+  int32_t given;            // centroids
+  int32_t has_value;        // to be computed
+  int32_t has_gradient;     // likewise
+  int32_t has_row_weights;  // `incoming` is one of each row
+  int32_t has_order;        // rows are not sorted
+  int32_t scattered;        // one of the last two
+  bool unless_one;          // leave the gradient as it is where `incoming` is 1
+  bool weighted;            // rows' weights differ and centroids are the rows' own
+  bool consecutive;         // rows of a class follow one another without gaps
+  int64_t rows_per_class;   // where offsets are null
+  int32_t packs;            // of a row
+  int32_t lanes_bits;       // log2 of the plan's lanes
+  int32_t cluster_bits;     // log2 of the plan's cluster
+  int32_t teams;            // of a block
+  int32_t sum_rows;         // that they make, before they bring them together
+  int32_t class_step;       // clusters of the launch
   Factors<float> single;
   Factors<double> full;
   double* parts;  // workspace, see plan.hpp
@@ -65,11 +72,13 @@ struct ClassRows {
   int64_t count;
 };
 
-// Of one row, between the sweeps.
+// Of one row, between the sweeps. Exponents are in base 2: P = factor 2^exponent.
 template <class T>
-struct alignas(2 * sizeof(T)) RowStats {
-  T peak;   // largest entry
-  T total;  // sum_j exp((z_j - peak) / tau)
+struct alignas(kPackBytes) RowStats {
+  T peak;    // largest entry
+  T factor;  // of the first sweep: 1 / total
+  T shift;   // exponent = z log2(e) / tau - shift; of the first sweep: the total, sum of 2^exponent
+  T slack;   // what exponents are too large by
 };
 
 CMIK_DEVICE ClassRows rows_of_class(const Task& task, int64_t cls) {
@@ -108,8 +117,11 @@ CMIK_DEVICE ClassRows rows_of_slot(const Task& task, int64_t cls, int64_t slot) 
   return {all.first + skipped, count > 0 ? count : 0};
 }
 
-CMIK_DEVICE int64_t source_row(const Task& task, int64_t position) {
-  return task.problem.order ? task.problem.order[position] : position;
+// There are fewer than 2^32 rows.
+CMIK_DEVICE uint32_t source_row(const Task& task, int64_t position) {
+  uint32_t row = uint32_t(position);
+  if (task.has_order) row = uint32_t(task.problem.order[position]);
+  return row;
 }
 
 // d(loss) / d(KL) of a class's rows, before the factor 1 / tau: of all of them, or times what comes

@@ -19,12 +19,12 @@ struct Largest {
   }
 };
 
-// The numbers of `lanes` threads put together in an order that is always the same; all get the
-// result.
-template <class T, class Op>
+// The numbers of `lanes` threads, at most `kMost`, put together in an order that is always the
+// same; all get the result, with the same bits.
+template <int kMost = kWarpThreads, class T, class Op>
 CMIK_DEVICE T reduce_warp(T value, int lanes, Op op) {
 #pragma unroll
-  for (int mask = kWarpThreads / 2; mask > 0; mask /= 2) {
+  for (int mask = kMost / 2; mask > 0; mask /= 2) {
     const T other = exchange(value, mask);  // in all lanes: a branch would cost more
     if (mask < lanes) value = op(value, other);
   }
@@ -44,42 +44,42 @@ CMIK_DEVICE T reduce_block(T value, void* memory, Op op) {
 }
 
 // The threads that share a row with this one. Rows first() + offset(), first() + offset() + step(),
-// ... are the team's; first() and step() are the same for all who go through loops together: a warp
-// of several teams, or the block where teams are several warps.
-template <class T>
-struct Team {
+// ... are the team's; first() and step() are the same for all who go through loops together, which
+// are the teams of a warp, or one team of several warps.
+template <class T, Team kTeam>
+struct TeamOf {
   const Task& task;
   int turn = 0;
 
-  CMIK_DEVICE explicit Team(const Task& a_task) : task(a_task) {}
+  CMIK_DEVICE explicit TeamOf(const Task& a_task) : task(a_task) {}
 
-  CMIK_DEVICE int lanes() const { return task.plan.lanes; }
+  static constexpr bool kWithinWarp = kTeam != Team::warps;
+  static constexpr int kMostLanes = kTeam == Team::lanes8 ? 8 : kTeam == Team::lanes16 ? 16 : 32;
+
+  static CMIK_DEVICE constexpr bool within_warp() { return kWithinWarp; }
+  CMIK_DEVICE int lanes() const {
+    return kTeam == Team::lanes || kTeam == Team::warps ? task.plan.lanes : kMostLanes;
+  }
   CMIK_DEVICE int lane() const { return thread() & (lanes() - 1); }
   CMIK_DEVICE int number() const { return thread() >> task.lanes_bits; }
   CMIK_DEVICE int step() const { return task.teams; }
-  CMIK_DEVICE bool within_warp() const { return lanes() <= kWarpThreads; }
-  CMIK_DEVICE int offset() const {
-    return (within_warp() ? thread() % kWarpThreads : thread()) >> task.lanes_bits;
-  }
+  CMIK_DEVICE int offset() const { return within_warp() ? thread() % kWarpThreads / lanes() : 0; }
   CMIK_DEVICE int first() const { return number() - offset(); }
   // Whether it is the first team of its warp, or several warps.
-  CMIK_DEVICE bool speaks_for_warp() const { return !within_warp() || offset() == 0; }
+  CMIK_DEVICE bool speaks_for_warp() const { return offset() == 0; }
 
-  // Whether it holds for any who goes through loops with this thread.
-  CMIK_DEVICE bool any(bool holds) const {
-    return within_warp() ? any_in_warp(holds) : any_in_block(holds);
-  }
+  // Whether it holds for any who goes through loops with this thread. All of a team agree.
+  CMIK_DEVICE bool any(bool holds) const { return within_warp() ? any_in_warp(holds) : holds; }
 
   template <class Op>
   CMIK_DEVICE T reduce(T value, Op op) {
-    value = reduce_warp(value, lanes(), op);
-    if (within_warp()) return value;
+    value = reduce_warp<kMostLanes>(value, kWithinWarp ? lanes() : kWarpThreads, op);
+    if constexpr (kWithinWarp) return value;
     // Two numbers a warp by turns: who writes the same one again has met the others in between.
-    // All teams meet, because barriers for some of a block's threads would be taken from others.
-    T* of_warps = in_shared<T>(task.shared.exchange) + turn * (threads() / kWarpThreads);
+    T* of_warps = in_shared<T>(kExchangeAt) + turn * (threads() / kWarpThreads);
     turn ^= 1;
     if (thread() % kWarpThreads == 0) of_warps[thread() / kWarpThreads] = value;
-    sync_block();
+    sync_threads(1 + number(), lanes());
     of_warps += number() * (lanes() / kWarpThreads);
     value = of_warps[0];
 #pragma unroll 1

@@ -33,9 +33,10 @@ struct WideRow {
   CMIK_DEVICE T peak() const {
     return fold(T(-INFINITY), Largest{}, [&](int64_t j) { return (*this)[j]; });
   }
-  CMIK_DEVICE T exponential(int64_t j, T peak) const {
-    return exp2_of(((*this)[j] - peak) * factors_of<T>(task).exponent_scale);
+  CMIK_DEVICE T exponent(int64_t j, T peak) const {
+    return ((*this)[j] - peak) * factors_of<T>(task).exponent_scale;
   }
+  CMIK_DEVICE T exponential(int64_t j, T peak) const { return exp2_of(exponent(j, peak)); }
   CMIK_DEVICE T total(T peak) const {
     return fold(T(0), Sum{}, [&](int64_t j) { return exponential(j, peak); });
   }
@@ -45,7 +46,7 @@ template <class S>
 __global__ void __launch_bounds__(kMostThreads, 1)
     wide_sums_kernel(const CMIK_CONSTANT Task task, bool second) {
   using T = ArithmeticOf<S>;
-  const SlotRows<T> slot(task, block());
+  const SlotRows<S> slot(task, block());
   if (leave_alone<T>(task, slot.cls)) return;
   const int64_t channels = task.problem.channels;
   T* sums = static_cast<T*>(task.slot_sums) + block() * channels;
@@ -56,11 +57,11 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     const WideRow<S> row(task, source_row(task, slot.mine.first + r));
     T factor;
     if (second) {
-      factor = (weight_of(slot.mine.first + r) - weight_of(slot.all.first)) / slot.stats[r].total;
+      factor = (weight_of(slot.mine.first + r) - weight_of(slot.all.first)) * slot.stats[r].factor;
     } else {
       const T peak = row.peak(), total = row.total(peak);
       factor = 1 / total;
-      if (thread() == 0) slot.stats[r] = {peak, total};
+      if (thread() == 0) slot.stats[r] = {peak, factor, total, T(0)};
       sync_block();
     }
     for (int64_t j = thread(); j < channels; j += threads())
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) wide_rows_kernel(const CMIK_C
   using T = ArithmeticOf<S>;
   const cmik_problem& p = task.problem;
   const int64_t number = blocks() - 1 - block(), channels = p.channels;
-  const SlotRows<T> slot(task, number);
+  const SlotRows<S> slot(task, number);
   if (leave_alone<T>(task, slot.cls)) return;
   const T* centroid =
       static_cast<const T*>(p.centroids ? p.centroids : task.centroids) + slot.cls * channels;
@@ -91,7 +92,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) wide_rows_kernel(const CMIK_C
   if (top > 1) top = 1;
   const T missing_mass = p.centroids ? T(1 - reduce_block(sum, shared_memory(), Sum{})) : T(0);
   for (int64_t j = thread(); j < channels; j += threads())
-    target[j] = log_of(at_least_normal(centroid[j]) / top);
+    target[j] = log2_of(at_least_normal(centroid[j]) / top);
 
   const T has_peers = !p.centroids && slot.all.count == 1 ? T(0) : T(1);
   const T weight_of_class = class_weight<T>(task, slot.cls, slot.all.count);
@@ -100,17 +101,19 @@ __global__ void __launch_bounds__(kMostThreads, 1) wide_rows_kernel(const CMIK_C
     const int64_t source = source_row(task, slot.mine.first + r);
     const WideRow<S> row(task, source);
     const T peak = p.centroids ? row.peak() : slot.stats[r].peak;
-    const T total = p.centroids ? row.total(peak) : slot.stats[r].total;
-    const T inverse_total = 1 / total, offset = log_of(total * top);
-    const auto d = [&](int64_t j) { return log_ratio(task, row[j] - peak, target[j], offset); };
+    const T total = p.centroids ? row.total(peak) : slot.stats[r].shift;
+    const T inverse_total = 1 / total, offset = log2_of(total * top);
+    const auto d = [&](int64_t j) {
+      return maximum(row.exponent(j, peak) - target[j], kLowestExponent<T>);
+    };
     const auto probability = [&](int64_t j) { return row.exponential(j, peak) * inverse_total; };
-    const T kl = row.fold(T(0), Sum{}, [&](int64_t j) { return probability(j) * d(j); });
+    const T mean = row.fold(T(0), Sum{}, [&](int64_t j) { return probability(j) * d(j); });
     if (p.value) {
-      T accurate = kl;
-      if (needs_accurate_form(kl, missing_mass))
+      T accurate = (mean - offset) * kLog2<T>;
+      if (is_small(accurate, missing_mass))
         accurate = missing_mass + row.fold(T(0), Sum{}, [&](int64_t j) {
           const T q = p.centroids ? at_least_normal(centroid[j]) : centroid[j];
-          return divergence(probability(j), q, d(j), T(0));
+          return divergence(probability(j), q, (d(j) - offset) * kLog2<T>, T(0));
         });
       accurate *= has_peers;
       value += double(accurate);
@@ -123,14 +126,12 @@ __global__ void __launch_bounds__(kMostThreads, 1) wide_rows_kernel(const CMIK_C
                       : T(0);
     S* out = static_cast<S*>(p.gradient) + source * channels;
     const T mass = has_peers * factors_of<T>(task).inverse_tau;
-    const T slope =
-        has_peers * (row_weight(task, weight_of_class, source) * factors_of<T>(task).inverse_tau);
+    const T slope = has_peers * (row_weight(task, weight_of_class, source) * (mass * kLog2<T>));
     for (int64_t j = thread(); j < channels; j += threads()) {
-      T g = probability(j) * slope * (d(j) - kl);
+      T g = probability(j) * multiply_add(d(j), slope, -mean * slope);
       if (task.weighted) g += probability(j) * mass * (rho_mean - rho[j]);
-      S pair[2];
-      round_pair(g, g, pair);
-      out[j] = pair[0];
+      const T numbers[pack_entries(sizeof(S))] = {g};
+      out[j] = entry_of(pack_of(S{}, numbers), 0);
     }
   }
   if (p.value && p.reduction != CMIK_NONE && thread() == 0) task.parts[number] = value;

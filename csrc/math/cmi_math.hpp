@@ -4,7 +4,7 @@
 //        = sum_j Q_j f(d_sj) + (1 - sum_j Q_j),  f(d) = e^d (d - 1) + 1   (non-negative form)
 //
 // Rounding in the direct form is absolute, about 1e-7 of 1, so it serves rows whose KL is well
-// above that. `value_form` says which of three tiers a row's value takes in float32:
+// above that. In float32 a row's value takes one of three forms:
 //
 //   direct    from a KL of `direct_form_floor` on: the sum of P d.
 //   balanced  from `balanced_form_floor` on, for values that go into a sum over rows: the direct
@@ -31,6 +31,7 @@
 #pragma once
 
 #include <cfloat>
+#include <cmath>
 
 #if defined(__CUDACC__)
 #define CMIK_SHARED __host__ __device__ inline
@@ -49,6 +50,7 @@ struct Limits<float> {
   static constexpr float direct_form_floor = 0.25f;
   static constexpr float balanced_form_floor = 0.0625f;
   static constexpr float series_reach = 1.0f;
+  static constexpr float largest_shift = 1024;       // that may be rounded like any number
   static constexpr float smallest_normal = FLT_MIN;  // floor of a given centroid's entries
   static constexpr float lowest_exponent = -126.0f;  // 2^x below this counts as 0
 };
@@ -58,6 +60,7 @@ struct Limits<double> {
   static constexpr double direct_form_floor = 0.25;
   static constexpr double balanced_form_floor = 0.25;  // no middle tier
   static constexpr double series_reach = 0.5;
+  static constexpr double largest_shift = 1048576;
   static constexpr double smallest_normal = DBL_MIN;
   static constexpr double lowest_exponent = -1022.0;
 };
@@ -100,6 +103,26 @@ CMIK_SHARED V divergence_series(V d, double) {
   return polynomial(d, c);
 }
 
+// Q f(d) / (P x^2) of x = d / log(2), for x^2 up to two bounds. Minimax fits, 3e-7 and 2e-7
+// relative at worst.
+struct SmallSeries {
+  static constexpr float largest_square = 0.333f;
+  static constexpr float usual_kl = 0.006f;  // up to which most rows are within it
+  static CMIK_SHARED float at(float x) {
+    constexpr float c[] = {0.2402265019f, -0.0555035809f, 0.009618205614f, -0.001339709967f,
+                           0.000154218358f};
+    return polynomial(x, c);
+  }
+};
+struct WideSeries {
+  static constexpr float largest_square = 2.08f;
+  static CMIK_SHARED float at(float x) {
+    constexpr float c[] = {0.240226512f,    -0.055504207f,   0.00961809423f, -0.00133297135f,
+                           0.000154062437f, -1.56249676e-5f, 1.33003299e-6f};
+    return polynomial(x, c);
+  }
+};
+
 // Q f(d) to full relative accuracy: near 0, and anywhere.
 template <class V, class T>
 CMIK_SHARED V near_divergence(V p, V d, T) {
@@ -111,28 +134,19 @@ CMIK_SHARED V divergence(V p, V q, V d, T) {
   return d * d <= Limits<T>::series_reach * Limits<T>::series_reach ? series : direct;
 }
 
-// In which form a row's value is computed; the header of this file says what each is.
-enum class ValueForm { direct, balanced, series };
-
-// The form for a row whose direct form gives `kl`. `summed`: the value goes into a mean, a sum or a
-// class's value and is not returned by itself. NaN is direct, so that it stays what it is.
+// Whether a row whose direct form gives `kl` takes another. NaN does not, so that it stays what it
+// is.
 template <class T>
-CMIK_SHARED ValueForm value_form(T kl, T missing_mass, bool summed) {
-  constexpr T direct = Limits<T>::direct_form_floor, balanced = Limits<T>::balanced_form_floor;
-  const bool near = kl < direct && kl > -direct;
-  const bool complete = missing_mass < direct && missing_mass > -direct;
-  if (!(near && complete)) return ValueForm::direct;
-  return summed && (kl >= balanced || kl <= -balanced) ? ValueForm::balanced : ValueForm::series;
-}
-
-// Whether a row whose direct form gives `kl` needs the other. That one loses what it gains where a
-// given centroid is far from summing to 1.
-template <class T>
-CMIK_SHARED bool needs_accurate_form(T kl, T missing_mass) {
+CMIK_SHARED bool is_small(T kl, T missing_mass) {
   constexpr T floor = Limits<T>::direct_form_floor;
-  return kl < floor && kl > -floor && missing_mass < floor && missing_mass > -floor;
+  return std::fabs(kl) < floor && std::fabs(missing_mass) < floor;
 }
-
+// Whether that is the series. `summed`: the value goes into a mean, a sum or a class's value and is
+// not returned by itself.
+template <class T>
+CMIK_SHARED bool is_tiny(T kl, bool summed) {
+  return !summed || std::fabs(kl) < Limits<T>::balanced_form_floor;
+}
 // What the logarithm of a centroid's entry is taken of.
 template <class T>
 CMIK_SHARED T at_least_normal(T q) {

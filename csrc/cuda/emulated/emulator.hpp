@@ -27,7 +27,8 @@ namespace emulator {
 constexpr size_t kStackBytes = 64 << 10;
 constexpr int kWarp = 32;
 constexpr int kMostBlockThreads = 1024;
-constexpr int kRest = 16;  // rounds
+constexpr int kMostBarriers = 16;  // of a block
+constexpr int kRest = 16;          // rounds
 constexpr size_t kCanaryBytes = 64;
 
 [[noreturn]] inline void fail(const char* what) {
@@ -72,7 +73,7 @@ struct Block {
   char* shared;  // its part that is aligned
   size_t shared_bytes;
   Barrier whole;
-  bool any = false;  // of any_in_block()
+  Barrier teams[kMostBarriers];  // of sync_threads()
   std::vector<Barrier> warps;
   std::vector<uint64_t> lanes[2];  // what exchange() passes on, by turns
   std::map<uint64_t*, Arrival> arrivals;

@@ -26,15 +26,8 @@ inline int64_t blocks() { return emulator::machine().blocks; }
 inline char* shared_memory() { return emulator::fiber().block->shared; }
 
 inline void sync_block() { emulator::wait(emulator::fiber().block->whole, threads()); }
-inline bool any_in_block(bool holds) {
-  emulator::Block& block = *emulator::fiber().block;
-  block.any |= holds;
-  sync_block();
-  const bool any = block.any;
-  sync_block();
-  block.any = false;
-  sync_block();
-  return any;
+inline void sync_threads(int barrier, int count) {
+  emulator::wait(emulator::fiber().block->teams[size_t(barrier)], count);
 }
 
 template <class T>
@@ -54,6 +47,10 @@ inline bool any_in_warp(bool holds) {
   return any;
 }
 
+template <class X>
+X* keep_address(X* place) {
+  return place;
+}
 inline bool has_bulk_copies() { return emulator::bulk_copies(); }
 
 inline int rank_in_cluster() { return emulator::fiber().block->rank; }
@@ -108,20 +105,61 @@ inline float exp2_of(float x) {
 }
 inline double exp2_of(double x) { return std::exp2(x); }
 template <class T>
-T log_of(T x) {
-  return std::log(x);
+T log2_of(T x) {
+  return std::log2(x);
+}
+template <class T>
+T multiply_add(T a, T b, T c) {
+  return std::fma(a, b, c);
+}
+template <class T>
+T reciprocal(T x) {
+  return 1 / x;
 }
 template <class T>
 T maximum(T a, T b) {
   return a > b || a != a ? a : b;
 }
+inline float largest_square(float a, float b, float c) { return maximum(maximum(a, b), c); }
 
-template <class T, class S>
-void round_pair(T a, T b, S (&out)[2]) {
+template <class S>
+struct alignas(16) Pack {
+  S entries[16 / sizeof(S)];
+};
+template <class S, class T>
+void round_entry(T number, S& out) {
   if constexpr (std::is_same_v<S, T>)
-    out[0] = a, out[1] = b;
+    out = number;
   else
-    round_to(a, out[0]), round_to(b, out[1]);
+    round_to(number, out);
+}
+template <class S>
+Pack<S> lowest_pack(S) {
+  Pack<S> pack;
+  for (S& entry : pack.entries) round_entry(decltype(to_arithmetic(S{}))(-INFINITY), entry);
+  return pack;
+}
+template <class S, class T, int N>
+void unpack(const Pack<S>& pack, T (&out)[N]) {
+  for (int i = 0; i < N; ++i) out[i] = to_arithmetic(pack.entries[i]);
+}
+template <class S>
+Pack<S> larger_entries(Pack<S> a, const Pack<S>& b) {
+  for (size_t i = 0; i < 16 / sizeof(S); ++i) {
+    const auto x = to_arithmetic(a.entries[i]), y = to_arithmetic(b.entries[i]);
+    round_entry(maximum(x, y), a.entries[i]);
+  }
+  return a;
+}
+template <class S, class T, int N>
+Pack<S> pack_of(S, const T (&numbers)[N]) {
+  Pack<S> pack;
+  for (int i = 0; i < N; ++i) round_entry(numbers[i], pack.entries[i]);
+  return pack;
+}
+template <class S>
+S entry_of(const Pack<S>& pack, int i) {
+  return pack.entries[i];
 }
 
 }  // namespace gpu

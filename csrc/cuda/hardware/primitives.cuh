@@ -11,6 +11,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "math/cmi_math.hpp"
 
@@ -42,8 +43,10 @@ CMIK_DEVICE char* shared_memory() {
 }
 
 CMIK_DEVICE void sync_block() { __syncthreads(); }
-// Whether it holds for any thread of the block; all threads meet.
-CMIK_DEVICE bool any_in_block(bool holds) { return __syncthreads_or(holds); }
+// So many threads of the block, whole warps, meet at one of its barriers; 0 is the whole block's.
+CMIK_DEVICE void sync_threads(int barrier, int count) {
+  asm volatile("barrier.sync.aligned %0, %1;" ::"r"(barrier), "r"(count) : "memory");
+}
 
 // The value that the lane whose number differs in the bits of `mask` has.
 template <class T>
@@ -94,6 +97,13 @@ CMIK_DEVICE T* in_block(T* mine, int rank) {
 // Barriers of bulk copies. A phase ends when the bytes announced have come; phases alternate in
 // parity, from 0 on.
 CMIK_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
+// A place in shared memory whose address is kept in a register, and not worked out again each time.
+template <class X>
+CMIK_DEVICE X* keep_address(X* place) {
+  uint32_t address = shared_address(place);
+  asm volatile("" : "+r"(address));
+  return static_cast<X*>(__cvta_shared_to_generic(address));
+}
 CMIK_DEVICE void start_barrier(uint64_t* barrier) {
 #if defined(CMIK_HAS_CLUSTERS)
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
@@ -148,8 +158,26 @@ CMIK_DEVICE float exp2_of(float x) {
 }
 // A call, because its registers would be too many within the kernels; so is the logarithm.
 inline __noinline__ __device__ double exp2_of(double x) { return exp2(x); }
-CMIK_DEVICE float log_of(float x) { return logf(x); }
-inline __noinline__ __device__ double log_of(double x) { return log(x); }
+CMIK_DEVICE float log2_of(float x) { return log2f(x); }
+inline __noinline__ __device__ double log2_of(double x) { return log2(x); }
+
+// a b + c, rounded once.
+CMIK_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+CMIK_DEVICE double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
+
+// The largest of three numbers that are not negative; NaN where one is.
+CMIK_DEVICE float largest_square(float a, float b, float c) {
+  const auto bits = [](float x) { return __float_as_uint(x); };
+  return __uint_as_float(__vimax3_u32(bits(a), bits(b), bits(c)));
+}
+
+// 1 / x to the last bit or the one before, for normal numbers.
+CMIK_DEVICE float reciprocal(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return multiply_add(result, multiply_add(-x, result, 1.0f), result);
+}
+CMIK_DEVICE double reciprocal(double x) { return 1 / x; }
 
 // The larger; NaN where either is.
 CMIK_DEVICE float maximum(float a, float b) {
@@ -164,16 +192,91 @@ CMIK_DEVICE double to_arithmetic(double x) { return x; }
 CMIK_DEVICE float to_arithmetic(Bfloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
 CMIK_DEVICE float to_arithmetic(Float16 x) { return __half2float(__ushort_as_half(x.bits)); }
 
-// Two numbers rounded to nearest even.
-CMIK_DEVICE void round_pair(float a, float b, float (&out)[2]) { out[0] = a, out[1] = b; }
-CMIK_DEVICE void round_pair(double a, double b, double (&out)[2]) { out[0] = a, out[1] = b; }
-CMIK_DEVICE void round_pair(float a, float b, Bfloat16 (&out)[2]) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
-  out[0].bits = __bfloat16_as_ushort(pair.x), out[1].bits = __bfloat16_as_ushort(pair.y);
+// 16 bytes of a row: entries, or pairs of them where they have 16 bits, the first in the lower
+// half.
+template <class S>
+struct alignas(16) Pack {
+  using Word = std::conditional_t<sizeof(S) == 2, uint32_t, S>;
+  Word words[16 / sizeof(Word)];
+};
+
+// -infinity in all entries.
+template <class S>
+CMIK_DEVICE Pack<S> lowest_pack(S) {
+  Pack<S> pack;
+  for (auto& word : pack.words) {
+    if constexpr (sizeof(S) > 2)
+      word = S(-INFINITY);
+    else
+      word = std::is_same_v<S, Float16> ? 0xfc00fc00u : 0xff80ff80u;
+  }
+  return pack;
 }
-CMIK_DEVICE void round_pair(float a, float b, Float16 (&out)[2]) {
+
+CMIK_DEVICE void unpack_word(uint32_t pair, Bfloat16, float& a, float& b) {
+  a = __uint_as_float(pair << 16), b = __uint_as_float(pair & 0xffff0000u);
+}
+CMIK_DEVICE void unpack_word(uint32_t pair, Float16, float& a, float& b) {
+  const float2 both = __half22float2(*reinterpret_cast<const __half2*>(&pair));
+  a = both.x, b = both.y;
+}
+template <class S, class T, int N>
+CMIK_DEVICE void unpack(const Pack<S>& pack, T (&out)[N]) {
+#pragma unroll
+  for (int i = 0; i < 16 / int(sizeof(S)); ++i) {
+    if constexpr (sizeof(S) > 2)
+      out[i] = pack.words[i];
+    else if (i % 2 == 0)
+      unpack_word(pack.words[i / 2], S{}, out[i], out[i + 1]);
+  }
+}
+
+// The larger of each two entries; NaN where either is.
+CMIK_DEVICE float larger(float a, float b, float) { return maximum(a, b); }
+CMIK_DEVICE double larger(double a, double b, double) { return maximum(a, b); }
+CMIK_DEVICE uint32_t larger(uint32_t a, uint32_t b, Bfloat16) {
+  asm("max.NaN.bf16x2 %0, %0, %1;" : "+r"(a) : "r"(b));
+  return a;
+}
+CMIK_DEVICE uint32_t larger(uint32_t a, uint32_t b, Float16) {
+  asm("max.NaN.f16x2 %0, %0, %1;" : "+r"(a) : "r"(b));
+  return a;
+}
+template <class S>
+CMIK_DEVICE Pack<S> larger_entries(Pack<S> a, const Pack<S>& b) {
+#pragma unroll
+  for (int i = 0; i < int(sizeof a / sizeof a.words[0]); ++i)
+    a.words[i] = larger(a.words[i], b.words[i], S{});
+  return a;
+}
+
+// Two numbers rounded to nearest even.
+CMIK_DEVICE uint32_t pair_of(float a, float b, Bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+CMIK_DEVICE uint32_t pair_of(float a, float b, Float16) {
   const __half2 pair = __floats2half2_rn(a, b);
-  out[0].bits = __half_as_ushort(pair.x), out[1].bits = __half_as_ushort(pair.y);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+template <class S, class T, int N>
+CMIK_DEVICE Pack<S> pack_of(S, const T (&numbers)[N]) {
+  Pack<S> pack;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if constexpr (sizeof(S) > 2)
+      pack.words[i] = numbers[i];
+    else if (i % 2 == 0)
+      pack.words[i / 2] = pair_of(numbers[i], numbers[i + 1], S{});
+  }
+  return pack;
+}
+template <class S>
+CMIK_DEVICE S entry_of(const Pack<S>& pack, int i) {
+  if constexpr (sizeof(S) > 2)
+    return pack.words[i];
+  else
+    return {uint16_t(pack.words[i / 2] >> 16 * (i % 2))};
 }
 
 }  // namespace gpu

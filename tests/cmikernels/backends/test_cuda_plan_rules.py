@@ -45,6 +45,12 @@ def a_block_is_whole_warps_and_whole_teams(call: Call, plan: Plan) -> None:
     assert plan.threads % plan.lanes == 0
 
 
+def teams_of_several_warps_have_barriers_enough(call: Call, plan: Plan) -> None:
+    """A multiprocessor has 64, and a block that may use any of its 16 takes them all."""
+    if plan.kind == "classes" and plan.lanes > 32:
+        assert PROCESSOR_THREADS // plan.threads * 16 <= 64
+
+
 def a_row_is_in_the_registers_of_its_team(call: Call, plan: Plan) -> None:
     held = plan.lanes * plan.packs * PACK_BYTES
     assert (held >= call.row_bytes) or plan.kind == "wide"
@@ -52,10 +58,11 @@ def a_row_is_in_the_registers_of_its_team(call: Call, plan: Plan) -> None:
 
 def rows_are_read_in_packs_where_they_can_be(call: Call, plan: Plan) -> None:
     fills_its_team = plan.lanes * plan.packs * PACK_BYTES == call.row_bytes
+    in_a_warp = 8 <= plan.lanes <= 32
     if not call.aligned or call.weighted:
         assert plan.form == "any"
     elif plan.kind != "wide":
-        assert plan.form == ("full" if fills_its_team else "packed")
+        assert plan.form == ("full" if fills_its_team and in_a_warp else "packed")
 
 
 def a_cluster_is_one_that_the_chip_has(call: Call, plan: Plan) -> None:
@@ -139,7 +146,7 @@ def the_workspace_is_linear_in_rows_and_centroids(call: Call, plan: Plan) -> Non
     if plan.kind == "classes":
         assert plan.workspace_bytes <= 8 * 16 * call.classes + padding
         return
-    rows = 2 * call.rows * number
+    rows = 4 * call.rows * number
     centroids = 3 * call.classes * call.channels * number  # sums of last slots, means, rho
     sums = max(call.rows // FEW_ROWS, SLOTS_TO_FILL * call.chip.processors) * call.channels * number
     assert plan.workspace_bytes <= 8 * plan.parts + rows + centroids + sums + padding
@@ -158,6 +165,7 @@ def sums_of_slots_are_small_beside_features_or_few(call: Call, plan: Plan) -> No
 
 RULES: list[Callable[[Call, Plan], None]] = [
     a_block_is_whole_warps_and_whole_teams,
+    teams_of_several_warps_have_barriers_enough,
     a_row_is_in_the_registers_of_its_team,
     rows_are_read_in_packs_where_they_can_be,
     a_cluster_is_one_that_the_chip_has,
