@@ -66,8 +66,8 @@ def fused_cmi(
         weight: factor on the value and the gradient (the published lambda).
         reduction: "mean" over rows, "sum", "class" (mean of each class, `(C,)` or `(..., C)`; 0 for
             a class without rows) or "none" (per row).
-        backend: name from `available_backends()`; default the fastest for the tensor's device,
-            or the environment's `CMIKERNELS_BACKEND`.
+        backend: name from `available_backends()`; default the first of them that can serve the
+            tensor's device, or the environment's `CMIKERNELS_BACKEND`.
 
     Returns:
         The value, float64 for float64 features, else float32. Gradients have the features' dtype.

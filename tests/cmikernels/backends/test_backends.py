@@ -18,7 +18,7 @@ from cmikernels import (
     cmi_value_and_grad,
     fused_cmi,
 )
-from cmikernels.backends import choose_backend, operations
+from cmikernels.backends import choose_backend, cuda, operations, triton
 from cmikernels.problem import checked_call
 from tests.support.tables import BACKENDS, DEVICE_OF, REDUCTIONS, make_features, make_labels
 
@@ -50,10 +50,22 @@ def test_the_native_cpu_kernel_is_built() -> None:
     assert status.available, status.detail
 
 
-def test_the_fastest_that_can_run_serves_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_that_can_run_serves_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CMIKERNELS_BACKEND", raising=False)
-    fastest = next(name for name in BACKENDS if DEVICE_OF[name] == "cpu")
-    assert fastest == choose_backend(None, "cpu").NAME
+    first = next(name for name in BACKENDS if DEVICE_OF[name] == "cpu")
+    assert first == choose_backend(None, "cpu").NAME
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "chosen"), [(None, "cuda"), ("it was built without CUDA kernels", "triton")]
+)
+def test_cuda_kernels_come_before_tritons_where_they_are_built(
+    monkeypatch: pytest.MonkeyPatch, obstacle: str | None, chosen: str
+) -> None:
+    monkeypatch.delenv("CMIKERNELS_BACKEND", raising=False)
+    monkeypatch.setattr(cuda, "obstacle", lambda _: obstacle)
+    monkeypatch.setattr(triton, "obstacle", lambda _: None)
+    assert chosen == choose_backend(None, "cuda").NAME
 
 
 @pytest.mark.parametrize("name", BACKENDS)
