@@ -68,6 +68,19 @@ def test_cuda_kernels_come_before_tritons_where_they_are_built(
     assert chosen == choose_backend(None, "cuda").NAME
 
 
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [("3.3.1", "Triton 3.3.1 is too old: 3.4 or newer is needed; upgrade torch"), ("3.4.0", "")],
+)
+def test_a_triton_that_rounds_numbers_to_float32_is_refused(
+    monkeypatch: pytest.MonkeyPatch, version: str, message: str
+) -> None:
+    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", version)
+    launcher, error = triton._load.__wrapped__()
+    assert (launcher is None) == bool(message)
+    assert error.startswith(message)
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("CMIKERNELS_BACKEND", name)
