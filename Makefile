@@ -49,6 +49,7 @@ bench: $(READY)  ## record the kernels' measurements of docs/results; leave the 
 	$(BIN)/python -m bench.kernels --sweeps ipc channels classes
 	$(BIN)/python -m bench.kernels.accuracy
 	$(BIN)/python -m bench.kernels.overhead
+	$(BIN)/python -m bench.kernels.overhead --without-kernels --name overhead-cuda
 	$(BIN)/python -m bench.render
 
 docs: $(READY)  ## the site, into site/; a link that leads nowhere is an error

@@ -1,10 +1,12 @@
 """What a call costs besides its kernel, and what it leaves behind for torch's next op.
 
 python -m bench.kernels.overhead
+python -m bench.kernels.overhead --without-kernels --name overhead-cuda
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -18,9 +20,9 @@ from bench.harness.race import Contender, Timing, four_digits, race, random_feat
 from bench.harness.records import Record, Row, head_of, rows_of
 from bench.harness.shapes import Shape
 from bench.harness.tables import table
-from cmikernels import compiled
+from cmikernels import cmi_value_and_grad, compiled, fused_cmi
 from cmikernels.backends import choose_backend
-from cmikernels.backends.operations import forward
+from cmikernels.backends.operations import empty_gradient, empty_value, forward
 from cmikernels.problem import Problem
 
 SHAPES = (Shape(10, 10, 512), Shape(1, 2, 16))
@@ -113,6 +115,39 @@ def measure_matmul(budget: float) -> list[Row]:
     return rows
 
 
+def measure_without_kernels(shape: Shape, budget: float, calls: int) -> list[Row]:
+    """Calls of the CUDA backend whose launches do nothing: what the host pays for each.
+
+    They take all their ways through Python and C++ on an emulated GPU. The driver's part of a
+    launch is missing, and memory comes from torch's allocator for the CPU.
+    """
+    from cmikernels import _emulated
+
+    features = random_features(shape, torch.float32, "cpu")[0]
+    plain = features.detach()
+    problem = Problem(None, shape.classes * shape.rows, shape.classes, None, 1.0, 1.0, "mean")
+    cuda = choose_backend("cuda", "cpu")
+    value, gradient = empty_value(plain, problem), empty_gradient(plain)
+    loss = partial(fused_cmi, backend="cuda")
+    both = contend(lambda z, _: loss(z), "value+gradient", [features])
+    ways = {
+        "kernels started": Contender(
+            lambda _: cuda.fill(plain, problem, value=value, gradient=gradient)
+        ),
+        "the same, outputs made": Contender(lambda _: forward(cuda, plain, problem, True)),
+        "cmi_value_and_grad": Contender(lambda _: cmi_value_and_grad(plain, backend="cuda")),
+        "fused_cmi, no_grad": Contender(lambda _: loss(plain)),
+        "fused_cmi, forward": Contender(lambda _: loss(features)),
+        "fused_cmi, forward + backward": _fresh_gradient(both, features),
+    }
+    _emulated.leave_out_kernels(True)
+    try:
+        times = race(ways, budget=budget, calls=calls)
+    finally:
+        _emulated.leave_out_kernels(False)
+    return _rows("host", shape, times, "over_start", times["kernels started"].median)
+
+
 def _rows(what: str, shape: Shape, times: dict[str, Timing], ratio: str, base: float) -> list[Row]:
     """One row a contender, with its time over `base` seconds under the name `ratio`."""
     rows = []
@@ -130,8 +165,10 @@ def report(record: Record) -> str:
     parts = head_of(record)
     of_calls = "Microseconds a call, and times the kernel's own (value and gradient)"
     of_matmuls = f"A {MATMUL_SIZE}x{MATMUL_SIZE} matmul right after a call, microseconds"
+    of_host = "Microseconds of the host for a call of the CUDA kernels whose launches do nothing"
     for what, ratio, title in (
         ("call", "over_kernel", of_calls),
+        ("host", "over_start", of_host),
         ("matmul", "over_alone", of_matmuls),
     ):
         lines = [
@@ -154,9 +191,17 @@ def main() -> None:
     add = parser.add_argument
     add("--budget", type=float, default=5.0, help="seconds for each table's shape (%(default)s)")
     add("--quick", action="store_true", help="a look: the tiny shape only, few calls")
+    add("--without-kernels", action="store_true",
+        help="only calls of the CUDA backend, on an emulated GPU without its kernels")  # fmt: skip
     args = parser.parse_args()
+    if args.without_kernels:
+        os.environ["CMIKERNELS_EMULATE_CUDA"] = "1"  # before a backend is first asked for
     shapes, calls = (SHAPES[-1:], 2) if args.quick else (SHAPES, CALLS)
     record = new_record("overhead", args, {"budget": args.budget})
+    if args.without_kernels:
+        record.rows = measure_without_kernels(SHAPES[-1], args.budget, calls)
+        finish(record, args, report)
+        return
     record.rows = measure_calls(shapes, args.budget, calls, args.device)
     if args.device == "cpu":  # whose threads are what can disturb a matmul
         record.rows += measure_matmul(args.budget)

@@ -22,5 +22,8 @@ PYBIND11_MODULE(_emulated, module) {
       },
       py::kw_only(), py::arg("seed") = 0, py::arg("chip") = py::none(),
       "Describe the GPU to be emulated, and the order in which its threads take turns.");
+  module.def(
+      "leave_out_kernels", [](bool without) { cmik::without_kernels() = without; },
+      "Whether launches do nothing from now on.");
 }
 #endif
