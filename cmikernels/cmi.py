@@ -132,7 +132,9 @@ def cmi_value_and_grad(
     if centroids is not None and centroids.is_cpu:
         check_call(centroids)
     chosen = choose_backend(backend, features.device.type)
-    value, gradient = operations.forward(chosen, features.detach(), problem, True)
+    if features.requires_grad:
+        features = features.detach()
+    value, gradient = operations.forward(chosen, features, problem, True)
     assert gradient is not None
     return _shape_value(value, features, problem), gradient
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,14 @@ from cmikernels.problem import Problem
 NAME = "cuda"
 DEVICE_TYPE = "cuda"
 _LEAST_CAPABILITY = (8, 0)
+_USUAL_WORKSPACE = 64 << 10  # bytes; a call that needs more says how many
+
+# The stream as a number, without an object around it.
+_current_stream: Callable[[int], int] = getattr(
+    torch._C,
+    "_cuda_getCurrentRawStream",
+    lambda device: torch.cuda.current_stream(device).cuda_stream,
+)
 
 
 @functools.cache
@@ -118,20 +127,29 @@ def describe() -> str:
 def fill(
     features: Tensor,
     problem: Problem,
-    *,
-    value: Tensor | None = None,
-    gradient: Tensor | None = None,
-    means: Tensor | None = None,
-    incoming: Tensor | None = None,
-    unless_one: bool = False,
+    value: Tensor | None,
+    gradient: Tensor | None,
+    means: Tensor | None,
+    incoming: Tensor | None,
+    unless_one: bool,
 ) -> None:
     """Start what computes the outputs that are given, as `operations.Backend` says."""
-    device = features.device
     call, _alive = native_call(features, problem, value, gradient, means, incoming)
-    call["largest"] = 0 if problem.classes is None else problem.classes.largest
-    call["unless_one"] = unless_one
-    call["device"] = call["stream"] = 0
-    if device.type == "cuda":
-        call["device"] = torch.cuda.current_device()
-        call["stream"] = torch.cuda.current_stream().cuda_stream
-    _core().cuda_cmi(call, lambda size: torch.empty(size, dtype=torch.uint8, device=device))
+    device = features.get_device()  # -1 on the CPU
+    size = _USUAL_WORKSPACE
+    while size:
+        workspace = _workspace(features, size)
+        besides = {
+            "workspace": workspace.data_ptr(),
+            "workspace_bytes": size,
+            "largest": 0 if problem.classes is None else problem.classes.largest,
+            "stream": 0 if device < 0 else _current_stream(device),
+            "device": 0 if device < 0 else device,
+            "unless_one": unless_one,
+        }
+        size = _core().cuda_cmi(call, besides)
+
+
+def _workspace(features: Tensor, size: int) -> Tensor:
+    """So many bytes of the features' device. They may be freed once the launches are queued."""
+    return features.new_empty(size, dtype=torch.uint8)

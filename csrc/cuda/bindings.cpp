@@ -18,26 +18,25 @@ void check(int status) {
                              cmik_cuda_message(status));
 }
 
-// One call, in a dict; see problem_of.hpp. `allocate(bytes)` gives a tensor for workspace.
-void cuda_cmi(const py::dict& arguments, const py::function& allocate) {
+// One call, in two dicts; see problem_of.hpp. Returns 0, or the bytes of workspace that it needs
+// where it was given fewer and did nothing.
+int64_t cuda_cmi(const py::dict& problem, const py::dict& besides) {
   static const cmik::Field<cmik_cuda_call> fields[] = {
-      CMIK_FIELD(cmik_cuda_call, largest), CMIK_FIELD(cmik_cuda_call, stream),
-      CMIK_FIELD(cmik_cuda_call, device), CMIK_FIELD(cmik_cuda_call, unless_one)};
+      CMIK_FIELD(cmik_cuda_call, workspace), CMIK_FIELD(cmik_cuda_call, workspace_bytes),
+      CMIK_FIELD(cmik_cuda_call, largest),   CMIK_FIELD(cmik_cuda_call, stream),
+      CMIK_FIELD(cmik_cuda_call, device),    CMIK_FIELD(cmik_cuda_call, unless_one)};
   cmik_cuda_call call{};
-  call.problem = cmik::problem_of(arguments);
-  cmik::read_fields(arguments, fields, call);
-  check(cmik_cuda_workspace(&call, &call.workspace_bytes));
-  py::object workspace;  // until the launches are in the stream
-  if (call.workspace_bytes > 0) {
-    workspace = allocate(call.workspace_bytes);
-    call.workspace = cmik::number_from<void*>(workspace.attr("data_ptr")().ptr());
-  }
+  call.problem = cmik::problem_of(problem);
+  cmik::read_fields(besides, fields, call);
   int status;
   {
     py::gil_scoped_release release;
     status = cmik_cuda_run(&call);
   }
+  int64_t needed = 0;
+  if (status == CMIK_SMALL_WORKSPACE) status = cmik_cuda_workspace(&call, &needed);
   check(status);
+  return needed;
 }
 
 py::dict cuda_info() {

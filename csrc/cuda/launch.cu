@@ -1,5 +1,8 @@
 // One call: its plan, what its kernels are told, and their launches one after the other.
 #include <algorithm>
+#include <map>
+#include <mutex>
+#include <tuple>
 
 #include "runtime.cuh"
 
@@ -147,16 +150,57 @@ class Launches {
   int error_ = 0;
 };
 
+// Plans that were made, by what they follow from.
+class PlanCache {
+ public:
+  bool find(const Shape& shape, int device, Plan& plan) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = plans_.find(key_of(shape, device));
+    if (found == plans_.end()) return false;
+    plan = found->second;
+    return true;
+  }
+  void keep(const Shape& shape, int device, const Plan& plan) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (plans_.size() >= kMostPlans) plans_.clear();
+    plans_[key_of(shape, device)] = plan;
+  }
+  void clear() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    plans_.clear();
+  }
+
+ private:
+  static constexpr size_t kMostPlans = 256;
+
+  using Key = std::tuple<int, int64_t, int64_t, int64_t, int64_t, int32_t, bool, bool, bool, bool>;
+  static Key key_of(const Shape& s, int device) {
+    return {device,          s.rows,   s.classes, s.largest, s.channels,
+            s.element_bytes, s.ragged, s.aligned, s.given,   s.weighted};
+  }
+
+  std::mutex mutex_;
+  std::map<Key, Plan> plans_;
+};
+
+PlanCache& known_plans() {
+  static PlanCache plans;
+  return plans;
+}
+
 // The call's sizes and plan, or why it cannot be served.
 int prepare(const cmik_cuda_call& call, Shape& shape, Plan& plan) {
+  shape = shape_of(call);
+  if (known_plans().find(shape, call.device, plan)) return 0;
   Chip chip;
   if (int error = chip_of(call.device, chip)) return error;
   if (chip.capability < kLeastCapability) return CMIK_GPU_TOO_OLD;
-  shape = shape_of(call);
   plan = make_plan(shape, chip);
   const int64_t means = plan.slots > 0 ? mean_blocks(shape.classes, shape.channels) : 0;
   const int64_t most = std::max({plan.blocks, shape.classes, means});
-  return most <= kMostBlocks && shape.rows <= kMostRows ? 0 : CMIK_TOO_LARGE;
+  if (most > kMostBlocks || shape.rows > kMostRows) return CMIK_TOO_LARGE;
+  known_plans().keep(shape, call.device, plan);
+  return 0;
 }
 
 }  // namespace

@@ -88,12 +88,11 @@ def describe() -> str:
 def fill(
     features: Tensor,
     problem: Problem,
-    *,
-    value: Tensor | None = None,
-    gradient: Tensor | None = None,
-    means: Tensor | None = None,
-    incoming: Tensor | None = None,
-    unless_one: bool = False,
+    value: Tensor | None,
+    gradient: Tensor | None,
+    means: Tensor | None,
+    incoming: Tensor | None,
+    unless_one: bool,
 ) -> None:
     """Launch what computes the outputs that are given, as `operations.Backend` says."""
     launch, _ = _load()

@@ -15,6 +15,7 @@ PYBIND11_MODULE(_emulated, module) {
   module.def(
       "emulate",
       [](uint64_t seed, const py::object& chip) {
+        cmik::known_plans().clear();
         cmik::emulated_chip() =
             chip.is_none() ? cmik::kTinyChip : cmik::chip_from(chip.cast<py::dict>());
         cmik::emulator::seed() = seed;

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -196,3 +198,23 @@ def test_the_native_core_names_what_a_call_lacks() -> None:
         native.cpu_cmi({}, 1)
     with pytest.raises(KeyError, match="rows"):
         native.cpu_cmi({"features": 0}, 1)
+
+
+@pytest.mark.parametrize(("current", "made_current"), [(1, []), (0, [1])])
+def test_a_gpu_is_made_current_only_where_it_is_not(
+    monkeypatch: pytest.MonkeyPatch, current: int, made_current: list[int]
+) -> None:
+    entered: list[int] = []
+
+    def make_current(gpu: int) -> nullcontext[None]:
+        entered.append(gpu)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "device", make_current)
+    features: Any = SimpleNamespace(get_device=lambda: 1)
+    problem, _ = checked_call(FEATURES, None, None, None, 1.0, 1.0, "mean")
+    ran = []
+    operations.on_gpu(lambda *arguments: ran.append(arguments))(features, problem)
+    assert len(ran) == 1
+    assert entered == made_current
