@@ -24,7 +24,8 @@ def cmi(features: Tensor, labels: Tensor | None, problem: Problem, backend: str 
     """Call the registered op; `labels` where the problem has no ClassIndex yet.
 
     The op's own weight stays 1, because every new number among its arguments compiles anew, and a
-    weight may follow a schedule.
+    weight may follow a schedule. The backward has it in the gradient of the value, a tensor that
+    the kernel reads on the device.
     """
     index = problem.classes
     value: Tensor = _cmi(
@@ -47,11 +48,15 @@ def cmi(features: Tensor, labels: Tensor | None, problem: Problem, backend: str 
 def _keeps_gradient(features: Tensor, reduction: str) -> bool:
     """Whether forward makes the gradient that backward only has to scale.
 
-    Not for "none", whose row weights are not known yet, nor for half precision, where scaling would
-    round a second time (and underflow in float16 before a loss scaler could prevent it).
+    On CPUs alone, whose limit is arithmetic. On a GPU that would move 4 N M numbers, since no op
+    may hand out its input's memory; the value first and the gradient in the backward move 3 N M and
+    keep nothing. Not for "none", whose row weights are not known yet, nor for half precision, where
+    scaling would round a second time (and underflow in float16 before a loss scaler could prevent
+    it).
     """
     wide = features.dtype in (torch.float32, torch.float64)
-    return features.requires_grad and torch.is_grad_enabled() and wide and reduction != "none"
+    wanted = features.requires_grad and torch.is_grad_enabled()
+    return wanted and features.is_cpu and wide and reduction != "none"
 
 
 def _problem(

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._functorch._aot_autograd.utils import make_boxed_func
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-import cmikernels.compiled  # noqa: F401  registers the ops
+import cmikernels.compiled
 from cmikernels import ClassIndex, CMILoss, fused_cmi
 from tests.support.compare import assert_gradient, relative_error
 from tests.support.oracle import Oracle
@@ -152,6 +155,48 @@ def test_compiled_class_index_equals_eager(backend: str, reduction: str, capture
         check_equal_to_eager(backend, with_argument, features, index, compiler="aot_eager")
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the gradient in the backward, as on a GPU, also for float32 on the CPU."""
+    monkeypatch.setattr(cmikernels.compiled, "_keeps_gradient", lambda *_: False)
+
+
+@pytest.mark.parametrize(("device", "kept"), [("cpu", True), ("cuda", False)])
+def test_only_a_cpu_makes_the_gradient_in_the_forward(device: str, kept: bool) -> None:
+    with FakeTensorMode():
+        z = torch.empty(2, 3, 4, device=device).requires_grad_()
+        assert cmikernels.compiled._keeps_gradient(z, "mean") is kept
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_gradient_made_in_the_backward_equals_eager(backend: str, reduction: str) -> None:
+    def loss(z: Tensor, labels: Tensor) -> Tensor:
+        return fused_cmi(z, labels, num_classes=4, reduction=reduction, weight=3.0, backend=backend)
+
+    check_equal_to_eager(backend, loss, make_features(11, 6), LABELS, compiler="aot_eager")
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_on_a_gpu_only_the_backward_makes_a_tensor_of_the_features_size(reduction: str) -> None:
+    """So the features are read twice and the gradient is written once."""
+    z = make_features((3, 5), 64).requires_grad_()
+    made: list[list[object]] = []  # by the forward, and by the backward
+
+    def compiler(graph: torch.fx.GraphModule, _: object) -> object:
+        calls = [node for node in graph.graph.nodes if node.op == "call_function"]
+        shapes = [(node.target, getattr(node.meta["val"], "shape", None)) for node in calls]
+        made.append([target for target, shape in shapes if shape == z.shape])
+        return make_boxed_func(graph.forward)
+
+    def loss(x: Tensor) -> Tensor:
+        return fused_cmi(x, weight=3.0, reduction=reduction).sum()
+
+    torch.autograd.grad(torch.compile(loss, backend=aot_autograd(fw_compiler=compiler))(z), z)
+    assert made == [[], [torch.ops.cmikernels.cmi_backward.default]]
+
+
 def test_inductor_inside_a_network(backend: str) -> None:
     def loss(z: Tensor, labels: Tensor) -> Tensor:
         return 2 * fused_cmi(z.tanh() * 3, labels, backend=backend) + z.square().mean()
@@ -202,20 +247,26 @@ def test_other_shapes_of_groups_need_no_other_compilation(backend: str) -> None:
     assert counter.frame_count == compilations
 
 
-def test_a_weight_that_changes_every_step_is_not_compiled_in(backend: str) -> None:
+@pytest.mark.parametrize("gradient_in_forward", [True, False])
+def test_a_weight_that_changes_every_step_is_not_compiled_in(
+    backend: str, gradient_in_forward: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Compiled for its first value, then once more for any value."""
+    monkeypatch.setattr(cmikernels.compiled, "_keeps_gradient", lambda *_: gradient_in_forward)
     counter = CompileCounterWithBackend("aot_eager")
 
     def loss(z: Tensor, labels: Tensor, weight: float) -> Tensor:
         return fused_cmi(z, labels, weight=weight, backend=backend)
 
     fast = torch.compile(loss, fullgraph=True, backend=counter)
-    z = make_features(11, 6).to(DEVICE_OF[backend])
+    z = make_features(11, 6).to(DEVICE_OF[backend]).requires_grad_()
     compilations = []
     for weight in (0.5, 1.25, 2.5, 10.0, 2000.0):
         value = fast(z, LABELS.to(z.device), weight)
-        expected = Oracle(z, LABELS, weight=weight).value
-        assert float(value) == pytest.approx(float(expected), rel=1e-6)
+        (gradient,) = torch.autograd.grad(value, z)
+        oracle = Oracle(z, LABELS, weight=weight)
+        assert value.item() == pytest.approx(float(oracle.value), rel=1e-6)
+        assert_gradient(gradient.cpu(), oracle.gradient(), z.dtype)
         compilations.append(counter.frame_count)
     assert compilations[-1] == compilations[1]
 
