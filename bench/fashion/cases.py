@@ -81,7 +81,7 @@ def _with_and_without(case: Case, weight: float, seeds: int = 1) -> list[Case]:
 
 
 DM_1 = Case("dm", 1, (100, 300), options=QUARTER)
-DM_10 = Case("dm", 10, (300,), options=QUARTER, networks=2, epochs=EPOCHS_AT_10)
+DM_10 = Case("dm", 10, (300, 1000), options=QUARTER, networks=2, epochs=EPOCHS_AT_10)
 DM_50 = Case("dm", 50, (100,), options=QUARTER, networks=1, epochs=100)
 DM_WEIGHT = 2000.0
 MTT_STEPS = (
