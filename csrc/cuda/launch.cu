@@ -81,6 +81,7 @@ Task task_of(const cmik_cuda_call& call, const Shape& shape, const Plan& plan) {
   task.packs = int32_t(ceil_div(p.channels, pack_entries(shape.element_bytes)));
   while (1 << task.lanes_bits < plan.lanes) ++task.lanes_bits;
   while (1 << task.cluster_bits < plan.cluster) ++task.cluster_bits;
+  while (1 << task.slice_bits < slice_packs(shape, plan)) ++task.slice_bits;
   task.sum_rows = sum_rows_of(plan.threads, plan.lanes);
   task.teams = plan.threads / plan.lanes;
   task.class_step = int32_t(plan.blocks / plan.cluster);

@@ -173,6 +173,12 @@ int64_t shared_budget(const Chip& chip, int threads) {
   return std::min(chip.block_bytes, chip.processor_bytes / blocks - kReservedBytes) / 128 * 128;
 }
 
+int64_t slice_packs(const Shape& shape, const Plan& plan) {
+  const int64_t number = arithmetic_bytes(shape.element_bytes);
+  const int64_t width = round_up(shape.channels, pack_entries(shape.element_bytes));
+  return power_of_2(ceil_div(width * number / kPackBytes, plan.cluster));
+}
+
 SharedLayout shared_layout(const Shape& shape, const Plan& plan) {
   const int64_t number = arithmetic_bytes(shape.element_bytes);
   const int64_t width = round_up(shape.channels, pack_entries(shape.element_bytes)) * number;
@@ -187,6 +193,8 @@ SharedLayout shared_layout(const Shape& shape, const Plan& plan) {
   if (shape.weighted) take((kRho + 1) * width);
   at.sums = take((shape.weighted ? sum_rows : std::max<int64_t>(sum_rows, kTarget + 1)) * width);
   at.stats = take(plan.kind == Kind::classes ? kRowStats * plan.share_rows * number : 0);
+  const bool meets = plan.kind == Kind::classes && plan.cluster > 1;
+  at.inbox = take(meets ? plan.cluster * slice_packs(shape, plan) * kPackBytes : 0);
   at.tiles = take(int64_t(plan.stages) * plan.share_rows * shape.channels * shape.element_bytes);
   at.bytes = round_up(used, 128);
   return at;

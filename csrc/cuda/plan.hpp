@@ -62,6 +62,7 @@ struct Plan {
 constexpr int kPackBytes = 16;
 constexpr int kMostThreads = 512;
 constexpr int kMostStages = 4;
+constexpr int kInboxBarrier = kMostStages, kOutcomeBarrier = kMostStages + 1;
 constexpr int kWarpThreads = 32;
 constexpr int kFewestMeeting = 128;  // threads of a block whose teams are warps: each team has a
                                      // barrier, and a multiprocessor has 64
@@ -80,18 +81,21 @@ constexpr int64_t kFewRowsPerSlot = 32;    // at least, so that sums take little
 constexpr int64_t kFewestRowsPerSlot = 8;  // or these, where they would not fill the chip
 
 // Where things are in a block's shared memory, in bytes from its start: what every block has,
-constexpr int kTotalAt = 0;       // a double
-constexpr int kTopAt = 16;        // two numbers of the class, see Columns
-constexpr int kReductionAt = 32;  // one number a warp, for whole blocks
-constexpr int kExchangeAt = 160;  // two a warp, by turns, for teams of several warps
-constexpr int kBarriersAt = 416;  // one for each stage
-constexpr int kVectorsAt = 448;   // column vectors of a class, of `width` numbers each,
+constexpr int kTopAt = 0;         // two numbers of the class, see Columns
+constexpr int kReductionAt = 16;  // one number a warp, for whole blocks: values, and masses before;
+constexpr int kPeakAt = 144;      // the largest entry of a centroid
+constexpr int kExchangeAt = 272;  // two a warp, by turns, for teams of several warps
+constexpr int kBarriersAt = 528;  // one for each stage, and those of a cluster
+constexpr int kTotalsAt = 576;    // one number a warp: values of all classes so far
+constexpr int kParityAt = 704;    // an int: of the cluster's barriers
+constexpr int kVectorsAt = 720;   // column vectors of a class, of `width` numbers each,
 constexpr int kCentroid = 1;      // by their number there. In the first places are the sums of
 constexpr int kTarget = 2;        // rows, which have been used when the others come; where row
 constexpr int kRho = 3;           // weights differ they have places of their own;
 struct SharedLayout {             // and the rest.
   int32_t sums;                   // (sum rows, width)
   int32_t stats;                  // (share_rows, kRowStats)
+  int32_t inbox;                  // (cluster, slice) sums of a cluster's blocks, see slice_packs()
   int32_t tiles;                  // (stages, share_rows, channels) of features
   int64_t bytes;
 };
@@ -132,6 +136,9 @@ struct Workspace {
 
 // Shared memory that each block may have where blocks of so many threads fill a multiprocessor.
 int64_t shared_budget(const Chip& chip, int threads);
+// Packs of a column vector, of 16 bytes, that a block of a cluster is the owner of. A power of 2,
+// so that whose a column is follows from its bits: the last blocks may own less, or nothing.
+int64_t slice_packs(const Shape& shape, const Plan& plan);
 SharedLayout shared_layout(const Shape& shape, const Plan& plan);
 Workspace workspace_layout(const Shape& shape, const Plan& plan);
 Plan make_plan(const Shape& shape, const Chip& chip);

@@ -89,16 +89,22 @@ CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const Source& s
   sync_block();
 }
 
-// What sum_rows() has made of the column at a position (see ColumnOrder). It may then be written
-// over by whoever read it.
-template <class T>
-CMIK_DEVICE T column_sum(const Task& task, int width, int position) {
-  const T* sums = in_shared<T>(task.shared.sums);
+// What sum_rows() has made of columns that stand together (see ColumnOrder). They may then be
+// written over by whoever read them.
+template <class S>
+CMIK_DEVICE typename ColumnOrder<S>::Together column_sums(const Task& task, int width, int pack) {
+  using Order = ColumnOrder<S>;
+  using Together = typename Order::Together;
+  const auto* sums = in_shared<Together>(task.shared.sums) + pack;
   const int rows = task.sum_rows;
-  T sum = sums[position];
+  Together sum = *sums;
 #pragma unroll
-  for (int row = 1; row < kMostSumRows; ++row)
-    if (row < rows) sum += sums[row * width + position];
+  for (int row = 1; row < kMostSumRows; ++row) {
+    if (row >= rows) continue;
+    const Together more = sums[row * (width / Order::kTogether)];
+#pragma unroll
+    for (int i = 0; i < Order::kTogether; ++i) sum.of[i] += more.of[i];
+  }
   return sum;
 }
 
@@ -139,22 +145,57 @@ CMIK_DEVICE void prepare_row(const Task& task, T top, RowStats<T>& stats) {
   if (task.has_value) stats.factor = top * exp2_of(-stats.slack);
 }
 
-// Target and the rest from the centroid, which every thread has put where positions thread,
-// thread + threads ... are.
-template <class Part, class T, class Source>
-CMIK_DEVICE void prepare_target(const Task& task, const Columns<T>& columns, const Source& source,
-                                T missing_mass) {
+// number(column) into the column vector, in the order in which threads read it later.
+template <class S, class F>
+CMIK_DEVICE void fill_vector(ArithmeticOf<S>* vector, int width, F number) {
+  using Order = ColumnOrder<S>;
+#pragma unroll 1
+  for (int pack = thread(); pack < width / Order::kTogether; pack += threads()) {
+    typename Order::Together numbers;
+#pragma unroll
+    for (int i = 0; i < Order::kTogether; ++i)
+      numbers.of[i] = number(Order::column(width, pack * Order::kTogether + i));
+    reinterpret_cast<typename Order::Together*>(vector)[pack] = numbers;
+  }
+}
+
+// Target and the rest from the centroid, which every thread has put where packs thread,
+// thread + threads ... are. `owned`: the owners of columns have put log2 of significands into
+// target.
+template <class S, class Part, class Source>
+CMIK_DEVICE void prepare_target(const Task& task, const Columns<ArithmeticOf<S>>& columns,
+                                const Source& source, ArithmeticOf<S> missing_mass, bool owned) {
+  using T = ArithmeticOf<S>;
+  using Order = ColumnOrder<S>;
+  using Together = typename Order::Together;
+  auto* centroid = reinterpret_cast<Together*>(columns.centroid());
+  auto* target = reinterpret_cast<Together*>(columns.target());
+  const int packs = columns.width / Order::kTogether;
   T top = 0;
 #pragma unroll 1
-  for (int j = thread(); j < columns.width; j += threads())
-    top = maximum(top, columns.centroid()[j]);
-  top = reduce_block(top, in_shared<T>(kReductionAt), Largest{});
+  for (int pack = thread(); pack < packs; pack += threads()) {
+    const Together q = centroid[pack];
+#pragma unroll
+    for (int i = 0; i < Order::kTogether; ++i) top = maximum(top, q.of[i]);
+  }
+  top = reduce_block(top, in_shared<T>(kPeakAt), Largest{});
   top = top > 1 ? T(1) : top;
   if (thread() == 0) columns.top() = top, columns.missing_mass() = missing_mass;
-  const T share = 1 / top;
+  const T share = 1 / top, of_top = owned ? log2_of(significand_of(top)) : T(0);
 #pragma unroll 1
-  for (int j = thread(); j < columns.width; j += threads())
-    columns.target()[j] = log2_of(at_least_normal(columns.centroid()[j]) * share);
+  for (int pack = thread(); pack < packs; pack += threads()) {
+    const Together q = centroid[pack];
+    Together logarithm;
+    if (owned) logarithm = target[pack];
+#pragma unroll
+    for (int i = 0; i < Order::kTogether; ++i) {
+      const T entry = at_least_normal(q.of[i]);
+      logarithm.of[i] = owned
+                            ? T(exponent_of(entry) - exponent_of(top)) + (logarithm.of[i] - of_top)
+                            : log2_of(entry * share);
+    }
+    target[pack] = logarithm;
+  }
   if (!task.given)
 #pragma unroll 1
     for (int r = thread(); r < source.count; r += threads())
@@ -170,14 +211,13 @@ CMIK_DEVICE void take_given(const Task& task, int64_t cls, const Columns<Arithme
   const cmik_problem& p = task.problem;
   const T* given = static_cast<const T*>(p.centroids) + cls * p.channels;
   double sum = 0;
-#pragma unroll 1
-  for (int position = thread(); position < columns.width; position += threads()) {
-    const int j = ColumnOrder<S>::column(columns.width, position);
-    columns.centroid()[position] = j < p.channels ? at_least_normal(given[j]) : T(0);
-    sum += double(columns.centroid()[position]);
-  }
+  fill_vector<S>(columns.centroid(), columns.width, [&](int j) {
+    const T q = j < p.channels ? at_least_normal(given[j]) : T(0);
+    sum += double(q);
+    return q;
+  });
   sum = reduce_block(sum, in_shared<double>(kReductionAt), Sum{});
-  prepare_target<Part>(task, columns, source, T(1 - sum));
+  prepare_target<S, Part>(task, columns, source, T(1 - sum), false);
 }
 
 // Adds up this thread's P f(d) / factor, where all its d are small; returns whether they are.
@@ -256,12 +296,12 @@ CMIK_DEVICE T accurate_divergence(const Part& part, const S* row, const RowStats
   return accurate;
 }
 
-// Value and gradient of the rows. Returns the sum of their KL, of the block's rows on every thread.
+// Value and gradient of the rows. Adds to `value` the KL of those whose first lane this is.
 // Peaks and totals are made here where centroids are given.
 template <class S, Form form, Team kTeam, class Source>
-CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_count,
-                               const Source& source, const Columns<ArithmeticOf<S>>& columns,
-                               TeamOf<ArithmeticOf<S>, kTeam>& team) {
+CMIK_DEVICE void finish_rows(const Task& task, int64_t cls, int64_t class_count,
+                             const Source& source, const Columns<ArithmeticOf<S>>& columns,
+                             TeamOf<ArithmeticOf<S>, kTeam>& team, double& value) {
   using T = ArithmeticOf<S>;
   using Part = RowPart<S, form, kTeam>;
   const cmik_problem& p = task.problem;
@@ -276,7 +316,6 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
   S* const first_out = gradient + source.first * p.channels;  // where rows are sorted
   Part part(task, team, source);
   RowStats<T>* const all_stats = source.stats();
-  double value = 0;  // of the rows whose first lane this is
   // Whether a probability of 0 may come with a logarithm that makes NaN of it: -infinity, or one
   // that overflows when it is multiplied with the row's weight.
   bool careful =
@@ -374,8 +413,6 @@ CMIK_DEVICE double finish_rows(const Task& task, int64_t cls, int64_t class_coun
       }
     });
   }
-  if (!p.value || p.reduction == CMIK_NONE) return 0;
-  return reduce_block(value, in_shared<double>(kReductionAt), Sum{});
 }
 
 }  // namespace gpu

@@ -34,11 +34,16 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   if (slot.mine.count == 0 || leave_alone<T>(task, slot.cls)) return;
   TeamOf<T, kTeam> team(task);
   sum_rows<S, form, kTeam>(task, slot.all.first, slot.source(task), second, team);
+  using Order = ColumnOrder<S>;
   const int channels = int(task.problem.channels), width = task.packs * pack_entries(sizeof(S));
   T* out = static_cast<T*>(task.slot_sums) + block() * channels;
-  for (int position = thread(); position < width; position += threads()) {
-    const int j = ColumnOrder<S>::column(width, position);
-    if (j < channels) out[j] = column_sum<T>(task, width, position);
+  for (int pack = thread(); pack < width / Order::kTogether; pack += threads()) {
+    const auto sums = column_sums<S>(task, width, pack);
+#pragma unroll
+    for (int i = 0; i < Order::kTogether; ++i) {
+      const int j = Order::column(width, pack * Order::kTogether + i);
+      if (j < channels) out[j] = sums.of[i];
+    }
   }
 }
 
@@ -90,18 +95,18 @@ __global__ void __launch_bounds__(kMostThreads, 1) slot_rows_kernel(const CMIK_C
     } else {
       const T* centroid = static_cast<const T*>(task.centroids) + slot.cls * p.channels;
       const T* rho = static_cast<const T*>(task.rho) + slot.cls * p.channels;
-      for (int position = thread(); position < width; position += threads()) {
-        const int j = ColumnOrder<S>::column(width, position);
-        columns.centroid()[position] = j < p.channels ? centroid[j] : T(0);
-        if (task.weighted) columns.rho()[position] = j < p.channels ? rho[j] : T(0);
-      }
-      prepare_target<Part>(task, columns, slot.source(task), T(0));
+      fill_vector<S>(columns.centroid(), width,
+                     [&](int j) { return j < p.channels ? centroid[j] : T(0); });
+      if (task.weighted)
+        fill_vector<S>(columns.rho(), width, [&](int j) { return j < p.channels ? rho[j] : T(0); });
+      prepare_target<S, Part>(task, columns, slot.source(task), T(0), false);
     }
-    value = finish_rows<S, form, kTeam>(task, slot.cls, slot.all.count, slot.source(task), columns,
-                                        team);
+    finish_rows<S, form, kTeam>(task, slot.cls, slot.all.count, slot.source(task), columns, team,
+                                value);
   }
-  if (p.value && p.reduction != CMIK_NONE && thread() == 0)
-    task.parts[blocks() - 1 - block()] = value;
+  if (!p.value || p.reduction == CMIK_NONE) return;
+  value = reduce_block(value, in_shared<double>(kReductionAt), Sum{});
+  if (thread() == 0) task.parts[blocks() - 1 - block()] = value;
 }
 
 }  // namespace gpu

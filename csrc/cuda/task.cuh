@@ -34,6 +34,7 @@ struct Task {
   int32_t packs;            // of a row
   int32_t lanes_bits;       // log2 of the plan's lanes
   int32_t cluster_bits;     // log2 of the plan's cluster
+  int32_t slice_bits;       // log2 of slice_packs()
   int32_t teams;            // of a block
   int32_t sum_rows;         // that they make, before they bring them together
   int32_t class_step;       // clusters of the launch

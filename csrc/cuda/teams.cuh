@@ -30,11 +30,11 @@ CMIK_DEVICE T reduce_warp(T value, int lanes, Op op) {
   }
   return value;
 }
+// The block has to meet before the memory is used again.
 template <class T, class Op>
 CMIK_DEVICE T reduce_block(T value, void* memory, Op op) {
   T* of_warps = static_cast<T*>(memory);
   value = reduce_warp(value, kWarpThreads, op);
-  sync_block();  // whoever read the memory before has done so
   if (thread() % kWarpThreads == 0) of_warps[thread() / kWarpThreads] = value;
   sync_block();
   value = of_warps[0];

@@ -27,7 +27,9 @@ struct WideRow {
   CMIK_DEVICE T fold(T start, Op op, F f) const {
     T result = start;
     for (int64_t j = thread(); j < task.problem.channels; j += threads()) result = op(result, f(j));
-    return reduce_block(result, shared_memory(), op);
+    result = reduce_block(result, shared_memory(), op);
+    sync_block();
+    return result;
   }
 
   CMIK_DEVICE T peak() const {
@@ -89,6 +91,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) wide_rows_kernel(const CMIK_C
     sum += double(at_least_normal(centroid[j]));
   }
   top = reduce_block(top, shared_memory(), Largest{});
+  sync_block();
   if (top > 1) top = 1;
   const T missing_mass = p.centroids ? T(1 - reduce_block(sum, shared_memory(), Sum{})) : T(0);
   for (int64_t j = thread(); j < channels; j += threads())

@@ -153,6 +153,34 @@ CMIK_SHARED T at_least_normal(T q) {
   return q < Limits<T>::smallest_normal ? Limits<T>::smallest_normal : q;
 }
 
+// The whole number nearest to log2(q), about, of a normal q; and q less that power of 2, which lies
+// between sqrt(1/2) and sqrt(2). So log2(q) is known to a number's last bit where it is near
+// others.
+CMIK_SHARED int exponent_of(float q) {
+  int bits;
+  __builtin_memcpy(&bits, &q, sizeof bits);
+  return (bits - 0x3f3504f3) >> 23;
+}
+CMIK_SHARED float significand_of(float q) {
+  int bits;
+  __builtin_memcpy(&bits, &q, sizeof bits);
+  bits -= exponent_of(q) * (1 << 23);
+  __builtin_memcpy(&q, &bits, sizeof bits);
+  return q;
+}
+CMIK_SHARED int exponent_of(double q) {
+  long long bits;
+  __builtin_memcpy(&bits, &q, sizeof bits);
+  return int((bits - 0x3fe6a09e667f3bcd) >> 52);
+}
+CMIK_SHARED double significand_of(double q) {
+  long long bits;
+  __builtin_memcpy(&bits, &q, sizeof bits);
+  bits -= exponent_of(q) * (1LL << 52);
+  __builtin_memcpy(&q, &bits, sizeof bits);
+  return q;
+}
+
 // 2^r for |r| <= 1/2. float: minimax fit, 9e-8 relative, exact at 0; double: Taylor.
 template <class V>
 CMIK_SHARED V exp2_fraction(V r, float) {

@@ -58,9 +58,15 @@ struct Copy {
   uint32_t bytes;
 };
 
-// Of one bulk-copy barrier.
+struct Sent {
+  char* to;
+  std::vector<char> bytes;
+};
+
+// Of one barrier for bytes.
 struct Arrival {
   std::vector<Copy> copies;
+  std::vector<Sent> sent;
   int64_t announced = -1;
   int64_t copied = 0;
   uint32_t phase = 0;
@@ -229,7 +235,8 @@ void launch(const Body& body, int64_t blocks, int threads, int cluster, size_t s
 inline void arrive(Arrival& arrival) {
   if (arrival.announced < 0 || arrival.copied != arrival.announced) return;
   for (const Copy& copy : arrival.copies) std::memcpy(copy.to, copy.from, copy.bytes);
-  arrival = Arrival{{}, -1, 0, arrival.phase + 1};
+  for (const Sent& sent : arrival.sent) std::memcpy(sent.to, sent.bytes.data(), sent.bytes.size());
+  arrival = Arrival{{}, {}, -1, 0, arrival.phase + 1};
   ++machine().progress;
 }
 

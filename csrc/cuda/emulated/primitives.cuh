@@ -54,7 +54,7 @@ X* keep_address(X* place) {
 inline bool has_bulk_copies() { return emulator::bulk_copies(); }
 
 inline int rank_in_cluster() { return emulator::fiber().block->rank; }
-inline void sync_cluster() {
+inline void meet_cluster() {
   emulator::Machine& m = emulator::machine();
   emulator::wait(m.whole_cluster, int(m.cluster.size()) * m.block_threads);
 }
@@ -76,6 +76,7 @@ inline void announce_bytes(uint64_t* barrier, uint32_t bytes) {
   emulator::Arrival& arrival = arrival_at(barrier);
   if (arrival.announced >= 0) emulator::fail("bytes announced twice in a phase");
   arrival.announced = bytes;
+  ++emulator::machine().progress;
 }
 inline void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
   emulator::Arrival& arrival = arrival_at(barrier);
@@ -90,6 +91,24 @@ inline void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t* barr
     std::memcpy(to, from, bytes);
   else
     arrival.copies.push_back({target, static_cast<const char*>(from), bytes});
+}
+template <class Together>
+void send(Together* place, int rank, const Together& numbers, uint64_t* barrier) {
+  emulator::Block& theirs = emulator::machine().cluster[size_t(rank)];
+  const auto found = theirs.arrivals.find(in_block(barrier, rank));
+  if (found == theirs.arrivals.end()) emulator::fail("sent to a barrier that is not started");
+  char* to = reinterpret_cast<char*>(in_block(place, rank));
+  if (to < theirs.shared || to + sizeof numbers > theirs.shared + theirs.shared_bytes)
+    emulator::fail("sent beyond shared memory");
+  emulator::Arrival& arrival = found->second;
+  arrival.copied += sizeof numbers;
+  ++emulator::machine().progress;
+  if (emulator::seed() & 1) {
+    std::memcpy(to, &numbers, sizeof numbers);
+  } else {
+    const char* bytes = reinterpret_cast<const char*>(&numbers);
+    arrival.sent.push_back({to, {bytes, bytes + sizeof numbers}});
+  }
 }
 inline void await_bytes(uint64_t* barrier, uint32_t parity) {
   emulator::Arrival& arrival = arrival_at(barrier);

@@ -74,29 +74,27 @@ CMIK_DEVICE int rank_in_cluster() {
   return 0;
 #endif
 }
-CMIK_DEVICE void sync_cluster() {
+// All threads of the cluster. What they wrote before is not promised to be seen.
+CMIK_DEVICE void meet_cluster() {
 #if defined(CMIK_HAS_CLUSTERS)
   asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n\t"
-      "barrier.cluster.wait.acquire.aligned;" ::
+      "barrier.cluster.arrive.relaxed.aligned;\n\t"
+      "barrier.cluster.wait.aligned;" ::
           : "memory");
 #endif
 }
 // Where block `rank` of the cluster has what this block has at `mine` in its shared memory.
-template <class T>
-CMIK_DEVICE T* in_block(T* mine, int rank) {
+CMIK_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
+CMIK_DEVICE uint32_t address_in_block(const void* mine, int rank) {
+  uint32_t theirs = shared_address(mine);
 #if defined(CMIK_HAS_CLUSTERS)
-  uint64_t theirs;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(theirs) : "l"(mine), "r"(rank));
-  return reinterpret_cast<T*>(theirs);
-#else
-  return mine;
+  asm("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(theirs) : "r"(rank));
 #endif
+  return theirs;
 }
 
 // Barriers of bulk copies. A phase ends when the bytes announced have come; phases alternate in
 // parity, from 0 on.
-CMIK_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 // A place in shared memory whose address is kept in a register, and not worked out again each time.
 template <class X>
 CMIK_DEVICE X* keep_address(X* place) {
@@ -114,7 +112,7 @@ CMIK_DEVICE void publish_barriers() {
 #if defined(CMIK_HAS_CLUSTERS)
   asm volatile(
       "fence.mbarrier_init.release.cluster;\n\t"
-      "fence.proxy.async;" ::
+      "fence.proxy.async.shared::cta;" ::
           : "memory");
 #endif
 }
@@ -133,6 +131,22 @@ CMIK_DEVICE void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t*
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
           "r"(shared_address(to)),
       "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+#endif
+}
+// 16 bytes into block `rank` of the cluster, where this one has `place`; they arrive at its
+// barrier.
+template <class Together>
+CMIK_DEVICE void send(Together* place, int rank, const Together& numbers, uint64_t* barrier) {
+#if defined(CMIK_HAS_CLUSTERS)
+  uint32_t words[4];
+  static_assert(sizeof numbers == sizeof words);
+  memcpy(words, &numbers, sizeof words);
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(address_in_block(place, rank)),
+      "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]),
+      "r"(address_in_block(barrier, rank))
       : "memory");
 #endif
 }
