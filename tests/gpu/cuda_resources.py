@@ -22,16 +22,20 @@ from cmikernels.native import native
 from tests.gpu.triton_resources import conclude
 
 # The plan has 512 threads on a multiprocessor, in up to 16 blocks. They share its 65536 registers
-# and, from Hopper on, its barriers (24 of them on an RTX 50); shared memory is all dynamic.
-REGISTERS, BARRIERS = 65536 // 512, 1
+# and its barriers; shared memory is all dynamic.
+REGISTERS = 65536 // 512
+# Teams of several warps have a barrier each, which is named at run time, so a block has all 16.
+# Such blocks have at least 128 threads. The others have the one of the block.
+BARRIERS, TEAM_BARRIERS = 1, 16
+_TEAMS_OF_WARPS = ", 4>"  # Team::warps, at the end of a kernel's name
 _KEPT_SHARED = 1024  # bytes of a block that the system keeps from Hopper on, which cuobjdump counts
 
-# Types of features, by how the names of kernels have them.
-_FEATURES = {
-    "f": "Float32",
-    "d": "Float64",
-    "NS0_8Bfloat16E": "Bfloat16",
-    "NS0_7Float16E": "Float16",
+# How the names of kernels have types of features.
+FEATURE_CODES = {
+    "Float32": "f",
+    "Float64": "d",
+    "Bfloat16": "NS0_8Bfloat16E",
+    "Float16": "NS0_7Float16E",
 }
 
 
@@ -55,14 +59,15 @@ def built_for() -> str:
 
 def variants_of(extension: Path) -> list[Variant]:
     """All kernels in a file."""
-    usage = _cuobjdump("--dump-resource-usage", extension)
-    return list(read_report(usage, _cuobjdump("--dump-elf", extension)))
+    usage = cuobjdump(["--dump-resource-usage"], extension)
+    return list(read_report(usage, cuobjdump(["--dump-elf"], extension)))
 
 
-def _cuobjdump(option: str, extension: Path) -> str:
+def cuobjdump(options: list[str], extension: Path) -> str:
+    """What NVIDIA's tool prints of a file."""
     import triton
 
-    command = [triton.knobs.nvidia.cuobjdump.path, option, str(extension)]
+    command = [triton.knobs.nvidia.cuobjdump.path, *options, str(extension)]
     finished = subprocess.run(command, check=False, capture_output=True, text=True)
     if finished.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: {finished.stderr}")
@@ -122,16 +127,20 @@ def _barriers(elf: str) -> dict[tuple[int, str], int]:
 
 
 def _kernel_name(symbol: str) -> tuple[str, str]:
-    """`class_kernel<2>` and Float32 of `_ZN4cmik3gpu12class_kernelIfLNS_4FormE2EEEvNS_4TaskE`."""
+    """The form and team of a kernel are numbers in its name.
+
+    `_ZN4cmik3gpu12class_kernelIfLNS_4FormE2ELNS_4TeamE4EEEvNS_4TaskE` becomes `class_kernel<2, 4>`
+    and Float32.
+    """
     named = re.match(r"_ZN4cmik3gpu(\d+)", symbol)
     assert named is not None
     end = named.end() + int(named[1])
     kernel, arguments = symbol[named.end() : end], symbol[end:]
-    features = re.match(rf"I({'|'.join(_FEATURES)})", arguments)
-    if features is None:
+    features = [name for name, code in FEATURE_CODES.items() if arguments.startswith("I" + code)]
+    if not features:
         raise RuntimeError(f"cuobjdump: expected a kernel of a type of features, got {symbol!r}")
     constants = re.findall(r"L(?:b|NS_\d+[A-Za-z]+E)(\d+)E", arguments)
-    return kernel + (f"<{', '.join(constants)}>" if constants else ""), _FEATURES[features[1]]
+    return kernel + (f"<{', '.join(constants)}>" if constants else ""), features[0]
 
 
 def summary(variants: Iterable[Variant]) -> str:
@@ -162,22 +171,33 @@ def faults(variants: Iterable[Variant]) -> list[str]:
         if variant.stack_bytes > 0
         or variant.shared_bytes != 0
         or variant.registers > REGISTERS
-        or variant.barriers > BARRIERS
+        or variant.barriers > barriers_of(variant.kernel)
     ]
 
 
-def main() -> None:
-    """Print the table; fail if a kernel spills or asks for too much."""
+def barriers_of(kernel: str) -> int:
+    """How many a block of this kernel may have."""
+    return TEAM_BARRIERS if kernel.endswith(_TEAMS_OF_WARPS) else BARRIERS
+
+
+def parse_arguments(tool: str, description: str) -> argparse.Namespace:
+    """Which extension to look at, and where to write what is found."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.gpu.cuda_resources", description=__doc__.split("\n\n")[0]
+        prog=f"python -m tests.gpu.{tool}", description=description.split("\n\n")[0]
     )
     parser.add_argument("--extension", type=Path, help="a built one (default: the installed one)")
-    parser.add_argument("--json", type=Path, help="write every variant there")
+    parser.add_argument("--json", type=Path, help="write everything found there")
     arguments = parser.parse_args()
     if arguments.extension is None:
         if not built_for():
             parser.error("the installed extension has no CUDA kernels; see cmikernels' README")
         arguments.extension = Path(native.__file__)
+    return arguments
+
+
+def main() -> None:
+    """Print the table; fail if a kernel spills or asks for too much."""
+    arguments = parse_arguments("cuda_resources", __doc__)
     variants = variants_of(arguments.extension)
     conclude(variants, summary(variants), faults(variants), arguments.json)
 

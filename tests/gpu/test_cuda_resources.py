@@ -10,7 +10,9 @@ from cmikernels.native import native
 from tests.gpu.cuda_resources import (
     BARRIERS,
     REGISTERS,
+    TEAM_BARRIERS,
     Variant,
+    barriers_of,
     built_for,
     faults,
     read_report,
@@ -21,6 +23,10 @@ from tests.gpu.cuda_resources import (
 KERNELS = {
     "class_kernel", "slot_sums_kernel", "class_means_kernel", "slot_rows_kernel",
     "wide_sums_kernel", "wide_rows_kernel", "total_kernel", "class_values_kernel",
+}  # fmt: skip
+CLASS_KERNELS = {
+    "class_kernel<0, 0>", "class_kernel<0, 1>", "class_kernel<0, 2>",  # full rows: 8, 16, 32 lanes
+    "class_kernel<1, 3>", "class_kernel<1, 4>", "class_kernel<2, 3>", "class_kernel<2, 4>",
 }  # fmt: skip
 FEATURES = {"Float32", "Float64", "Bfloat16", "Float16"}
 
@@ -42,7 +48,7 @@ arch = sm_90
 Resource usage:
  Function _ZN4cmik3gpu12total_kernelINS0_8Bfloat16EEEvNS_4TaskE:
   REG:20 STACK:0 SHARED:1024 LOCAL:0 CONSTANT[0]:752 TEXTURE:0 SURFACE:0 SAMPLER:0
- Function _ZN4cmik3gpu12class_kernelIdLNS_4FormE2EEEvNS_4TaskE:
+ Function _ZN4cmik3gpu12class_kernelIdLNS_4FormE2ELNS_4TeamE4EEEvNS_4TaskE:
   REG:106 STACK:40 SHARED:1056 LOCAL:8 CONSTANT[0]:752 TEXTURE:0 SURFACE:0 SAMPLER:0
 """
 ELF = """
@@ -56,7 +62,7 @@ arch = sm_90
 \tAttribute:\tEIATTR_NUM_BARRIERS
 \tFormat:\tEIFMT_BVAL
 \tValue:\t0x1
-.nv.info._ZN4cmik3gpu12class_kernelIdLNS_4FormE2EEEvNS_4TaskE
+.nv.info._ZN4cmik3gpu12class_kernelIdLNS_4FormE2ELNS_4TeamE4EEEvNS_4TaskE
 \tAttribute:\tEIATTR_NUM_BARRIERS
 \tFormat:\tEIFMT_BVAL
 \tValue:\t0x10
@@ -67,7 +73,7 @@ def test_a_report_is_taken_apart_by_target_and_kernel() -> None:
     assert list(read_report(USAGE, ELF)) == [
         Variant(80, "Bfloat16", "total_kernel", 14, 0, 0, 0),
         Variant(90, "Bfloat16", "total_kernel", 20, 0, 1, 0),
-        Variant(90, "Float64", "class_kernel<2>", 106, 48, 16, 32),
+        Variant(90, "Float64", "class_kernel<2, 4>", 106, 48, 16, 32),
     ]
 
 
@@ -97,6 +103,13 @@ def test_each_fault_is_seen(fault: dict[str, int]) -> None:
     assert faults([good._replace(**fault)])  # type: ignore[arg-type]
 
 
+def test_teams_of_several_warps_have_a_barrier_each() -> None:
+    good = Variant(90, "Float32", "class_kernel<1, 4>", REGISTERS, 0, TEAM_BARRIERS, 0)
+    assert not faults([good])
+    assert faults([good._replace(barriers=TEAM_BARRIERS + 1)])
+    assert faults([good._replace(kernel="class_kernel<1, 3>")])
+
+
 @pytest.mark.skipif(not built_for(), reason="the extension is built without CUDA kernels")
 def test_no_kernel_spills_or_asks_for_too_much() -> None:
     pytest.importorskip("triton")  # which brings cuobjdump along
@@ -109,5 +122,6 @@ def test_no_kernel_spills_or_asks_for_too_much() -> None:
     found = {(each.target, each.features, each.kernel.partition("<")[0]) for each in variants}
     assert found == {(t, f, k) for t in targets for f in FEATURES for k in KERNELS}
     assert faults(variants) == []
-    meeting = {each.barriers for each in variants if each.kernel.startswith("class_kernel")}
-    assert meeting == {1}
+    of_classes = [each for each in variants if each.kernel.startswith("class_kernel")]
+    assert {each.kernel for each in of_classes} == CLASS_KERNELS
+    assert all(each.barriers == barriers_of(each.kernel) for each in of_classes)
