@@ -241,9 +241,11 @@ CMIK_DEVICE bool add_series(const Part& part, const float (&e)[Part::kPacks][Par
   return largest <= Series::largest_square;
 }
 
-// The sum of P f(d) whatever d is, from the row once more: this is rare.
+// The sum of P f(d) whatever d is, from the row once more: this is rare. As in add_series(), the
+// centroid is what P and d make of it, with the slack in d.
 template <class Part, class S, class T>
 CMIK_DEVICE T long_series(const Part& part, const S* row, const RowStats<T>& stats) {
+  const T share = exp2_of(-part.slack(stats));
   T sum = 0;
 #pragma unroll 1
   for (int k = 0; k < Part::kPacks; ++k) {
@@ -256,7 +258,8 @@ CMIK_DEVICE T long_series(const Part& part, const S* row, const RowStats<T>& sta
 #pragma unroll
     for (int i = 0; i < Part::kEntries; ++i) {
       const T x = part.careful_exponent(z[i], stats);
-      sum += divergence(exp2_of(x) * stats.factor, centroid[i], (x - target[i]) * kLog2<T>, T(0));
+      const T p = exp2_of(x) * stats.factor, d = (x - target[i]) * kLog2<T>;
+      sum += divergence(p, centroid[i] * share, d, T(0));
     }
   }
   return sum;
