@@ -120,7 +120,7 @@ struct Columns {
   CMIK_DEVICE T* target() const { return vector(kTarget); }
   // with row weights: mean of w P / Q
   CMIK_DEVICE T* rho() const { return vector(kRho); }
-  // max Q, at most 1
+  // max Q, at most 1, and not so small that P / max Q could overflow
   CMIK_DEVICE T& top() const { return in_shared<T>(kTopAt)[0]; }
   // 1 - sum_j Q of a given centroid
   CMIK_DEVICE T& missing_mass() const { return in_shared<T>(kTopAt)[1]; }
@@ -179,7 +179,9 @@ CMIK_DEVICE void prepare_target(const Task& task, const Columns<ArithmeticOf<S>>
     for (int i = 0; i < Order::kTogether; ++i) top = maximum(top, q.of[i]);
   }
   top = reduce_block(top, in_shared<T>(kPeakAt), Largest{});
-  top = top > 1 ? T(1) : top;
+  // Less than this is the largest of a given centroid that is next to nothing everywhere.
+  constexpr T least = T(1) / (1 << 24);
+  top = top > 1 ? T(1) : top < least ? least : top;
   if (thread() == 0) columns.top() = top, columns.missing_mass() = missing_mass;
   const T share = 1 / top, of_top = owned ? log2_of(significand_of(top)) : T(0);
 #pragma unroll 1
