@@ -4,8 +4,9 @@
 
 The benchmark prints this beside what it measured on the same GPU, with the copy and the launches
 measured there; `bench.gpu.predictions` prints it for an H200 that is described. Instructions were
-counted in the machine code for sm_90 (docs/design/cuda.md). How the kernels go about a call, and so
-how often they read, is their own plan. Work on columns and the waits of a cluster are not counted.
+counted in the machine code for sm_90 (`tests.gpu.cuda_instructions`). How the kernels go about a
+call, and so how often they read, is their own plan. Work on columns and the waits of a cluster are
+not counted.
 """
 
 from __future__ import annotations
@@ -22,9 +23,18 @@ from bench.harness.shapes import Shape
 from cmikernels.native import native
 
 INSTRUCTIONS_A_CYCLE = 128  # of threads, by a multiprocessor
-SUM_COST, FINISH_COST, VALUE_COST = 9.7, 16.6, 11.8  # instructions an element, by sweep and mode
-ACCURATE_COST = 13.2  # more where KL is below 0.25, which takes the longer form
-UNPACK_COST = 1.3  # more in each of the two sweeps for half precision
+# By the bytes of an entry, for teams of 16 lanes: in the sweep for the sums, and in the one for the
+# value alone, or for the gradient with it, where KL is above 0.25 (the direct form).
+SUM_COST = {4: 6.6, 2: 7.2}
+VALUE_COST = {4: 6.8, 2: 7.7}
+FINISH_COST = {4: 9.5, 2: 10.9}
+# More, by the form of the value: the floor of its rows' KL, and instructions.
+FORMS = {
+    "direct": (0.25, 0.0),
+    "balanced": (0.0625, 3.1),
+    "long series": (0.006, 10.8),
+    "short series": (0.0, 8.8),
+}
 READS = {"classes": 2, "slots": 2, "wide": 4}  # of the features; a class held on the chip: one
 KERNELS = {"classes": 1, "slots": 3, "wide": 3}  # that have work, before the one for the total
 
@@ -62,11 +72,11 @@ class Prediction:
 
 
 def predict(
-    shape: Shape, dtype: torch.dtype, mode: str, machine: Machine, accurate: bool = False
+    shape: Shape, dtype: torch.dtype, mode: str, machine: Machine, form: str = "direct"
 ) -> Prediction:
     """Predict a call on contiguous features of equal classes, with the reduction "mean".
 
-    The mode is "value", or "value+gradient" by way of autograd; `accurate` where KL is below 0.25.
+    The mode is "value", or "value+gradient" by way of autograd; the form is that of the value.
     """
     if dtype.itemsize > 4:
         raise ValueError(f"no prediction for {dtype}: its instructions were not counted")
@@ -74,8 +84,8 @@ def predict(
     plan = plan_of(shape, dtype, machine.chip)
     held = plan["kind"] == "classes" and plan["stages"] > 0
     passes = (1 if held else READS[plan["kind"]]) + with_gradient
-    cost = SUM_COST + (FINISH_COST if with_gradient else VALUE_COST)
-    cost += ACCURATE_COST * accurate + 2 * UNPACK_COST * (dtype.itemsize == 2)
+    finish = FINISH_COST if with_gradient else VALUE_COST
+    cost = SUM_COST[dtype.itemsize] + finish[dtype.itemsize] + FORMS[form][1]
     # The backward launches all but the total, which return at once: it is asked for times 1. To
     # make that 1 is a launch of torch's own.
     launches = KERNELS[plan["kind"]] * (1 + with_gradient) + 1
@@ -87,6 +97,12 @@ def predict(
         passes * shape.elements * dtype.itemsize / machine.copy_rate,
         shape.elements * cost / rate,
     )
+
+
+def form_of(shape: Shape, spread: float) -> str:
+    """Of the value of normal features of that spread, whose KL grows with its square."""
+    kl = 0.45 * spread**2 * (1 - 1 / shape.rows)
+    return next(form for form, (floor, _) in FORMS.items() if kl >= floor)
 
 
 def working(plan: dict[str, Any], shape: Shape, chip: Chip) -> float:

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from bench.gpu.chips import chip_here
-from bench.gpu.model import machine_here, plan_of, plan_row, predict
+from bench.gpu.model import form_of, machine_here, plan_of, plan_row, predict
 from bench.gpu.replay import LAUNCH, launch_floor, replay_race
 from bench.harness.memory import extra_bytes, gpu_peak_extra_bytes
 from bench.harness.processes import apart
@@ -35,7 +35,6 @@ from bench.harness.records import Row
 from bench.harness.shapes import Shape
 from cmikernels.backends import choose_backend
 
-ACCURATE_BELOW = 0.7  # spread from which on KL, about half its square, is above 1/4
 PASSES = {"value": 1, "value+gradient": 2}  # over the features, of a mode; a copy has two
 
 
@@ -87,9 +86,7 @@ def measure(
             if name in by_cuda:
                 chip = chip_here(normal[0].device.index or 0)
                 row |= plan_row(plan_of(shape, torch_dtype, chip), chip)
-                # Of one or two random rows a class, each is near the mean.
-                small = shape.rows < 3 or spread < ACCURATE_BELOW
-                row |= prediction(shape, torch_dtype, mode, replays, device, small)
+                row |= prediction(shape, torch_dtype, mode, replays, device, spread)
             if on_gpu:
                 row["one_tile"] = shape.fits_a_tile
             if memory and entry in losses and mode == "value+gradient":
@@ -134,7 +131,7 @@ def prediction(
     mode: str,
     replays: Mapping[str, Timing],
     device: str,
-    accurate: bool = False,
+    spread: float = 1.0,
 ) -> Row:
     """What the replayed call should take on this machine; nothing where that cannot be said."""
     if dtype.itemsize > 4 or not {COPY, LAUNCH} <= replays.keys():
@@ -143,7 +140,7 @@ def prediction(
     # The copy's launch is no part of its rate; but of a small copy little is left without.
     rate = 2 * shape.elements * dtype.itemsize / max(copy - launch, copy / 2)
     machine = machine_here(rate, launch, torch.device(device).index or 0)
-    found = predict(shape, dtype, mode, machine, accurate)
+    found = predict(shape, dtype, mode, machine, form_of(shape, spread))
     return {"predicted_seconds": four_digits(found.seconds), "predicted_limit": found.limit}
 
 

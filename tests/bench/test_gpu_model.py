@@ -28,12 +28,20 @@ CALLS = [
 @pytest.mark.parametrize(("dtype", "mode"), CALLS)
 def test_every_shape_has_a_prediction(dtype: torch.dtype, mode: str) -> None:
     for shape in ALL_SHAPES:
-        above, below = (
-            model.predict(shape, dtype, mode, H200, accurate) for accurate in (False, True)
-        )
+        found = {form: model.predict(shape, dtype, mode, H200, form) for form in model.FORMS}
+        above, below = found["direct"], found["long series"]
         floor = shape.elements * dtype.itemsize * (1 + (mode != "value")) / H200.copy_rate
-        assert floor < above.seconds <= below.seconds
+        assert floor < above.seconds <= found["balanced"].seconds <= below.seconds
+        assert above.seconds <= found["short series"].seconds <= below.seconds
         assert above.limit in ("launches", "memory", "issue", "exps", "latency")
+
+
+def test_the_form_of_the_value_follows_from_spread_and_rows() -> None:
+    shape = Shape(10, 50, 512)
+    forms = [model.form_of(shape, spread) for spread in (1.0, 0.5, 0.2, 0.1, 0.01)]
+    assert forms == ["direct", "balanced", "long series", "short series", "short series"]
+    assert model.form_of(shape._replace(rows=2), 1.0) == "balanced"
+    assert model.form_of(shape._replace(rows=1), 1.0) == "short series"
 
 
 @pytest.mark.parametrize(("dtype", "mode"), CALLS)
