@@ -129,7 +129,9 @@ struct Columns {
 // What the second sweep takes from the first, of a row.
 template <class Part, class T>
 CMIK_DEVICE void prepare_row(const Task& task, T top, RowStats<T>& stats) {
-  const T total = stats.shift, shift = stats.peak * factors_of<T>(task).exponent_scale;
+  // As sweep 1 has rounded it: a bare product could be fused into the sums below.
+  const T shift = multiply_add(stats.peak, factors_of<T>(task).exponent_scale, T(0));
+  const T total = stats.shift;
   // P / max Q is the smallest number whose logarithm serves: rounded, it is exact where KL is
   // small.
   const T offset = task.has_value ? log2_of(total * top) : T(0);
