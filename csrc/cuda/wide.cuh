@@ -94,6 +94,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) wide_rows_kernel(const CMIK_C
   sync_block();
   if (top > 1) top = 1;
   const T missing_mass = p.centroids ? T(1 - reduce_block(sum, shared_memory(), Sum{})) : T(0);
+  sync_block();
   for (int64_t j = thread(); j < channels; j += threads())
     target[j] = log2_of(at_least_normal(centroid[j]) / top);
 
