@@ -22,7 +22,7 @@ struct ClassWorker {
   const Task& task;
 
   CMIK_DEVICE int rank() const { return rank_in_cluster(); }
-  CMIK_DEVICE int cluster() const { return task.plan.cluster; }
+  CMIK_DEVICE int cluster() const { return has_bulk_copies() ? task.plan.cluster : 1; }
 
   // The next class with work to do.
   CMIK_DEVICE int from(int cls) const {
@@ -136,7 +136,7 @@ struct ClassWorker {
 
   CMIK_DEVICE void run() {
     const cmik_problem& p = task.problem;
-    const int stages = form == Form::any ? 0 : task.plan.stages;
+    const int stages = form == Form::any || !has_bulk_copies() ? 0 : task.plan.stages;
     const int width = task.packs * pack_entries(sizeof(S));
     const Columns<T> columns{width};
     TeamOf<T, kTeam> team(task);

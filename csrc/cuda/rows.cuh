@@ -320,7 +320,6 @@ CMIK_DEVICE void finish_rows(const Task& task, int64_t cls, int64_t class_count,
       alone ? T(0) : class_weight<T>(task, cls, class_count) * (inverse_tau * kLog2<T>);
   S* const gradient =
       static_cast<S*>(p.gradient) + (form == Form::any ? 0 : team.lane() * Part::kEntries);
-  S* const first_out = gradient + source.first * p.channels;  // where rows are sorted
   Part part(task, team, source);
   RowStats<T>* const all_stats = source.stats();
   // Whether a probability of 0 may come with a logarithm that makes NaN of it: -infinity, or one
@@ -388,13 +387,13 @@ CMIK_DEVICE void finish_rows(const Task& task, int64_t cls, int64_t class_count,
       rho_mean = team.reduce(rho_mean, Sum{}) * stats.factor;
     }
     if (!task.has_gradient || !active) continue;
-    S* out = first_out + uint64_t(uint32_t(r)) * uint32_t(part.row_entries());
+    uint32_t row = uint32_t(source.first) + uint32_t(r);
     T slope = stats.factor * weight_of_class;
     if (task.scattered) {
-      const uint32_t row = source_row(task, source.first + r);
-      out = gradient + uint64_t(row) * uint32_t(part.row_entries());
+      if (task.has_order) row = source_row(task, source.first + r);
       if (task.has_row_weights) slope *= static_cast<const T*>(p.incoming)[row];
     }
+    S* out = gradient + uint64_t(row) * uint32_t(part.row_entries());
     const T level = -mean * slope;
     part.each_pack([&](int k) {
       T g[Part::kEntries];
