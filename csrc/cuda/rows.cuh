@@ -13,7 +13,7 @@ namespace gpu {
 template <class T>
 constexpr T kLog2 = T(0.693147180559945309);
 
-// Sums of P over rows, by column, for column_sum(). The second time with the weights of the rows,
+// Sums of P over rows, by column, for column_sums(). The second time with the weights of the rows,
 // less that of the class's first: rho does not depend on what is subtracted.
 template <class S, Form form, Team kTeam, class Source>
 CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const Source& source, bool second,
