@@ -4,14 +4,21 @@ Tiles are `[C, K, N, J]`: classes, blocks of channels, rows, channels of a block
 as a warp reads at once, so that a warp has a row to itself where rows are wide, and sums over a row
 are made within threads first. Numbers of a row are `[C, N]`, of a class's channel `[C, K, J]`.
 
-A row is kept as u = (z - peak) / tau, e = exp u, total = sum e, so that P = e / total and, with Q
-relative to its largest entry `top`,
+Logarithms of a row are kept to base 2. With s = log2(e) / tau and Q relative to its largest entry
+`top`,
 
-    d = log P - log Q = u - log(Q / top) - log(total top)
+    v = (z - peak) s,  e = 2^v,  total = sum e,  g = v - log2(Q / top),  P = e / total
+    log2(P / Q) = g - log2(total top),  KL = (sum P g - log2(total top)) / log2(e)
 
-whose parts are as small as the differences between rows are. See csrc/math/cmi_math.hpp for the
-two forms of the value. Absent tensors are None, which is known at compile time, like the block
-sizes, the reduction and the arithmetic type; nothing else is.
+whose parts are as small as the differences between rows are. The gradient P (g - sum P g) does not
+see what g lacks. Tiles of g are multiplied by UNIT, see there.
+
+The lean form of a row takes one fused multiply-add for v and limits nothing. It makes KL NaN where
+it could go wrong, and then the careful form serves: it subtracts the peak first, and no logarithm
+is below LOWEST. See csrc/math/cmi_math.hpp for the forms of the value. Absent tensors are None,
+which is known at compile time, like the block sizes, the reduction, the form and the arithmetic
+type; nothing else is. What a class has one of is a scalar where a program has one class, `[C, 1]`
+or what else broadcasts where it has several.
 
 Every kernel's arguments, by name:
 
@@ -29,10 +36,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Stands for log of probability 0, so that 0 * d is 0.
-LOWEST = tl.constexpr(-1e30)
-# A row whose direct-form KL is at least this keeps it.
-DIRECT_FORM_FLOOR = tl.constexpr(0.25)
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+# Stands for log2 of probability 0, so that 0 times it is 0. 2^x is 0 well above it.
+LOWEST = tl.constexpr(-1200.0)
+# Factor on a tile's logarithms, free in a fused multiply-add. Those of the lean form that could
+# make a gradient NaN, together with a slope of up to UNIT, become infinite by it, and KL NaN.
+UNIT = tl.constexpr(4294967296.0)
+# Beyond it the rounding of peak * s would itself be an exponent of some size.
+LARGEST_PEAK = tl.constexpr(1048576.0)
 # Triton's integers that are not worth a kernel of their own for being 1 or a multiple of 16.
 PLAIN_INTEGERS = ["num_classes", "rows_per_class", "rows_per_slot", "num_values"]
 
@@ -82,24 +94,26 @@ def row_max(x):
 
 
 @triton.jit
-def column_max(q):
-    """Largest entry of each centroid, `[C, K, J]` to `[C]`."""
-    return tl.max(tl.max(q, 1), 1)
+def load_tile(
+    features, row_stride, channel_stride, rows, valid, m, ARITHMETIC, EVICTION: tl.constexpr
+):  # fmt: skip
+    """A tile of the features, -inf where it is not valid (None: all is)."""
+    row_starts = features + rows[:, None, :, None] * row_stride
+    places = row_starts + m.to(tl.int64)[None, :, None, :] * channel_stride
+    if valid is None:
+        z = tl.load(places, eviction_policy=EVICTION)
+    else:
+        z = tl.load(places, mask=valid, other=-float("inf"), eviction_policy=EVICTION)
+    return z.to(ARITHMETIC)
 
 
 @triton.jit
-def load_tile(
-    features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC, EVEN
-):  # fmt: skip
-    """A tile of the features, -inf outside them. EVEN: all channels are, rows may be any valid."""
-    row_starts = features + rows[:, None, :, None] * row_stride
-    places = row_starts + m.to(tl.int64)[None, :, None, :] * channel_stride
-    if EVEN:
-        z = tl.load(places)
-    else:
-        valid = row_valid[:, None, :, None] & (m < channels)[None, :, None, :]
-        z = tl.load(places, mask=valid, other=-float("inf"))
-    return z.to(ARITHMETIC)
+def valid_channels(m, channels, EVEN: tl.constexpr):
+    """Which of a tile's channels there are, `[1, K, 1, J]`. EVEN: None, all are."""
+    valid = None
+    if not EVEN:
+        valid = (m < channels)[None, :, None, :]
+    return valid
 
 
 @triton.jit
@@ -109,88 +123,105 @@ def store_tile(gradient, rows, row_valid, m, channels, result, EVEN):
     valid = row_valid[:, None, :, None]
     if not EVEN:
         valid = valid & (m < channels)[None, :, None, :]
-    tl.store(places, result.to(gradient.dtype.element_ty), mask=valid)
+    tl.store(
+        places, result.to(gradient.dtype.element_ty), mask=valid, eviction_policy="evict_first"
+    )
 
 
 @triton.jit
-def softmax_tile(z, row_valid, inverse_tau, EVEN):
-    """u, e and total of each row; total is 1 where there is none."""
-    peak = row_max(z)
-    if not EVEN:  # where a row that is not there is -inf throughout
-        peak = tl.where(row_valid, peak, 0.0)
-    u = (z - peak[:, None, :, None]) * inverse_tau
-    e = tl.exp(u)
-    return u, e, tl.where(row_valid, row_sum(e), 1.0)
+def exponent_scale(inverse_tau, ARITHMETIC: tl.constexpr):
+    """s = log2(e) / tau."""
+    return (tl.full((), inverse_tau, tl.float64) * LOG2_E).to(ARITHMETIC)
+
+
+@triton.jit
+def softmax_tile(z, peak, s, CAREFUL: tl.constexpr):
+    """v and e."""
+    if CAREFUL:
+        v = (z - peak[:, None, :, None]) * s
+    else:
+        shift = peak * s
+        shift = tl.where(tl.abs(shift) < LARGEST_PEAK, shift, float("nan"))
+        v = tl.fma(z, s, -shift[:, None, :, None])
+    return v, tl.exp2(v)
 
 
 @triton.jit
 def log_target(q, top, ARITHMETIC: tl.constexpr):
-    """log(Q / top). Entries too small to have a logarithm belong to probabilities as small."""
-    return tl.where(q < smallest_normal(ARITHMETIC), 0.0, tl.log(q * (1.0 / top)[:, None, None]))
+    """UNIT log2(Q / top). Entries without a logarithm belong to probabilities as small."""
+    target = tl.log2(q * (1.0 / top)) * UNIT
+    return tl.where(q < smallest_normal(ARITHMETIC), 0.0, target)
 
 
 @triton.jit
-def log_ratio(u, target, offset):
-    """d = log P - log Q, a number where P is 0, NaN where a row or its class is."""
-    return tl.maximum(u - target - offset, LOWEST, propagate_nan=tl.PropagateNan.ALL)
+def log_ratio(v, target, LIMIT: tl.constexpr):
+    """UNIT g. LIMIT: a number where P is 0, NaN where a row or its class is."""
+    if LIMIT:
+        v = tl.maximum(v, LOWEST, propagate_nan=tl.PropagateNan.ALL)
+    return tl.fma(v, UNIT, -target[:, :, None, :])
 
 
 @triton.jit
-def accurate_terms(d, p, q, ARITHMETIC: tl.constexpr):
-    """Q f(d), f(d) = e^d (d - 1) + 1: by its series for small |d|, as P d - P + Q beyond."""
+def accurate_terms(g, offset, e, inverse_total, q, ARITHMETIC: tl.constexpr):
+    """Q f(d), f(d) = e^d (d - 1) + 1: by its series for small |d|, as P (d - 1) + Q beyond."""
+    d = tl.fma(g, LN_2 / UNIT, -(offset * LN_2)[:, None, :, None])
+    inverse = inverse_total[:, None, :, None]
     square = d * d
     if ARITHMETIC == tl.float64:
-        f = 15.0 / 20922789888000 + d * (16.0 / 355687428096000)
-        f = 14.0 / 1307674368000 + d * f
-        f = 13.0 / 87178291200 + d * f
-        f = 12.0 / 6227020800 + d * f
-        f = 11.0 / 479001600 + d * f
-        f = 10.0 / 39916800 + d * f
-        f = 9.0 / 3628800 + d * f
-        f = 8.0 / 362880 + d * f
-        f = 7.0 / 40320 + d * f
-        f = 6.0 / 5040 + d * f
-        f = 5.0 / 720 + d * f
-        f = 4.0 / 120 + d * f
-        f = 3.0 / 24 + d * f
-        f = 2.0 / 6 + d * f
-        f = 1.0 / 2 + d * f
+        f = tl.fma(d, 16.0 / 355687428096000, 15.0 / 20922789888000)
+        f = tl.fma(d, f, 14.0 / 1307674368000)
+        f = tl.fma(d, f, 13.0 / 87178291200)
+        f = tl.fma(d, f, 12.0 / 6227020800)
+        f = tl.fma(d, f, 11.0 / 479001600)
+        f = tl.fma(d, f, 10.0 / 39916800)
+        f = tl.fma(d, f, 9.0 / 3628800)
+        f = tl.fma(d, f, 8.0 / 362880)
+        f = tl.fma(d, f, 7.0 / 40320)
+        f = tl.fma(d, f, 6.0 / 5040)
+        f = tl.fma(d, f, 5.0 / 720)
+        f = tl.fma(d, f, 4.0 / 120)
+        f = tl.fma(d, f, 3.0 / 24)
+        f = tl.fma(d, f, 2.0 / 6)
+        f = tl.fma(d, f, 1.0 / 2)
         square_of_reach = 0.25
     else:
-        f = 0.000178510789 + d * 2.18466484e-05
-        f = 0.00119137904 + d * f
-        f = 0.0069414773 + d * f
-        f = 0.033332799 + d * f
-        f = 0.12500057 + d * f
-        f = 0.33333340 + d * f
-        f = 0.49999997 + d * f
+        f = tl.fma(d, 2.18466484e-05, 0.000178510789)
+        f = tl.fma(d, f, 0.00119137904)
+        f = tl.fma(d, f, 0.0069414773)
+        f = tl.fma(d, f, 0.033332799)
+        f = tl.fma(d, f, 0.12500057)
+        f = tl.fma(d, f, 0.33333340)
+        f = tl.fma(d, f, 0.49999997)
         square_of_reach = 1.0
-    return tl.where(square <= square_of_reach, q * square * f, p * d + (q - p))
+    return tl.where(
+        square <= square_of_reach, q * square * f, tl.fma(e, tl.fma(d, inverse, -inverse), q)
+    )
 
 
 @triton.jit
-def needs_accurate_form(kl, missing, row_valid):
-    """Which rows take the accurate form, which needs a Q that nearly sums to 1."""
-    near_one = (tl.abs(missing) < DIRECT_FORM_FLOOR)[:, None]
-    return (row_valid & near_one) & (tl.abs(kl) < DIRECT_FORM_FLOOR)
+def needs_accurate_form(kl, missing, row_valid, ARITHMETIC: tl.constexpr):
+    """Which rows take an accurate form, which needs a Q that nearly sums to 1."""
+    floor: tl.constexpr = 0.25 if ARITHMETIC == tl.float64 else 0.125
+    return row_valid & (tl.maximum(tl.abs(kl), tl.abs(missing)) < floor)
+
+
+@triton.jit
+def direct_form(mean_g, offset, row_valid):
+    """KL of each row from its mean of UNIT g."""
+    return tl.where(row_valid, (mean_g * (1.0 / UNIT) - offset) * LN_2, 0.0)
 
 
 @triton.jit
 def divergences(
-    u, e, total, inverse_total, top, target, q, missing, row_valid, ARITHMETIC, ACCURATE
+    e, g, mean_g, offset, inverse_total, q, missing, row_valid, ARITHMETIC: tl.constexpr
 ):  # fmt: skip
-    """d, the direct form of KL, which gradients need, and the form that the value is made of."""
-    offset = tl.log(total * top[:, None])
-    d = log_ratio(u, target[:, :, None, :], offset[:, None, :, None])
-    kl = tl.where(row_valid, row_sum(e * d) * inverse_total, 0.0)
-    best = kl
-    if ACCURATE:
-        small = needs_accurate_form(kl, missing, row_valid)
-        if tl.max(tl.max(small.to(tl.int32), 1), 0) == 1:
-            p = e * inverse_total[:, None, :, None]
-            terms = accurate_terms(d, p, q[:, :, None, :], ARITHMETIC)
-            best = tl.where(small, row_sum(terms) + missing[:, None], kl)
-    return d, kl, best
+    """KL of each row, by the form that its size asks for."""
+    kl = direct_form(mean_g, offset, row_valid)
+    small = needs_accurate_form(kl, missing, row_valid, ARITHMETIC)
+    if tl.max(tl.max(small.to(tl.int32), 1), 0) == 1:
+        terms = accurate_terms(g, offset, e, inverse_total, q[:, :, None, :], ARITHMETIC)
+        kl = tl.where(small, row_sum(terms) + missing, kl)
+    return kl
 
 
 @triton.jit
@@ -200,9 +231,11 @@ def rho_of(weighted, q, size, ARITHMETIC: tl.constexpr):
 
 
 @triton.jit
-def row_gradient(e, d, kl, slope, rho, rho_mean, row_factor):
-    """e slope (d - KL) - e row_factor (rho - sum P rho), e first so that 0 wins over any d."""
-    gradient = (e * slope[:, None, :, None]) * (d - kl[:, None, :, None])
+def row_gradient(e, g, mean_g, slope, rho, rho_mean, row_factor):
+    """e slope (g - sum P g) - e row_factor (rho - sum P rho)."""
+    slope = slope * (LN_2 / UNIT)
+    shift = -(mean_g * slope)[:, None, :, None]
+    gradient = e * tl.fma(g, slope[:, None, :, None], shift)
     if rho is not None:
         excess = rho[:, :, None, :] - rho_mean[:, None, :, None]
         gradient -= (e * row_factor[:, None, :, None]) * excess

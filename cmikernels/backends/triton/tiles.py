@@ -8,14 +8,16 @@ import triton.language as tl
 from cmikernels.backends.triton.tile import (
     PLAIN_INTEGERS,
     add_exactly,
-    column_max,
     columns,
     divergences,
+    exponent_scale,
     given_centroids,
     load_tile,
+    log_ratio,
     log_target,
     rho_of,
     row_gradient,
+    row_max,
     row_sum,
     row_weights,
     softmax_tile,
@@ -38,6 +40,7 @@ def class_tiles(
     if UNLESS_ONE and REDUCTION == "total":
         if tl.load(incoming) == 1.0:
             return
+    s = exponent_scale(inverse_tau, ARITHMETIC)
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
     weight = tl.full((), weight, ARITHMETIC)
     n = tl.arange(0, BLOCK_N)
@@ -60,10 +63,13 @@ def class_tiles(
         rows = first[:, None] + n[None, :]
         if order is not None:
             rows = tl.load(order + rows, mask=row_valid, other=0)
+        valid = row_valid[:, None, :, None] & (m < channels)[None, :, None, :]
         z = load_tile(
-            features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC, False
+            features, row_stride, channel_stride, rows, valid, m, ARITHMETIC, "evict_first"
         )
-        u, e, total = softmax_tile(z, row_valid, inverse_tau, False)
+        # A row that is not there is -inf throughout.
+        v, e = softmax_tile(z, tl.where(row_valid, row_max(z), 0.0), s, True)
+        total = tl.where(row_valid, row_sum(e), 1.0)
         inverse_total = tl.where(row_valid, 1.0 / total, 0.0)
 
         size = tl.maximum(count, 1).to(ARITHMETIC)
@@ -81,20 +87,20 @@ def class_tiles(
             tl.store(means + c[:, None, None] * channels + m[None, :, :], q, mask=q_valid)
 
         if value is not None or gradient is not None:
-            top = tl.minimum(column_max(q), 1.0)  # a given one may be beyond 1
-            target = log_target(q, top, ARITHMETIC)
-            d, kl, best = divergences(
-                u, e, total, inverse_total, top, target, q, missing, row_valid, ARITHMETIC,
-                value is not None,
-            )  # fmt: skip
+            top = tl.minimum(tl.max(tl.max(q, 1), 1), 1.0)  # a given one may be beyond 1
+            g = log_ratio(v, log_target(q, top[:, None, None], ARITHMETIC), True)
+            mean_g = row_sum(e * g) * inverse_total
         if value is not None:
-            best = best * has_peers[:, None]
+            kl = has_peers[:, None] * divergences(
+                e, g, mean_g, tl.log2(total * top[:, None]), inverse_total, q,
+                missing[:, None], row_valid, ARITHMETIC,
+            )  # fmt: skip
             if REDUCTION == "none":
-                tl.store(value + rows, best * weight, mask=row_valid)
+                tl.store(value + rows, kl * weight, mask=row_valid)
             elif REDUCTION == "class":
-                tl.store(value + c, tl.sum(best, 1) * weight / size, mask=c_valid)
+                tl.store(value + c, tl.sum(kl, 1) * weight / size, mask=c_valid)
             else:
-                part, lost = add_exactly(part, lost, best)
+                part, lost = add_exactly(part, lost, kl)
         if gradient is not None:
             row_scale = weight
             if REDUCTION == "class":
@@ -109,7 +115,7 @@ def class_tiles(
                 weighted = tl.sum(e * excess[:, None, :, None], 2)
                 rho = rho_of(weighted, q, size[:, None, None], ARITHMETIC)
                 rho_mean = row_sum(e * rho[:, :, None, :]) * inverse_total
-            result = row_gradient(e, d, kl, w * row_factor, rho, rho_mean, row_factor)
+            result = row_gradient(e, g, mean_g, w * row_factor, rho, rho_mean, row_factor)
             store_tile(gradient, rows, row_valid, m, channels, result, False)
     if value is not None and REDUCTION == "total":
         tl.store(value + tl.program_id(0), tl.sum(tl.sum(part, 1), 0))

@@ -14,8 +14,9 @@ from cmikernels.backends.triton.tile import (
     PLAIN_INTEGERS,
     accurate_terms,
     add_exactly,
-    column_max,
     columns,
+    direct_form,
+    exponent_scale,
     given_centroids,
     is_all_one,
     load_tile,
@@ -25,7 +26,9 @@ from cmikernels.backends.triton.tile import (
     row_gradient,
     row_sum,
     row_weights,
+    softmax_tile,
     store_tile,
+    valid_channels,
 )
 
 
@@ -39,21 +42,24 @@ def row_statistics(
     if UNLESS_ONE:
         if tl.load(incoming) == 1.0:
             return
-    inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
+    s = exponent_scale(inverse_tau, ARITHMETIC)
     row = tl.program_id(0).to(tl.int64)
     row_start = features + row * row_stride
     lanes = tl.arange(0, BLOCK_M).to(tl.int64)
     peak = tl.full((BLOCK_M,), -float("inf"), ARITHMETIC)
     for at in range(0, channels, BLOCK_M):
         m = at + lanes
-        z = tl.load(row_start + m * channel_stride, mask=m < channels, other=-float("inf"))
+        z = tl.load(
+            row_start + m * channel_stride, mask=m < channels, other=-float("inf"),
+            eviction_policy="evict_last",
+        )  # fmt: skip
         peak = tl.maximum(peak, z.to(ARITHMETIC))
     peak = tl.max(peak, 0)
     total = tl.zeros((BLOCK_M,), ARITHMETIC)
     for at in range(0, channels, BLOCK_M):
         m = at + lanes
         z = tl.load(row_start + m * channel_stride, mask=m < channels, other=-float("inf"))
-        total += tl.exp((z.to(ARITHMETIC) - peak) * inverse_tau)
+        total += tl.exp2((z.to(ARITHMETIC) - peak) * s)
     tl.store(peaks + row, peak)
     tl.store(totals + row, tl.sum(total, 0))
 
@@ -73,11 +79,11 @@ def slot_column_sums(
     if UNLESS_ONE:
         if is_all_one(incoming, y + tl.arange(0, 1), num_classes, REDUCTION == "class"):
             return
-    inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
     m = columns(tl.program_id(0) % blocks * BLOCK_K * BLOCK_J, BLOCK_K, BLOCK_J)
     total, weighted = mean_of_rows(
         features, row_stride, channel_stride, order, peaks, totals, incoming, mean_weights, y,
-        begin, end, m, channels, inverse_tau, ARITHMETIC, BLOCK_K, BLOCK_N, BLOCK_J, False,
+        begin, end, m, channels, exponent_scale(inverse_tau, ARITHMETIC), ARITHMETIC,
+        BLOCK_K, BLOCK_N, BLOCK_J, False, True,
     )  # fmt: skip
     places = (slot + tl.arange(0, 1))[:, None, None] * channels + m[None, :, :]
     valid = (m < channels)[None, :, :]
@@ -101,18 +107,15 @@ def wide_centroid(given, class_q, c, m, channels, ARITHMETIC: tl.constexpr):
 
 @triton.jit
 def wide_tile(
-    features, row_stride, channel_stride, rows, row_valid, m, channels, peak, offset, inverse_tau,
-    given, class_q, c, top, ARITHMETIC: tl.constexpr,
+    features, row_stride, channel_stride, rows, m, channels, peak, s, given, class_q, c, top,
+    ARITHMETIC: tl.constexpr, EVICTION: tl.constexpr,
 ):  # fmt: skip
-    """e, d and Q of a block of columns of rows whose peak and total are known."""
-    z = load_tile(
-        features, row_stride, channel_stride, rows, row_valid, m, channels, ARITHMETIC, False
-    )
-    u = (z - peak[:, None, :, None]) * inverse_tau
+    """e, g and Q of a block of columns of rows whose peak and total are known."""
+    valid = valid_channels(m, channels, False)
+    z = load_tile(features, row_stride, channel_stride, rows, valid, m, ARITHMETIC, EVICTION)
+    v, e = softmax_tile(z, peak, s, True)
     q, _ = wide_centroid(given, class_q, c, m, channels, ARITHMETIC)
-    target = log_target(q, top, ARITHMETIC)
-    d = log_ratio(u, target[:, :, None, :], offset[:, None, :, None])
-    return tl.exp(u), d, q[:, :, None, :]
+    return e, log_ratio(v, log_target(q, top, ARITHMETIC), True), q[:, :, None, :]
 
 
 @triton.jit
@@ -139,21 +142,22 @@ def wide_rows(
     if UNLESS_ONE:
         if is_all_one(incoming, c, num_classes, REDUCTION == "class"):
             return
+    s = exponent_scale(inverse_tau, ARITHMETIC)
     inverse_tau = tl.full((), inverse_tau, ARITHMETIC)
     weight = tl.full((), weight, ARITHMETIC)
     row_scale = weight
     if REDUCTION == "class":
         row_scale = weight / tl.maximum(count, 1).to(ARITHMETIC)
 
-    top = tl.zeros((1,), ARITHMETIC)
-    mass = tl.zeros((1,), tl.float64)
+    top = tl.zeros((), ARITHMETIC)
+    mass = tl.zeros((), tl.float64)
     for start in range(0, channels, BLOCK_K * BLOCK_J):
         m = columns(start, BLOCK_K, BLOCK_J)
         q, part = wide_centroid(given, class_q, c, m, channels, ARITHMETIC)
-        top = tl.maximum(top, column_max(q))
-        mass += part
+        top = tl.maximum(top, tl.max(q))
+        mass += tl.sum(part)
     top = tl.minimum(top, 1.0)
-    missing = tl.zeros((1,), ARITHMETIC)
+    missing = tl.zeros((), ARITHMETIC)
     has_peers = tl.where(count == 1, 0.0, 1.0).to(ARITHMETIC)
     if given is not None:
         missing = (1.0 - mass).to(ARITHMETIC)
@@ -163,45 +167,47 @@ def wide_rows(
     lost = tl.zeros((1, BLOCK_N), ARITHMETIC)
     for at in range(begin, end, BLOCK_N):
         rows, row_valid = block_rows(at, end, order, BLOCK_N)
-        peak = tl.load(peaks + rows, mask=row_valid, other=0.0)
-        total = tl.load(totals + rows, mask=row_valid, other=1.0)
+        peak = tl.load(peaks + rows)
+        total = tl.load(totals + rows)
         inverse_total = tl.where(row_valid, 1.0 / total, 0.0)
-        offset = tl.log(total * top[:, None])
-        kl = tl.zeros((1, BLOCK_N), ARITHMETIC)
+        offset = tl.log2(total * top)
+        mean_g = tl.zeros((1, BLOCK_N), ARITHMETIC)
         accurate = tl.zeros((1, BLOCK_N), ARITHMETIC)
         rho_mean = tl.zeros((1, BLOCK_N), ARITHMETIC)
         for start in range(0, channels, BLOCK_K * BLOCK_J):
             m = columns(start, BLOCK_K, BLOCK_J)
-            e, d, q = wide_tile(
-                features, row_stride, channel_stride, rows, row_valid, m, channels, peak, offset,
-                inverse_tau, given, class_q, c, top, ARITHMETIC,
+            e, g, q = wide_tile(
+                features, row_stride, channel_stride, rows, m, channels, peak, s, given, class_q,
+                c, top, ARITHMETIC, "evict_last",
             )  # fmt: skip
-            kl += row_sum(e * d)
+            mean_g += row_sum(e * g)
             if value is not None:
-                p = e * inverse_total[:, None, :, None]
-                accurate += row_sum(accurate_terms(d, p, q, ARITHMETIC))
+                accurate += row_sum(accurate_terms(g, offset, e, inverse_total, q, ARITHMETIC))
             if class_rho is not None:
                 rho = wide_rho(class_rho, c, m, channels)
                 rho_mean += row_sum(e * rho[:, :, None, :])
-        kl = tl.where(row_valid, kl * inverse_total, 0.0)
+        mean_g = mean_g * inverse_total
         rho_mean = rho_mean * inverse_total
         if value is not None:
-            small = needs_accurate_form(kl, missing, row_valid)
-            best = tl.where(small, accurate + missing[:, None], kl) * has_peers
-            sums, lost = add_exactly(sums, lost, best)
+            kl = direct_form(mean_g, offset, row_valid)
+            small = needs_accurate_form(kl, missing, row_valid, ARITHMETIC)
+            kl = tl.where(small, accurate + missing, kl) * has_peers
+            sums, lost = add_exactly(sums, lost, kl)
             if REDUCTION == "none":
-                tl.store(value + rows, best * weight, mask=row_valid)
+                tl.store(value + rows, kl * weight, mask=row_valid)
         if gradient is not None:
             w = row_weights(row_scale, incoming, rows, y, row_valid, REDUCTION)
             row_factor = has_peers * inverse_total * inverse_tau
             for start in range(0, channels, BLOCK_K * BLOCK_J):
                 m = columns(start, BLOCK_K, BLOCK_J)
-                e, d, q = wide_tile(
-                    features, row_stride, channel_stride, rows, row_valid, m, channels, peak,
-                    offset, inverse_tau, given, class_q, c, top, ARITHMETIC,
+                e, g, _ = wide_tile(
+                    features, row_stride, channel_stride, rows, m, channels, peak, s, given,
+                    class_q, c, top, ARITHMETIC, "evict_first",
                 )  # fmt: skip
                 rho = wide_rho(class_rho, c, m, channels)
-                result = row_gradient(e, d, kl, w * row_factor, rho, rho_mean, weight * row_factor)
+                result = row_gradient(
+                    e, g, mean_g, w * row_factor, rho, rho_mean, weight * row_factor
+                )
                 store_tile(gradient, rows, row_valid, m, channels, result, False)
     if value is not None and REDUCTION != "none":
         tl.store(value + slot, tl.sum(tl.sum(sums, 1), 0))

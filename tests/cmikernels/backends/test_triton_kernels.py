@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from cmikernels.backends.triton.plan import Chip
 from tests.support.compare import assert_gradient, assert_value, value_and_gradient
@@ -40,6 +41,55 @@ def test_rounding_does_not_grow_with_the_class(
     assert_value(value, oracle.value, features.dtype)
     by_torch = torch_gradient(features, labels)
     assert_gradient(gradient, oracle.gradient(), features.dtype, by_torch)
+
+
+FOR_THE_CAREFUL_FORM: dict[str, Callable[[Tensor], Tensor]] = {
+    "minus infinity": lambda z: torch.where(z > 1, -torch.inf, z),
+    "far from zero": lambda z: (z * 8).round() / 4 + 3e6,
+    "far apart": lambda z: z.round() * 1e30,
+    "the largest numbers": lambda z: z.sign() * torch.finfo(z.dtype).max,
+    "one row of them": lambda z: torch.cat([z[:-1], z[-1:].sign() * 3e38]),
+}
+
+
+@pytest.mark.parametrize("make", FOR_THE_CAREFUL_FORM.values(), ids=FOR_THE_CAREFUL_FORM)
+@pytest.mark.parametrize("kind", ["sweeps", "slots"])
+def test_what_the_lean_form_cannot_do_is_done_with_care(
+    chip: Callable[[Chip], None], kind: str, make: Callable[[Tensor], Tensor]
+) -> None:
+    other = Chip(1, 1 << 20, row_tile=256)
+    rows = (9, 4) if kind == "sweeps" else (40, 1, 2, 1, 2, 1, 2)
+    assert make_plan(sum(rows), len(rows), max(rows), 64, 4, True, False, other).kind == kind
+    chip(other)
+    features, labels = make(make_features(sum(rows), 64)), make_labels(rows)
+    oracle = Oracle(features, labels)
+    value, gradient = value_and_gradient("triton", features, labels)
+    assert_value(value, oracle.value, features.dtype)
+    assert_gradient(gradient, oracle.gradient(), features.dtype)
+
+
+@pytest.mark.parametrize("weight", [1e-12, 1e12])
+def test_a_weight_of_any_size_scales_the_gradient_alone(
+    chip: Callable[[Chip], None], weight: float
+) -> None:
+    chip(Chip(1, 1 << 20, row_tile=256))
+    features, labels = make_features(13, 64), make_labels((9, 4))
+    features[2, 5] = -3e20
+    value, gradient = value_and_gradient("triton", features, labels, weight=weight)
+    oracle = Oracle(features, labels)
+    assert_value(value / weight, oracle.value, features.dtype)
+    assert_gradient(gradient / weight, oracle.gradient(), features.dtype)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "class", "none"])
+@pytest.mark.parametrize("spread", [0.15, 0.25, 0.4, 0.5, 0.6])
+def test_the_value_is_as_accurate_between_the_forms(
+    chip: Callable[[Chip], None], spread: float, reduction: str
+) -> None:
+    chip(Chip(1, 1 << 20, row_tile=512))
+    features, labels = make_features(30, 512, spread), make_labels((10, 10, 10))
+    value, _ = value_and_gradient("triton", features, labels, reduction=reduction)
+    assert_value(value, Oracle(features, labels, reduction=reduction).value, features.dtype)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "class"])
