@@ -36,7 +36,7 @@ def chip_of(device: torch.device) -> Chip:
 @functools.cache
 def build_options(num_warps: int) -> dict[str, Any]:
     """How Triton is to compile. A stated limit keeps ptxas from spilling to fit more blocks."""
-    options: dict[str, Any] = {"num_warps": num_warps, "enable_fp_fusion": True}
+    options: dict[str, Any] = {"num_warps": num_warps, "enable_fp_fusion": False}
     if torch.version.hip is None:
         options["maxnreg"] = min(_MOST_REGISTERS, 65536 // (32 * num_warps))
     return options
