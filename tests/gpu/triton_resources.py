@@ -124,8 +124,8 @@ class _NoDevice:
         return 0
 
 
-def compile_all(target: int) -> list[Variant]:
-    """Compile what the calls would launch."""
+def compiled_launches(target: int, calls: Iterable[Case]) -> Iterator[tuple[Case, str, Any]]:
+    """Each kernel that the calls would launch: the call, the kernel's name, what Triton made."""
     import triton
 
     triton.runtime.driver.set_active(_NoDevice(target))
@@ -133,27 +133,35 @@ def compile_all(target: int) -> list[Variant]:
 
     chip = Chip(processors=132, cache_bytes=50 << 20)
     launch.chip_of = lambda _: chip  # type: ignore[assignment]
-    variants: dict[int, Variant] = {}
-    at_hand: list[Case] = []
+    caught: list[tuple[str, Any]] = []
 
     def compile_instead(
         call: Any, kernel: Any, grid: tuple[int, ...], *, num_warps: int = 0, **arguments: Any
     ) -> None:
         options = launch.build_options(num_warps or call.plan.num_warps)
         compiled = kernel.warmup(grid=grid, **arguments, **options)
+        caught.append((kernel.fn.__name__, compiled))
+
+    launch.Call.launch = compile_instead  # type: ignore[assignment,method-assign]
+    for case in calls:
+        caught.clear()
+        _call(case)
+        for name, compiled in caught:
+            yield case, name, compiled
+
+
+def compile_all(target: int) -> list[Variant]:
+    """Compile what the calls would launch."""
+    import triton
+
+    variants: dict[int, Variant] = {}
+    kept: list[Any] = []  # so that no two of them share an id
+    for case, name, compiled in compiled_launches(target, cases()):
         if id(compiled) not in variants:
-            name = kernel.fn.__name__
             used = _resources(compiled.asm["cubin"], triton.knobs.nvidia.cuobjdump.path)
             warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
-            case = str(at_hand[-1])
-            variants[id(compiled)] = Variant(target, name, case, warps, *used, shared)
+            variants[id(compiled)] = Variant(target, name, str(case), warps, *used, shared)
             kept.append(compiled)
-
-    kept: list[Any] = []  # so that no two of them share an id
-    launch.Call.launch = compile_instead  # type: ignore[assignment,method-assign]
-    for case in cases():
-        at_hand.append(case)
-        _call(case)
     return list(variants.values())
 
 
