@@ -127,7 +127,9 @@ def finish_rows(
     row_scale = weight
     if REDUCTION == "class":
         row_scale = weight / size
-    for at in tl.range(begin, end, BLOCK_N, num_stages=3):
+    # What the careful form's first loads need stays in registers while the lean form runs.
+    stages: tl.constexpr = 2 if CAREFUL else 3
+    for at in tl.range(begin, end, BLOCK_N, num_stages=stages):
         rows, row_valid = block_rows(at, end, order, BLOCK_N)
         z = load_tile(
             features, row_stride, channel_stride, rows, valid_channels(m, channels, EVEN), m,
