@@ -45,6 +45,8 @@ LOWEST = tl.constexpr(-1200.0)
 UNIT = tl.constexpr(4294967296.0)
 # Beyond it the rounding of peak * s would itself be an exponent of some size.
 LARGEST_PEAK = tl.constexpr(1048576.0)
+# A row whose direct form gives at least this keeps it: `direct_form_floor` of cmi_math.hpp.
+DIRECT_FORM_FLOOR = tl.constexpr(0.25)
 # Triton's integers that are not worth a kernel of their own for being 1 or a multiple of 16.
 PLAIN_INTEGERS = ["num_classes", "rows_per_class", "rows_per_slot", "num_values"]
 
@@ -199,10 +201,10 @@ def accurate_terms(g, offset, e, inverse_total, q, ARITHMETIC: tl.constexpr):
 
 
 @triton.jit
-def needs_accurate_form(kl, missing, row_valid, ARITHMETIC: tl.constexpr):
-    """Which rows take an accurate form, which needs a Q that nearly sums to 1."""
-    floor: tl.constexpr = 0.25 if ARITHMETIC == tl.float64 else 0.125
-    return row_valid & (tl.maximum(tl.abs(kl), tl.abs(missing)) < floor)
+def needs_accurate_form(kl, missing, row_valid):
+    """Which rows take the series, which needs a Q that nearly sums to 1. NaN does not."""
+    larger = tl.maximum(tl.abs(kl), tl.abs(missing), propagate_nan=tl.PropagateNan.ALL)
+    return row_valid & (larger < DIRECT_FORM_FLOOR)
 
 
 @triton.jit
@@ -217,7 +219,7 @@ def divergences(
 ):  # fmt: skip
     """KL of each row, by the form that its size asks for."""
     kl = direct_form(mean_g, offset, row_valid)
-    small = needs_accurate_form(kl, missing, row_valid, ARITHMETIC)
+    small = needs_accurate_form(kl, missing, row_valid)
     if tl.max(tl.max(small.to(tl.int32), 1), 0) == 1:
         terms = accurate_terms(g, offset, e, inverse_total, q[:, :, None, :], ARITHMETIC)
         kl = tl.where(small, row_sum(terms) + missing, kl)

@@ -190,7 +190,7 @@ def wide_rows(
         rho_mean = rho_mean * inverse_total
         if value is not None:
             kl = direct_form(mean_g, offset, row_valid)
-            small = needs_accurate_form(kl, missing, row_valid, ARITHMETIC)
+            small = needs_accurate_form(kl, missing, row_valid)
             kl = tl.where(small, accurate + missing, kl) * has_peers
             sums, lost = add_exactly(sums, lost, kl)
             if REDUCTION == "none":

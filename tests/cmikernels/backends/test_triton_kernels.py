@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,9 @@ from tests.support.tables import DEVICE_OF, make_features, make_labels
 pytest.importorskip("triton")
 from cmikernels.backends.triton import launch
 from cmikernels.backends.triton.plan import make_plan
+from cmikernels.backends.triton.tile import DIRECT_FORM_FLOOR
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -82,7 +87,7 @@ def test_a_weight_of_any_size_scales_the_gradient_alone(
 
 
 @pytest.mark.parametrize("reduction", ["mean", "class", "none"])
-@pytest.mark.parametrize("spread", [0.15, 0.25, 0.4, 0.5, 0.6])
+@pytest.mark.parametrize("spread", [0.15, 0.3, 0.5, 0.6, 0.7, 0.8])
 def test_the_value_is_as_accurate_between_the_forms(
     chip: Callable[[Chip], None], spread: float, reduction: str
 ) -> None:
@@ -90,6 +95,12 @@ def test_the_value_is_as_accurate_between_the_forms(
     features, labels = make_features(30, 512, spread), make_labels((10, 10, 10))
     value, _ = value_and_gradient("triton", features, labels, reduction=reduction)
     assert_value(value, Oracle(features, labels, reduction=reduction).value, features.dtype)
+
+
+def test_the_value_changes_its_form_where_that_of_the_other_kernels_does() -> None:
+    header = (ROOT / "csrc" / "math" / "cmi_math.hpp").read_text()
+    floors = re.findall(r" direct_form_floor = ([\d.]+)f?;", header)
+    assert [float(floor) for floor in floors] == 2 * [DIRECT_FORM_FLOOR.value]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "class"])
