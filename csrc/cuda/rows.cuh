@@ -43,6 +43,7 @@ CMIK_DEVICE void sum_rows(const Task& task, int64_t class_first, const Source& s
     if (!second) {
       stats.shift = part.fold(Sum{}, [&](int k, int i) { return e[k][i]; });
       stats.factor = reciprocal(stats.shift);
+      stats.slack = 0;  // until prepare_row() knows it
       if (active && team.lane() == 0) all_stats[r] = stats;
     }
     T factor = stats.factor;
