@@ -36,7 +36,7 @@ FORMS = {
     "short series": (0.0, 8.8),
 }
 READS = {"classes": 2, "slots": 2, "wide": 4}  # of the features; a class held on the chip: one
-KERNELS = {"classes": 1, "slots": 3, "wide": 3}  # that have work, before the one for the total
+KERNELS = {"classes": 1, "slots": 3, "wide": 3}  # that have work
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Prediction:
     """Seconds of a call, and what they come from."""
 
     plan: dict[str, Any]
-    launches: int  # of ours
+    launches: int  # of ours, in a CUDA graph
     launching: float  # seconds, of torch's launch as well
     memory: float
     issue: float
@@ -86,8 +86,8 @@ def predict(
     passes = (1 if held else READS[plan["kind"]]) + with_gradient
     finish = FINISH_COST if with_gradient else VALUE_COST
     cost = SUM_COST[dtype.itemsize] + finish[dtype.itemsize] + FORMS[form][1]
-    # The backward launches all but the total, which return at once: it is asked for times 1. To
-    # make that 1 is a launch of torch's own.
+    # The backward's return at once: it is asked for times 1. To make that 1 is a launch of torch's
+    # own. In a graph the counter of the value's blocks is set to 0 by another.
     launches = KERNELS[plan["kind"]] * (1 + with_gradient) + 1
     rate = INSTRUCTIONS_A_CYCLE * machine.clock * working(plan, shape, machine.chip)
     return Prediction(

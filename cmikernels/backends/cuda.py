@@ -24,6 +24,10 @@ DEVICE_TYPE = "cuda"
 _LEAST_CAPABILITY = (8, 0)
 _USUAL_WORKSPACE = 64 << 10  # bytes; a call that needs more says how many
 
+# By device and stream: where its blocks take the numbers by which the last one knows that it is.
+# A call leaves it at 0, and calls of a stream follow one another.
+_counters: dict[tuple[int, int], Tensor] = {}
+
 # The stream as a number, without an object around it.
 _current_stream: Callable[[int], int] = getattr(
     torch._C,
@@ -136,14 +140,19 @@ def fill(
     """Start what computes the outputs that are given, as `operations.Backend` says."""
     call, _alive = native_call(features, problem, value, gradient, means, incoming)
     device = features.get_device()  # -1 on the CPU
+    stream = 0 if device < 0 else _current_stream(device)
+    # Of the value of all rows alone: while a graph is captured a counter is a launch.
+    summed = value is not None and problem.reduction in ("mean", "sum")
+    counter = _counter(features, device, stream) if summed else None
     size = _USUAL_WORKSPACE
     while size:
         workspace = _workspace(features, size)
         besides = {
             "workspace": workspace.data_ptr(),
             "workspace_bytes": size,
+            "ticket": 0 if counter is None else counter.data_ptr(),
             "largest": 0 if problem.classes is None else problem.classes.largest,
-            "stream": 0 if device < 0 else _current_stream(device),
+            "stream": stream,
             "device": 0 if device < 0 else device,
             "unless_one": unless_one,
         }
@@ -153,3 +162,14 @@ def fill(
 def _workspace(features: Tensor, size: int) -> Tensor:
     """So many bytes of the features' device. They may be freed once the launches are queued."""
     return features.new_empty(size, dtype=torch.uint8)
+
+
+def _counter(features: Tensor, device: int, stream: int) -> Tensor:
+    """Return the stream's; in a graph a new one for each call, because any stream may run it."""
+    if device >= 0 and torch.cuda.is_current_stream_capturing():
+        return features.new_zeros(1, dtype=torch.int32)
+    counter = _counters.get((device, stream))
+    if counter is None:
+        fresh = features.new_zeros(1, dtype=torch.int32)
+        counter = _counters.setdefault((device, stream), fresh)
+    return counter

@@ -23,8 +23,9 @@ void check(int status) {
 int64_t cuda_cmi(const py::dict& problem, const py::dict& besides) {
   static const cmik::Field<cmik_cuda_call> fields[] = {
       CMIK_FIELD(cmik_cuda_call, workspace), CMIK_FIELD(cmik_cuda_call, workspace_bytes),
-      CMIK_FIELD(cmik_cuda_call, largest),   CMIK_FIELD(cmik_cuda_call, stream),
-      CMIK_FIELD(cmik_cuda_call, device),    CMIK_FIELD(cmik_cuda_call, unless_one)};
+      CMIK_FIELD(cmik_cuda_call, ticket),    CMIK_FIELD(cmik_cuda_call, largest),
+      CMIK_FIELD(cmik_cuda_call, stream),    CMIK_FIELD(cmik_cuda_call, device),
+      CMIK_FIELD(cmik_cuda_call, unless_one)};
   cmik_cuda_call call{};
   call.problem = cmik::problem_of(problem);
   cmik::read_fields(besides, fields, call);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "rows.cuh"
+#include "values.cuh"
 
 namespace cmik {
 namespace gpu {
@@ -185,11 +186,11 @@ struct ClassWorker {
     }
     if (!p.value || (p.reduction != CMIK_MEAN && p.reduction != CMIK_SUM)) return;
     sync_block();
-    if (thread() != 0) return;
     double sum = 0;
-    for (int warp = 0; warp < threads() / kWarpThreads; ++warp)
-      sum += in_shared<double>(kTotalsAt)[warp];
-    task.parts[block()] = sum;
+    if (thread() == 0)
+      for (int warp = 0; warp < threads() / kWarpThreads; ++warp)
+        sum += in_shared<double>(kTotalsAt)[warp];
+    finish_value<S>(task, block(), sum);
   }
 
   CMIK_DEVICE void make_own(const ClassRows& all, const ShareSource<S, form>& source,

@@ -57,7 +57,6 @@ const GpuKernels& CMIK_CONCAT(gpu_kernels_, CMIK_FEATURES)() {
       [](const Launch& l, const Task& t, bool second) {
         return start(class_means_kernel<S>, l, t, second);
       },
-      [](const Launch& l, const Task& t) { return start(total_kernel<S>, l, t); },
       [](const Launch& l, const Task& t) { return start(class_values_kernel<S>, l, t); },
       [](Chip& chip) { return complete_chip(class_kernel<S, Form::full, Team::lanes16>, chip); },
   };

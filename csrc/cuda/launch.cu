@@ -93,6 +93,7 @@ Task task_of(const cmik_cuda_call& call, const Shape& shape, const Plan& plan) {
   task.single = {float(full.inverse_tau), float(full.exponent_scale), float(full.row_scale)};
   const Workspace at = workspace_layout(shape, plan);
   char* workspace = static_cast<char*>(call.workspace);
+  task.ticket = call.ticket;
   task.parts = reinterpret_cast<double*>(workspace + at.parts);
   task.stats = workspace + at.stats;
   task.slot_sums = workspace + at.sums;
@@ -113,10 +114,8 @@ class Launches {
       error_ = kernels_.classes(main_launch(), task_);
     else
       slotted();
-    if (!p.value || error_ || p.reduction == CMIK_NONE) return error_;
-    if (p.reduction != CMIK_CLASS)
-      error_ = kernels_.total(small_launch(1, kMostThreads), task_);
-    else if (task_.plan.kind != Kind::classes || task_.plan.cluster > 1)
+    if (!p.value || error_ || p.reduction != CMIK_CLASS) return error_;
+    if (task_.plan.kind != Kind::classes || task_.plan.cluster > 1)
       error_ = kernels_.class_values(small_launch(ceil_div(p.classes, 4), 128), task_);
     return error_;
   }

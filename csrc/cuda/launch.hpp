@@ -22,7 +22,6 @@ struct GpuKernels {
   int (*wide_sums)(const Launch&, const Task&, bool second);
   int (*wide_rows)(const Launch&, const Task&);
   int (*class_means)(const Launch&, const Task&, bool second);
-  int (*total)(const Launch&, const Task&);
   int (*class_values)(const Launch&, const Task&);
   // Fill in what of the current device depends on the kernels' code: capability, which may be less
   // than the device's, and clusters.

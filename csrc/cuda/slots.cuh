@@ -3,6 +3,7 @@
 #pragma once
 
 #include "rows.cuh"
+#include "values.cuh"
 
 namespace cmik {
 namespace gpu {
@@ -105,8 +106,8 @@ __global__ void __launch_bounds__(kMostThreads, 1) slot_rows_kernel(const CMIK_C
                                 value);
   }
   if (!p.value || p.reduction == CMIK_NONE) return;
-  value = reduce_block(value, in_shared<double>(kReductionAt), Sum{});
-  if (thread() == 0) task.parts[blocks() - 1 - block()] = value;
+  finish_value<S>(task, blocks() - 1 - block(),
+                  reduce_block(value, in_shared<double>(kReductionAt), Sum{}));
 }
 
 }  // namespace gpu

@@ -40,7 +40,8 @@ struct Task {
   int32_t class_step;       // clusters of the launch
   Factors<float> single;
   Factors<double> full;
-  double* parts;  // workspace, see plan.hpp
+  uint32_t* ticket;  // see cmikernels.h
+  double* parts;     // workspace, see plan.hpp
   void* stats;
   void* slot_sums;
   void* centroids;

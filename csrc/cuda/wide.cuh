@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) wide_rows_kernel(const CMIK_C
       out[j] = entry_of(pack_of(S{}, numbers), 0);
     }
   }
-  if (p.value && p.reduction != CMIK_NONE && thread() == 0) task.parts[number] = value;
+  if (p.value && p.reduction != CMIK_NONE) finish_value<S>(task, number, value);
 }
 
 }  // namespace gpu

@@ -184,7 +184,7 @@ def kernels_of(call: Callable[[], object], trace: Path) -> list[str]:
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("shape", [(10, 10, 512), (100, 10, 512), (10, 50, 512)], ids=str)
-def test_forward_and_backward_of_a_small_call_are_three_launches(
+def test_forward_and_backward_of_a_small_call_are_few_launches(
     backend: str, shape: tuple[int, int, int], how: str, tmp_path: Path
 ) -> None:
     z, classes = make_call(shape, how)
@@ -200,4 +200,4 @@ def test_forward_and_backward_of_a_small_call_are_three_launches(
         pytest.skip("the profiler sees no kernels on this machine")
     # torch itself fills the gradient that the loss starts with, by a kernel of that name.
     ours = [name for name in kernels if "FillFunctor" not in name]
-    assert 1 <= len(ours) <= 3, ours
+    assert 1 <= len(ours) <= (2 if backend == "cuda" else 3), ours

@@ -26,5 +26,6 @@ PYBIND11_MODULE(_emulated, module) {
   module.def(
       "leave_out_kernels", [](bool without) { cmik::without_kernels() = without; },
       "Whether launches do nothing from now on.");
+  module.def("launch_count", [] { return cmik::launch_count(); }, "Kernels started so far.");
 }
 #endif

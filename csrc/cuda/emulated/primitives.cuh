@@ -47,6 +47,13 @@ inline bool any_in_warp(bool holds) {
   return any;
 }
 
+inline uint32_t take_number(uint32_t* counter, uint32_t last) {
+  const uint32_t number = *counter;
+  *counter = number < last ? number + 1 : 0;
+  ++emulator::machine().progress;
+  return number;
+}
+
 template <class X>
 X* keep_address(X* place) {
   return place;

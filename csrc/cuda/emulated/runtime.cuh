@@ -35,9 +35,16 @@ inline bool& without_kernels() {
   return without;
 }
 
+// Kernels started so far.
+inline int64_t& launch_count() {
+  static int64_t count = 0;
+  return count;
+}
+
 // Runs kernel(arguments...).
 template <class... Arguments>
 int start(void (*kernel)(Arguments...), const Launch& launch, const Arguments&... arguments) {
+  ++launch_count();
   if (without_kernels()) return 0;
   const auto body = [&] { kernel(arguments...); };
   emulator::launch(body, launch.blocks, launch.threads, launch.cluster,

@@ -57,6 +57,17 @@ CMIK_DEVICE T exchange(T value, int mask) {
 // Whether it holds in any lane of the warp.
 CMIK_DEVICE bool any_in_warp(bool holds) { return __any_sync(0xffffffffu, holds); }
 
+// A number from a counter in global memory, which goes on to the next and from `last` to 0. Who has
+// it sees what those wrote who had earlier ones, and the threads that they had met before.
+CMIK_DEVICE uint32_t take_number(uint32_t* counter, uint32_t last) {
+  uint32_t number;
+  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+               : "=r"(number)
+               : "l"(__cvta_generic_to_global(counter)), "r"(last)
+               : "memory");
+  return number;
+}
+
 CMIK_DEVICE constexpr bool has_bulk_copies() {
 #if defined(CMIK_HAS_CLUSTERS)
   return true;
