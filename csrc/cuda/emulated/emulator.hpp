@@ -1,8 +1,8 @@
 // CUDA's thread model on one host thread, so that the kernels' own source can be tested without a
 // GPU. Every CUDA thread is a fiber that runs until it has to wait. The order in which fibers take
-// turns, which warps rest meanwhile, and whether bulk copies arrive at once or as late as they may,
-// follow from a seed: a kernel that lacks a barrier gives other numbers, or NaN, under some of
-// them.
+// turns, which warps rest meanwhile, how many clusters run side by side, and whether bulk copies
+// arrive at once or as late as they may, follow from a seed: a kernel that lacks a barrier gives
+// other numbers, or NaN, under some of them.
 //
 // Checked: threads that wait for one another for ever, writes beyond a block's shared memory, and
 // alignment and size of bulk copies. Shared memory starts as NaN.
@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <csetjmp>
 #include <cstdint>
@@ -27,8 +28,9 @@ namespace emulator {
 constexpr size_t kStackBytes = 64 << 10;
 constexpr int kWarp = 32;
 constexpr int kMostBlockThreads = 1024;
-constexpr int kMostBarriers = 16;  // of a block
-constexpr int kRest = 16;          // rounds
+constexpr int kMostBarriers = 16;      // of a block
+constexpr int kRest = 16;              // rounds
+constexpr uint64_t kMostTogether = 4;  // clusters
 constexpr size_t kCanaryBytes = 64;
 
 [[noreturn]] inline void fail(const char* what) {
@@ -79,6 +81,7 @@ struct Block {
   char* shared;  // its part that is aligned
   size_t shared_bytes;
   Barrier whole;
+  Barrier cluster;               // of the block of rank 0: its cluster's
   Barrier teams[kMostBarriers];  // of sync_threads()
   std::vector<Barrier> warps;
   std::vector<uint64_t> lanes[2];  // what exchange() passes on, by turns
@@ -99,8 +102,8 @@ struct Machine {
   Fiber* current = nullptr;
   int64_t blocks = 0;
   int block_threads = 0;
-  std::vector<Block> cluster;
-  Barrier whole_cluster;
+  int cluster_blocks = 0;
+  std::vector<Block> resident;  // whole clusters, one after the other
   uint64_t progress = 0;
   void (*body)(const void*) = nullptr;
   const void* argument = nullptr;
@@ -113,6 +116,8 @@ inline Machine& machine() {
   return only;
 }
 inline Fiber& fiber() { return *machine().current; }
+// The block of that rank in the cluster.
+inline Block& peer(int rank) { return (fiber().block - fiber().block->rank)[rank]; }
 
 inline void yield() {
   if (!_setjmp(fiber().here)) _longjmp(machine().scheduler, 1);
@@ -136,7 +141,7 @@ inline void enter() {
   yield();
 }
 
-// Runs the fibers of one cluster to their ends.
+// Runs fibers to their ends.
 inline void run_fibers(std::vector<Fiber>& fibers) {
   Machine& m = machine();
   const size_t count = fibers.size();
@@ -184,27 +189,28 @@ void launch(const Body& body, int64_t blocks, int threads, int cluster, size_t s
   m.argument = &body;
   m.blocks = blocks;
   m.block_threads = threads;
+  m.cluster_blocks = cluster;
   if (threads % kWarp || threads > kMostBlockThreads || blocks % cluster)
     fail("launch of a shape that no GPU takes");
-  const size_t count = size_t(cluster) * size_t(threads);
-  if (m.stacks_bytes < count * kStackBytes) {
+  const int64_t together = int64_t(1 + seed() % kMostTogether);
+  const size_t most = size_t(together * cluster * threads);
+  if (m.stacks_bytes < most * kStackBytes) {
     if (m.stacks) munmap(m.stacks, m.stacks_bytes);
-    m.stacks_bytes = count * kStackBytes;
+    m.stacks_bytes = most * kStackBytes;
     void* stacks = mmap(nullptr, m.stacks_bytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stacks == MAP_FAILED) fail("no memory for stacks");
     m.stacks = static_cast<char*>(stacks);
   }
-  std::vector<Fiber> fibers(count);
-  for (int64_t i = 0; i < blocks / cluster; ++i) {
-    const int64_t first = (seed() & 1 ? blocks / cluster - 1 - i : i) * cluster;
-    m.cluster.clear();
-    m.cluster.resize(size_t(cluster));
-    m.whole_cluster = Barrier{};
-    for (int rank = 0; rank < cluster; ++rank) {
-      Block& block = m.cluster[size_t(rank)];
-      block.number = first + rank;
-      block.rank = rank;
+  for (int64_t begun = 0; begun < blocks;) {
+    const int64_t count = std::min(together * cluster, blocks - begun);
+    std::vector<Fiber> fibers(size_t(count * threads));
+    m.resident.clear();
+    m.resident.resize(size_t(count));
+    for (int64_t each = 0; each < count; ++each, ++begun) {
+      Block& block = m.resident[size_t(each)];
+      block.rank = int(begun % cluster);
+      block.number = seed() & 1 ? blocks - cluster - (begun - block.rank) + block.rank : begun;
       block.memory.assign(shared_bytes + kCanaryBytes + 128, char(0xff));
       const auto address = reinterpret_cast<uintptr_t>(block.memory.data());
       block.shared = block.memory.data() + (128 - address % 128) % 128;
@@ -212,7 +218,7 @@ void launch(const Body& body, int64_t blocks, int threads, int cluster, size_t s
       block.warps.resize(size_t(threads / kWarp));
       for (auto& lanes : block.lanes) lanes.resize(size_t(threads));
       for (int t = 0; t < threads; ++t) {
-        const size_t index = size_t(rank) * size_t(threads) + size_t(t);
+        const size_t index = size_t(each * threads + t);
         Fiber& f = fibers[index];
         f.block = &block;
         f.thread = t;
@@ -226,7 +232,7 @@ void launch(const Body& body, int64_t blocks, int threads, int cluster, size_t s
       }
     }
     run_fibers(fibers);
-    for (const Block& block : m.cluster)
+    for (const Block& block : m.resident)
       for (size_t k = 0; k < kCanaryBytes; ++k)
         if (block.shared[shared_bytes + k] != char(0xff)) fail("shared memory overrun");
   }

@@ -62,13 +62,13 @@ inline bool has_bulk_copies() { return emulator::bulk_copies(); }
 
 inline int rank_in_cluster() { return emulator::fiber().block->rank; }
 inline void meet_cluster() {
-  emulator::Machine& m = emulator::machine();
-  emulator::wait(m.whole_cluster, int(m.cluster.size()) * m.block_threads);
+  const emulator::Machine& m = emulator::machine();
+  emulator::wait(emulator::peer(0).cluster, m.cluster_blocks * m.block_threads);
 }
 template <class T>
 T* in_block(T* mine, int rank) {
   const char* here = reinterpret_cast<const char*>(mine);
-  emulator::Block& theirs = emulator::machine().cluster[size_t(rank)];
+  emulator::Block& theirs = emulator::peer(rank);
   return reinterpret_cast<T*>(theirs.shared + (here - shared_memory()));
 }
 
@@ -101,7 +101,7 @@ inline void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t* barr
 }
 template <class Together>
 void send(Together* place, int rank, const Together& numbers, uint64_t* barrier) {
-  emulator::Block& theirs = emulator::machine().cluster[size_t(rank)];
+  emulator::Block& theirs = emulator::peer(rank);
   const auto found = theirs.arrivals.find(in_block(barrier, rank));
   if (found == theirs.arrivals.end()) emulator::fail("sent to a barrier that is not started");
   char* to = reinterpret_cast<char*>(in_block(place, rank));
