@@ -70,6 +70,8 @@ py::dict cuda_plan(int64_t rows, int64_t classes, int64_t largest, int64_t chann
   result["rows_per_slot"] = plan.rows_per_slot;
   result["blocks"] = plan.blocks;
   result["slots"] = plan.slots;
+  result["lead"] = plan.lead;
+  result["read_once"] = plan.read_once;
   result["shared_bytes"] = plan.shared_bytes;
   result["parts"] = plan.parts;
   result["workspace_bytes"] = plan.workspace_bytes;

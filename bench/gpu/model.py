@@ -35,8 +35,8 @@ FORMS = {
     "long series": (0.006, 10.8),
     "short series": (0.0, 8.8),
 }
-READS = {"classes": 2, "slots": 2, "wide": 4}  # of the features; a class held on the chip: one
-KERNELS = {"classes": 1, "slots": 3, "wide": 3}  # that have work
+READS = {"classes": 2, "slots": 2, "wide": 4}  # of the features, unless they are kept on the chip
+LAUNCHES = {"classes": 1, "slots": 2, "wide": 2}  # the kernel, after its counters have been cleared
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,12 @@ def predict(
         raise ValueError(f"no prediction for {dtype}: its instructions were not counted")
     with_gradient = mode == "value+gradient"
     plan = plan_of(shape, dtype, machine.chip)
-    held = plan["kind"] == "classes" and plan["stages"] > 0
-    passes = (1 if held else READS[plan["kind"]]) + with_gradient
+    passes = reads_of(plan) + with_gradient
     finish = FINISH_COST if with_gradient else VALUE_COST
     cost = SUM_COST[dtype.itemsize] + finish[dtype.itemsize] + FORMS[form][1]
     # The backward's return at once: it is asked for times 1. To make that 1 is a launch of torch's
     # own. In a graph the counter of the value's blocks is set to 0 by another.
-    launches = KERNELS[plan["kind"]] * (1 + with_gradient) + 1
+    launches = LAUNCHES[plan["kind"]] * (1 + with_gradient) + 1
     rate = INSTRUCTIONS_A_CYCLE * machine.clock * working(plan, shape, machine.chip)
     return Prediction(
         plan,
@@ -103,6 +102,13 @@ def form_of(shape: Shape, spread: float) -> str:
     """Of the value of normal features of that spread, whose KL grows with its square."""
     kl = 0.45 * spread**2 * (1 - 1 / shape.rows)
     return next(form for form, (floor, _) in FORMS.items() if kl >= floor)
+
+
+def reads_of(plan: dict[str, Any]) -> int:
+    """How often features come from memory."""
+    held = plan["kind"] == "classes" and plan["stages"] > 0
+    in_cache = plan["kind"] == "slots" and plan["read_once"]
+    return 1 if held or in_cache else READS[plan["kind"]]
 
 
 def working(plan: dict[str, Any], shape: Shape, chip: Chip) -> float:

@@ -44,19 +44,10 @@ const GpuKernels& CMIK_CONCAT(gpu_kernels_, CMIK_FEATURES)() {
       [](const Launch& l, const Task& t) {
         return start(CMIK_CHOICE(class_kernel).of(t.plan), l, t);
       },
-      [](const Launch& l, const Task& t, bool second) {
-        return start(CMIK_CHOICE(slot_sums_kernel).of(t.plan), l, t, second);
-      },
       [](const Launch& l, const Task& t) {
-        return start(CMIK_CHOICE(slot_rows_kernel).of(t.plan), l, t);
+        return start(CMIK_CHOICE(slots_kernel).of(t.plan), l, t);
       },
-      [](const Launch& l, const Task& t, bool second) {
-        return start(wide_sums_kernel<S>, l, t, second);
-      },
-      [](const Launch& l, const Task& t) { return start(wide_rows_kernel<S>, l, t); },
-      [](const Launch& l, const Task& t, bool second) {
-        return start(class_means_kernel<S>, l, t, second);
-      },
+      [](const Launch& l, const Task& t) { return start(wide_kernel<S>, l, t); },
       [](const Launch& l, const Task& t) { return start(class_values_kernel<S>, l, t); },
       [](Chip& chip) { return complete_chip(class_kernel<S, Form::full, Team::lanes16>, chip); },
   };

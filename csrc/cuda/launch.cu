@@ -14,6 +14,7 @@ const GpuKernels& gpu_kernels_Float16();
 namespace {
 
 constexpr int64_t kMostBlocks = int64_t(1) << 30;  // of a grid, and classes, which are int there
+constexpr int64_t kMostItems = int64_t(1) << 29;   // of a step of slots: uint32_t counts all
 constexpr int64_t kMostRows = UINT32_MAX;          // whose numbers are uint32_t there
 
 const GpuKernels& kernels_of(int dtype) {
@@ -34,10 +35,6 @@ int element_bytes(int dtype) { return dtype == CMIK_FLOAT64 ? 8 : dtype == CMIK_
 int chip_of(int device, Chip& chip) {
   chip = {};
   return find_chip(device, gpu_kernels_Float32(), chip);
-}
-
-int64_t mean_blocks(int64_t classes, int64_t channels) {
-  return classes * ceil_div(channels, kMeanColumns);
 }
 
 bool multiple_of(const void* pointer, int64_t bytes) {
@@ -78,6 +75,7 @@ Task task_of(const cmik_cuda_call& call, const Shape& shape, const Plan& plan) {
   task.weighted = shape.weighted;
   task.consecutive = !p.order && p.row_stride == p.channels;
   task.rows_per_class = shape.ragged ? 0 : shape.largest;
+  task.slots_per_class = plan.slots / std::max<int64_t>(p.classes, 1);
   task.packs = int32_t(ceil_div(p.channels, pack_entries(shape.element_bytes)));
   while (1 << task.lanes_bits < plan.lanes) ++task.lanes_bits;
   while (1 << task.cluster_bits < plan.cluster) ++task.cluster_bits;
@@ -94,6 +92,7 @@ Task task_of(const cmik_cuda_call& call, const Shape& shape, const Plan& plan) {
   const Workspace at = workspace_layout(shape, plan);
   char* workspace = static_cast<char*>(call.workspace);
   task.ticket = call.ticket;
+  task.counters = reinterpret_cast<uint32_t*>(workspace + at.counters);
   task.parts = reinterpret_cast<double*>(workspace + at.parts);
   task.stats = workspace + at.stats;
   task.slot_sums = workspace + at.sums;
@@ -130,16 +129,10 @@ class Launches {
   }
 
   void slotted() {
-    const cmik_problem& p = task_.problem;
+    error_ = clear(task_.counters, counters_bytes(task_.problem.classes), stream_);
+    if (error_) return;
     const bool wide = task_.plan.kind == Kind::wide;
-    const Launch means =
-        small_launch(mean_blocks(p.classes, p.channels), kMeanColumns * kMeanThreads);
-    for (int second = 0; second <= int(task_.weighted) && !p.centroids && !error_; ++second) {
-      error_ = (wide ? kernels_.wide_sums : kernels_.slot_sums)(main_launch(), task_, second);
-      if (!error_) error_ = kernels_.class_means(means, task_, second);
-    }
-    if (!error_ && (p.value || p.gradient))
-      error_ = (wide ? kernels_.wide_rows : kernels_.slot_rows)(main_launch(), task_);
+    error_ = (wide ? kernels_.wide : kernels_.slots)(main_launch(), task_);
   }
 
   const Task& task_;
@@ -161,9 +154,10 @@ int prepare(const cmik_cuda_call& call, Shape& shape, Plan& plan) {
   if (int error = chip_of(call.device, chip)) return error;
   if (chip.capability < kLeastCapability) return CMIK_GPU_TOO_OLD;
   plan = make_plan(shape, chip);
-  const int64_t means = plan.slots > 0 ? mean_blocks(shape.classes, shape.channels) : 0;
-  const int64_t most = std::max({plan.blocks, shape.classes, means});
-  if (most > kMostBlocks || shape.rows > kMostRows) return CMIK_TOO_LARGE;
+  const int64_t means = shape.classes * ceil_div(shape.channels, kMeanColumns);
+  if (std::max(plan.blocks, shape.classes) > kMostBlocks || shape.rows > kMostRows ||
+      (plan.slots > 0 && std::max(plan.slots, means) > kMostItems))
+    return CMIK_TOO_LARGE;
   known_plans().keep(shape, call.device, plan);
   return 0;
 }

@@ -17,11 +17,8 @@ struct Launch {
 
 struct GpuKernels {
   int (*classes)(const Launch&, const Task&);
-  int (*slot_sums)(const Launch&, const Task&, bool second);
-  int (*slot_rows)(const Launch&, const Task&);
-  int (*wide_sums)(const Launch&, const Task&, bool second);
-  int (*wide_rows)(const Launch&, const Task&);
-  int (*class_means)(const Launch&, const Task&, bool second);
+  int (*slots)(const Launch&, const Task&);
+  int (*wide)(const Launch&, const Task&);
   int (*class_values)(const Launch&, const Task&);
   // Fill in what of the current device depends on the kernels' code: capability, which may be less
   // than the device's, and clusters.

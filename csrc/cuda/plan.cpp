@@ -18,6 +18,7 @@ constexpr Holding kHoldings[] = {
 };
 constexpr int64_t kMostShareRows = 4096;  // of a class in a block: their statistics stay there
 constexpr int64_t kSlotsPerProcessor = 16;
+constexpr int64_t kSlotBytes = 64 << 10;  // at least, so that to take it is little beside the work
 constexpr double kBusyThreads = 256;  // of a multiprocessor, from which on it issues what it can
 constexpr int kWideThreads = 256;
 constexpr int64_t kFarAway = INT32_MAX;  // an offset beyond all shared memory
@@ -26,9 +27,10 @@ constexpr int64_t kFarAway = INT32_MAX;  // an offset beyond all shared memory
 // the machine code (docs/design/cuda.md), or in its place an H200's time for the rest.
 constexpr double kEntryCost = 17;       // of a feature: sums of P, value and gradient
 constexpr double kByteCost = 6.7;       // moved to or from memory, by all multiprocessors at once
+constexpr double kCachedMoves = 2.7;    // of a feature's bytes, where it is read again from L2
 constexpr double kMostShares = 2;       // of the memory's rate, that one of few takes: assumed
 constexpr double kClusterCost = 1.5e5;  // of a class in a cluster: its blocks wait for others
-constexpr double kLaunchCost = 3e5;     // of a launch more
+constexpr double kLaunchCost = 3e5;     // of a launch more, or of waiting for all blocks
 
 int64_t power_of_2(int64_t number) {
   int64_t power = 1;
@@ -104,7 +106,9 @@ double hold(const Shape& shape, const Chip& chip, const Holding& holding, Plan& 
   // What is not held is read again: from L2 if the classes at work fit it.
   const double class_bytes = double(ceil_div(shape.rows, shape.classes) * row_bytes);
   const bool cached = class_bytes * double(clusters) * 4 <= double(chip.cache_bytes) * 3;
-  const double bytes_moved = shape.element_bytes * (plan.stages > 0 ? 2 : cached ? 2.7 : 3);
+  const double bytes_moved = shape.element_bytes * (plan.stages > 0 ? 2
+                                                    : cached        ? kCachedMoves
+                                                                    : 3);
   const int64_t blocks_at_work = std::min(blocks_together, ceil_div(plan.blocks, chip.processors));
   const double busy = std::min(1.0, double(blocks_at_work * plan.threads) / kBusyThreads);
   const int64_t teams = plan.threads / plan.lanes;
@@ -129,30 +133,50 @@ double hold(const Shape& shape, const Chip& chip, const Holding& holding, Plan& 
       together(largest_memory, largest_arithmetic, 1) + waiting);
 }
 
+// Blocks of so many threads; the plan has them and the lanes.
 void divide_into_slots(const Shape& shape, const Chip& chip, Plan& plan) {
+  const int64_t row_bytes = shape.channels * shape.element_bytes;
   const int64_t fewest =
       std::clamp(ceil_div(shape.rows, 2 * chip.processors), kFewestRowsPerSlot, kFewRowsPerSlot);
   plan.rows_per_slot = std::max(fewest, ceil_div(shape.rows, kSlotsPerProcessor * chip.processors));
+  // Smaller ones where L2 can hold a class: less is read in between when rows are read again.
+  if (shape.largest * row_bytes <= chip.cache_bytes)
+    plan.rows_per_slot =
+        std::min(plan.rows_per_slot, std::max(kFewRowsPerSlot, kSlotBytes / row_bytes));
   // Of unequal classes, class y's slots start at offsets[y] / rows_per_slot + y.
   plan.slots = shape.ragged ? shape.rows / plan.rows_per_slot + shape.classes
                             : shape.classes * ceil_div(shape.largest, plan.rows_per_slot);
+  const int64_t served = int64_t(chip.processors) * (kProcessorThreads / plan.threads);
+  plan.lead = ceil_div(served, 2);
+  // As many as are resident; the kernel for wide rows takes fewer registers.
+  plan.blocks = std::min(plan.slots, plan.kind == Kind::wide ? 2 * served : served);
+  const int64_t between = (shape.largest + plan.lead * plan.rows_per_slot) * row_bytes;
+  plan.read_once = between * 4 <= chip.cache_bytes * 3;
 }
 
-double slots_cost(const Shape& shape, const Chip& chip) {
-  Plan plan{};
+int slot_threads(const Plan& plan) { return std::max(128, plan.lanes); }
+
+// Shared memory of a block that makes means: a number of each thread.
+int64_t means_bytes(int threads) {
+  return round_up(kVectorsAt + threads * int64_t(sizeof(double)), 128);
+}
+
+double slots_cost(const Shape& shape, const Chip& chip, Plan plan) {
+  plan.threads = slot_threads(plan);
   divide_into_slots(shape, chip, plan);
   const double rows = double(std::min(plan.rows_per_slot, shape.largest));
   const double used = double(shape.rows) / rows;  // slots that have rows, about
   const double moving = byte_cost(used, chip);
+  const double bytes_moved = shape.element_bytes * (plan.read_once ? kCachedMoves : 3);
   const double slot =
-      rows * double(shape.channels) * together(3 * shape.element_bytes * moving, kEntryCost, 2) +
+      rows * double(shape.channels) * together(bytes_moved * moving, kEntryCost, 2) +
       double(shape.channels) * (2 * kColumnCost + kSumBytes * moving);
   return std::max(used / chip.processors, 1.0) * slot + 3 * kLaunchCost;
 }
 
 // The fastest holding, if it is faster than slots.
 bool plan_classes(const Shape& shape, const Chip& chip, Plan& plan) {
-  double best = slots_cost(shape, chip);
+  double best = slots_cost(shape, chip, plan);
   bool found = false;
   for (const Holding& holding : kHoldings) {
     Plan candidate = plan;
@@ -210,6 +234,7 @@ Workspace workspace_layout(const Shape& shape, const Plan& plan) {
     used += round_up(bytes, 256);
     return start;
   };
+  at.counters = take(plan.slots > 0 ? counters_bytes(shape.classes) : 0);
   at.parts = take(plan.parts * int64_t(sizeof(double)));
   at.stats = take(plan.slots > 0 ? kRowStats * shape.rows * number : 0);
   // Also where targets are, in wide rows.
@@ -230,16 +255,15 @@ Plan make_plan(const Shape& shape, const Chip& chip) {
     plan = Plan{};
     plan.kind = Kind::slots;
     share_row(shape, plan);
-    plan.threads = std::max(128, plan.lanes);
-    plan.shared_bytes = shared_layout(shape, plan).bytes;
+    plan.threads = slot_threads(plan);
+    plan.shared_bytes = std::max(shared_layout(shape, plan).bytes, means_bytes(plan.threads));
     if (!fits || plan.shared_bytes > chip.block_bytes) {
       plan.kind = Kind::wide;
       plan.lanes = plan.threads = kWideThreads;
-      plan.shared_bytes = kWideThreads / kWarpThreads * int64_t(sizeof(double)) * 2;
+      plan.shared_bytes = means_bytes(kWideThreads);
     }
     plan.cluster = 1;
     divide_into_slots(shape, chip, plan);
-    plan.blocks = plan.slots;
   }
   plan.parts = plan.slots > 0 ? plan.slots : shape.classes * plan.cluster;
   plan.workspace_bytes = workspace_layout(shape, plan).bytes;

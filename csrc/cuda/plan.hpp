@@ -3,7 +3,7 @@
 //   classes   a cluster of blocks holds a class in shared memory: one launch reads and writes once.
 //             Where it does not fit, or may not be copied in bulk, it is read twice, the second
 //             time from L2.
-//   slots     few or huge classes: blocks for slots of rows; sums, centroids, value and gradient
+//   slots     few or huge classes: blocks take slots of rows, for sums and again for the rest
 //   wide      rows beyond the registers of a block: the same, column by column
 //
 // Threads that share a row are a team; a thread holds up to `kPacks` packs of 16 bytes of it.
@@ -54,6 +54,8 @@ struct Plan {
   int64_t rows_per_slot;
   int64_t blocks;        // of the main launch
   int64_t slots;         // 0 but for kinds slots and wide
+  int64_t lead;          // slots that sums are ahead of the rest
+  bool read_once;        // from memory: a slot's rows should be in L2 the second time
   int64_t shared_bytes;  // of a block of the main launch
   int64_t parts;         // partial values of classes, at most
   int64_t workspace_bytes;
@@ -105,8 +107,8 @@ constexpr double kColumnCost = 70;  // of a column of a class, in every block th
 constexpr double kRemoteCost = 20;  // more in a cluster
 constexpr double kSumBytes = 24;    // of a column of a slot: sums and centroids, out and in
 
-// Where slots are put together: columns of a class that a block adds up, and threads for each.
-constexpr int kMeanColumns = 32, kMeanThreads = 8;
+// Columns of a class that a block adds up where slots are put together.
+constexpr int kMeanColumns = 32;
 
 CMIK_SHARED constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -117,6 +119,7 @@ CMIK_SHARED constexpr int pack_entries(int element_bytes) { return kPackBytes / 
 CMIK_SHARED constexpr int thread_packs(int element_bytes, Form form) {
   return (element_bytes == 4 ? 8 : 4) / (form == Form::any ? 2 : 1);
 }
+constexpr int64_t counters_bytes(int64_t classes) { return (1 + classes) * 4; }
 constexpr int arithmetic_bytes(int element_bytes) { return element_bytes == 8 ? 8 : 4; }
 
 // Sums of rows that the threads of a block make: one a warp, or one a team of several.
@@ -124,8 +127,9 @@ CMIK_SHARED constexpr int sum_rows_of(int threads, int lanes) {
   return threads / (lanes > kWarpThreads ? lanes : kWarpThreads);
 }
 
-// Numbers in the workspace, in arithmetic type but for `parts`, which are double.
+// Numbers in the workspace, in arithmetic type but for counters and parts, which are double.
 struct Workspace {
+  int64_t counters;   // (1 + classes) uint32_t: items taken, and those of each class that are done
   int64_t parts;      // (parts) partial values
   int64_t stats;      // (rows, kRowStats)
   int64_t sums;       // (slots, channels)

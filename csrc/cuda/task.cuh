@@ -31,6 +31,7 @@ struct Task {
   bool weighted;            // rows' weights differ and centroids are the rows' own
   bool consecutive;         // rows of a class follow one another without gaps
   int64_t rows_per_class;   // where offsets are null
+  int64_t slots_per_class;  // likewise
   int32_t packs;            // of a row
   int32_t lanes_bits;       // log2 of the plan's lanes
   int32_t cluster_bits;     // log2 of the plan's cluster
@@ -40,8 +41,9 @@ struct Task {
   int32_t class_step;       // clusters of the launch
   Factors<float> single;
   Factors<double> full;
-  uint32_t* ticket;  // see cmikernels.h
-  double* parts;     // workspace, see plan.hpp
+  uint32_t* ticket;    // see cmikernels.h
+  uint32_t* counters;  // workspace, see plan.hpp
+  double* parts;
   void* stats;
   void* slot_sums;
   void* centroids;
@@ -91,23 +93,25 @@ CMIK_DEVICE ClassRows rows_of_class(const Task& task, int64_t cls) {
 
 // First slot of a class.
 CMIK_DEVICE int64_t slots_before(const Task& task, int64_t cls) {
-  const int64_t per_slot = task.plan.rows_per_slot;
-  if (!task.problem.offsets) return cls * ceil_div(task.rows_per_class, per_slot);
-  return task.problem.offsets[cls] / per_slot + cls;
+  if (!task.problem.offsets) return cls * task.slots_per_class;
+  return uint32_t(task.problem.offsets[cls]) / uint32_t(task.plan.rows_per_slot) + cls;
 }
 
-// The class whose slot this is: the last that starts at or before it.
-CMIK_DEVICE int64_t class_of_slot(const Task& task, int64_t slot) {
-  if (!task.problem.offsets) return slot / ceil_div(task.rows_per_class, task.plan.rows_per_slot);
+// The last class for which something holds that holds for none after one for which it does not.
+template <class Holds>
+CMIK_DEVICE int64_t last_class(const Task& task, Holds holds) {
   int64_t low = 0, high = task.problem.classes;
   while (high - low > 1) {
     const int64_t middle = low + (high - low) / 2;
-    if (slots_before(task, middle) <= slot)
+    if (holds(middle))
       low = middle;
     else
       high = middle;
   }
   return low;
+}
+CMIK_DEVICE int64_t class_of_slot(const Task& task, int64_t slot) {
+  return last_class(task, [&](int64_t cls) { return slots_before(task, cls) <= slot; });
 }
 
 // The class's rows in the slot; none for a slot that its last rows do not reach.

@@ -6,23 +6,12 @@
 namespace cmik {
 namespace gpu {
 
-// At the end of a kernel that works on rows: thread 0 brings a part of the value. The block that is
-// done last adds up all of them, in an order that is always the same; those of the reduction
-// "class" are left to class_values_kernel.
+// The value of all rows, by the block that is done last: in an order that is always the same.
 template <class S>
-CMIK_DEVICE void finish_value(const Task& task, int64_t number, double part) {
+CMIK_DEVICE void add_up_parts(const Task& task, int64_t count) {
   using T = ArithmeticOf<S>;
-  if (thread() == 0) task.parts[number] = part;
-  if (task.problem.reduction == CMIK_CLASS) return;
-  int& is_last = *in_shared<int>(kTopAt);
-  if (thread() == 0) {
-    const uint32_t last = uint32_t(blocks() - 1);
-    is_last = take_number(task.ticket, last) == last;
-  }
-  sync_block();
-  if (!is_last) return;
   double sum = 0;
-  for (int64_t i = thread(); i < blocks(); i += threads()) sum += task.parts[i];
+  for (int64_t i = thread(); i < count; i += threads()) sum += task.parts[i];
   sum = reduce_block(sum, in_shared<double>(kReductionAt), Sum{});
   if (thread() == 0) *static_cast<T*>(task.problem.value) = T(task.full.row_scale * sum);
 }

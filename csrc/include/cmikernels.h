@@ -60,7 +60,7 @@ typedef struct cmik_cuda_call {
   cmik_problem problem;
   void* workspace;         /* on the device, aligned to 256 bytes */
   int64_t workspace_bytes; /* at least what cmik_cuda_workspace says */
-  uint32_t* ticket;        /* on the device, 0; no other call has it while this one is at work */
+  uint32_t* ticket;        /* for a value of all rows: 0, on the device, of no other call at work */
   int64_t largest;         /* rows of the largest class, where there are offsets */
   void* stream;            /* of the device */
   int32_t device;

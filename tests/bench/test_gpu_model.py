@@ -73,8 +73,8 @@ def test_launches_are_those_of_the_plan() -> None:
     held, slots = Shape(10, 10, 512), Shape(10, 10_000, 1024)
     assert launches_of(held, "value") == ("classes", 2)
     assert launches_of(held, "value+gradient") == ("classes", 3)
-    assert launches_of(slots, "value") == ("slots", 4)
-    assert launches_of(slots, "value+gradient") == ("slots", 7)
+    assert launches_of(slots, "value") == ("slots", 3)
+    assert launches_of(slots, "value+gradient") == ("slots", 5)
 
 
 def test_a_last_round_of_few_classes_takes_as_long_as_a_full_one() -> None:

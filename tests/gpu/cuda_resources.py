@@ -106,7 +106,7 @@ def _barriers(elf: str) -> dict[tuple[int, str], int]:
 
     ::
 
-        .nv.info._ZN4cmik3gpu16wide_rows_kernelIfEEvNS_4TaskE
+        .nv.info._ZN4cmik3gpu11wide_kernelIfEEvNS_4TaskE
             Attribute:  EIATTR_NUM_BARRIERS
             Format:     EIFMT_BVAL
             Value:      0x1

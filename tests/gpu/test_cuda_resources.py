@@ -21,8 +21,7 @@ from tests.gpu.cuda_resources import (
 )
 
 KERNELS = {
-    "class_kernel", "slot_sums_kernel", "class_means_kernel", "slot_rows_kernel",
-    "wide_sums_kernel", "wide_rows_kernel", "class_values_kernel",
+    "class_kernel", "slots_kernel", "wide_kernel", "class_values_kernel",
 }  # fmt: skip
 CLASS_KERNELS = {
     "class_kernel<0, 0>", "class_kernel<0, 1>", "class_kernel<0, 2>",  # full rows: 8, 16, 32 lanes
@@ -38,7 +37,7 @@ arch = sm_80
 Resource usage:
  Common:
   GLOBAL:0
- Function _ZN4cmik3gpu16wide_rows_kernelINS0_8Bfloat16EEEvNS_4TaskE:
+ Function _ZN4cmik3gpu11wide_kernelINS0_8Bfloat16EEEvNS_4TaskE:
   REG:14 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:752 TEXTURE:0 SURFACE:0 SAMPLER:0
 
 Fatbin elf code:
@@ -46,19 +45,19 @@ Fatbin elf code:
 arch = sm_90
 
 Resource usage:
- Function _ZN4cmik3gpu16wide_rows_kernelINS0_8Bfloat16EEEvNS_4TaskE:
+ Function _ZN4cmik3gpu11wide_kernelINS0_8Bfloat16EEEvNS_4TaskE:
   REG:20 STACK:0 SHARED:1024 LOCAL:0 CONSTANT[0]:752 TEXTURE:0 SURFACE:0 SAMPLER:0
  Function _ZN4cmik3gpu12class_kernelIdLNS_4FormE2ELNS_4TeamE4EEEvNS_4TaskE:
   REG:106 STACK:40 SHARED:1056 LOCAL:8 CONSTANT[0]:752 TEXTURE:0 SURFACE:0 SAMPLER:0
 """
 ELF = """
 arch = sm_80
-.nv.info._ZN4cmik3gpu16wide_rows_kernelINS0_8Bfloat16EEEvNS_4TaskE
+.nv.info._ZN4cmik3gpu11wide_kernelINS0_8Bfloat16EEEvNS_4TaskE
 \tAttribute:\tEIATTR_MAXREG_COUNT
 \tFormat:\tEIFMT_HVAL
 \tValue:\t0x80
 arch = sm_90
-.nv.info._ZN4cmik3gpu16wide_rows_kernelINS0_8Bfloat16EEEvNS_4TaskE
+.nv.info._ZN4cmik3gpu11wide_kernelINS0_8Bfloat16EEEvNS_4TaskE
 \tAttribute:\tEIATTR_NUM_BARRIERS
 \tFormat:\tEIFMT_BVAL
 \tValue:\t0x1
@@ -71,8 +70,8 @@ arch = sm_90
 
 def test_a_report_is_taken_apart_by_target_and_kernel() -> None:
     assert list(read_report(USAGE, ELF)) == [
-        Variant(80, "Bfloat16", "wide_rows_kernel", 14, 0, 0, 0),
-        Variant(90, "Bfloat16", "wide_rows_kernel", 20, 0, 1, 0),
+        Variant(80, "Bfloat16", "wide_kernel", 14, 0, 0, 0),
+        Variant(90, "Bfloat16", "wide_kernel", 20, 0, 1, 0),
         Variant(90, "Float64", "class_kernel<2, 4>", 106, 48, 16, 32),
     ]
 

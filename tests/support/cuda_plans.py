@@ -70,6 +70,8 @@ class Plan(NamedTuple):
     rows_per_slot: int
     blocks: int
     slots: int
+    lead: int
+    read_once: bool
     shared_bytes: int
     parts: int
     workspace_bytes: int

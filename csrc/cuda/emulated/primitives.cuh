@@ -54,6 +54,14 @@ inline uint32_t take_number(uint32_t* counter, uint32_t last) {
   return number;
 }
 
+inline void count_one(uint32_t* counter) {
+  ++*counter;
+  ++emulator::machine().progress;
+}
+inline void await_count(const uint32_t* counter, uint32_t count) {
+  while (*counter < count) emulator::yield();
+}
+
 template <class X>
 X* keep_address(X* place) {
   return place;

@@ -35,6 +35,11 @@ inline bool& without_kernels() {
   return without;
 }
 
+inline int clear(void* memory, int64_t bytes, void*) {
+  std::memset(memory, 0, size_t(bytes));
+  return 0;
+}
+
 // Kernels started so far.
 inline int64_t& launch_count() {
   static int64_t count = 0;

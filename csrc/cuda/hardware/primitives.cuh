@@ -68,6 +68,24 @@ CMIK_DEVICE uint32_t take_number(uint32_t* counter, uint32_t last) {
   return number;
 }
 
+// Counts one more, or waits until so many were: then what they wrote, and the threads that they had
+// met before, is seen.
+CMIK_DEVICE void count_one(uint32_t* counter) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(__cvta_generic_to_global(counter))
+               : "memory");
+}
+CMIK_DEVICE void await_count(const uint32_t* counter, uint32_t count) {
+  uint32_t found;
+  for (;;) {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                 : "=r"(found)
+                 : "l"(__cvta_generic_to_global(counter))
+                 : "memory");
+    if (found >= count) return;
+    __nanosleep(100);
+  }
+}
+
 CMIK_DEVICE constexpr bool has_bulk_copies() {
 #if defined(CMIK_HAS_CLUSTERS)
   return true;

@@ -109,6 +109,14 @@ int allow_most(Kernel kernel) {
   return 0;
 }
 
+// Sets so many bytes to 0, in the order of the stream.
+inline int clear(void* memory, int64_t bytes, void* stream) {
+  const cudaError_t error =
+      cudaMemsetAsync(memory, 0, size_t(bytes), static_cast<cudaStream_t>(stream));
+  if (error != cudaSuccess) cudaGetLastError();  // as after a launch
+  return error;
+}
+
 // Starts kernel(arguments...).
 template <class... Arguments>
 int start(void (*kernel)(Arguments...), const Launch& launch, const Arguments&... arguments) {

@@ -93,3 +93,12 @@ def test_a_few_huge_classes_fill_the_chip(classes: int, chip: Chip) -> None:
 def test_given_centroids_need_no_more_workspace(sizes: tuple[int, int, int], chip: Chip) -> None:
     own, fixed = (call_of(*sizes, chip=chip, given=given).plan for given in (False, True))
     assert fixed.workspace_bytes <= own.workspace_bytes
+
+
+def test_a_class_that_l2_can_hold_is_read_from_memory_once() -> None:
+    """With what sums that are ahead read in between, within three quarters of it."""
+    plan = call_of(10, 10_000, 1024, 2).plan
+    assert plan.read_once
+    assert plan.lead * plan.rows_per_slot * 2048 < H200.cache_bytes // 2
+    assert not call_of(10, 10_000, 1024, 4).plan.read_once
+    assert not call_of(1, 100_000, 1024, 2).plan.read_once
