@@ -410,7 +410,11 @@ CMIK_DEVICE void finish_rows(const Task& task, int64_t cls, int64_t class_count,
       }
       const Pack<S> rounded = pack_of(S{}, g);
       if constexpr (form != Form::any) {
-        reinterpret_cast<Pack<S>*>(out)[k * team.lanes()] = rounded;
+        Pack<S>* const place = reinterpret_cast<Pack<S>*>(out) + k * team.lanes();
+        if constexpr (Source::kMayHaveTile)
+          *place = rounded;
+        else
+          store_streaming(place, rounded);  // L2 is for rows that are read again
       } else {
         const int pack = k * team.lanes() + team.lane();
 #pragma unroll

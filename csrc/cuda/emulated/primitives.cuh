@@ -192,6 +192,10 @@ Pack<S> pack_of(S, const T (&numbers)[N]) {
   return pack;
 }
 template <class S>
+void store_streaming(Pack<S>* place, const Pack<S>& pack) {
+  *place = pack;
+}
+template <class S>
 S entry_of(const Pack<S>& pack, int i) {
   return pack.entries[i];
 }

@@ -314,6 +314,14 @@ CMIK_DEVICE Pack<S> pack_of(S, const T (&numbers)[N]) {
   }
   return pack;
 }
+// The first that L2 gives up.
+template <class S>
+CMIK_DEVICE void store_streaming(Pack<S>* place, const Pack<S>& pack) {
+  uint4 words;
+  static_assert(sizeof words == sizeof pack);
+  memcpy(&words, &pack, sizeof words);
+  __stcs(reinterpret_cast<uint4*>(place), words);
+}
 template <class S>
 CMIK_DEVICE S entry_of(const Pack<S>& pack, int i) {
   if constexpr (sizeof(S) > 2)
