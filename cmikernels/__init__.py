@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from cmikernels.backends import BackendStatus, available_backends
 from cmikernels.class_index import ClassIndex
 from cmikernels.cmi import CMILoss, class_centroids, cmi_value_and_grad, fused_cmi
+from cmikernels.norm_act_pool import NormActPool, norm_act_pool
 from cmikernels.regularizer import CMIRegularizer
 
 __all__ = [
@@ -17,10 +18,12 @@ __all__ = [
     "CMILoss",
     "CMIRegularizer",
     "ClassIndex",
+    "NormActPool",
     "available_backends",
     "class_centroids",
     "cmi_value_and_grad",
     "fused_cmi",
+    "norm_act_pool",
 ]
 
 try:

@@ -37,6 +37,42 @@ void cpu_cmi(const py::dict& call, int threads) {
   if (status != CMIK_OK) throw std::runtime_error("cmikernels: unknown status of the CPU kernel");
 }
 
+// One call of norm_act_pool, in a dict by the names of cmik_norm_call.
+void cpu_norm(const py::dict& call, int order) {
+  static const cmik::Field<cmik_norm_call> fields[] = {
+      CMIK_FIELD(cmik_norm_call, x),
+      CMIK_FIELD(cmik_norm_call, residual),
+      CMIK_FIELD(cmik_norm_call, weight),
+      CMIK_FIELD(cmik_norm_call, bias),
+      CMIK_FIELD(cmik_norm_call, grad),
+      CMIK_FIELD(cmik_norm_call, x_cotangent),
+      CMIK_FIELD(cmik_norm_call, residual_cotangent),
+      CMIK_FIELD(cmik_norm_call, weight_cotangent),
+      CMIK_FIELD(cmik_norm_call, bias_cotangent),
+      CMIK_FIELD(cmik_norm_call, out),
+      CMIK_FIELD(cmik_norm_call, x_grad),
+      CMIK_FIELD(cmik_norm_call, weight_grad),
+      CMIK_FIELD(cmik_norm_call, bias_grad),
+      CMIK_FIELD(cmik_norm_call, residual_grad),
+      CMIK_FIELD(cmik_norm_call, grad_grad),
+      CMIK_FIELD(cmik_norm_call, rows),
+      CMIK_FIELD(cmik_norm_call, channels),
+      CMIK_FIELD(cmik_norm_call, height),
+      CMIK_FIELD(cmik_norm_call, width),
+      CMIK_FIELD(cmik_norm_call, groups),
+      CMIK_FIELD(cmik_norm_call, sets),
+      CMIK_FIELD(cmik_norm_call, slope),
+      CMIK_FIELD(cmik_norm_call, eps),
+      CMIK_FIELD(cmik_norm_call, pool),
+      CMIK_FIELD(cmik_norm_call, dtype),
+      CMIK_FIELD(cmik_norm_call, threads),
+  };
+  cmik_norm_call given{};
+  cmik::read_fields(call, fields, given);
+  py::gil_scoped_release release;
+  if (cmik_cpu_norm(&given, order) == CMIK_OUT_OF_MEMORY) throw std::bad_alloc();
+}
+
 py::tuple label_bounds(Address labels, int64_t rows) {
   int64_t low, high;
   cmik_label_bounds(at<const int64_t>(labels), rows, &low, &high);
@@ -106,6 +142,7 @@ py::dict cpu_info() {
 PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
   module.doc() = "Native kernels of cmikernels. Addresses are integers; nothing is checked.";
   module.def("cpu_cmi", &cpu_cmi, "One call of the CPU kernel; see csrc/include/cmikernels.h.");
+  module.def("cpu_norm", &cpu_norm, "One call of norm_act_pool; see csrc/include/cmikernels.h.");
   module.def("label_bounds", &label_bounds, "Smallest and largest label.");
   module.def("index_labels", &index_labels, "Rows by class; whether they were sorted already.");
   module.def("cuda_plan", &cuda_plan, py::kw_only(), py::arg("rows"), py::arg("classes"),

@@ -4,13 +4,17 @@
 #include <cstring>
 
 #include "job.hpp"
+#include "norm.hpp"
 
 namespace cmik {
 
 const Kernels& kernels_baseline(int dtype);
+const NormKernels& norm_kernels_baseline(int dtype);
 #if defined(CMIK_X86)
 const Kernels& kernels_avx2(int dtype);
 const Kernels& kernels_avx512(int dtype);
+const NormKernels& norm_kernels_avx2(int dtype);
+const NormKernels& norm_kernels_avx512(int dtype);
 #endif
 
 namespace {
@@ -18,6 +22,7 @@ namespace {
 struct Isa {
   const char* name;
   const Kernels& (*kernels)(int dtype);
+  const NormKernels& (*norm_kernels)(int dtype);
 };
 
 Isa detect() {
@@ -31,10 +36,10 @@ Isa detect() {
   if (allowed("avx512") && avx2 && __builtin_cpu_supports("avx512f") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl"))
-    return {"avx512", kernels_avx512};
-  if (allowed("avx2") && avx2) return {"avx2", kernels_avx2};
+    return {"avx512", kernels_avx512, norm_kernels_avx512};
+  if (allowed("avx2") && avx2) return {"avx2", kernels_avx2, norm_kernels_avx2};
 #endif
-  return {"baseline", kernels_baseline};
+  return {"baseline", kernels_baseline, norm_kernels_baseline};
 }
 
 const Isa& isa() {
@@ -45,6 +50,7 @@ const Isa& isa() {
 }  // namespace
 
 const Kernels& select_kernels(int dtype) { return isa().kernels(dtype); }
+const NormKernels& select_norm_kernels(int dtype) { return isa().norm_kernels(dtype); }
 
 }  // namespace cmik
 

@@ -11,20 +11,10 @@
 #include <limits>
 #include <type_traits>
 #include <utility>
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
 
+#include "isa.hpp"
 #include "job.hpp"
 #include "math/cmi_math.hpp"
-
-#if defined(__AVX512F__)
-#define CMIK_VECTOR_BYTES 64
-#elif defined(__AVX2__)
-#define CMIK_VECTOR_BYTES 32
-#else
-#define CMIK_VECTOR_BYTES 16
-#endif
 
 namespace cmik {
 namespace CMIK_ISA {
@@ -320,8 +310,6 @@ struct Passes {
 
 }  // namespace CMIK_ISA
 
-#define CMIK_CONCAT_(a, b) a##b
-#define CMIK_CONCAT(a, b) CMIK_CONCAT_(a, b)
 const Kernels& CMIK_CONCAT(kernels_, CMIK_ISA)(int dtype) {
   using namespace CMIK_ISA;
   switch (dtype) {

@@ -1,11 +1,7 @@
 // The sweeps over a row, or a few of them, that the passes are made of.
 
-// Vectors in flight at once, to cover the latency of dependent additions.
-constexpr int kUnroll = 4;
 // Rows finished together: they share loads of the class's columns and hide one another's latencies.
 constexpr int kPair = 2;
-// Channels summed in the arithmetic type before the sum moves to double.
-constexpr int64_t kChunk = 4096;
 // Rows whose exponentials are added to the centroid in one sweep.
 constexpr int64_t kGroup = 4;
 // kGroup rounded up to whole vectors.
@@ -19,25 +15,6 @@ template <class T>
 int64_t padded(int64_t channels) {
   const int64_t lanes = kAlign / int64_t(sizeof(T));
   return (channels + lanes - 1) / lanes * lanes;
-}
-
-// Call f(j, k) for full vectors at channel j, adding into accumulator k < Unroll, and
-// tail(j, count) for the channels left over.
-template <class T, int Unroll = kUnroll, class Full, class Tail>
-inline void sweep(int64_t begin, int64_t end, Full&& f, Tail&& tail) {
-  constexpr int64_t W = kWidth<T>;
-  int64_t j = begin;
-  for (; j + Unroll * W <= end; j += Unroll * W)
-    for (int k = 0; k < Unroll; ++k) f(j + k * W, k);
-  for (; j + W <= end; j += W) f(j, 0);
-  if (j < end) tail(j, end - j);
-}
-
-template <class T, int N>
-inline Vec<T> combine(const Vec<T> (&sums)[N]) {
-  Vec<T> total = sums[0];
-  for (int k = 1; k < N; ++k) total += sums[k];
-  return total;
 }
 
 template <class T>

@@ -91,6 +91,30 @@ inline T horizontal_max(Vec<T> v) {
   return fold<kWidth<T> / 2, T>(v, [](Vec<T> a, Vec<T> b) { return maximum<T>(a, b); });
 }
 
+// Vectors in flight at once, to cover the latency of dependent additions.
+constexpr int kUnroll = 4;
+// Numbers summed in the arithmetic type before the sum moves to double.
+constexpr int64_t kChunk = 4096;
+
+// Call f(j, k) for full vectors at entry j, adding into accumulator k < Unroll, and
+// tail(j, count) for the entries left over.
+template <class T, int Unroll = kUnroll, class Full, class Tail>
+inline void sweep(int64_t begin, int64_t end, Full&& f, Tail&& tail) {
+  constexpr int64_t W = kWidth<T>;
+  int64_t j = begin;
+  for (; j + Unroll * W <= end; j += Unroll * W)
+    for (int k = 0; k < Unroll; ++k) f(j + k * W, k);
+  for (; j + W <= end; j += W) f(j, 0);
+  if (j < end) tail(j, end - j);
+}
+
+template <class T, int N>
+inline Vec<T> combine(const Vec<T> (&sums)[N]) {
+  Vec<T> total = sums[0];
+  for (int k = 1; k < N; ++k) total += sums[k];
+  return total;
+}
+
 // exp((z - peak) / tau) for z <= peak, with scale = log2(e) / tau.
 //
 // `FiniteRange` promises that z is finite and that every result is a normal number. Without it,

@@ -49,6 +49,46 @@ int cmik_index_labels(const int64_t* labels, int64_t rows, int64_t classes, int6
 /* Compute on the CPU, on the calling thread and up to threads - 1 others. */
 int cmik_cpu_run(const cmik_problem* problem);
 
+/* One call of norm_act_pool: out = pool(act(gamma xhat + beta + residual)), with xhat the maps less
+ * their group's mean and divided by its deviation. Maps are contiguous, (rows, channels, height,
+ * width); `out` and its gradients have height / pool and width / pool, rounded down. Parameters and
+ * what concerns them are in the arithmetic type, (sets, channels): rows fall into `sets` sets of
+ * equal size, one after another. Inputs that are null count as: weight 1, all others 0. */
+typedef struct cmik_norm_call {
+  const void* x;
+  const void* residual;
+  const void* weight; /* gamma */
+  const void* bias;   /* beta */
+  const void* grad;   /* of out, for the two derivatives */
+  /* What comes in for backward's outputs, in the double backward. */
+  const void* x_cotangent;
+  const void* residual_cotangent;
+  const void* weight_cotangent;
+  const void* bias_cotangent;
+  void* out;    /* forward's output */
+  void* x_grad; /* outputs of the backward; of the double backward x_grad and weight_grad too, */
+  void* weight_grad; /* and grad_grad. Null where they are not wanted. */
+  void* bias_grad;
+  void* residual_grad;
+  void* grad_grad;
+  int64_t rows;
+  int64_t channels;
+  int64_t height;
+  int64_t width;
+  int64_t groups; /* that channels of a row fall into */
+  int64_t sets;
+  double slope; /* of the activation below 0: 0 for ReLU, 1 for none */
+  double eps;   /* added to the variance */
+  int32_t pool; /* 2: means of 2 x 2 entries; 1: none */
+  int32_t dtype;
+  int32_t threads;
+} cmik_norm_call;
+
+enum cmik_norm_order { CMIK_FORWARD = 0, CMIK_BACKWARD = 1, CMIK_DOUBLE_BACKWARD = 2 };
+
+/* Compute on the CPU, as cmik_cpu_run does. */
+int cmik_cpu_norm(const cmik_norm_call* call, int order);
+
 /* The instruction set the CPU kernels use here: "avx512", "avx2" or "baseline". */
 const char* cmik_cpu_isa(void);
 

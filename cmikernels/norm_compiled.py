@@ -1,0 +1,55 @@
+"""`norm_act_pool` as `torch.compile` sees it: registered, with fakes and a first derivative.
+
+    cmikernels::norm_act_pool(x, residual, weight, bias, ...) -> out
+    cmikernels::norm_act_pool_backward(grad, x, ...) -> (dx, dresidual, dweight, dbias)
+
+Eager calls do not come through here: a registered operation does not go through `torch.func.grad`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmikernels import norm_operations
+from cmikernels.norm_operations import keep_inputs, like_gradients, like_out
+
+_INPUTS = (
+    "Tensor x, Tensor? residual, Tensor weight, Tensor bias, SymInt groups, float slope, "
+    "SymInt pool, float eps"
+)
+
+norm_act_pool = torch.library.custom_op(
+    "cmikernels::norm_act_pool",
+    norm_operations.forward,
+    mutates_args=(),
+    schema=f"({_INPUTS}) -> Tensor",
+)
+norm_act_pool_backward = torch.library.custom_op(
+    "cmikernels::norm_act_pool_backward",
+    norm_operations.backward,
+    mutates_args=(),
+    schema=f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@norm_act_pool.register_fake
+def _(*inputs: Any) -> Tensor:
+    return like_out(inputs[0], inputs[6])
+
+
+@norm_act_pool_backward.register_fake
+def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return like_gradients(*inputs[:4])
+
+
+def _differentiate(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 8
+    dx, dresidual, dweight, dbias = norm_act_pool_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return dx, None if ctx.saved_tensors[1] is None else dresidual, dweight, dbias, *(None,) * 4
+
+
+norm_act_pool.register_autograd(_differentiate, setup_context=keep_inputs)
