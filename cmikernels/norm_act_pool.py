@@ -140,7 +140,8 @@ def _plain(
     if residual is not None:
         y = y + residual
     if slope != 1:
-        y = F.leaky_relu(y, slope) if slope else F.relu(y)
+        # In place: neither norm nor sum needs its result for its derivative.
+        y = F.leaky_relu(y, slope, inplace=True) if slope else F.relu(y, inplace=True)
     return F.avg_pool2d(y, pool) if pool > 1 else y
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cmikernels import norm_operations
-from cmikernels.norm_operations import keep_inputs, like_gradients, like_out
+from cmikernels.norm_operations import keep_inputs, like_gradients, like_out, mapped
 
 _INPUTS = (
     "Tensor x, Tensor? residual, Tensor weight, Tensor bias, SymInt groups, float slope, "
@@ -53,3 +53,13 @@ def _differentiate(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 norm_act_pool.register_autograd(_differentiate, setup_context=keep_inputs)
+
+
+@norm_act_pool.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+    return mapped(norm_act_pool, info.batch_size, in_dims, inputs)
+
+
+@norm_act_pool_backward.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+    return mapped(norm_act_pool_backward, info.batch_size, in_dims, inputs)

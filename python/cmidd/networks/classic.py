@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from cmidd.networks.layers import NORMS, check_size, padded
+from cmidd.networks.layers import between_convolutions, check_size, padded
 
 
 def mlp(channels: int, size: int, *, width: int = 128) -> nn.Module:
@@ -67,8 +67,7 @@ def vgg11(channels: int, size: int, *, norm: str = "instance") -> nn.Module:
         for width in widths:
             layers += [
                 nn.Conv2d(channels, width, 3, padding=padding),
-                NORMS[norm](width, size),
-                nn.ReLU(inplace=True),
+                *between_convolutions(width, size, norm)[:2],
             ]
             channels, padding = width, 1
         layers.append(nn.MaxPool2d(2))

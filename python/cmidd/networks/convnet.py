@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from cmidd.networks.layers import ACTIVATIONS, NORMS, POOLINGS, check_size, padded
+from cmidd.networks.layers import between_convolutions, check_size, padded
 
 
 def convnet(
@@ -25,9 +25,7 @@ def convnet(
     for _ in range(depth):
         layers += [
             nn.Conv2d(channels, width, 3, padding=padding),
-            NORMS[norm](width, size),
-            ACTIVATIONS[activation](),
-            POOLINGS[pooling](),
+            *between_convolutions(width, size, norm, activation, pooling),
         ]
         channels, padding = width, 1
         size = size if pooling == "none" else size // 2

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmikernels import NormActPool
+
 GROUPS = 4  # of norm=group
 
 
@@ -71,6 +73,25 @@ POOLINGS: dict[str, Callable[[], nn.Module]] = {
     "avg": AvgPool,
     "max": lambda: nn.MaxPool2d(2),
 }
+
+
+def between_convolutions(
+    width: int, size: int, norm: str, activation: str = "relu", pooling: str = "none"
+) -> list[nn.Module]:
+    """Norm, activation and pooling, always three modules, so that old states load.
+
+    Where `NormActPool` does all of it, the other two do nothing.
+    """
+    layer = NORMS[norm](width, size)
+    if (
+        isinstance(layer, nn.GroupNorm)
+        and activation in ("relu", "leakyrelu")
+        and pooling in ("none", "avg")
+    ):
+        pool = 2 if pooling == "avg" else 1
+        block = NormActPool(layer.num_groups, width, activation, pool, layer.eps)
+        return [block, nn.Identity(), nn.Identity()]
+    return [layer, ACTIVATIONS[activation](), POOLINGS[pooling]()]
 
 
 def padded(size: int) -> tuple[int, int]:

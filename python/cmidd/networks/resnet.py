@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmidd.networks.layers import NORMS, check_size
+from cmidd.networks.layers import NORMS, between_convolutions, check_size
+from cmikernels import NormActPool
 
 POOLED = 4  # pixels of the last maps that are averaged into one, where maps have as many
 
@@ -21,17 +22,25 @@ class _Block(nn.Module):
     def __init__(self, channels: int, width: int, size: int, stride: int, norm: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-        self.norm1 = NORMS[norm](width, size)
+        self.norm1 = between_convolutions(width, size, norm)[0]
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = NORMS[norm](width, size)
+        self.norm2 = between_convolutions(width, size, norm)[0]
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels != width:
             projection = nn.Conv2d(channels, width, 1, stride, bias=False)
             self.shortcut = nn.Sequential(projection, NORMS[norm](width, size))
 
     def forward(self, maps: Tensor) -> Tensor:
-        inner = F.relu(self.norm1(self.conv1(maps)), inplace=True)
-        return F.relu(self.norm2(self.conv2(inner)) + self.shortcut(maps), inplace=True)
+        inner = _normalised(self.norm1, self.conv1(maps))
+        return _normalised(self.norm2, self.conv2(inner), self.shortcut(maps))
+
+
+def _normalised(norm: nn.Module, maps: Tensor, residual: Tensor | None = None) -> Tensor:
+    """relu(norm(maps) + residual)."""
+    if isinstance(norm, NormActPool):
+        return norm(maps, residual)  # type: ignore[no-any-return]
+    maps = norm(maps)
+    return F.relu(maps if residual is None else maps + residual, inplace=True)
 
 
 def resnet18(channels: int, size: int, *, width: int = 64, norm: str = "instance") -> nn.Module:
@@ -42,8 +51,7 @@ def resnet18(channels: int, size: int, *, width: int = 64, norm: str = "instance
         )
     layers: list[nn.Module] = [
         nn.Conv2d(channels, width, 3, padding=1, bias=False),
-        NORMS[norm](width, size),
-        nn.ReLU(inplace=True),
+        *between_convolutions(width, size, norm)[:2],
     ]
     channels = width
     for stage, stride in enumerate((1, 2, 2, 2)):
