@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import digits, fashion, regularizer
+from bench import block, digits, fashion, regularizer
 from bench.gpu import predictions
 from bench.harness.records import RESULTS, Record
 from bench.kernels import accuracy, overhead, plots
@@ -76,6 +76,15 @@ KINDS = {
         "CMIRegularizer in chunks and all at once",
         "Peak memory and time of the whole regulariser.",
         regularizer.report,
+    ),
+    "block": Kind(
+        "bench.block",
+        "Norm, activation and pooling",
+        'The block is instance norm with scale and shift, ReLU and means of 2 x 2; "torch" is '
+        'three calls of torch. "gradient" is forward and backward, "second order" the gradient of '
+        "a function of these gradients with all that comes before. A copy reads the maps once and "
+        "writes them once. What is kept for the backward is beside input and output.",
+        block.report,
     ),
     "fashion": Kind(
         "bench.fashion",

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from cmikernels import norm_compiled
+from cmikernels import norm_compiled, norm_operations
 from cmikernels.native import DTYPE_CODES, native
 from cmikernels.norm_operations import NormActPoolFunction
+from cmikernels.transforms import transforms_are_active
 
 _SLOPES = {"relu": 0.0, "leakyrelu": 0.01, "none": 1.0}
 
@@ -76,8 +77,11 @@ def norm_act_pool(
         else given.to(arithmetic).unsqueeze(0)
         for given, otherwise in ((weight, 1.0), (bias, 0.0))
     )
-    compiling = torch.compiler.is_compiling()
-    call: Any = norm_compiled.norm_act_pool if compiling else NormActPoolFunction.apply
+    call: Any = NormActPoolFunction.apply
+    if torch.compiler.is_compiling():
+        call = norm_compiled.norm_act_pool
+    elif not torch.is_grad_enabled() and not transforms_are_active():
+        call = norm_operations.forward
     out: Tensor = call(x, residual, scale, shift, groups, slope, pool, eps)
     return out
 

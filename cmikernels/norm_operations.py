@@ -17,13 +17,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 
-from cmikernels.native import DTYPE_CODES, address, native
+from cmikernels.native import DTYPE_CODES, native
+from cmikernels.transforms import transforms_are_active
 
 _FORWARD, _BACKWARD, _DOUBLE_BACKWARD = range(3)  # of cmik_norm_order
 
 Inputs = tuple[Any, ...]
 """x, residual or None, weight, bias, groups, slope, pool, eps."""
+
+
+_POINTERS = ("x", "residual", "weight", "bias", "grad", "x_cotangent", "residual_cotangent",
+             "weight_cotangent", "bias_cotangent", "out", "x_grad", "residual_grad",
+             "weight_grad", "bias_grad", "grad_grad")  # fmt: skip
+_NO_POINTERS = dict.fromkeys(_POINTERS, 0)
 
 
 def _run(
@@ -32,24 +40,25 @@ def _run(
     incoming: dict[str, Tensor | None],
     outputs: dict[str, Tensor],
 ) -> None:
-    """One call of the kernel; it takes what is contiguous."""
+    """One call of the kernel."""
     x, residual, weight, bias, groups, slope, pool, eps = inputs
-    read = {"x": x, "residual": residual, "weight": weight, "bias": bias, **incoming}
-    alive = {
-        name: None if tensor is None else tensor.contiguous().resolve_neg()
-        for name, tensor in read.items()
-    }
-    names = ("grad", "x_cotangent", "residual_cotangent", "weight_cotangent", "bias_cotangent",
-             "out", "x_grad", "residual_grad", "weight_grad", "bias_grad", "grad_grad")  # fmt: skip
     rows, channels, height, width = x.shape
     call = {
-        **dict.fromkeys(names, 0),
-        **{name: address(tensor) for name, tensor in alive.items()},
-        **{name: address(tensor) for name, tensor in outputs.items()},
+        **_NO_POINTERS,
         "rows": rows, "channels": channels, "height": height, "width": width,
         "groups": groups, "sets": len(weight), "slope": slope, "eps": eps, "pool": pool,
         "dtype": DTYPE_CODES[x.dtype], "threads": torch.get_num_threads(),
     }  # fmt: skip
+    copies = []  # which have to live until the call has returned
+    read = {"x": x, "residual": residual, "weight": weight, "bias": bias, **incoming}
+    for name, tensor in read.items():
+        if tensor is not None:
+            if not tensor.is_contiguous() or tensor.is_neg():
+                tensor = tensor.contiguous().resolve_neg()
+                copies.append(tensor)
+            call[name] = tensor.data_ptr()
+    for name, tensor in outputs.items():
+        call[name] = tensor.data_ptr()
     native.cpu_norm(call, order)
 
 
@@ -118,7 +127,19 @@ def keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-class NormActPoolFunction(torch.autograd.Function):
+class _Function(torch.autograd.Function):
+    """Without what torch does at each call to bind defaults, of which there are none: 60 us."""
+
+    @classmethod
+    def apply(cls, *arguments: Any) -> Any:
+        """As torch's."""
+        if transforms_are_active():
+            return super().apply(*arguments)  # type: ignore[no-untyped-call]
+        arguments = unwrap_dead_wrappers(arguments)
+        return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
+
+
+class NormActPoolFunction(_Function):
     """`forward` with its derivative."""
 
     forward = staticmethod(forward)
@@ -129,8 +150,9 @@ class NormActPoolFunction(torch.autograd.Function):
         """Nothing for the options."""
         if grad is None:
             return (None,) * 8
-        apply: Any = _BackwardFunction.apply
-        dx, dresidual, dweight, dbias = apply(grad, *ctx.saved_tensors, *ctx.options)
+        dx, dresidual, dweight, dbias = _BackwardFunction.apply(
+            grad, *ctx.saved_tensors, *ctx.options
+        )
         return dx, None if ctx.saved_tensors[1] is None else dresidual, dweight, dbias, *(None,) * 4
 
     @staticmethod
@@ -139,7 +161,7 @@ class NormActPoolFunction(torch.autograd.Function):
         return mapped(NormActPoolFunction.apply, info.batch_size, in_dims, inputs)
 
 
-class _BackwardFunction(torch.autograd.Function):
+class _BackwardFunction(_Function):
     """`backward` with its derivative."""
 
     forward = staticmethod(backward)
@@ -148,8 +170,9 @@ class _BackwardFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Nothing for residual and bias: the activation's second derivative is 0."""
-        apply: Any = _DoubleBackwardFunction.apply
-        dgrad, dx, dweight = apply(*cotangents, *ctx.saved_tensors, *ctx.options)
+        dgrad, dx, dweight = _DoubleBackwardFunction.apply(
+            *cotangents, *ctx.saved_tensors, *ctx.options
+        )
         return dgrad, dx, None, dweight, *(None,) * 5
 
     @staticmethod
@@ -158,7 +181,7 @@ class _BackwardFunction(torch.autograd.Function):
         return mapped(_BackwardFunction.apply, info.batch_size, in_dims, inputs)
 
 
-class _DoubleBackwardFunction(torch.autograd.Function):
+class _DoubleBackwardFunction(_Function):
     """`double_backward`, which has no derivative."""
 
     forward = staticmethod(double_backward)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 
 import pytest
 import torch
@@ -114,6 +115,39 @@ def test_resnet18_is_a_stem_and_eight_blocks_with_shortcuts() -> None:
     assert not weights
     assert x.max() > 1
     torch.testing.assert_close(network.embed(images_of(32) * 100), x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "size"),
+    [
+        ("convnet:width=8", 32),
+        ("convnet:width=8,norm=group,activation=leakyrelu,pooling=none", 9),
+        ("resnet18:width=4", 17),
+        ("vgg11", 32),
+    ],
+)
+def test_what_the_kernel_makes_of_a_network_is_what_torchs_layers_make_of_it(
+    spec: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = fresh(spec, size).double()
+    weights = dict(network.named_parameters())
+
+    def results() -> list[Tensor]:
+        """Logits, gradients, and the gradient of a function of the gradients by the images."""
+        x = torch.randn(2, 3, size, size, generator=generator("images"), dtype=torch.float64)
+        x.requires_grad_()
+        logits = network(x)
+        gradients = torch.autograd.grad(
+            logits.square().sum(), [*weights.values(), x], create_graph=True
+        )
+        loss = torch.stack([g.square().mean() for g in gradients]).sum()
+        return [logits, *gradients, *torch.autograd.grad(loss, x)]
+
+    fused = results()
+    block = sys.modules["cmikernels.norm_act_pool"]  # whose name the function has
+    monkeypatch.setattr(block, "_kernel_serves", lambda *_: False)
+    for got, expected in zip(fused, results(), strict=True):
+        assert (got - expected).abs().max() <= 1e-9 * (1e-3 + expected.abs().max())
 
 
 def test_instance_norm_lets_no_image_see_its_batch() -> None:
