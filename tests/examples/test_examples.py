@@ -77,3 +77,10 @@ def test_distilled_images_beat_as_many_real_ones(
 def test_the_table_names_every_example() -> None:
     table = re.findall(r"^\| \[(.+?)\]\(\1\)", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
     assert sorted(table) == sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+def test_the_block_changes_a_network_by_rounding_alone(tmp_path: Path) -> None:
+    said = printed_by("norm_act_pool_in_a_convnet.py", tmp_path)
+    apart = [float(found) for found in re.findall(r"by (\S+e-\d+)", said)]
+    assert len(apart) == 2
+    assert all(0 < each < 1e-4 for each in apart)
