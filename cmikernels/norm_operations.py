@@ -43,23 +43,31 @@ def _run(
     """One call of the kernel."""
     x, residual, weight, bias, groups, slope, pool, eps = inputs
     rows, channels, height, width = x.shape
+    last = order == _FORWARD and channels_last(x)
     call = {
         **_NO_POINTERS,
         "rows": rows, "channels": channels, "height": height, "width": width,
         "groups": groups, "sets": len(weight), "slope": slope, "eps": eps, "pool": pool,
-        "dtype": DTYPE_CODES[x.dtype], "threads": torch.get_num_threads(),
+        "channels_last": last, "dtype": DTYPE_CODES[x.dtype], "threads": torch.get_num_threads(),
     }  # fmt: skip
     copies = []  # which have to live until the call has returned
     read = {"x": x, "residual": residual, "weight": weight, "bias": bias, **incoming}
     for name, tensor in read.items():
         if tensor is not None:
-            if not tensor.is_contiguous() or tensor.is_neg():
-                tensor = tensor.contiguous().resolve_neg()
+            maps_last = last and tensor.dim() == 4
+            layout = torch.channels_last if maps_last else torch.contiguous_format
+            if not tensor.is_contiguous(memory_format=layout) or tensor.is_neg():
+                tensor = tensor.contiguous(memory_format=layout).resolve_neg()
                 copies.append(tensor)
             call[name] = tensor.data_ptr()
     for name, tensor in outputs.items():
         call[name] = tensor.data_ptr()
     native.cpu_norm(call, order)
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether the channels of a pixel follow one another, and pixels do not."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def like(tensor: Tensor) -> Tensor:
@@ -68,9 +76,14 @@ def like(tensor: Tensor) -> Tensor:
 
 
 def like_out(x: Tensor, pool: int) -> Tensor:
-    """Memory for the output."""
+    """Memory for the output, in the layout of x."""
     rows, channels, height, width = x.shape
-    return x.new_empty((rows, channels, height // pool, width // pool))
+    return torch.empty(
+        (rows, channels, height // pool, width // pool),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last if channels_last(x) else torch.contiguous_format,
+    )
 
 
 def like_gradients(

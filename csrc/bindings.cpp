@@ -64,6 +64,7 @@ void cpu_norm(const py::dict& call, int order) {
       CMIK_FIELD(cmik_norm_call, slope),
       CMIK_FIELD(cmik_norm_call, eps),
       CMIK_FIELD(cmik_norm_call, pool),
+      CMIK_FIELD(cmik_norm_call, channels_last),
       CMIK_FIELD(cmik_norm_call, dtype),
       CMIK_FIELD(cmik_norm_call, threads),
   };

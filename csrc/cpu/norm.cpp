@@ -11,15 +11,19 @@
 namespace cmik {
 namespace {
 
-constexpr int64_t kTakenAtOnce = 8;  // of a thread's share of the groups: one in so many
+constexpr int64_t kTakenAtOnce = 8;     // of a thread's share of the work: one in so many
+constexpr int64_t kLanesTogether = 32;  // channels of a piece of work, where they come last
 
 class NormRun {
  public:
   NormRun(const cmik_norm_call& call, int order)
-      : job_{call, nullptr, nullptr}, work_(select_norm_kernels(call.dtype).of_order[order]) {
+      : job_{call, call.channels / call.groups, nullptr, nullptr} {
+    const NormKernels& kernels = select_norm_kernels(call.dtype);
+    work_ = call.channels_last ? kernels.forward_channels_last : kernels.of_order[order];
+    if (call.channels_last) take_more_channels();
     const int64_t number = call.dtype == CMIK_FLOAT64 ? 8 : 4;
-    const int64_t group = call.channels / call.groups * call.height * call.width;
-    items_ = call.rows * call.groups;
+    const int64_t group = job_.channels * call.height * call.width;
+    items_ = call.rows * (call.channels / job_.channels);
     const int64_t useful = std::min<int64_t>(items_, items_ * group / elements_worth_a_thread());
     threads_ = int(std::clamp<int64_t>(useful, 1, std::max(call.threads, 1)));
     together_ = std::max<int64_t>(1, items_ / (threads_ * kTakenAtOnce));
@@ -43,6 +47,17 @@ class NormRun {
   double* take_shares(std::vector<double>& shares) {
     shares.resize(size_t(job_.call.rows * job_.call.channels));
     return shares.data();
+  }
+
+  // Whole groups, and as a rule whole vectors of channels.
+  void take_more_channels() {
+    const int64_t all = job_.call.channels, group = job_.channels;
+    for (int64_t taken = group; taken < all; taken += group)
+      if (all % taken == 0 && taken % kLanesTogether == 0) {
+        job_.channels = taken;
+        return;
+      }
+    job_.channels = all;
   }
 
   void take_groups(int thread) {

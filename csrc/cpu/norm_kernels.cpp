@@ -125,6 +125,24 @@ inline void spread_map(const T* means, int64_t height, int64_t width, T* map) {
     for (int64_t j = 0; j < width; ++j) map[(height - 1) * width + j] = 0;
 }
 
+// The mean, and the sum of squares about it, of numbers whose squares are beyond the arithmetic
+// type.
+template <class T, class At>
+double large_moments(int64_t count, T& mean, At&& at) {
+  long double sum = 0, squares = 0;
+  for (int64_t j = 0; j < count; ++j) sum += at(j);
+  mean = T(sum / count);
+  for (int64_t j = 0; j < count; ++j) squares += (at(j) - sum / count) * (at(j) - sum / count);
+  return double(squares);
+}
+
+// The activation, kept finite below: 0 times infinity is NaN.
+template <class T>
+inline Vec<T> activated(Vec<T> y, T slope) {
+  constexpr T lowest = std::numeric_limits<T>::lowest();
+  return y < T(0) ? (y < lowest ? Vec<T>{} + lowest : y) * slope : y;
+}
+
 // A group of a row, for maps stored as S and computed in T.
 template <class S, class T>
 struct Group {
@@ -157,18 +175,9 @@ struct Group {
       const Vec<T> d = load_some(x + j, n, mean) - mean;
       some[0] = d * d;
     });
-    if (!std::isfinite(sum[0])) sum[0] = find_large_moments();
+    if (!std::isfinite(sum[0]))
+      sum[0] = large_moments(count, mean, [&](int64_t j) { return x[j]; });
     deviation_inverse = T(1 / std::sqrt(sum[0] / double(count) + call.eps));
-  }
-
-  // Of numbers whose squares are beyond the arithmetic type.
-  double find_large_moments() {
-    long double sum = 0, squares = 0;
-    for (int64_t j = 0; j < count; ++j) sum += x[j];
-    const long double middle = sum / count;
-    mean = T(middle);
-    for (int64_t j = 0; j < count; ++j) squares += (x[j] - middle) * (x[j] - middle);
-    return double(squares);
   }
 
   T* plane(int number) const { return reinterpret_cast<T*>(scratch.planes[number]); }
@@ -257,7 +266,7 @@ struct NormOrders {
   static void forward(const NormJob& job, int64_t item, const NormScratch& scratch) {
     const cmik_norm_call& c = job.call;
     const Group<S, T> g(c, item, scratch);
-    const T slope = T(c.slope), lowest = std::numeric_limits<T>::lowest();
+    const T slope = T(c.slope);
     T* y = c.pool == 1 ? g.place(c.out, g.area, 2) : g.plane(2);
     g.by_residual([&](auto has_residual) {
       for (int64_t k = 0; k < g.maps; ++k) {
@@ -265,10 +274,7 @@ struct NormOrders {
         const int64_t start = k * g.area;
         each<T>(g.area, [&](int64_t i, int64_t n) {
           const int64_t j = start + i;
-          const Vec<T> v = before(g.centred(j, n), j, n);
-          // Kept finite: 0 times infinity is NaN.
-          const Vec<T> low = v < lowest ? Vec<T>{} + lowest : v;
-          store_some(y + j, n, v < T(0) ? low * slope : v);
+          store_some(y + j, n, activated<T>(before(g.centred(j, n), j, n), slope));
         });
       }
     });
@@ -399,9 +405,12 @@ struct NormOrders {
   }
 };
 
+#include "norm_channels_last.inl"
+
 template <class S, class T>
 constexpr NormKernels kNormTable{
-    {NormOrders<S, T>::forward, NormOrders<S, T>::backward, NormOrders<S, T>::double_backward}};
+    {NormOrders<S, T>::forward, NormOrders<S, T>::backward, NormOrders<S, T>::double_backward},
+    ChannelsLast<S, T>::forward};
 
 }  // namespace CMIK_ISA
 

@@ -51,9 +51,10 @@ int cmik_cpu_run(const cmik_problem* problem);
 
 /* One call of norm_act_pool: out = pool(act(gamma xhat + beta + residual)), with xhat the maps less
  * their group's mean and divided by its deviation. Maps are contiguous, (rows, channels, height,
- * width); `out` and its gradients have height / pool and width / pool, rounded down. Parameters and
- * what concerns them are in the arithmetic type, (sets, channels): rows fall into `sets` sets of
- * equal size, one after another. Inputs that are null count as: weight 1, all others 0. */
+ * width), or in the forward channels last, (rows, height, width, channels); `out` and its gradients
+ * have height / pool and width / pool, rounded down. Parameters and what concerns them are in the
+ * arithmetic type, (sets, channels): rows fall into `sets` sets of equal size, one after another.
+ * Inputs that are null count as: weight 1, all others 0. */
 typedef struct cmik_norm_call {
   const void* x;
   const void* residual;
@@ -80,6 +81,7 @@ typedef struct cmik_norm_call {
   double slope; /* of the activation below 0: 0 for ReLU, 1 for none */
   double eps;   /* added to the variance */
   int32_t pool; /* 2: means of 2 x 2 entries; 1: none */
+  int32_t channels_last;
   int32_t dtype;
   int32_t threads;
 } cmik_norm_call;

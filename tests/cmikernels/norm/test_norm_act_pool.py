@@ -172,7 +172,11 @@ def test_bits_do_not_depend_on_threads(order: Callable[..., list[Tensor]]) -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_finite_maps_give_finite_results(value: float, dtype: torch.dtype) -> None:
     case = make((2, 2, 8, 8), dtype=dtype)
-    for x in (case[0] * value, torch.full_like(case[0], value)):
+    for x in (
+        case[0] * value,
+        torch.full_like(case[0], value),
+        (case[0] * value).contiguous(memory_format=torch.channels_last),
+    ):
         for found in (*first_order(ours, (x, *case[1:]), 2, "relu", 2),
                       *second_order(ours, (x, *case[1:]), 2, "relu", 2)):  # fmt: skip
             assert found.isfinite().all()
@@ -184,12 +188,34 @@ def test_strides_and_negated_views_do_not_matter() -> None:
     x, weight, bias, residual = case
     assert residual is not None
     assert weight is not None
-    last = x.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(ours((last, weight, bias, residual), 3, "relu", 2), expected)
     negated = torch._neg_view(-x)
     assert torch.equal(ours((negated, weight, bias, residual), 3, "relu", 2), expected)
     spaced = weight.repeat_interleave(2)[::2]
     assert torch.equal(ours((x, spaced, bias, residual), 3, "relu", 2), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(32, 32, 6, 7), (64, 64, 9, 17), (96, 3, 4, 4), (37, 37, 5, 6), (6, 2, 32, 32)]
+)
+def test_channels_last_stay_last(
+    shape: tuple[int, int, int, int], residual: bool, pool: int, dtype: torch.dtype
+) -> None:
+    case = make(shape, residual=residual, dtype=dtype)
+    expected = ours(case, shape[1], "leakyrelu", pool)
+    x, weight, bias, added = case
+    given: Case = x.contiguous(memory_format=torch.channels_last), weight, bias, added
+    out = ours(given, shape[1], "leakyrelu", pool)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    tolerance = {torch.float64: 1e-13, torch.float32: 3e-6}.get(dtype, 2 * torch.finfo(dtype).eps)
+    assert (out - expected).abs().max() <= tolerance * (1 + expected.abs().max())
+    assert_same(
+        first_order(ours, given, shape[1], "relu", pool)[1:],
+        first_order(ours, case, shape[1], "relu", pool)[1:],
+        1e-13,
+    )
 
 
 def test_vmap_over_maps_and_parameters() -> None:
