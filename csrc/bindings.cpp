@@ -93,7 +93,7 @@ py::dict cuda_plan(int64_t rows, int64_t classes, int64_t largest, int64_t chann
   const cmik::Shape shape{rows,   classes, largest, channels, element_bytes,
                           ragged, aligned, given,   weighted};
   const cmik::Plan plan = cmik::make_plan(shape, cmik::chip_from(chip));
-  constexpr const char* kinds[] = {"classes", "slots", "wide"};
+  constexpr const char* kinds[] = {"classes", "slots", "wide", "tiny"};
   constexpr const char* forms[] = {"full", "packed", "any"};
   py::dict result;
   result["kind"] = kinds[int(plan.kind)];

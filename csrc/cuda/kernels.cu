@@ -2,6 +2,7 @@
 #include "classes.cuh"
 #include "runtime.cuh"
 #include "slots.cuh"
+#include "tiny.cuh"
 #include "values.cuh"
 #include "wide.cuh"
 
@@ -36,6 +37,15 @@ struct Choice {
         kernel<S, Form::any, Team::warps>                                           \
   }
 
+// Likewise of the kind `tiny`.
+static auto tiny_kernel_of(const Plan& plan) {
+  if (plan.form == Form::full)
+    return plan.lanes == 4 ? tiny_kernel<S, Form::full, Team::lanes4>
+                           : tiny_kernel<S, Form::full, Team::lanes8>;
+  return plan.lanes == 4 ? tiny_kernel<S, Form::packed, Team::lanes4>
+                         : tiny_kernel<S, Form::packed, Team::lanes8>;
+}
+
 }  // namespace gpu
 
 const GpuKernels& CMIK_CONCAT(gpu_kernels_, CMIK_FEATURES)() {
@@ -44,6 +54,7 @@ const GpuKernels& CMIK_CONCAT(gpu_kernels_, CMIK_FEATURES)() {
       [](const Launch& l, const Task& t) {
         return start(CMIK_CHOICE(class_kernel).of(t.plan), l, t);
       },
+      [](const Launch& l, const Task& t) { return start(tiny_kernel_of(t.plan), l, t); },
       [](const Launch& l, const Task& t) {
         return start(CMIK_CHOICE(slots_kernel).of(t.plan), l, t);
       },

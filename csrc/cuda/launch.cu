@@ -109,12 +109,15 @@ class Launches {
 
   int run() {
     const cmik_problem& p = task_.problem;
-    if (task_.plan.kind == Kind::classes)
+    const Kind kind = task_.plan.kind;
+    if (kind == Kind::classes)
       error_ = kernels_.classes(main_launch(), task_);
+    else if (kind == Kind::tiny)
+      error_ = kernels_.tiny(main_launch(), task_);
     else
       slotted();
     if (!p.value || error_ || p.reduction != CMIK_CLASS) return error_;
-    if (task_.plan.kind != Kind::classes || task_.plan.cluster > 1)
+    if (task_.plan.slots > 0 || task_.plan.cluster > 1)
       error_ = kernels_.class_values(small_launch(ceil_div(p.classes, 4), 128), task_);
     return error_;
   }

@@ -17,6 +17,7 @@ struct Launch {
 
 struct GpuKernels {
   int (*classes)(const Launch&, const Task&);
+  int (*tiny)(const Launch&, const Task&);
   int (*slots)(const Launch&, const Task&);
   int (*wide)(const Launch&, const Task&);
   int (*class_values)(const Launch&, const Task&);

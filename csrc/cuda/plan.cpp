@@ -31,6 +31,7 @@ constexpr double kCachedMoves = 2.7;    // of a feature's bytes, where it is rea
 constexpr double kMostShares = 2;       // of the memory's rate, that one of few takes: assumed
 constexpr double kClusterCost = 1.5e5;  // of a class in a cluster: its blocks wait for others
 constexpr double kLaunchCost = 3e5;     // of a launch more, or of waiting for all blocks
+constexpr double kTinyCost = 20;        // of an entry that a warp has room for, with everything
 
 int64_t power_of_2(int64_t number) {
   int64_t power = 1;
@@ -174,6 +175,35 @@ double slots_cost(const Shape& shape, const Chip& chip, Plan plan) {
   return std::max(used / chip.processors, 1.0) * slot + 3 * kLaunchCost;
 }
 
+// The plan where a warp holds a class, and its estimate, which is negative where none can.
+double hold_in_warps(const Shape& shape, const Chip& chip, Plan& plan) {
+  if (!shape.aligned || shape.given || shape.weighted) return -1;
+  const int64_t entries = pack_entries(shape.element_bytes);
+  const int64_t held = thread_packs(shape.element_bytes, Form::packed);
+  const int64_t packs = ceil_div(shape.channels, entries);
+  for (const int lanes : kTinyLanes) {
+    if (packs > lanes * held) continue;
+    if (shape.largest > kWarpThreads / lanes) return -1;
+    plan.kind = Kind::tiny;
+    plan.form = packs == lanes * held ? Form::full : Form::packed;
+    plan.lanes = lanes;
+    plan.threads = kWarpThreads;
+    plan.cluster = 1;
+    plan.share_rows = int32_t(shape.largest);
+    const int64_t together_most = kProcessorThreads / kWarpThreads;
+    plan.blocks = std::min(shape.classes, chip.processors * together_most);
+    const int64_t at_work = std::min(together_most, ceil_div(plan.blocks, chip.processors));
+    const double busy = std::min(1.0, double(at_work * kWarpThreads) / kBusyThreads);
+    const double moving = byte_cost(double(plan.blocks) / double(at_work), chip);
+    const double bytes = double(shape.rows * shape.channels * shape.element_bytes);
+    const double memory = 2 * bytes / double(shape.classes) * moving;
+    const double arithmetic = double(kWarpThreads * held * entries) * kTinyCost / busy;
+    return double(ceil_div(shape.classes, plan.blocks) * at_work) *
+           together(memory, arithmetic, double(at_work));
+  }
+  return -1;
+}
+
 // The fastest holding, if it is faster than slots.
 bool plan_classes(const Shape& shape, const Chip& chip, Plan& plan) {
   double best = slots_cost(shape, chip, plan);
@@ -187,7 +217,11 @@ bool plan_classes(const Shape& shape, const Chip& chip, Plan& plan) {
     plan = candidate;
     found = true;
   }
-  return found;
+  Plan tiny{};
+  const double in_warps = hold_in_warps(shape, chip, tiny);
+  if (in_warps < 0 || in_warps > 1.05 * best) return found;  // the estimate is no closer
+  plan = tiny;
+  return true;
 }
 
 }  // namespace
@@ -265,7 +299,9 @@ Plan make_plan(const Shape& shape, const Chip& chip) {
     plan.cluster = 1;
     divide_into_slots(shape, chip, plan);
   }
-  plan.parts = plan.slots > 0 ? plan.slots : shape.classes * plan.cluster;
+  plan.parts = plan.slots > 0               ? plan.slots
+               : plan.kind == Kind::classes ? shape.classes * plan.cluster
+                                            : plan.blocks;
   plan.workspace_bytes = workspace_layout(shape, plan).bytes;
   return plan;
 }

@@ -4,6 +4,7 @@
 //             Where it does not fit, or may not be copied in bulk, it is read twice, the second
 //             time from L2.
 //   slots     few or huge classes: blocks take slots of rows, for sums and again for the rest
+//   tiny      a warp holds a class in registers, a row in each of its teams
 //   wide      rows beyond the registers of a block: the same, column by column
 //
 // Threads that share a row are a team; a thread holds up to `kPacks` packs of 16 bytes of it.
@@ -16,7 +17,7 @@
 
 namespace cmik {
 
-enum class Kind : int32_t { classes, slots, wide };
+enum class Kind : int32_t { classes, slots, wide, tiny };
 
 // What is known of all rows when a kernel is compiled.
 enum class Form : int32_t {
@@ -26,8 +27,8 @@ enum class Form : int32_t {
 };
 
 // What is known of teams when a kernel is compiled: their lanes, or that they are lanes of a warp,
-// or several warps.
-enum class Team : int32_t { lanes8, lanes16, lanes32, lanes, warps };
+// or several warps. Four lanes are for the kind `tiny` alone.
+enum class Team : int32_t { lanes8, lanes16, lanes32, lanes, warps, lanes4 };
 
 using Chip = cmik_cuda_chip;
 
@@ -71,6 +72,7 @@ constexpr int kFewestMeeting = 128;  // threads of a block whose teams are warps
 
 constexpr int kRowStats = 4;  // numbers that are kept of each row, see RowStats
 constexpr int kMostSumRows = 4;
+constexpr int kTinyLanes[] = {4, 8};      // of a team, where a warp has a class
 constexpr int kProcessorThreads = 512;    // that a multiprocessor's registers serve
 constexpr int64_t kReservedBytes = 1024;  // of a block's shared memory, by the system
 constexpr int kLeastCapability = 80;      // of a GPU that can be used

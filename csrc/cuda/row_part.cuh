@@ -85,8 +85,9 @@ struct ColumnOrder {
 template <class T>
 constexpr T kLowestExponent = T(2 * Limits<T>::lowest_exponent);
 
-// The entries of one row that a thread holds.
-template <class S, Form form, Team kTeam>
+// The entries of one row that a thread holds. Where not all teams hold their packs in the same
+// order, `kTurned` packs stay together.
+template <class S, Form form, Team kTeam, int kTurned = 0>
 struct RowPart {
   using T = ArithmeticOf<S>;
   using Order = ColumnOrder<S>;
@@ -100,6 +101,7 @@ struct RowPart {
   const T* vectors;         // what belongs to the lane's first pack in the column vectors
   Pack<S> packs[kPacks];    // as they were read; not of the form `any`
   T z[kPacks][kEntries];
+  int turn = 0;  // the packs' order, see at()
 
   template <class Source>
   CMIK_DEVICE RowPart(const Task& a_task, TeamOf<T, kTeam>& a_team, const Source& source)
@@ -117,9 +119,16 @@ struct RowPart {
   }
   CMIK_DEVICE int width() const { return row_packs() * kEntries; }
 
+  // Which of the lane's packs is the k-th that it holds.
+  CMIK_DEVICE int at(int k) const {
+    if constexpr (kTurned == 0)
+      return k;
+    else
+      return (k / kTurned * kTurned ^ turn) + k % kTurned;
+  }
   // Whether this lane has a k-th pack, and visit(k) for all that it has.
   CMIK_DEVICE bool has(int k) const {
-    return form == Form::full || k * team.lanes() + team.lane() < task.packs;
+    return form == Form::full || at(k) * team.lanes() + team.lane() < task.packs;
   }
   template <class Visit>
   CMIK_DEVICE void each_pack(Visit visit) const {
@@ -168,7 +177,8 @@ struct RowPart {
         entry += stride;
       }
     } else {
-      pack = has(k) ? reinterpret_cast<const Pack<S>*>(row)[k * team.lanes()] : lowest_pack(S{});
+      pack =
+          has(k) ? reinterpret_cast<const Pack<S>*>(row)[at(k) * team.lanes()] : lowest_pack(S{});
       unpack(pack, entries);
     }
   }
@@ -211,11 +221,7 @@ struct RowPart {
     Pack<S> largest = packs[0];
 #pragma unroll
     for (int k = 1; k < kPacks; ++k) largest = larger_entries(largest, packs[k]);
-    T entries[kEntries];
-    unpack(largest, entries);
-#pragma unroll
-    for (int i = 1; i < kEntries; ++i) entries[0] = maximum(entries[0], entries[i]);
-    return team.reduce(entries[0], Largest{});
+    return team.reduce(largest_entry(largest), Largest{});
   }
 
   // z becomes (z - peak) log2(e) / tau, but for a rounding that all entries of the row share. Where
@@ -251,6 +257,9 @@ struct RowPart {
   static CMIK_DEVICE T slack(const RowStats<T>& stats) {
     return stats.shift == stats.shift ? stats.slack : T(0);
   }
+
+  // Whether it holds for all who must go through long_series() together: each thread by itself.
+  static CMIK_DEVICE bool agreed(bool holds) { return holds; }
 
   // e = 2^z
   CMIK_DEVICE void powers(T (&e)[kPacks][kEntries]) const {

@@ -273,9 +273,8 @@ CMIK_DEVICE T long_series(const Part& part, const S* row, const RowStats<T>& sta
 // KL of the row more accurately than `kl`, which is the direct form, where that is worth it.
 template <class Part, class S, class T>
 CMIK_DEVICE T accurate_divergence(const Part& part, const S* row, const RowStats<T>& stats,
-                                  const T (&e)[Part::kPacks][Part::kEntries],
-                                  const Columns<T>& columns, T kl) {
-  const T missing_mass = columns.missing_mass();
+                                  const T (&e)[Part::kPacks][Part::kEntries], T missing_mass,
+                                  T kl) {
   const bool small = is_small(kl, missing_mass);
   if (!part.team.any(small)) return kl;  // who exchange numbers do the same
   const bool tiny = is_tiny(kl, part.task.problem.reduction != CMIK_NONE);
@@ -296,6 +295,7 @@ CMIK_DEVICE T accurate_divergence(const Part& part, const S* row, const RowStats
     if constexpr (sizeof(T) == sizeof(float))
       done = kl < SmallSeries::usual_kl ? add_series<SmallSeries>(part, e, series)
                                         : add_series<WideSeries>(part, e, series);
+    done = part.agreed(done);
     series = part.team.reduce(done ? series * stats.factor : long_series(part, row, stats), Sum{});
     // Exponents that are too large by the slack change the sum in second order alone.
     const T slack = part.slack(stats) * kLog2<T>;
@@ -368,7 +368,7 @@ CMIK_DEVICE void finish_rows(const Task& task, int64_t cls, int64_t class_count,
       continue;
     }
     if (task.has_value) {
-      T kl = accurate_divergence(part, memory, stats, e, columns,
+      T kl = accurate_divergence(part, memory, stats, e, columns.missing_mass(),
                                  (mean - part.slack(stats)) * kLog2<T>);
       if (alone) kl *= 0;
       if (active && team.lane() == 0) {

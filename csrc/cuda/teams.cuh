@@ -54,7 +54,10 @@ struct TeamOf {
   CMIK_DEVICE explicit TeamOf(const Task& a_task) : task(a_task) {}
 
   static constexpr bool kWithinWarp = kTeam != Team::warps;
-  static constexpr int kMostLanes = kTeam == Team::lanes8 ? 8 : kTeam == Team::lanes16 ? 16 : 32;
+  static constexpr int kMostLanes = kTeam == Team::lanes4    ? 4
+                                    : kTeam == Team::lanes8  ? 8
+                                    : kTeam == Team::lanes16 ? 16
+                                                             : 32;
 
   static CMIK_DEVICE constexpr bool within_warp() { return kWithinWarp; }
   CMIK_DEVICE int lanes() const {

@@ -12,7 +12,8 @@ CMIK_DEVICE void add_up_parts(const Task& task, int64_t count) {
   using T = ArithmeticOf<S>;
   double sum = 0;
   for (int64_t i = thread(); i < count; i += threads()) sum += task.parts[i];
-  sum = reduce_block(sum, in_shared<double>(kReductionAt), Sum{});
+  sum = threads() == kWarpThreads ? reduce_warp(sum, kWarpThreads, Sum{})
+                                  : reduce_block(sum, in_shared<double>(kReductionAt), Sum{});
   if (thread() == 0) *static_cast<T*>(task.problem.value) = T(task.full.row_scale * sum);
 }
 

@@ -146,6 +146,7 @@ template <class T>
 T multiply_add(T a, T b, T c) {
   return std::fma(a, b, c);
 }
+inline float quick_reciprocal(float x) { return 1 / x; }
 template <class T>
 T reciprocal(T x) {
   return 1 / x;
@@ -184,6 +185,12 @@ Pack<S> larger_entries(Pack<S> a, const Pack<S>& b) {
     round_entry(maximum(x, y), a.entries[i]);
   }
   return a;
+}
+template <class S>
+auto largest_entry(const Pack<S>& pack) {
+  auto largest = to_arithmetic(pack.entries[0]);
+  for (const S& entry : pack.entries) largest = maximum(largest, to_arithmetic(entry));
+  return largest;
 }
 template <class S, class T, int N>
 Pack<S> pack_of(S, const T (&numbers)[N]) {

@@ -214,10 +214,14 @@ CMIK_DEVICE float largest_square(float a, float b, float c) {
   return __uint_as_float(__vimax3_u32(bits(a), bits(b), bits(c)));
 }
 
-// 1 / x to the last bit or the one before, for normal numbers.
-CMIK_DEVICE float reciprocal(float x) {
+// 1 / x to the last bit or the one before, for normal numbers; the quick one to one bit less.
+CMIK_DEVICE float quick_reciprocal(float x) {
   float result;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+CMIK_DEVICE float reciprocal(float x) {
+  const float result = quick_reciprocal(x);
   return multiply_add(result, multiply_add(-x, result, 1.0f), result);
 }
 CMIK_DEVICE double reciprocal(double x) { return 1 / x; }
@@ -291,6 +295,20 @@ CMIK_DEVICE Pack<S> larger_entries(Pack<S> a, const Pack<S>& b) {
   for (int i = 0; i < int(sizeof a / sizeof a.words[0]); ++i)
     a.words[i] = larger(a.words[i], b.words[i], S{});
   return a;
+}
+// The largest entry; NaN where one is.
+template <class S>
+CMIK_DEVICE auto largest_entry(const Pack<S>& pack) {
+  auto word = pack.words[0];
+#pragma unroll
+  for (int i = 1; i < int(sizeof pack / sizeof word); ++i) word = larger(word, pack.words[i], S{});
+  if constexpr (sizeof(S) > 2) {
+    return word;
+  } else {
+    float a, b;
+    unpack_word(word, S{}, a, b);
+    return maximum(a, b);
+  }
 }
 
 // Two numbers rounded to nearest even.
