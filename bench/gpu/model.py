@@ -35,8 +35,14 @@ FORMS = {
     "long series": (0.006, 10.8),
     "short series": (0.0, 8.8),
 }
-READS = {"classes": 2, "slots": 2, "wide": 4}  # of the features, unless they are kept on the chip
-LAUNCHES = {"classes": 1, "slots": 2, "wide": 2}  # the kernel, after its counters have been cleared
+# With everything, where a warp holds a class: of an entry that it has room for.
+TINY_COST = {4: 19.3, 2: 20.0}
+TINY_VALUE_COST = {4: 16.5, 2: 16.8}
+TINY_ENTRIES = 1024
+# Reads of the features, unless they are kept on the chip.
+READS = {"tiny": 1, "classes": 2, "slots": 2, "wide": 4}
+# The kernel, after its counters have been cleared.
+LAUNCHES = {"tiny": 1, "classes": 1, "slots": 2, "wide": 2}
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,13 @@ def predict(
     with_gradient = mode == "value+gradient"
     plan = plan_of(shape, dtype, machine.chip)
     passes = reads_of(plan) + with_gradient
-    finish = FINISH_COST if with_gradient else VALUE_COST
-    cost = SUM_COST[dtype.itemsize] + finish[dtype.itemsize] + FORMS[form][1]
+    if plan["kind"] == "tiny":
+        whole = TINY_COST if with_gradient else TINY_VALUE_COST
+        cost = whole[dtype.itemsize] + FORMS[form][1]
+        cost *= TINY_ENTRIES / (shape.rows * shape.channels)
+    else:
+        finish = FINISH_COST if with_gradient else VALUE_COST
+        cost = SUM_COST[dtype.itemsize] + finish[dtype.itemsize] + FORMS[form][1]
     # The backward's return at once: it is asked for times 1. To make that 1 is a launch of torch's
     # own. In a graph the counter of the value's blocks is set to 0 by another.
     launches = LAUNCHES[plan["kind"]] * (1 + with_gradient) + 1
@@ -113,7 +124,7 @@ def reads_of(plan: dict[str, Any]) -> int:
 
 def working(plan: dict[str, Any], shape: Shape, chip: Chip) -> float:
     """Multiprocessors at work, on average until the last one is done."""
-    if plan["kind"] != "classes":
+    if plan["kind"] in ("slots", "wide"):
         return float(min(chip.processors, plan["slots"]))
     # All clusters are resident, and each has its classes from the start.
     clusters: int = plan["blocks"] // plan["cluster"]
@@ -142,7 +153,7 @@ def plan_of(shape: Shape, dtype: torch.dtype, chip: Chip) -> dict[str, Any]:
 def plan_row(plan: dict[str, Any], chip: Chip) -> Row:
     """What a record keeps of a plan: its clusters beside those that the GPU holds at once."""
     row = {f"plan_{key}": plan[key] for key in ("kind", "cluster", "threads", "stages")}
-    if plan["kind"] == "classes":
+    if plan["kind"] in ("classes", "tiny"):
         row["plan_clusters"] = plan["blocks"] // plan["cluster"]
         row["plan_resident"] = chip.resident(plan["cluster"], plan["threads"])
     return row

@@ -76,7 +76,7 @@ def _ratios_of(mine: list[Row], name: str) -> list[list[str]]:
 
 def _fits(row: Row) -> bool:
     if "plan_kind" in row:
-        return bool(row["plan_kind"] == "classes" and row["plan_stages"] > 0)
+        return bool(row["plan_kind"] == "tiny" or row["plan_stages"] > 0)
     return bool(row["one_tile"])
 
 

@@ -6,7 +6,8 @@ python -m tests.gpu.cuda_instructions --extension path/to/_native.so --json out/
 A loop over rows takes one of several ways: with or without the gradient, with one of the forms of
 the value. Counted are the least instructions from the start of a loop back to it, in the machine
 code for sm_90 of full rows, with the marks of the way on them: so many exponentials, stores, or
-coefficients of a series. Work on columns is not in a loop over rows, and so is not counted.
+coefficients of a series. Work on columns is not in a loop over rows, and so is not counted, but for
+tiny classes: there the loop is over classes, and everything is in it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ TARGET = 90
 ENTRIES = 32  # of a row, that a thread has
 FEATURES = ("Float32", "Bfloat16", "Float16")
 LANES = (8, 16, 32)  # of a team; in this order in `enum class Team`
+TINY_LANES = LANES[:1]
 
 # The value is added up in double precision; a series takes the largest of two squares and what came
 # before them.
@@ -76,12 +78,36 @@ def ways(features: str) -> dict[str, Way]:
     }
 
 
+def ways_of_tiny_classes(features: str) -> dict[str, Way]:
+    """Those round the loop over classes that a warp holds: all that is done for a class."""
+    rounds = {_EXPONENTIAL: ENTRIES, _VALUE: 1}
+    stores = ENTRIES * (4 if features == "Float32" else 2) // 16
+    return {
+        "tiny class, value": Way(rounds, (_STORE, _SERIES)),
+        "tiny class, gradient and value": Way({**rounds, _STORE: stores}, (_SERIES,)),
+    }
+
+
 def counts_of(extension: Path) -> list[Count]:
-    """Every way of every kernel of full rows in a file."""
+    """Every way of every kernel of full rows in a file, but those of tiny classes."""
+    return _counts_of(extension, "class_kernel", LANES, ways)
+
+
+def tiny_counts_of(extension: Path) -> list[Count]:
+    """Likewise of the kernel of tiny classes, of 4 rows of 256 channels."""
+    return _counts_of(extension, "tiny_kernel", TINY_LANES, ways_of_tiny_classes)
+
+
+def _counts_of(
+    extension: Path,
+    kernel: str,
+    teams: tuple[int, ...],
+    ways_of: Callable[[str], dict[str, Way]],
+) -> list[Count]:
     symbols = {
-        _symbol(features, team): (features, lanes)
+        _symbol(kernel, features, team): (features, lanes)
         for features in FEATURES
-        for team, lanes in enumerate(LANES)
+        for team, lanes in enumerate(teams)
     }
     options = ["-sass", "-arch", f"sm_{TARGET}", "-fun", ",".join(symbols)]
     listings = read_listings(cuobjdump(options, extension))
@@ -90,7 +116,7 @@ def counts_of(extension: Path) -> list[Count]:
     found = []
     for symbol, (features, lanes) in symbols.items():
         blocks = blocks_of(listings[symbol])
-        for name, way in ways(features).items():
+        for name, way in ways_of(features).items():
             instructions = fewest(blocks, way)
             if instructions is None:
                 raise RuntimeError(f"expected a way {name!r} in {symbol}, got none")
@@ -98,9 +124,9 @@ def counts_of(extension: Path) -> list[Count]:
     return found
 
 
-def _symbol(features: str, team: int) -> str:
+def _symbol(kernel: str, features: str, team: int) -> str:
     arguments = f"{FEATURE_CODES[features]}LNS_4FormE0ELNS_4TeamE{team}E"
-    return f"_ZN4cmik3gpu12class_kernelI{arguments}EEvNS_4TaskE"
+    return f"_ZN4cmik3gpu{len(kernel)}{kernel}I{arguments}EEvNS_4TaskE"
 
 
 def read_listings(text: str) -> dict[str, dict[int, str]]:
@@ -241,8 +267,9 @@ def summary(counts: Iterable[Count]) -> str:
 def main() -> None:
     """Print the table, and write it where asked."""
     arguments = parse_arguments("cuda_instructions", __doc__)
-    counts = counts_of(arguments.extension)
-    conclude(counts, summary(counts), [], arguments.json)
+    counts, tiny = counts_of(arguments.extension), tiny_counts_of(arguments.extension)
+    text = f"{summary(counts)}\n\nTiny classes, with everything:\n{summary(tiny)}"
+    conclude([*counts, *tiny], text, [], arguments.json)
 
 
 if __name__ == "__main__":

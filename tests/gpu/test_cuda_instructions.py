@@ -10,6 +10,7 @@ from cmikernels.native import native
 from tests.gpu.cuda_instructions import (
     FEATURES,
     LANES,
+    TINY_LANES,
     Block,
     Way,
     blocks_of,
@@ -17,6 +18,7 @@ from tests.gpu.cuda_instructions import (
     fewest,
     read_listings,
     summary,
+    tiny_counts_of,
 )
 from tests.gpu.cuda_resources import built_for
 
@@ -30,6 +32,9 @@ BUDGETS = {
     "gradient, short series": (24.9, 27.1),
     "gradient, long series": (27.0, 29.2),
 }
+
+# With everything, where a warp holds a class.
+TINY_BUDGETS = {"tiny class, value": 17.0, "tiny class, gradient and value": 20.0}
 
 # Two loops, one within the other. In the inner one MUFU.EX2 is on both ways and DADD on the longer.
 LISTING = """
@@ -119,3 +124,17 @@ def test_the_sweeps_keep_to_their_budgets() -> None:
         and (both := found[features, lanes, "sums"] + finish) > BUDGETS[way][features != "Float32"]
     }
     assert beyond == {}
+
+
+@pytest.mark.skipif(not has_sm_90(), reason="the extension is built without code for sm_90")
+def test_tiny_classes_keep_to_their_budgets() -> None:
+    pytest.importorskip("triton")  # which brings cuobjdump along
+    counts = tiny_counts_of(Path(native.__file__))
+    print(summary(counts))  # where the test fails or pytest runs with -s
+    assert {(each.features, each.lanes, each.way) for each in counts} == {
+        (features, lanes, way)
+        for features in FEATURES
+        for lanes in TINY_LANES
+        for way in TINY_BUDGETS
+    }
+    assert [each for each in counts if each.instructions > TINY_BUDGETS[each.way]] == []

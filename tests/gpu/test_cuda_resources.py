@@ -21,7 +21,7 @@ from tests.gpu.cuda_resources import (
 )
 
 KERNELS = {
-    "class_kernel", "slots_kernel", "wide_kernel", "class_values_kernel",
+    "class_kernel", "tiny_kernel", "slots_kernel", "wide_kernel", "class_values_kernel",
 }  # fmt: skip
 CLASS_KERNELS = {
     "class_kernel<0, 0>", "class_kernel<0, 1>", "class_kernel<0, 2>",  # full rows: 8, 16, 32 lanes

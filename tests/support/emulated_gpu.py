@@ -85,6 +85,9 @@ def ways_of(case: Case, plan: dict[str, Any]) -> tuple[tuple[Any, ...], ...]:
         ("cluster", kind, plan["cluster"], staged),
         ("form", kind, plan["form"], staged, clustered),
     )
+    if kind == "tiny":
+        spare = ("teams without rows", case.rows < 32 // plan["lanes"])
+        return (*ways, spare, ("halves", plan["lanes"], case.dtype))
     if kind != "classes":
         return (*ways, ("slots", kind, plan["slots"] > case.classes))
     turns = plan["share_rows"] * plan["lanes"] > plan["threads"]
@@ -112,8 +115,8 @@ def find_cases() -> tuple[list[Case], set[tuple[Any, ...]]]:
     """
     least: dict[tuple[Any, ...], tuple[int, Case]] = {}  # of the calls that take the same ways
     for sizes in itertools.product(
-        CHIPS, (2, 3, 5, 9, 20), (3, 7, 20, 50, 100, 1000),
-        (1, 8, 30, 64, 130, 200, 256, 600, 1024, 2048, 9000), DTYPES,
+        CHIPS, (2, 3, 5, 9, 20), (2, 3, 4, 7, 20, 50, 100, 1000),
+        (1, 8, 30, 64, 128, 130, 200, 256, 512, 600, 1024, 2048, 9000), DTYPES,
     ):  # fmt: skip
         case = Case(*sizes)
         if case.classes * case.rows * case.channels <= 150_000:
@@ -137,6 +140,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 WAYS = [
     Case("roomy", 6, 5, 600),
     Case("tiny", 5, 5, 200),
+    Case("tiny", 5, 4, 256),
     Case("tiny", 3, 100, 256),
     Case("Ampere", 3, 60, 1024),
     Case("tiny", 3, 40, 2048, torch.bfloat16),

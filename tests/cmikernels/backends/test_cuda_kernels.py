@@ -28,7 +28,7 @@ def test_every_way_is_taken() -> None:
         return {way[1:] for way in WAYS_TAKEN if way[0] == name}
 
     both = (False, True)
-    kinds = ("classes", "slots", "wide")
+    kinds = ("classes", "slots", "wide", "tiny")
     assert taken("dtype") == set(itertools.product(kinds, DTYPES))
     assert {case.plan["kind"] for case in WAYS} == set(kinds)
     assert {cluster for _, cluster, _ in taken("cluster")} == {1, 2, 4, 8, 16}
@@ -37,7 +37,10 @@ def test_every_way_is_taken() -> None:
     assert taken("slots") >= {("slots", True), ("wide", True)}
     assert taken("several rows a team") == set(itertools.product(both, ("lanes", "warps"), both))
     forms = {(kind, form) for kind, form, *_ in taken("form") if kind != "wide"}
-    assert forms == set(itertools.product(kinds[:2], ("full", "packed", "any")))
+    in_packs = {("tiny", "full"), ("tiny", "packed")}
+    assert forms == set(itertools.product(kinds[:2], ("full", "packed", "any"))) | in_packs
+    assert taken("halves") == set(itertools.product((4, 8), DTYPES))
+    assert taken("teams without rows") == {(False,), (True,)}
     assert {lanes for kind, lanes in taken("lanes") if kind == "classes"} >= {1, 2, 4, 8, 32, 64}
 
 

@@ -12,6 +12,7 @@ from tests.support.cuda_plans import CHIPS, call_of
     ("sizes", "kind", "cluster", "stages"),
     [
         ((1000, 50, 512), "classes", 1, 1),
+        ((100_000, 4, 256), "tiny", 1, 0),
         ((10, 10, 512), "classes", 1, 1),
         ((100, 10, 512), "classes", 1, 1),
         ((20_000, 10, 512), "classes", 1, 1),

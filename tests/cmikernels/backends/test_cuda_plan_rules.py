@@ -79,7 +79,8 @@ def the_grid_is_whole_clusters(call: Call, plan: Plan) -> None:
 
 
 def a_block_has_its_shared_memory(call: Call, plan: Plan) -> None:
-    assert 0 < plan.shared_bytes <= call.chip.block_bytes
+    assert 0 <= plan.shared_bytes <= call.chip.block_bytes
+    assert (plan.shared_bytes == 0) == (plan.kind == "tiny")
 
 
 def a_multiprocessor_hosts_as_many_blocks_as_its_registers_serve(call: Call, plan: Plan) -> None:
@@ -88,8 +89,18 @@ def a_multiprocessor_hosts_as_many_blocks_as_its_registers_serve(call: Call, pla
         assert hosted * (plan.shared_bytes + RESERVED_BYTES) <= call.chip.processor_bytes
 
 
+def a_tiny_class_is_in_the_registers_of_its_warp(call: Call, plan: Plan) -> None:
+    if plan.kind == "tiny":
+        assert call.aligned
+        assert not call.given
+        assert not call.weighted
+        assert plan.threads == 32
+        assert plan.lanes in (4, 8)
+        assert call.largest <= plan.threads // plan.lanes
+
+
 def clusters_that_wait_for_others_to_end_are_not_started(call: Call, plan: Plan) -> None:
-    if plan.kind == "classes":
+    if plan.kind in ("classes", "tiny"):
         clusters = plan.blocks // plan.cluster
         assert clusters <= call.classes
         assert clusters <= call.chip.resident(plan.cluster, plan.threads)
@@ -108,7 +119,8 @@ def no_stage_is_without_a_class(call: Call, plan: Plan) -> None:
 
 
 def tiles_are_within_shared_memory(call: Call, plan: Plan) -> None:
-    assert plan.stages * plan.share_rows * call.row_bytes < plan.shared_bytes
+    if plan.stages > 0:
+        assert plan.stages * plan.share_rows * call.row_bytes < plan.shared_bytes
 
 
 def a_barrier_can_count_the_bytes_of_a_tile(call: Call, plan: Plan) -> None:
@@ -117,13 +129,13 @@ def a_barrier_can_count_the_bytes_of_a_tile(call: Call, plan: Plan) -> None:
 
 
 def shares_cover_the_largest_class(call: Call, plan: Plan) -> None:
-    if plan.kind == "classes":
+    if plan.kind in ("classes", "tiny"):
         assert plan.cluster * plan.share_rows >= call.largest
         assert plan.cluster * (plan.share_rows - 1) < call.largest
 
 
 def slots_cover_every_class(call: Call, plan: Plan) -> None:
-    if plan.kind == "classes":
+    if plan.kind in ("classes", "tiny"):
         assert plan.slots == plan.rows_per_slot == 0
         return
     assert 1 <= plan.blocks <= plan.slots
@@ -135,7 +147,7 @@ def slots_cover_every_class(call: Call, plan: Plan) -> None:
 
 
 def every_block_has_a_partial_value(call: Call, plan: Plan) -> None:
-    expected = call.classes * plan.cluster if plan.kind == "classes" else plan.slots
+    expected = call.classes * plan.cluster if plan.kind == "classes" else plan.blocks
     assert plan.parts == expected
 
 
@@ -143,7 +155,7 @@ def the_workspace_is_linear_in_rows_and_centroids(call: Call, plan: Plan) -> Non
     number = call.number_bytes
     padding = 6 * 256
     assert plan.workspace_bytes >= 8 * plan.parts
-    if plan.kind == "classes":
+    if plan.kind in ("classes", "tiny"):
         assert plan.workspace_bytes <= 8 * 16 * call.classes + padding
         return
     rows = 4 * call.rows * number
@@ -173,6 +185,7 @@ RULES: list[Callable[[Call, Plan], None]] = [
     the_grid_is_whole_clusters,
     a_block_has_its_shared_memory,
     a_multiprocessor_hosts_as_many_blocks_as_its_registers_serve,
+    a_tiny_class_is_in_the_registers_of_its_warp,
     clusters_that_wait_for_others_to_end_are_not_started,
     classes_are_held_where_they_can_be_copied_in_bulk,
     no_stage_is_without_a_class,
