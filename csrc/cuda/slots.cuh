@@ -34,9 +34,7 @@ struct ItemOrder {
   CMIK_DEVICE explicit ItemOrder(const Task& a_task)
       : task(a_task),
         tiles(ceil_div(task.problem.channels, kMeanColumns)),
-        phases(task.given      ? 0
-               : task.weighted ? 2
-                               : 1) {}
+        phases(task.given ? 0 : 1 + int(task.weighted)) {}
 
   // Slots whose sums come before all else of the class that has so many slots before it.
   CMIK_DEVICE int64_t sums_before(int64_t slots) const {

@@ -146,9 +146,9 @@ def slots_cover_every_class(call: Call, plan: Plan) -> None:
         assert plan.slots // call.classes * plan.rows_per_slot >= call.largest
 
 
-def every_block_has_a_partial_value(call: Call, plan: Plan) -> None:
-    expected = call.classes * plan.cluster if plan.kind == "classes" else plan.blocks
-    assert plan.parts == expected
+def every_block_or_slot_has_a_partial_value(call: Call, plan: Plan) -> None:
+    of_kind = {"classes": call.classes * plan.cluster, "tiny": plan.blocks}
+    assert plan.parts == of_kind.get(plan.kind, plan.slots)
 
 
 def the_workspace_is_linear_in_rows_and_centroids(call: Call, plan: Plan) -> None:
@@ -193,7 +193,7 @@ RULES: list[Callable[[Call, Plan], None]] = [
     a_barrier_can_count_the_bytes_of_a_tile,
     shares_cover_the_largest_class,
     slots_cover_every_class,
-    every_block_has_a_partial_value,
+    every_block_or_slot_has_a_partial_value,
     the_workspace_is_linear_in_rows_and_centroids,
     sums_of_slots_are_small_beside_features_or_few,
 ]
