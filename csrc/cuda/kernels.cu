@@ -37,15 +37,6 @@ struct Choice {
         kernel<S, Form::any, Team::warps>                                           \
   }
 
-// Likewise of the kind `tiny`.
-static auto tiny_kernel_of(const Plan& plan) {
-  if (plan.form == Form::full)
-    return plan.lanes == 4 ? tiny_kernel<S, Form::full, Team::lanes4>
-                           : tiny_kernel<S, Form::full, Team::lanes8>;
-  return plan.lanes == 4 ? tiny_kernel<S, Form::packed, Team::lanes4>
-                         : tiny_kernel<S, Form::packed, Team::lanes8>;
-}
-
 }  // namespace gpu
 
 const GpuKernels& CMIK_CONCAT(gpu_kernels_, CMIK_FEATURES)() {
@@ -54,7 +45,10 @@ const GpuKernels& CMIK_CONCAT(gpu_kernels_, CMIK_FEATURES)() {
       [](const Launch& l, const Task& t) {
         return start(CMIK_CHOICE(class_kernel).of(t.plan), l, t);
       },
-      [](const Launch& l, const Task& t) { return start(tiny_kernel_of(t.plan), l, t); },
+      [](const Launch& l, const Task& t) {
+        return start(
+            t.plan.lanes == 4 ? tiny_kernel<S, Team::lanes4> : tiny_kernel<S, Team::lanes8>, l, t);
+      },
       [](const Launch& l, const Task& t) {
         return start(CMIK_CHOICE(slots_kernel).of(t.plan), l, t);
       },

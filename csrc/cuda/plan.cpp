@@ -179,13 +179,13 @@ double slots_cost(const Shape& shape, const Chip& chip, Plan plan) {
 double hold_in_warps(const Shape& shape, const Chip& chip, Plan& plan) {
   if (!shape.aligned || shape.given || shape.weighted) return -1;
   const int64_t entries = pack_entries(shape.element_bytes);
-  const int64_t held = thread_packs(shape.element_bytes, Form::packed);
+  const int64_t held = thread_packs(shape.element_bytes, Form::full);
   const int64_t packs = ceil_div(shape.channels, entries);
   for (const int lanes : kTinyLanes) {
-    if (packs > lanes * held) continue;
+    if (packs != lanes * held) continue;
     if (shape.largest > kWarpThreads / lanes) return -1;
     plan.kind = Kind::tiny;
-    plan.form = packs == lanes * held ? Form::full : Form::packed;
+    plan.form = Form::full;
     plan.lanes = lanes;
     plan.threads = kWarpThreads;
     plan.cluster = 1;

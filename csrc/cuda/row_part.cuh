@@ -128,7 +128,7 @@ struct RowPart {
   }
   // Whether this lane has a k-th pack, and visit(k) for all that it has.
   CMIK_DEVICE bool has(int k) const {
-    return form == Form::full || at(k) * team.lanes() + team.lane() < task.packs;
+    return form == Form::full || k * team.lanes() + team.lane() < task.packs;
   }
   template <class Visit>
   CMIK_DEVICE void each_pack(Visit visit) const {

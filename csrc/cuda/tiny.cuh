@@ -43,9 +43,9 @@ constexpr int kTinyTurned = thread_packs(sizeof(S), Form::packed) > kTinyTeams<k
                                 : 1;
 
 // The part of a row that a thread holds, and of the class's sums.
-template <class S, Form form, Team kTeam>
-struct TinyPart : RowPart<S, form, kTeam, kTinyTurned<S, kTeam> > {
-  using Base = RowPart<S, form, kTeam, kTinyTurned<S, kTeam> >;
+template <class S, Team kTeam>
+struct TinyPart : RowPart<S, Form::full, kTeam, kTinyTurned<S, kTeam> > {
+  using Base = RowPart<S, Form::full, kTeam, kTinyTurned<S, kTeam> >;
   using T = ArithmeticOf<S>;
   static constexpr int kPacks = Base::kPacks, kEntries = Base::kEntries;
   static constexpr int kTeams = kTinyTeams<kTeam>;
@@ -141,9 +141,8 @@ struct TinyPart : RowPart<S, form, kTeam, kTinyTurned<S, kTeam> > {
 };
 
 // For accurate_divergence(): as for other parts, from what is in registers.
-template <class S, Form form, Team kTeam, class T>
-CMIK_DEVICE T long_series(const TinyPart<S, form, kTeam>& part, const S*,
-                          const RowStats<T>& stats) {
+template <class S, Team kTeam, class T>
+CMIK_DEVICE T long_series(const TinyPart<S, kTeam>& part, const S*, const RowStats<T>& stats) {
   const T share = exp2_of(-part.slack(stats));
   T sum = 0;
   part.each_pack_with(kCentroid, [&](int k, const auto& centroid) {
@@ -155,10 +154,10 @@ CMIK_DEVICE T long_series(const TinyPart<S, form, kTeam>& part, const S*,
   return sum;
 }
 
-template <class S, Form form, Team kTeam>
+template <class S, Team kTeam>
 struct TinyWorker {
   using T = ArithmeticOf<S>;
-  using Part = TinyPart<S, form, kTeam>;
+  using Part = TinyPart<S, kTeam>;
 
   const Task& task;
   TeamOf<T, kTeam>& team;
@@ -312,14 +311,14 @@ struct TinyWorker {
   }
 };
 
-template <class S, Form form, Team kTeam>
+template <class S, Team kTeam>
 __global__ void __launch_bounds__(kWarpThreads, kProcessorThreads / kWarpThreads)
     tiny_kernel(const CMIK_CONSTANT Task task) {
   using T = ArithmeticOf<S>;
   if (task.problem.reduction != CMIK_CLASS && any_in_warp(leave_alone<T>(task, 0))) return;
   TeamOf<T, kTeam> team(task);
-  TinyPart<S, form, kTeam> part(task, team, SlotSource<S>{task, 0, 0});
-  TinyWorker<S, form, kTeam>{task, team, part}.run();
+  TinyPart<S, kTeam> part(task, team, SlotSource<S>{task, 0, 0});
+  TinyWorker<S, kTeam>{task, team, part}.run();
 }
 
 }  // namespace gpu

@@ -125,7 +125,8 @@ def _counts_of(
 
 
 def _symbol(kernel: str, features: str, team: int) -> str:
-    arguments = f"{FEATURE_CODES[features]}LNS_4FormE0ELNS_4TeamE{team}E"
+    form = "" if kernel == "tiny_kernel" else "LNS_4FormE0E"  # whose rows are always full
+    arguments = f"{FEATURE_CODES[features]}{form}LNS_4TeamE{team}E"
     return f"_ZN4cmik3gpu{len(kernel)}{kernel}I{arguments}EEvNS_4TaskE"
 
 

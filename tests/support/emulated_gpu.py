@@ -116,7 +116,7 @@ def find_cases() -> tuple[list[Case], set[tuple[Any, ...]]]:
     least: dict[tuple[Any, ...], tuple[int, Case]] = {}  # of the calls that take the same ways
     for sizes in itertools.product(
         CHIPS, (2, 3, 5, 9, 20), (2, 3, 4, 7, 20, 50, 100, 1000),
-        (1, 8, 30, 64, 128, 130, 200, 256, 512, 600, 1024, 2048, 9000), DTYPES,
+        (1, 8, 30, 32, 64, 128, 130, 200, 256, 512, 600, 1024, 2048, 9000), DTYPES,
     ):  # fmt: skip
         case = Case(*sizes)
         if case.classes * case.rows * case.channels <= 150_000:
