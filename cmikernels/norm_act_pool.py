@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from cmikernels import norm_compiled, norm_operations
-from cmikernels.native import DTYPE_CODES, native
+from cmikernels.native import DTYPE_CODES, has_memory, native
 from cmikernels.norm_operations import NormActPoolFunction
 from cmikernels.transforms import transforms_are_active
 
@@ -78,7 +78,7 @@ def norm_act_pool(
         for given, otherwise in ((weight, 1.0), (bias, 0.0))
     )
     call: Any = NormActPoolFunction.apply
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not (has_memory(x) or transforms_are_active()):
         call = norm_compiled.norm_act_pool
     elif not torch.is_grad_enabled() and not transforms_are_active():
         call = norm_operations.forward

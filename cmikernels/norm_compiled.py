@@ -1,7 +1,8 @@
-"""`norm_act_pool` as `torch.compile` sees it: registered, with fakes and a first derivative.
+"""`norm_act_pool` as compilers see it: registered, with fakes and derivatives.
 
     cmikernels::norm_act_pool(x, residual, weight, bias, ...) -> out
     cmikernels::norm_act_pool_backward(grad, x, ...) -> (dx, dresidual, dweight, dbias)
+    cmikernels::norm_act_pool_double_backward(cotangents, grad, x, ...) -> (dgrad, dx, dweight)
 
 Eager calls do not come through here: a registered operation does not go through `torch.func.grad`.
 """
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cmikernels import norm_operations
-from cmikernels.norm_operations import keep_inputs, like_gradients, like_out, mapped
+from cmikernels.norm_operations import keep_inputs, like, like_gradients, like_out, mapped
 
 _INPUTS = (
     "Tensor x, Tensor? residual, Tensor weight, Tensor bias, SymInt groups, float slope, "
@@ -34,6 +35,16 @@ norm_act_pool_backward = torch.library.custom_op(
     schema=f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 
+norm_act_pool_double_backward = torch.library.custom_op(
+    "cmikernels::norm_act_pool_double_backward",
+    norm_operations.double_backward,
+    mutates_args=(),
+    schema=(
+        "(Tensor? of_dx, Tensor? of_dresidual, Tensor? of_dweight, Tensor? of_dbias, Tensor grad, "
+        f"{_INPUTS}) -> (Tensor, Tensor, Tensor)"
+    ),
+)
+
 
 @norm_act_pool.register_fake
 def _(*inputs: Any) -> Tensor:
@@ -45,6 +56,11 @@ def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return like_gradients(*inputs[:4])
 
 
+@norm_act_pool_double_backward.register_fake
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return like(arguments[4]), like(arguments[5]), like(arguments[7])
+
+
 def _differentiate(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 8
@@ -52,7 +68,14 @@ def _differentiate(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     return dx, None if ctx.saved_tensors[1] is None else dresidual, dweight, dbias, *(None,) * 4
 
 
+def _differentiate_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    given = *cotangents, *ctx.saved_tensors, *ctx.options
+    dgrad, dx, dweight = norm_act_pool_double_backward(*given)
+    return dgrad, dx, None, dweight, *(None,) * 5
+
+
 norm_act_pool.register_autograd(_differentiate, setup_context=keep_inputs)
+norm_act_pool_backward.register_autograd(_differentiate_backward, setup_context=keep_inputs)
 
 
 @norm_act_pool.register_vmap

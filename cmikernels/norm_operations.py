@@ -230,9 +230,13 @@ def mapped(
         folded.append(argument)
     made = operation(*folded)
     if isinstance(made, Tensor):
-        return made.view(size, -1, *made.shape[1:]), 0
+        return _unfolded(made, size), 0
     # A gradient of no residual is empty, and not mapped.
     return (
-        tuple(each if each.dim() == 1 else each.view(size, -1, *each.shape[1:]) for each in made),
+        tuple(each if each.dim() == 1 else _unfolded(each, size) for each in made),
         tuple(None if each.dim() == 1 else 0 for each in made),
     )
+
+
+def _unfolded(tensor: Tensor, size: int) -> Tensor:
+    return tensor.view(size, len(tensor) // size, *tensor.shape[1:])

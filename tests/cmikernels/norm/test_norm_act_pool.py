@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from cmikernels import NormActPool, norm_act_pool, norm_compiled
 from cmikernels.norm_act_pool import _plain
@@ -277,6 +279,20 @@ def test_one_graph_under_compile() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+def test_fake_tensors_and_dispatch_modes_are_served() -> None:
+    case = make((4, 2, 6, 6), residual=True)
+    with FlopCounterMode(display=False):  # a mode that sees every operation
+        counted = second_order(ours, case, 2, "relu", 2)
+    assert_same(counted, second_order(ours, case, 2, "relu", 2), 0)
+    with FakeTensorMode() as mode:
+        x = mode.from_tensor(case[0]).requires_grad_()
+        assert norm_act_pool(x, groups=2).shape == (3, 4, 3, 3)
+        (gradient,) = torch.autograd.grad(norm_act_pool(x).sum(), x, create_graph=True)
+        (again,) = torch.autograd.grad(gradient.square().sum(), x)
+    assert again.shape == x.shape
+    assert isinstance(again, FakeTensor)
+
+
 def _detached(argument: Any) -> Any:
     return argument.detach() if isinstance(argument, Tensor) else argument
 
@@ -289,7 +305,13 @@ def test_opcheck(residual: bool) -> None:
     inputs = x, added, weight.detach()[None].requires_grad_(), bias.detach()[None], 2, 0.0, 2, 1e-5
     grad = torch.randn(3, 4, 3, 3, dtype=torch.float64)
     torch.library.opcheck(norm_compiled.norm_act_pool, inputs)
-    torch.library.opcheck(norm_compiled.norm_act_pool_backward, (grad, *map(_detached, inputs)))
+    torch.library.opcheck(norm_compiled.norm_act_pool_backward, (grad, *inputs))
+    constant = [_detached(each) for each in inputs]
+    of_dx, *others = norm_compiled.norm_act_pool_backward(grad, *constant)
+    cotangents = others if residual else (None, None, None)
+    torch.library.opcheck(
+        norm_compiled.norm_act_pool_double_backward, (of_dx, *cotangents, grad, *constant)
+    )
 
 
 def test_a_third_derivative_is_refused_but_by_the_reference() -> None:
