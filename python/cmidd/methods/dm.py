@@ -35,8 +35,8 @@ from cmidd.options.dm import DMOptions
 from cmidd.options.fields import check_filled_in
 from cmidd.seeds import generator
 
-# Pooling then reads whole vectors of channels: a quarter of the real branch. bfloat16 convolutions
-# are slower so.
+# Of the real branch, which has no gradient: its convolutions are a quarter faster so, and what lies
+# between them keeps the layout. bfloat16 convolutions are slower so.
 LAYOUT = {("cpu", torch.float32): torch.channels_last}
 
 
