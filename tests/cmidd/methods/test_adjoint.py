@@ -95,7 +95,7 @@ def test_fifty_steps_take_the_memory_of_one_and_their_weights() -> None:
     initialize(network, generator(0))
     named = dict(network.named_parameters())
     theta = torch.cat([p.detach().flatten() for p in named.values()])
-    images = torch.randn(16, 3, 32, 32, generator=generator("images")).requires_grad_()
+    images = torch.randn(24, 3, 32, 32, generator=generator("images")).requires_grad_()
 
     def loss(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         pieces = torch.split(theta, [p.numel() for p in named.values()])
@@ -106,12 +106,12 @@ def test_fifty_steps_take_the_memory_of_one_and_their_weights() -> None:
         return F.cross_entropy(logits, labels, reduction="sum")
 
     def gradients(steps: int, chunk: int) -> None:
-        batch = images, torch.arange(16) % 10
+        batch = images, torch.arange(24) % 10
         descent = Descent(loss, lambda _: batch, steps, torch.tensor(0.01), chunk)
         descent.pull_back(descent.path(theta), torch.ones_like(theta))
 
-    gradients(1, 16)  # whatever is kept from the first use on
-    one, many = peak(lambda: gradients(1, 16)), peak(lambda: gradients(50, 16))
+    gradients(1, 24)  # whatever is kept from the first use on
+    one, many = peak(lambda: gradients(1, 24)), peak(lambda: gradients(50, 24))
     weights = theta.numel() * theta.element_size()
     assert one < many < one + 1.1 * 49 * weights + images.nbytes  # images.grad, from step to step
     assert many < 1.2 * one
