@@ -12,6 +12,7 @@ trap 'rm -rf "$target"' EXIT
 "$python" -m venv --without-pip "$target/venv"
 site=$("$target/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 "$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$site/outer.pth"
+ln -s "$PWD/bench" "$site/bench" # whose table of chips the emulated GPU is described by
 "$python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$site" \
   -C cmake.define.CMIKERNELS_SANITIZE=address,undefined -C cmake.define.CMIKERNELS_CUDA=OFF \
   -C cmake.define.CMIKERNELS_EMULATE_CUDA=ON -C build-dir="$target/build" .
