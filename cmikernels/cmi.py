@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from cmikernels import compiled
 from cmikernels.backends import choose_backend, operations
@@ -34,7 +33,12 @@ from cmikernels.problem import (
     checked_call,
 )
 from cmikernels.reference import differentiable_gradient, reference_centroids, reference_cmi
-from cmikernels.transforms import refuse_func_grad, refuse_vmap, transforms_are_active
+from cmikernels.transforms import (
+    has_tangent,
+    refuse_func_grad,
+    refuse_vmap,
+    transforms_are_active,
+)
 
 
 def fused_cmi(
@@ -92,7 +96,7 @@ def fused_cmi(
     if centroids is not None and centroids.is_cpu:
         check_call(centroids)
     chosen = choose_backend(backend, features.device.type)
-    if _has_tangent(features):
+    if has_tangent(features):
         value = reference_cmi(as_rows(features), problem).to(arithmetic_dtype(features.dtype))
     elif features.requires_grad and torch.is_grad_enabled():
         if transforms_are_active():
@@ -261,10 +265,3 @@ def _shape_value(value: Tensor, features: Tensor, problem: Problem) -> Tensor:
         return value
     leading = features.shape[:-2] if problem.reduction == "class" else features.shape[:-1]
     return value.view(leading)
-
-
-def _has_tangent(features: Tensor) -> bool:
-    """Whether forward-mode differentiation goes through: rare, and left to the plain formula."""
-    if forward_ad._current_level < 0:
-        return False
-    return forward_ad.unpack_dual(features).tangent is not None  # type: ignore[no-untyped-call]

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from cmikernels import norm_compiled, norm_operations
 from cmikernels.native import DTYPE_CODES, has_memory, native
 from cmikernels.norm_operations import NormActPoolFunction
-from cmikernels.transforms import transforms_are_active
+from cmikernels.problem import arithmetic_dtype
+from cmikernels.transforms import has_tangent, transforms_are_active
 
 _SLOPES = {"relu": 0.0, "leakyrelu": 0.01, "none": 1.0}
 
@@ -70,7 +70,7 @@ def norm_act_pool(
         raise ValueError(f"backend: expected None or 'reference', got {backend!r}")
     if backend or not _kernel_serves(x, weight, bias, residual):
         return _plain(x, weight, bias, groups, slope, pool, eps, residual)
-    arithmetic = torch.float64 if x.dtype == torch.float64 else torch.float32
+    arithmetic = arithmetic_dtype(x.dtype)
     scale, shift = (
         x.new_full((1, x.shape[1]), otherwise, dtype=arithmetic)
         if given is None
@@ -157,14 +157,8 @@ def _kernel_serves(*tensors: Tensor | None) -> bool:
         native is not None
         and x.device.type == "cpu"
         and x.dtype in DTYPE_CODES
-        and (forward_ad._current_level < 0 or not any(map(_has_tangent, tensors)))
+        and not any(tensor is not None and has_tangent(tensor) for tensor in tensors)
     )
-
-
-def _has_tangent(tensor: Tensor | None) -> bool:
-    if tensor is None:
-        return False
-    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _checked_groups(x: Tensor, groups: int | None) -> int:
@@ -187,7 +181,9 @@ def _checked_options(x: Tensor, activation: str, pool: int, eps: float) -> float
     if pool not in (1, 2):
         raise ValueError(f"pool: expected 2 (means of 2 x 2) or 1 (none), got {pool!r}")
     if min(x.shape[2:]) < pool:
-        raise ValueError(f"pool: expected maps of {pool} x {pool} or more, got {_size(x)}")
+        raise ValueError(
+            f"pool: expected maps of {pool} x {pool} or more, got {x.shape[2]} x {x.shape[3]}"
+        )
     if not eps > 0:
         raise ValueError(f"eps: expected a positive number, got {eps}")
     return _SLOPES[activation]
@@ -207,7 +203,3 @@ def _check_parameters(
             f"residual: expected shape and dtype of x, {tuple(x.shape)} {x.dtype}, got "
             f"{tuple(residual.shape)} {residual.dtype}"
         )
-
-
-def _size(x: Tensor) -> str:
-    return f"{x.shape[2]} x {x.shape[3]}"

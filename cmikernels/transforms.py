@@ -9,9 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor, is_gradtrackingtensor, is_legacy_batchedtensor
+from torch.autograd import forward_ad
 
 # True while a transform of torch.func runs; a question of nanoseconds.
 transforms_are_active = torch._C._are_functorch_transforms_active
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether forward-mode differentiation goes through: rare, and left to plain formulas."""
+    if forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def refuse_vmap(name: str, tensor: Tensor | None, instead: str) -> None:
