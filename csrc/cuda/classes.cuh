@@ -186,17 +186,11 @@ struct ClassWorker {
     }
     if (!p.value || (p.reduction != CMIK_MEAN && p.reduction != CMIK_SUM)) return;
     sync_block();
-    int& is_last = *in_shared<int>(kTopAt);
-    if (thread() == 0) {
-      double sum = 0;
+    double sum = 0;
+    if (thread() == 0)
       for (int warp = 0; warp < threads() / kWarpThreads; ++warp)
         sum += in_shared<double>(kTotalsAt)[warp];
-      task.parts[block()] = sum;
-      const uint32_t last = uint32_t(blocks() - 1);
-      is_last = take_number(task.ticket, last) == last;
-    }
-    sync_block();
-    if (is_last) add_up_parts<S>(task, blocks());
+    add_up_blocks<S>(task, sum);
   }
 
   CMIK_DEVICE void make_own(const ClassRows& all, const ShareSource<S, form>& source,

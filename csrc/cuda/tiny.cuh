@@ -186,15 +186,7 @@ struct TinyWorker {
         write_empty(cls);
     }
     if (!p.value || (p.reduction != CMIK_MEAN && p.reduction != CMIK_SUM)) return;
-    total = reduce_warp(total, kWarpThreads, Sum{});
-    bool is_last = false;
-    if (thread() == 0) {
-      task.parts[block()] = total;
-      const uint32_t last = uint32_t(blocks() - 1);
-      is_last = take_number(task.ticket, last) == last;
-    }
-    sync_block();
-    if (any_in_warp(is_last)) add_up_parts<S>(task, blocks());
+    add_up_blocks<S>(task, reduce_warp(total, kWarpThreads, Sum{}));
   }
 
   CMIK_DEVICE void work_on(int cls, uint32_t first, int count) {

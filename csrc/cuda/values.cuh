@@ -17,6 +17,27 @@ CMIK_DEVICE void add_up_parts(const Task& task, int64_t count) {
   if (thread() == 0) *static_cast<T*>(task.problem.value) = T(task.full.row_scale * sum);
 }
 
+// Adds up the blocks' sums, of which thread 0 has this block's, in the block that comes last.
+template <class S>
+CMIK_DEVICE void add_up_blocks(const Task& task, double sum) {
+  bool is_last = false;
+  if (thread() == 0) {
+    task.parts[block()] = sum;
+    const uint32_t last = uint32_t(blocks() - 1);
+    is_last = take_number(task.ticket, last) == last;
+  }
+  if (threads() == kWarpThreads) {
+    sync_block();
+    is_last = any_in_warp(is_last);
+  } else {
+    int& shared = *in_shared<int>(kTopAt);
+    if (thread() == 0) shared = is_last;
+    sync_block();
+    is_last = shared;
+  }
+  if (is_last) add_up_parts<S>(task, blocks());
+}
+
 // A warp for each class.
 template <class S>
 __global__ void __launch_bounds__(kMostThreads, 1)
