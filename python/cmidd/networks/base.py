@@ -16,6 +16,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from cmidd.networks.layers import Convolution
+
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -57,6 +59,9 @@ def draw_weights(network: nn.Module, generator: torch.Generator) -> dict[str, Te
             bound = module.weight[0].numel() ** -0.5
             for key, shape in shapes.items():
                 state[key] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+            if isinstance(module, Convolution) and module.bias is None:
+                # Drawn all the same, so that networks are those that seeds gave when it had one.
+                torch.empty(module.out_channels).uniform_(-bound, bound, generator=generator)
         elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
             for key, shape in shapes.items():
                 is_scale = key.endswith(("weight", "running_var"))

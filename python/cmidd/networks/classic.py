@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from cmidd.networks.layers import between_convolutions, check_size, padded
+from cmidd.networks.layers import Convolution, between_convolutions, check_size, padded
 
 
 def mlp(channels: int, size: int, *, width: int = 128) -> nn.Module:
@@ -66,7 +66,7 @@ def vgg11(channels: int, size: int, *, norm: str = "instance") -> nn.Module:
     for widths in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
         for width in widths:
             layers += [
-                nn.Conv2d(channels, width, 3, padding=padding),
+                Convolution(channels, width, padding, norm),
                 *between_convolutions(width, size, norm)[:2],
             ]
             channels, padding = width, 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from cmidd.networks.layers import between_convolutions, check_size, padded
+from cmidd.networks.layers import Convolution, between_convolutions, check_size, padded
 
 
 def convnet(
@@ -24,7 +24,7 @@ def convnet(
     layers: list[nn.Module] = []
     for _ in range(depth):
         layers += [
-            nn.Conv2d(channels, width, 3, padding=padding),
+            Convolution(channels, width, padding, norm),
             *between_convolutions(width, size, norm, activation, pooling),
         ]
         channels, padding = width, 1

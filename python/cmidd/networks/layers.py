@@ -8,6 +8,7 @@ pooling     none | avg | max                             halves the map, roundin
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,24 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leakyrelu": lambda: nn.LeakyReLU(0.01, inplace=True),
     "sigmoid": nn.Sigmoid,
 }
+
+
+class Convolution(nn.Conv2d):
+    """A convolution 3 x 3 before a norm.
+
+    It has no bias before instance norm, which takes the mean of each channel away. That bias in the
+    state of an older network is left out.
+    """
+
+    def __init__(self, channels: int, width: int, padding: int, norm: str) -> None:
+        super().__init__(channels, width, 3, padding=padding, bias=norm != "instance")
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any
+    ) -> None:
+        if self.bias is None:
+            state_dict.pop(f"{prefix}bias", None)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 class AvgPool(nn.Module):

@@ -22,6 +22,7 @@ from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device
 from cmidd.networks import build_network
+from cmidd.networks.layers import Convolution
 from cmidd.networks.usual import gradient_network
 from cmidd.options.fields import fill_in
 from cmidd.options.pretrained import ExpertOptions
@@ -42,9 +43,10 @@ _OURS = {"digits": {"experts": 10, "epochs": 15, "lr": 0.05}}
 class Experts:
     """The trajectories of a complete file, which stay on disk."""
 
-    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+    def __init__(self, path: Path, record: dict[str, Any], kept: Tensor | None = None) -> None:
         self.record = record
         self._path = path
+        self._kept = kept  # which numbers of a row are parameters today; None: all
 
     @classmethod
     def load(cls, path: Path | str) -> Experts:
@@ -60,9 +62,17 @@ class Experts:
             }
             try:
                 count, epochs = record["experts"], record["epochs"]
-                size = parameter_count(record["network"], record["shape"], record["num_classes"])
+                network = record["network"], record["shape"], record["num_classes"]
+                older, kept = _parameters_of_older(*network), None
+                parameters = ("F32", [count, epochs + 1, parameter_count(*network)])
+                if (
+                    found.get("parameters")
+                    == ("F32", [count, epochs + 1, len(older)])
+                    != parameters
+                ):
+                    parameters, kept = found["parameters"], older
                 expected = {
-                    "parameters": ("F32", [count, epochs + 1, size]),
+                    "parameters": parameters,
                     "accuracy": ("F32", [count]),
                     "trained": ("U8", [count]),
                 }
@@ -73,7 +83,7 @@ class Experts:
             done = int(file.get_tensor("trained").sum())
         if done < count:
             raise FileError(f"{path}: only {done} of {count} are trained")
-        return cls(path, record)
+        return cls(path, record, kept)
 
     def __len__(self) -> int:
         """How many experts there are."""
@@ -93,7 +103,7 @@ class Experts:
             if CRC_OF + "parameters" in file.keys():  # noqa: SIM118  # which older files lack
                 crc = file.get_slice(CRC_OF + "parameters")[expert, epoch]
                 check_piece(self._path, f"expert {expert + 1}, epoch {epoch},", row, crc)
-        return row
+        return row if self._kept is None else row[self._kept]
 
 
 def fill_in_experts(dataset: Dataset, options: ExpertOptions) -> tuple[ExpertOptions, str]:
@@ -205,3 +215,13 @@ def parameter_count(spec: str, shape: Any, num_classes: int) -> int:
             f"{spec}; take norm=instance, group, layer or none"
         )
     return sum(p.numel() for p in parameters)
+
+
+def _parameters_of_older(spec: str, shape: Any, num_classes: int) -> Tensor:
+    """(P,) bool for a row of a file from when convolutions had biases before instance norm too."""
+    kept: list[Tensor] = []
+    for module in build_network(spec, shape[0], shape[1], num_classes).modules():
+        kept += [p.new_ones(p.numel(), dtype=torch.bool) for p in module.parameters(recurse=False)]
+        if isinstance(module, Convolution) and module.bias is None:
+            kept.append(torch.zeros(module.out_channels, dtype=torch.bool))
+    return torch.cat(kept)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cmidd.datasets import Dataset
 from cmidd.networks import build_network
 from cmidd.pretrained.experts import KIND, Experts, train_experts
-from cmidd.storage.growing_file import GrowingFile, partial_path
+from cmidd.storage.growing_file import CRC_OF, GrowingFile, partial_path
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
 from tests.support.tiny import (
     CPU,
@@ -74,6 +74,25 @@ def stopped_at(
         except InterruptedError:
             said.append("stopped")
     return said
+
+
+def test_a_file_from_when_convolutions_had_biases_before_instance_norm_is_read(
+    path: Path, experts: Experts, tmp_path: Path
+) -> None:
+    tensors, record = read_tensors(path, KIND)
+    weight = next(build_network(NETWORK, 1, 8, 3).parameters())
+    first, rest = (
+        tensors["parameters"][..., : weight.numel()],
+        tensors["parameters"][..., weight.numel() :],
+    )
+    biases = torch.full((EXPERTS, EPOCHS + 1, len(weight)), 7.0)
+    older = {k: t for k, t in tensors.items() if not k.startswith(CRC_OF)}
+    older["parameters"] = torch.cat([first, biases, rest], dim=2)
+    write_tensors(tmp_path / "older", KIND, older, record)
+    read = Experts.load(tmp_path / "older")
+    for k in range(EXPERTS):
+        for epoch in range(EPOCHS + 1):
+            assert torch.equal(read.parameters(k, epoch), experts.parameters(k, epoch))
 
 
 @pytest.mark.parametrize("together", [1, 2])
