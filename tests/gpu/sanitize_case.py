@@ -113,7 +113,7 @@ def main() -> None:
     ours = [name for name, provider in PROVIDERS.items() if provider.backend]
     parser.add_argument("--backend", choices=ours, default="triton", help="whose (%(default)s)")
     parser.add_argument("--device", default="cuda", help="where (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="one case of each layout")
+    parser.add_argument("--quick", action="store_true", help="one case of each small layout")
     args = parser.parse_args()
     device = torch.device(args.device)
     processors = 2
@@ -121,7 +121,8 @@ def main() -> None:
         processors = torch.cuda.get_device_properties(device).multi_processor_count
     chosen = list(cases(processors))
     if args.quick:
-        chosen = list({case.layout: case for case in chosen}.values())
+        small = (case for case in chosen if sum(case.sizes) * case.channels < 10_000)
+        chosen = list({case.layout: case for case in small}.values())
     for case in chosen:
         check(case, args.backend, device)
     print(f"{args.backend} on {device}: {len(chosen)} cases right")
