@@ -36,8 +36,8 @@ def embed(
         features = features.to(images.dtype)
     if features.dtype in (torch.bfloat16, torch.float16):
         warnings.warn(
-            f"features: a network in {features.dtype} changes the method: the gradient of CMI is "
-            "off by 16 % and more; use float32 networks",
+            f"features: a network in {features.dtype} has images and a gradient of them that are "
+            "rounded too; use float32 networks, with precision='bfloat16' where that is enough",
             stacklevel=3,
         )
     return features.flatten(1)
