@@ -12,7 +12,7 @@ until they are put back torch may refuse to read the older `allow_tf32`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -43,21 +43,21 @@ def computing(precision: str | None, device_type: str, *, network: bool = False)
     """
     before = [] if precision is None else _attributes()
     values = ("tf32" if precision == "tf32" else "ieee", "ieee")
-    # Without its cache, which would hold tensors of one transform of torch.func for the next.
-    casts = torch.autocast(
-        device_type,
-        torch.bfloat16,
-        enabled=network and precision == "bfloat16",
-        cache_enabled=False,
-    )
     try:
         for (holder, name, _), value in zip(before, values, strict=False):
             setattr(holder, name, value if name == _NEW else value == "tf32")
-        with casts:
+        with _autocast(device_type, enabled=network and precision == "bfloat16"):
             yield
     finally:
         for holder, name, own in before:
             setattr(holder, name, own)
+
+
+def _autocast(device_type: str, *, enabled: bool) -> AbstractContextManager[Any]:
+    if not torch.amp.is_autocast_available(device_type):  # meta, for example
+        return nullcontext()
+    # Without its cache, which would hold tensors of one transform of torch.func for the next.
+    return torch.autocast(device_type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 _NEW = "fp32_precision"

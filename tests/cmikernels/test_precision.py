@@ -164,3 +164,8 @@ def test_a_third_derivative_is_refused() -> None:
                                    create_graph=True)  # fmt: skip
     with pytest.raises(RuntimeError, match="expected first and second derivatives in float32"):
         torch.autograd.grad(first.square().sum(), images, create_graph=True)
+
+
+def test_a_device_without_autocast_is_computed_on_too() -> None:
+    with computing("bfloat16", "meta", network=True):
+        assert conv2d(torch.ones(1, 1, 2, 2, device="meta"), torch.ones(1, 1, 1, 1)).is_meta
