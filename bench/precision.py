@@ -50,7 +50,7 @@ from cmikernels import ClassIndex, CMIRegularizer
 CPU = torch.device("cpu")
 METHOD = DMOptions("convnet:depth=2", batch_real=64)  # as `make demo` has it
 WEIGHT = 20.0
-REPEATS = 2  # networks trained on a set
+REPEATS = 3  # networks trained on a set
 PRECISIONS = ("float32", "bfloat16")
 IPC = 10  # real images of a class, whose gradients are compared
 
@@ -139,10 +139,10 @@ def fashion_sets(folder: Path) -> tuple[Bank, dict[str, tuple[Tensor, Tensor]]]:
 
 
 class Plan(NamedTuple):
-    """What is trained and distilled; as `make demo` has it, with more networks and images."""
+    """What is trained and distilled; as `make demo` has it, with more networks in the bank."""
 
     bank: BankOptions = BankOptions(networks=4, epochs=10)
-    loop: DistillOptions = DistillOptions(ipc=10, init="real", iterations=150)
+    loop: DistillOptions = DistillOptions(ipc=2, init="real", iterations=150)
     recipe: Recipe = Recipe(epochs=300, augmentation=DSA)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 

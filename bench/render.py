@@ -85,7 +85,7 @@ KINDS = {
         '"Another network" is the cosine of two networks\' gradients in float64, of which a step '
         "draws one. TF32 is emulated: what enters a convolution, forward and backward, is rounded "
         "to 10 bits of mantissa. The outcome is the accuracy of networks that are trained on "
-        "digits distilled by DM with CMI, 10 images of each, from the same first images and with "
+        "digits distilled by DM with CMI, two images of each, from the same first images and with "
         "the same draws. Deviations are over seeds, that of the gap is its standard error. The "
         "CPU's time says nothing of a processor that has bfloat16 instructions.",
         precision.report,
