@@ -248,7 +248,7 @@ def main() -> None:
     args = parser.parse_args()
     plan = QUICK if args.quick else Plan()
     settings = {
-        "bank": asdict(plan.bank), "method": asdict(METHOD),
+        "bank": asdict(plan.bank), "dm": asdict(METHOD),
         "loop": {k: v for k, v in asdict(plan.loop).items() if v is not AS_PUBLISHED},
         "weight": WEIGHT, "recipe": asdict(plan.recipe), "repeats": REPEATS,
     }  # fmt: skip
