@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from cmikernels.class_index import ClassIndex
 from cmikernels.cmi import cmi_value_and_grad, fused_cmi
 from cmikernels.embedding import embed
+from cmikernels.precision import computing, with_gradients
 from cmikernels.problem import arithmetic_dtype
 
 
@@ -36,10 +37,15 @@ class Term:
     temperature: float
     weight: float
     backend: str | None
+    precision: str | None
 
     def features(self, images: Tensor) -> Tensor:
         """What the network makes of images, `(N, M)`."""
-        return embed(self.network, images, self.layer)
+        return embed(self.network, images, self.layer, self.precision)
+
+    def features_with_gradients(self, images: Tensor) -> Tensor:
+        """The same, whose gradient may be taken after this call."""
+        return with_gradients(self.features, images, self.precision)
 
     def options(self) -> dict[str, Any]:
         """What `fused_cmi` is told whichever way the images go."""
@@ -124,9 +130,9 @@ def _compute(
     """The value; its derivative is added to `gradient` where there is one."""
     images = images.detach()
     values = []
-    # As in `embed`, and for the backward through the network, which is part of the same call here.
-    with torch.autocast(images.device.type, enabled=False):
-        for term in terms:
+    for term in terms:
+        # As in `embed`, and for the backward through the network, part of the same call here.
+        with computing(term.precision, images.device.type):
             for chunk in chunks:
                 scaled = _scaled(term, chunk, len(images))
                 in_chunk = _one_piece if len(chunk.pieces) == 1 else _in_pieces

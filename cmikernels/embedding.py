@@ -13,26 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmikernels.precision import computing
+
 _FEW = 8  # layers that a message lists
 
 
-def embed(network: nn.Module, images: Tensor, layer: str = "features") -> Tensor:
-    """Features `(N, M)` of images: see `layer` of `CMIRegularizer`.
+def embed(
+    network: nn.Module, images: Tensor, layer: str = "features", precision: str | None = None
+) -> Tensor:
+    """Features `(N, M)` of images: see `layer` and `precision` of `CMIRegularizer`.
 
-    Autocast is off in here: the gradient of CMI lives on differences between rows that bfloat16
-    convolutions round away (16 to 59 % of error were measured).
+    The caller's autocast is off in here: the precision of CMI is its own choice.
     """
-    with torch.autocast(images.device.type, enabled=False):
+    with computing(precision, images.device.type, network=True):
         if layer == "logits":
             features: Tensor = _run(network, network, images)
         elif layer == "features" and _has_embed_method(network):
             features = _run(network.embed, network, images)  # type: ignore[arg-type]
         else:
             features = _capture(network, images, layer)
+    if precision == "bfloat16":  # of what the network computed; sums over features are float32
+        features = features.to(images.dtype)
     if features.dtype in (torch.bfloat16, torch.float16):
         warnings.warn(
-            f"features: a network in {features.dtype} changes the method: the gradient of CMI is "
-            "off by 16 % and more; use float32 networks",
+            f"features: a network in {features.dtype} has images and a gradient of them that are "
+            "rounded too; use float32 networks, with precision='bfloat16' where that is enough",
             stacklevel=3,
         )
     return features.flatten(1)

@@ -21,6 +21,7 @@ from cmikernels.chunked import Chunk, Term, cmi_in_chunks, cut_into_chunks
 from cmikernels.class_index import ClassIndex
 from cmikernels.cmi import class_centroids, fused_cmi
 from cmikernels.embedding import embed, named_layer
+from cmikernels.precision import check_precision
 from cmikernels.problem import arithmetic_dtype, check_options, index_for_centroids
 from cmikernels.real_data import Batches, RunningMeans, as_batches
 from cmikernels.transforms import refuse_func_grad, refuse_vmap
@@ -49,6 +50,9 @@ class CMIRegularizer(nn.Module):
         every: apply it in every k-th step only and give 0 in the others. That is another algorithm
             than the published one: cheaper, with a gradient that comes in bursts.
         seed: of the draw of networks, which depends on it and on the step alone.
+        precision: of the networks, forward and backward: "float32", "tf32" (on GPUs) or "bfloat16",
+            whose loss, sums and image gradients are float32 all the same. None takes float32 as
+            torch is set for it. Autocast around a call changes nothing.
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 2))
@@ -76,6 +80,7 @@ class CMIRegularizer(nn.Module):
         every: int = 1,
         seed: int = 0,
         backend: str | None = None,
+        precision: str | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("centroids", None)
@@ -93,6 +98,7 @@ class CMIRegularizer(nn.Module):
                 f"got {networks_per_step}"
             )
         check_options(temperature, weight, "mean")
+        check_precision(precision)
         if layer not in ("features", "logits"):
             named_layer(self._module(0), layer)
         self.weight = weight
@@ -104,6 +110,7 @@ class CMIRegularizer(nn.Module):
         self.every = every
         self.seed = seed
         self.backend = backend
+        self.precision = precision
         self.step = 0
         self._plan: tuple[ClassIndex, list[Chunk]] | None = None
 
@@ -130,6 +137,7 @@ class CMIRegularizer(nn.Module):
             return _without_compiler(self, images, classes, step)
         if not isinstance(images, Tensor):
             raise TypeError(f"images: expected a tensor, got {type(images).__name__}")
+        check_precision(self.precision, images.device.type)
         if self.chunk_size is not None:
             refuse_vmap("images", images, "give all at once")
             refuse_func_grad("images", images)
@@ -166,8 +174,9 @@ class CMIRegularizer(nn.Module):
         if self.chunk_size is None:
             return torch.stack(
                 [
-                    fused_cmi(term.features(images), index, weight=term.weight, **term.options())
+                    fused_cmi(features, index, weight=term.weight, **term.options())
                     for term in terms
+                    for features in [term.features_with_gradients(images)]
                 ]
             ).sum()
         return cmi_in_chunks(images, terms, self._chunks(index))
@@ -212,7 +221,7 @@ class CMIRegularizer(nn.Module):
             index = ClassIndex(of_batch, num_classes)
             of_networks = []
             for number in range(len(self.networks)):
-                z = embed(self._network(number), images, self.layer)
+                z = embed(self._network(number), images, self.layer, self.precision)
                 of_networks.append(class_centroids(z, index, temperature=self.temperature))
             means.add(torch.stack(of_networks), index.counts())
         return means.result(num_classes)
@@ -224,7 +233,7 @@ class CMIRegularizer(nn.Module):
             f"networks={len(self.networks)}, weight={self.weight}, chunk_size={self.chunk_size}, "
             f"layer={self.layer!r}, temperature={self.temperature}, centroids={centroids}, "
             f"networks_per_step={self.networks_per_step}, every={self.every}, seed={self.seed}, "
-            f"backend={self.backend!r}, step={self.step}"
+            f"backend={self.backend!r}, precision={self.precision!r}, step={self.step}"
         )
 
     def get_extra_state(self) -> Tensor:
@@ -277,6 +286,7 @@ class CMIRegularizer(nn.Module):
             self.temperature,
             self.weight / self.networks_per_step,
             self.backend,
+            self.precision,
         )
 
     def _chunks(self, index: ClassIndex) -> list[Chunk]:

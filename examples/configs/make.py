@@ -36,7 +36,9 @@ NO_PART_OF_IT = {
     "report_every",
     "checkpoint_every",
     "compile",
+    "precision",
     "real_dtype",
+    "cmi_precision",
     "cmi_chunk",
 }
 """Options that choose the draws, the speed, the memory and what is written, and not the method."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
-from cmidd.device import usable_device
+from cmidd.device import precision_on, usable_device
 from cmidd.interruption import Stop, deferred
 from cmidd.networks import Network, build_network
 from cmidd.networks.usual import usual_network
@@ -229,6 +229,7 @@ def evaluate(
             what there is.
     """
     images, labels = images.to(device), labels.to(device)
+    recipe = replace(recipe, precision=precision_on(device, recipe.precision))
     for spec in networks:  # so that a mistake in the last is not found after hours with the first
         build_network(spec, dataset.shape.channels, dataset.shape.height, dataset.num_classes)
     kept_in = store.training_path
@@ -301,7 +302,8 @@ def _trained_and_tested(
         bar.update(len(seeds))
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
-    stack = Stack.fresh(spec, images.shape[1:], dataset.num_classes, seeds, images.device)
+    shape, device = images.shape[1:], images.device
+    stack = Stack.fresh(spec, shape, dataset.num_classes, seeds, device, recipe.precision)
     strategy = Strategy.parse(recipe.augmentation, mirror=dataset.mirror)
     train_or_go_on(
         stack,
@@ -316,4 +318,4 @@ def _trained_and_tested(
         at_start=begin,
         on_epoch=advance,
     )
-    return tuple(stack.accuracy(dataset.batches(dataset.test, images.device)))
+    return tuple(stack.accuracy(dataset.batches(dataset.test, device)))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cmidd.datasets import Dataset
+from cmidd.device import precision_on
 from cmidd.methods.base import Method
 from cmidd.options.cmi import CMIOptions
 from cmidd.pretrained.bank import Bank
@@ -89,6 +90,7 @@ class CMITerm:
             layer=options.cmi_layer,
             networks_per_step=options.cmi_networks,
             seed=seed,
+            precision=precision_on(images.device, options.cmi_precision, "cmi_precision"),
         )
         if options.cmi_on == "batch" and batch is not None and options.cmi_centroids == "own":
             self._say_who_is_alone(images, batch, say)

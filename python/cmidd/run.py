@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cmidd.datasets import Dataset
-from cmidd.device import usable_device
+from cmidd.device import usable_device, with_precision
 from cmidd.first_images import check_view, first_images
 from cmidd.methods import (
     Method,
@@ -132,6 +132,7 @@ def prepare(
         method_name, dataset, options.ipc, options, method_options
     )
     place = usable_device(device)
+    method_options, cmi = with_precision((method_options, cmi), place)
     images, labels = first_images(dataset, options.ipc, options.init, options.seed)
     images = images.to(place).requires_grad_()
     method = entry.make(dataset, labels, method_options, options.seed, place)

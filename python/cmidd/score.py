@@ -45,7 +45,8 @@ class Score:
 @torch.no_grad()
 def features_of(network: nn.Module, images: Tensor, layer: str = "features") -> Tensor:
     """What a network makes of images, batch by batch, `(N, M)`."""
-    return torch.cat([embed(network, batch, layer) for batch in torch.split(images, _BATCH)])
+    batches = torch.split(images, _BATCH)
+    return torch.cat([embed(network, batch, layer, "float32") for batch in batches])
 
 
 @torch.no_grad()

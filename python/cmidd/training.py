@@ -24,22 +24,30 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from cmidd.augment import Draw, Strategy, augment, draw
+from cmidd.device import precision_on
 from cmidd.networks import Network, build_network, images_per_chunk, initialize
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator
+from cmikernels.precision import computing
 
 
 class Stack:
     """K networks of one architecture, their states side by side."""
 
     def __init__(
-        self, spec: str, shape: Sequence[int], num_classes: int, states: list[dict[str, Tensor]]
+        self,
+        spec: str,
+        shape: Sequence[int],
+        num_classes: int,
+        states: list[dict[str, Tensor]],
+        precision: str = "float32",
     ) -> None:
         self.network = build_network(spec, shape[0], shape[1], num_classes)
         self.state = {name: torch.stack([s[name] for s in states]) for name in states[0]}
         trained = dict(self.network.named_parameters())
         self.parameters = [self.state[name].requires_grad_() for name in trained]
         self.size = len(states)
+        self.precision = precision  # of the forward and, in `train`, of the backward
         self._compiled: Callable[[dict[str, Tensor], Tensor], Tensor] | None = None
         self._compiled_for = 0
         self.sees_batches = len(trained) < len(self.state)
@@ -57,6 +65,7 @@ class Stack:
         num_classes: int,
         seeds: Sequence[int],
         device: torch.device,
+        precision: str | None = None,
     ) -> Stack:
         """Networks as their seeds initialise them."""
         states = []
@@ -64,7 +73,7 @@ class Stack:
             network = build_network(spec, shape[0], shape[1], num_classes)
             initialize(network, generator(seed, "first weights"))
             states.append({k: v.detach().to(device) for k, v in network.state_dict().items()})
-        return cls(spec, shape, num_classes, states)
+        return cls(spec, shape, num_classes, states, precision_on(device, precision))
 
     def compile(self, images: int) -> None:
         """Compile the network, if it is one alone, for so many images at once.
@@ -77,12 +86,20 @@ class Stack:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits `(K, N, C)` of images `(K, N, channels, height, width)`, a batch for each."""
+        with computing(self.precision, images.device.type, network=True):
+            return self._logits(images).to(images.dtype)
+
+    def _logits(self, images: Tensor) -> Tensor:
         if self.size == 1:
             alone: Callable[[dict[str, Tensor], Tensor], Tensor] = self._alone
             twice = images.requires_grad  # which is asked for where gradients are differentiated
             if self._compiled and images.shape[1] == self._compiled_for and not twice:
                 alone = self._compiled
             return alone(self.state, images[0])[None]
+        if self.precision == "bfloat16":  # under vmap a CPU's autocast misses convolutions
+            networks = [{name: tensor[k] for name, tensor in self.state.items()}
+                        for k in range(self.size)]  # fmt: skip
+            return torch.stack([self._one(*each) for each in zip(networks, images, strict=True)])
         logits: Tensor = vmap(self._one)(self.state, images)
         return logits
 
@@ -229,7 +246,8 @@ def train(
             for first in range(0, rows.shape[1], chunk):
                 some = slice(first, first + chunk)
                 loss = objective(stack, x[:, some], y[:, some])
-                (loss / rows.shape[1]).backward()  # type: ignore[no-untyped-call]
+                with computing(stack.precision, images.device.type):
+                    (loss / rows.shape[1]).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
             optimizer.step()
             if stopping():
@@ -254,7 +272,8 @@ def fresh_and_trained(
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> Stack:
     """Networks made and trained together, one for each seed."""
-    stack = Stack.fresh(spec, images.shape[1:], num_classes, seeds, images.device)
+    shape, device = images.shape[1:], images.device
+    stack = Stack.fresh(spec, shape, num_classes, seeds, device, recipe.precision)
     strategy = Strategy.parse(recipe.augmentation, mirror=mirror)
     epochs = draw_epochs(seeds, len(images), recipe, strategy)
     train(stack, images, labels, recipe, strategy, epochs, objective=objective, on_epoch=on_epoch)

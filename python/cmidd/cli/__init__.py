@@ -52,10 +52,11 @@ def _run(given: Given) -> None:
     for part in given.parts:
         part.check()
     from cmidd.cli import commands
-    from cmidd.cli.checks import check_names
+    from cmidd.cli.checks import check_names, check_precision
 
     if not given.is_finished:  # a run that is there needs none of its files
         check_names(given.parts)
+        check_precision(given.parts)
     if given.method is not None:
         commands.run_method(given.method, *given.parts)
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cmidd.augment import Strategy
-from cmidd.device import usable_device
+from cmidd.device import precision_on, usable_device
 from cmidd.networks import NetworkSpec
 from cmidd.options.fields import AS_PUBLISHED, Options
 from cmidd.pretrained import bank, experts
@@ -28,6 +28,14 @@ def check_names(parts: Sequence[Options]) -> None:
                 continue
             for each in value if isinstance(value, tuple) else (value,):
                 _look(field.name, look, each)
+
+
+def check_precision(parts: Sequence[Options]) -> None:
+    """Raise where the device has not the precision that is asked for."""
+    given = {field.name: getattr(part, field.name) for part in parts for field in fields(part)}
+    for name in ("precision", "cmi_precision"):
+        if given.get(name) is not None:
+            precision_on(usable_device(given["device"]), given[name], name)
 
 
 def _look(name: str, look: Callable[[Any], object], value: Any) -> None:

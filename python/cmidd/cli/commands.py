@@ -20,7 +20,7 @@ from cmidd.cli.training_costs import (
     cost_of_experts,
 )
 from cmidd.datasets import Dataset
-from cmidd.device import usable_device
+from cmidd.device import usable_device, with_precision
 from cmidd.evaluate import evaluate_set, evaluation_protocol
 from cmidd.evaluation_file import EvaluationFile
 from cmidd.exchange import check_folders, export_png, export_pt
@@ -130,7 +130,7 @@ def run_method(
     with locked(out, folder=True):
         dataset = load(data)
         options, of_method = _filled_in(method, dataset, options, of_method)
-        parts = (options, cmi, of_method)
+        parts = (options, *with_precision((cmi, of_method), usable_device(data.device)))
         asked = {**asdict(data), "held_out": dataset.held_out}  # 0 asks for none, as null does
         folder = run_folder(out, method, dataset, parts, resume=run.resume, asked=asked)
         if folder.finished:

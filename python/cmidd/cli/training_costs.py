@@ -165,7 +165,7 @@ def estimate_training(
         torch.cuda.reset_peak_memory_stats(device)
     size = min(networks, networks_together(spec, device, together))
     seeds = list(range(size))
-    stack = Stack.fresh(spec, judge.shape, judge.num_classes, seeds, device)
+    stack = Stack.fresh(spec, judge.shape, judge.num_classes, seeds, device, recipe.precision)
     strategy = Strategy.parse(recipe.augmentation, mirror=judge.mirror)
     steps = math.ceil(len(images) / recipe.batch_size)
     began = time.perf_counter()

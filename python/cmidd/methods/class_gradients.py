@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vjp, vmap
 
 from cmidd.training import Stack
+from cmikernels.precision import computing
 
 _LossOfClass = Callable[..., Tensor]
 
@@ -82,6 +83,7 @@ class GradientsVmapped:
 
     def __init__(self, stack: Stack, names: Sequence[str], classes: int) -> None:
         self.network, self.names, self.classes = stack.network, names, classes
+        self.precision = stack.precision
         self.state = {name: tensor.detach()[0] for name, tensor in stack.state.items()}
 
     @torch.no_grad()
@@ -121,7 +123,8 @@ class GradientsVmapped:
         share = ((place < counts).to(images.dtype) / counts).to(device)  # (C, n)
 
         def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor, share: Tensor) -> Tensor:
-            logits = functional_call(self.network, {**self.state, **weights}, (x,))
+            with computing(self.precision, device.type, network=True):
+                logits = functional_call(self.network, {**self.state, **weights}, (x,)).to(x.dtype)
             return F.cross_entropy(logits, y.expand(len(x)), reduction="none") @ share
 
         of_all = vmap(partial(gradient, loss))

@@ -22,6 +22,7 @@ from torch.profiler import record_function
 
 from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
+from cmidd.device import precision_on
 from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published, origin_on
 from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
 from cmidd.methods.class_gradients import GradientsClassByClass, GradientsVmapped
@@ -41,6 +42,7 @@ from cmidd.options.fields import check_filled_in
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator, seed_of
 from cmidd.training import EpochDraws, Stack, draw_epochs, train
+from cmikernels.precision import computing
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,7 @@ class GradientMatching(Method):
         self.dataset, self.options, self.seed = dataset, options, seed
         self.device, self.dtype = device, dtype
         self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
+        precision = precision_on(device, options.precision)
         self.recipe = Recipe(
             options.inner_epochs,
             options.lr_net,
@@ -84,11 +87,12 @@ class GradientMatching(Method):
             batch_size=options.batch_net,
             drop_at=1.0,
             augmentation=options.augmentation,
+            precision=precision,
         )
         network = build_network(options.network, channels, size, dataset.num_classes)
         check_images_are_independent(network, options.network)
         state = network.to(device, dtype).state_dict()
-        self.stack = Stack(options.network, dataset.shape, dataset.num_classes, [state])
+        self.stack = Stack(options.network, dataset.shape, dataset.num_classes, [state], precision)
         self.distance = GradientDistance(options.metric, state)
         self.labels = labels.cpu()
         counts = torch.bincount(self.labels, minlength=dataset.num_classes)
@@ -145,7 +149,8 @@ class GradientMatching(Method):
         else:
             with record_function("dc.inner_training"):
                 self.train_network(images.detach(), draws.epochs)
-        return self.match(images.detach(), draws)
+        with computing(self.stack.precision, self.device.type):
+            return self.match(images.detach(), draws)
 
     def state(self) -> dict[str, Tensor]:
         """Within an iteration, the network as it is trained and the update that is due."""

@@ -11,6 +11,7 @@ makes the real branch about twice as fast there as a class at a time; a GPU take
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from torch.profiler import record_function
 
 from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
+from cmidd.device import precision_on
 from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published, origin_on
 from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
 from cmidd.networks import (
@@ -34,6 +36,7 @@ from cmidd.networks.usual import usual_network
 from cmidd.options.dm import DMOptions
 from cmidd.options.fields import check_filled_in
 from cmidd.seeds import generator
+from cmikernels.precision import computing
 
 # Of the real branch, which has no gradient: its convolutions are a quarter faster so, and what lies
 # between them keeps the layout. bfloat16 convolutions are slower so.
@@ -66,6 +69,7 @@ class DM(Method):
         channels, size, _ = dataset.shape
         self.dataset, self.options, self.seed = dataset, options, seed
         self.device, self.dtype = device, dtype
+        self.precision = precision_on(device, options.precision)
         self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
         self.labels = labels.cpu()
         self.counts = torch.bincount(self.labels, minlength=dataset.num_classes).tolist()
@@ -97,6 +101,10 @@ class DM(Method):
 
     def loss_and_gradient(self, images: Tensor, draws: DMDraws) -> tuple[Tensor, Tensor]:
         """Loss and its gradient with respect to the synthetic images, `(N, ch, H, W)`."""
+        with computing(self.precision, self.device.type):
+            return self._loss_and_gradient(images, draws)
+
+    def _loss_and_gradient(self, images: Tensor, draws: DMDraws) -> tuple[Tensor, Tensor]:
         with record_function("dm.network"):
             self.load_network(draws.weights)
         with record_function("dm.real_images"):
@@ -113,6 +121,10 @@ class DM(Method):
         """The network frozen, on the device, in the layout that is fast there."""
         freeze(network.to(self.device, dtype))
         return network.to(memory_format=self.layout(dtype))  # type: ignore[call-overload, no-any-return]
+
+    def as_network(self) -> AbstractContextManager[None]:
+        """Around a forward of a network."""
+        return computing(self.precision, self.device.type, network=True)
 
     def layout(self, dtype: torch.dtype) -> torch.memory_format:
         """How images lie in memory for the network."""
@@ -141,7 +153,8 @@ class DM(Method):
         for part in torch.split(real, chunk):
             # A compiled embedding is made for full chunks; another size would compile again.
             embed = self.embed_real if len(part) == chunk else self.real_network.embed
-            features.append(embed(part))
+            with self.as_network():
+                features.append(embed(part))
         return class_means(torch.cat(features).to(self.dtype), counts)
 
     def match(
@@ -156,7 +169,9 @@ class DM(Method):
         for classes, rows in self.chunks:
             x = images.detach()[rows].requires_grad_()
             seen = augmented(x, self.labels[rows]).contiguous(memory_format=self.layout(x.dtype))
-            means = class_means(self.network.embed(seen), self.counts[classes])
+            with self.as_network():
+                features = self.network.embed(seen)
+            means = class_means(features.to(x.dtype), self.counts[classes])
             loss = (targets[classes] - means).square().sum()
             losses.append(loss.detach())
             gradients += torch.autograd.grad(loss, x)

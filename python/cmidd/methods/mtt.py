@@ -21,6 +21,7 @@ from torch.profiler import record_function
 
 from cmidd.augment import Draw, Strategy, augment, draw
 from cmidd.datasets import Dataset
+from cmidd.device import precision_on
 from cmidd.methods.adjoint import Descent
 from cmidd.methods.base import CMIWeights, ExtraParameter, Method, MethodEntry, Published
 from cmidd.networks import GPU_IMAGES_SECOND_ORDER, build_network, freeze, images_per_chunk
@@ -29,6 +30,7 @@ from cmidd.options.mtt import MTTOptions
 from cmidd.pretrained.experts import Experts
 from cmidd.seeds import generator
 from cmidd.synthetic import SyntheticSet
+from cmikernels.precision import computing
 
 SURE = 0.9
 """Probability of its class that a soft label starts with."""
@@ -61,6 +63,7 @@ class MTT(Method):
         """Prepare steps on images whose labels are `labels`."""
         check_filled_in(options)
         self.options, self.seed, self.device, self.dtype = options, seed, device, dtype
+        self.precision = precision_on(device, options.precision)
         self.count = len(labels)
         self.batch_size = min(options.batch_syn or self.count, self.count)
         self.experts = Experts.load(options.experts)  # networks with batch norm are none
@@ -138,6 +141,12 @@ class MTT(Method):
             self.step_size_before,
             self.chunk,
         )
+        with computing(self.precision, self.device.type):
+            return self._match(descent, start, target, leaf)
+
+    def _match(
+        self, descent: Descent, start: Tensor, target: Tensor, leaf: Tensor
+    ) -> tuple[Tensor, Tensor]:
         with record_function("mtt.student"):
             path = descent.path(start)
         gap, scale = path[-1] - target, (start - target).square().sum()
@@ -181,8 +190,9 @@ class MTT(Method):
         weights = {
             name: piece.view_as(p) for (name, p), piece in zip(named.items(), pieces, strict=True)
         }
-        logits: Tensor = functional_call(self.network, weights, (images,))
-        return F.cross_entropy(logits, labels, reduction="sum")
+        with computing(self.precision, self.device.type, network=True):
+            logits: Tensor = functional_call(self.network, weights, (images,))
+        return F.cross_entropy(logits.to(images.dtype), labels, reduction="sum")
 
     @torch.no_grad()
     def constrain(self) -> None:

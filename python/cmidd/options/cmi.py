@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmidd.options.fields import Options, option
+from cmidd.options.recipe import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class CMIOptions(Options):
         cmi_networks: networks a step averages over
         cmi_every: apply it in every k-th iteration only (another algorithm than the published one)
         cmi_chunk: images that go through a network at once; memory grows with it, not with ipc
+        cmi_precision: of the bank's networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on
+            a GPU that has it, else float32
     """
 
     bank: Path | None = option(None, names="bank")
@@ -31,6 +34,7 @@ class CMIOptions(Options):
     cmi_networks: int = option(1, least=1)
     cmi_every: int = option(1, least=1)
     cmi_chunk: int = option(50, least=1)
+    cmi_precision: str | None = option(None, choices=PRECISIONS)
 
     def __post_init__(self) -> None:
         super().__post_init__()

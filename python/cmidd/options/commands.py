@@ -9,7 +9,7 @@ from typing import Any
 
 from cmidd.options.fields import AS_PUBLISHED, Options, option
 from cmidd.options.names import DATASETS, dataset_key
-from cmidd.options.recipe import Recipe, recipe_of
+from cmidd.options.recipe import PRECISIONS, Recipe, recipe_of
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,8 @@ class EvaluateOptions(Options):
         batch_size: images a step
         augmentation: DSA operations, or none; default: as the set's method was published, else all
         seed: of the networks
+        precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
+            it, else float32
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU
         out: JSON file of the results, for cmidd report
         resume: go on with the results that are there; with more sets, networks and repeats too
@@ -159,6 +161,7 @@ class EvaluateOptions(Options):
     batch_size: int = option(256, least=1)
     augmentation: str | None = option(None, names="augmentation")
     seed: int = 0
+    precision: str | None = option(None, choices=PRECISIONS)
     together: int | None = option(None, least=1)
     out: Path = Path("runs/evaluation.json")
     resume: bool = False
@@ -181,6 +184,7 @@ class EvaluateOptions(Options):
             weight_decay=self.weight_decay,
             batch_size=self.batch_size,
             augmentation=self.augmentation,
+            precision=self.precision,
         )
 
 

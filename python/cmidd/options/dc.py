@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cmidd.options.fields import AS_PUBLISHED, Options, option
+from cmidd.options.recipe import PRECISIONS
 
 METRICS = ("rows", "mse", "cosine")
 """Distances of gradients."""
@@ -29,6 +30,8 @@ class DCOptions(Options):
         lr_net: step size of that training
         batch_net: images a step of it
         augmentation: DSA operations, or none; flip is left out where mirrored images change class
+        precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
+            it, else float32
         compile: compile the network for its training and, on a CPU, for real images: a minute
             before the first iteration, faster after it
     """
@@ -41,4 +44,5 @@ class DCOptions(Options):
     lr_net: float = option(0.01, least=0)
     batch_net: int = option(256, least=1)
     augmentation: str = option("none", names="augmentation")
+    precision: str | None = option(None, choices=PRECISIONS)
     compile: bool = False

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmidd.options.fields import AS_PUBLISHED, Options, option
-from cmidd.options.recipe import DSA
+from cmidd.options.recipe import DSA, PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class MTTOptions(Options):
         soft_labels: learn labels too: the softmax of free numbers, so that they stay probabilities
         lr_labels: learning rate of those numbers; default: 1
         augmentation: DSA operations, or none; flip is left out where mirrored images change class
+        precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
+            it, else float32
     """
 
     experts: Path = option(names="experts")
@@ -42,6 +44,7 @@ class MTTOptions(Options):
     soft_labels: bool = False
     lr_labels: float | None = option(None, least=0)
     augmentation: str = option(DSA, names="augmentation")
+    precision: str | None = option(None, choices=PRECISIONS)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cmidd.options.fields import AS_PUBLISHED, Options, option
-from cmidd.options.recipe import DSA, Recipe
+from cmidd.options.recipe import DSA, PRECISIONS, Recipe
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class BankOptions(Options):
         batch_size: images a step
         augmentation: DSA operations, or none as published
         seed: of first weights and order
+        precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
+            it, else float32
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU
     """
 
@@ -32,12 +34,20 @@ class BankOptions(Options):
     batch_size: int = option(256, least=1)
     augmentation: str = option("none", names="augmentation")
     seed: int = 0
+    precision: str | None = option(None, choices=PRECISIONS)
     together: int | None = option(None, least=1)
 
     def recipe(self) -> Recipe:
         """How each is trained."""
         return Recipe(
-            self.epochs, self.lr, 0.9, self.weight_decay, self.batch_size, 1.0, self.augmentation
+            self.epochs,
+            self.lr,
+            0.9,
+            self.weight_decay,
+            self.batch_size,
+            1.0,
+            self.augmentation,
+            self.precision,
         )
 
 
@@ -57,6 +67,8 @@ class ExpertOptions(Options):
         batch_size: images a step
         augmentation: DSA operations as published, or none
         seed: of first weights, order and augmentation
+        precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
+            it, else float32
         together: experts trained at once; default: 1 on a CPU, 5 on a GPU
     """
 
@@ -69,6 +81,7 @@ class ExpertOptions(Options):
     batch_size: int = option(256, least=1)
     augmentation: str = option(DSA, names="augmentation")
     seed: int = 0
+    precision: str | None = option(None, choices=PRECISIONS)
     together: int | None = option(None, least=1)
 
     def recipe(self) -> Recipe:
@@ -81,4 +94,5 @@ class ExpertOptions(Options):
             self.batch_size,
             1.0,
             self.augmentation,
+            self.precision,
         )

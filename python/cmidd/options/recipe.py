@@ -9,6 +9,9 @@ from typing import Any
 DSA = "color_crop_cutout_flip_scale_rotate"
 """All operations of the augmentation, as published."""
 
+PRECISIONS = ("float32", "tf32", "bfloat16")
+"""What networks compute in, as `cmikernels.precision` does it."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -22,6 +25,7 @@ class Recipe:
         batch_size: images a step
         drop_at: share of the epochs after which the learning rate is a tenth; 1: never
         augmentation: operations such as color_crop_cutout_flip_scale_rotate, or none
+        precision: of networks: float32, tf32 or bfloat16; None: as suits the device
     """
 
     epochs: int
@@ -31,6 +35,7 @@ class Recipe:
     batch_size: int = 256
     drop_at: float = 0.5
     augmentation: str = "none"
+    precision: str | None = None
 
 
 PUBLISHED_RECIPE = Recipe(epochs=1000, augmentation=DSA)

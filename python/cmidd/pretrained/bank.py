@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cmidd.datasets import Dataset
-from cmidd.device import usable_device
+from cmidd.device import usable_device, with_precision
 from cmidd.networks import Network, build_network, freeze
 from cmidd.networks.usual import bank_network
 from cmidd.options.pretrained import BankOptions
@@ -125,6 +125,7 @@ def train_bank(
         (torch.Size([5, 10]), torch.Size([5, 32]))
     """
     path, place = Path(path), usable_device(device)
+    (options,) = with_precision((options,), place)
     channels, size, _ = dataset.shape
     spec = options.network or bank_network(dataset.name, size)
     settings = {name: value for name, value in asdict(options).items() if name != "together"}

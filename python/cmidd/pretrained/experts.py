@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
-from cmidd.device import usable_device
+from cmidd.device import usable_device, with_precision
 from cmidd.networks import build_network
 from cmidd.networks.layers import Convolution
 from cmidd.networks.usual import gradient_network
@@ -137,7 +137,7 @@ def train_experts(
         say: told each expert's accuracy.
     """
     path, place = Path(path), usable_device(device)
-    options, _ = fill_in_experts(dataset, options)
+    (options,) = with_precision((fill_in_experts(dataset, options)[0],), place)
     Strategy.parse(options.augmentation)
     settings = {name: value for name, value in asdict(options).items() if name != "together"}
     spec = settings["network"] = options.network or gradient_network(dataset.shape.height)

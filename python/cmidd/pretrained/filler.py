@@ -80,7 +80,9 @@ def fill(
             if not wanted:
                 continue
             seeds = [task.seeds[k] for k in group]
-            stack = Stack.fresh(task.spec, dataset.shape, dataset.num_classes, seeds, device)
+            stack = Stack.fresh(
+                task.spec, dataset.shape, dataset.num_classes, seeds, device, recipe.precision
+            )
             about = about_training(seeds, task.spec, recipe, dataset.describe())
             kept = TrainingFile(training_path(growing.complete_path), about)
             if not all(growing.is_begun(k) for k in wanted):

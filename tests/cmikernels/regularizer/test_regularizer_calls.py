@@ -116,7 +116,7 @@ def test_autocast_changes_nothing(chunk_size: int | None, layer: str) -> None:
 @pytest.mark.parametrize("chunk_size", [None, 4])
 def test_a_network_in_bfloat16_is_warned_of(chunk_size: int | None) -> None:
     regularizer = CMIRegularizer(make_network(0, torch.bfloat16), chunk_size=chunk_size)
-    with pytest.warns(UserWarning, match="bfloat16 changes the method.*use float32 networks"):
+    with pytest.warns(UserWarning, match="bfloat16 has images and a grad.*use float32 networks"):
         regularizer(make_images(len(RAGGED), torch.bfloat16), RAGGED)
 
 

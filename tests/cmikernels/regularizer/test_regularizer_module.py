@@ -131,7 +131,7 @@ def test_repr_shows_the_options_and_the_step() -> None:
     assert repr(regularizer) == (
         "CMIRegularizer(networks=4, weight=2000.0, chunk_size=50, layer='hidden', "
         "temperature=1.0, centroids=(2, 5), networks_per_step=2, every=1, seed=7, backend=None, "
-        "step=1)"
+        "precision=None, step=1)"
     )
 
 
