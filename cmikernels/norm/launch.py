@@ -1,4 +1,4 @@
-"""A call of the Triton kernels: one launch, and the sums of what rows give to weight and bias."""
+"""A call of the Triton kernels: one launch, and one that adds up the rows' shares of gradients."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cmikernels.norm.plan import make_plan
 
 _KERNELS = (orders.forward, orders.backward, orders.double_backward)
 _ARITHMETIC = {torch.float32: tl.float32, torch.float64: tl.float64}
+_SUM_TILE = (128, 8)  # rows and channels that are added up at once
 _SHARES = {"weight_grad": "weight_shares", "bias_grad": "bias_shares"}
 
 
@@ -54,6 +55,7 @@ def _run(
     arguments |= {name: tensor for name, tensor in outputs.items() if name not in sums}
     if order == 1:
         arguments.setdefault("residual_grad", None)
+    set_rows = rows // len(weight)
     plan = make_plan(order, groups, channels, height, width, pool, x.element_size(), last)
     windows = ceil_div(height, pool) * ceil_div(width, pool)
     launch(
@@ -61,7 +63,7 @@ def _run(
         (rows * ceil_div(groups, plan.block_groups),),
         plan.num_warps,
         **arguments,
-        set_rows=max(1, rows // len(weight)),
+        set_rows=set_rows,
         slope=slope,
         eps=eps,
         ARITHMETIC=_ARITHMETIC[weight.dtype],
@@ -78,9 +80,20 @@ def _run(
         HELD=plan.held,
         EVEN=plan.even,
     )
-    for name, gradient in sums.items():
-        shares = arguments[_SHARES[name]].view(len(weight), -1, channels)
-        torch.sum(shares, 1, out=gradient)
+    if sums:
+        launch(
+            orders.add_rows,
+            (len(weight) * ceil_div(channels, _SUM_TILE[1]),),
+            4,
+            weight_shares=arguments["weight_shares"],
+            bias_shares=arguments.get("bias_shares"),
+            weight_grad=sums["weight_grad"],
+            bias_grad=sums.get("bias_grad"),
+            set_rows=set_rows,
+            CHANNELS=channels,
+            BLOCK_R=_SUM_TILE[0],
+            BLOCK_C=_SUM_TILE[1],
+        )
 
 
 def launch(kernel: Any, grid: tuple[int], num_warps: int, **arguments: Any) -> None:

@@ -249,3 +249,27 @@ def double_backward(
         window, whole = windows_of(c, c_valid, at, CHANNELS, HEIGHT, WIDTH, POOL, LAST, BLOCK_P)
         pooled = tl.sum(through(a, active, slope), 3)[:, :, :, None] * (1.0 / (POOL * POOL))
         store(grad_grad, window, whole, pooled, EVEN)
+
+
+@triton.jit(do_not_specialize=["set_rows"])
+def add_rows(
+    weight_shares, bias_shares, weight_grad, bias_grad, set_rows, CHANNELS: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The gradients of weight and bias, from what each row of a set gives to them."""
+    blocks: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
+    of_set = (tl.program_id(0) // blocks).to(tl.int64)
+    c = (tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
+    weight_sum = tl.zeros((BLOCK_R, BLOCK_C), weight_grad.dtype.element_ty)
+    bias_sum = tl.zeros((BLOCK_R, BLOCK_C), weight_grad.dtype.element_ty)
+    for at in tl.range(0, set_rows, BLOCK_R, num_stages=2):
+        row = (at + tl.arange(0, BLOCK_R))[:, None]
+        places = (of_set * set_rows + row) * CHANNELS + c
+        valid = (row < set_rows) & (c < CHANNELS)
+        weight_sum += tl.load(weight_shares + places, mask=valid, other=0.0)
+        if bias_shares is not None:
+            bias_sum += tl.load(bias_shares + places, mask=valid, other=0.0)
+    to = of_set * CHANNELS + c
+    tl.store(weight_grad + to, tl.sum(weight_sum, 0)[None, :], mask=c < CHANNELS)
+    if bias_shares is not None:
+        tl.store(bias_grad + to, tl.sum(bias_sum, 0)[None, :], mask=c < CHANNELS)

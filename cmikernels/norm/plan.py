@@ -17,6 +17,8 @@ _HELD = (8192, 8192, 4096)
 _SWEPT = 2048  # of a tile of a larger group
 _SMALL = 1024  # that a program takes at least, where its groups are smaller
 _LINE_BYTES = 128  # of channels that follow one another, to be read together
+# In the second derivative a thread has a dozen numbers of each of its channels.
+_MOST_CHANNELS_SECOND = 8
 _MOST_WARPS = 16
 # Numbers of maps that a thread has, by order: the second derivative keeps most beside them.
 _NUMBERS_OF_THREAD = (16, 16, 8)
@@ -52,15 +54,16 @@ def make_plan(
     block_channels, block_windows = power_of_2(of_group), power_of_2(windows)
     wide = 2 if element_size == 8 else 1
     group = block_channels * block_windows * entries
+    line = _LINE_BYTES // element_size
+    if order == 2:
+        line = min(line, _MOST_CHANNELS_SECOND)
     held = group <= _HELD[order] // wide
     if held:
         together = _SMALL // group
         if channels_last:
-            together = min(
-                _LINE_BYTES // element_size // block_channels, _HELD[order] // wide // group
-            )
+            together = min(line // block_channels, _HELD[order] // wide // group)
     else:
-        together = _LINE_BYTES // element_size // block_channels if channels_last else 1
+        together = line // block_channels if channels_last else 1
         together = min(together, _SWEPT // (block_channels * entries))
     block_groups = min(power_of_2(groups), max(1, together))
     if not held:

@@ -18,7 +18,7 @@ KERNELS = {
         "class_tiles", "class_rows", "slot_sums", "class_means", "row_statistics",
         "slot_column_sums", "wide_rows", "weight_means", "sum_values",
     },
-    "triton_norm_resources": {"forward", "backward", "double_backward"},
+    "triton_norm_resources": {"forward", "backward", "double_backward", "add_rows"},
 }  # fmt: skip
 
 

@@ -44,13 +44,16 @@ class Case(NamedTuple):
 # Maps of ConvNets and of a ResNet-18 at 32 x 32, odd ones, and those that are swept.
 def cases() -> Iterator[Case]:
     """What takes most registers of each kind."""
-    for last in (False, True):
-        yield Case(128, 32, 32, 128, 2, last)
-        yield Case(64, 32, 32, 64, 1, last, torch.bfloat16, residual=True)
-        yield Case(64, 31, 29, 64, 2, last, residual=True)
-        yield Case(64, 128, 128, 4, 2, last, residual=True)
-    yield Case(128, 16, 16, 128, 2, True, torch.float16)
-    yield Case(64, 64, 64, 64, 2, False, torch.float64)
+    yield Case(128, 32, 32, 128, 2)
+    yield Case(64, 64, 64, 64, 2, dtype=torch.float64)
+    for case in (
+        Case(128, 32, 32, 128, 2),
+        Case(64, 32, 32, 64, 1, dtype=torch.bfloat16, residual=True),
+        Case(64, 31, 29, 64, 2, residual=True),
+        Case(128, 16, 16, 128, 2, dtype=torch.float16),
+        Case(64, 128, 128, 4, 2, residual=True),
+    ):
+        yield case._replace(last=True)
 
 
 def compile_all(target: int) -> list[Variant]:
