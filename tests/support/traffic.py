@@ -17,11 +17,11 @@ _LAUNCHES = {
 _FREE = ("aten::empty", "aten::new_empty", "aten::empty_like", "aten::detach")
 
 
-class Traffic(TorchDispatchMode):
+class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts launches and bytes: each operation reads all it is given and writes all it makes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches, self.bytes = 0, 0
         self.by_name: dict[str, tuple[int, int]] = {}
 

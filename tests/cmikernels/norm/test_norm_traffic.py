@@ -17,7 +17,8 @@ def second_order_step(traffic: Traffic, layout: torch.memory_format) -> None:
 
     As trajectory matching takes it of a student's step: for weights and images.
     """
-    network = build_network("convnet", 3, 32, 10).to("meta", memory_format=layout)
+    network = build_network("convnet", 3, 32, 10).to("meta")
+    network.to(memory_format=layout)  # type: ignore[call-overload]
     with torch.device("meta"):
         images = torch.empty(IMAGES, 3, 32, 32).contiguous(memory_format=layout).requires_grad_()
         labels = torch.empty(IMAGES, dtype=torch.int64)
