@@ -157,7 +157,7 @@ def _kernel_serves(*tensors: Tensor | None) -> bool:
 
 
 def _checked_groups(x: Tensor, groups: int | None) -> int:
-    if x.dim() != 4:
+    if x.dim() != 4 or x.shape[1] == 0:
         raise ValueError(
             f"x: expected maps (N, channels, height, width), got shape {tuple(x.shape)}"
         )

@@ -55,7 +55,16 @@ def _triton_obstacle(x: Tensor, groups: int) -> str | None:
     _, channels, height, width = x.shape
     if channels * height * width >= 2**31 or channels > groups * MOST_CHANNELS_OF_GROUP:
         return f"a group of more than {MOST_CHANNELS_OF_GROUP} channels, or 2^31 numbers an image"
-    return None if x.is_meta else triton.obstacle(x.device.type)
+    return None if x.is_meta else _obstacle_on(x.device.type)
+
+
+def _obstacle_on(device_type: str) -> str | None:
+    return triton.obstacle(device_type)
+
+
+# As `torch.compiler.assume_constant_result` marks what is asked while tracing and not traced; but
+# that one imports Dynamo, which takes long, and Triton with it.
+_obstacle_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _run(

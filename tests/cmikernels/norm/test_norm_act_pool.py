@@ -357,6 +357,7 @@ def test_forward_mode_and_autocast_work() -> None:
         ({"weight": torch.ones(5)}, r"weight: expected one number for each of the 6 channels"),
         ({"residual": torch.ones(1, 6, 4, 4)}, "residual: expected shape and dtype of x"),
         ({"x": torch.ones(6, 4, 4)}, r"x: expected maps \(N, channels, height, width\), got"),
+        ({"x": torch.ones(2, 0, 4, 4)}, r"x: expected maps \(N, channels, height, width\), got"),
         ({"x": torch.ones(2, 6, 1, 4)}, "pool: expected maps of 2 x 2 or more, got 1 x 4"),
     ],
 )

@@ -158,6 +158,19 @@ def test_bits_are_the_same_each_time() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_one_graph_under_compile() -> None:
+    torch._dynamo.reset()
+    x = torch.randn(2, 3, 4, 4, device=DEVICE, requires_grad=True)
+
+    def loss(x: Tensor) -> Tensor:
+        return norm_act_pool(x, backend="triton").square().sum()
+
+    fast = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    (expected,), (found,) = (torch.autograd.grad(each(x), x) for each in (loss, fast))
+    torch._dynamo.reset()
+    assert torch.equal(found, expected)
+
+
 def test_no_rows_are_no_launch() -> None:
     case = laid_out(make((3, 3, 4, 4), rows=0), False)
     found = first_order(ours, case, 3, "relu", 2)
