@@ -4,7 +4,9 @@ python -m bench.block
 
 The block is instance norm with scale and shift, ReLU and means of 2 x 2. "gradient" is forward and
 backward for maps, scale and shift; "second order" the gradient of a function of these gradients,
-with all that comes before. A copy reads the maps once and writes them once. Memory is what a
+with all that comes before. A copy reads the maps once and writes them once. The rate is that of the
+bytes that a call of the block has to move at least, beside the copy's; on a GPU it is the measure
+of the kernels (`--device cuda`). Memory is what a
 forward keeps for its backward, beside the maps that come in and the output.
 """
 
@@ -26,6 +28,9 @@ from cmikernels import norm_act_pool
 OURS, TORCH, COMPILED, COPY = "cmikernels", "torch", "torch.compile", "copy"
 SHAPES = ((16, 128, 32, 32), (16, 64, 32, 32), (16, 128, 16, 16), (16, 128, 8, 8))
 ORDERS = ("forward", "gradient", "second order")
+# Maps that the orders read and write at least, one after the other; output and its gradient are a
+# quarter of one.
+PASSES = {"forward": 1.25, "gradient": 1.25 + 2.25, "second order": 1.25 + 2.25 + 3.5}
 
 Block = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -105,6 +110,9 @@ def measure(shape: tuple[int, ...], order: str, budget: float, device: str) -> l
             "contender": name,
             **time.figures(),
             "over_ours": four_digits(time.median / times[OURS].median),
+            "of_copy_rate": four_digits(PASSES[order] / 2 * times[COPY].median / time.median)
+            if name == OURS
+            else None,
             "kept_bytes": kept_bytes(blocks[name], inputs)
             if order == "gradient" and name in (OURS, TORCH)
             else None,
@@ -124,6 +132,10 @@ def report(record: Record) -> str:
         for row in record.rows
     ]  # fmt: skip
     header = ["maps", "what", "by", "median", "20 .. 80 %", "over cmikernels", "kept for backward"]
+    if any("of_copy_rate" in row for row in record.rows):  # older records have none
+        header.append("of a copy's rate")
+        for line, row in zip(lines, record.rows, strict=True):
+            line.append("" if row["of_copy_rate"] is None else f"{row['of_copy_rate']:.0%}")
     return "\n\n".join([*head_of(record), table(header, lines)])
 
 

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmikernels import norm_compiled, norm_operations
-from cmikernels.native import DTYPE_CODES, has_memory, native
-from cmikernels.norm_operations import NormActPoolFunction
+from cmikernels.native import has_memory
+from cmikernels.norm import compiled, operations
 from cmikernels.problem import arithmetic_dtype
 from cmikernels.transforms import has_tangent, transforms_are_active
 
@@ -40,8 +39,9 @@ def norm_act_pool(
 ) -> Tensor:
     """Group norm, activation and average pooling as one operation.
 
-    Maps on a CPU go through a kernel, whose sums are float32 for half types and whose derivatives
-    end with the second. On other devices torch's own operations are called.
+    Maps on a CPU and on GPUs that Triton serves go through a kernel, whose sums are float32 for
+    half types and whose derivatives end with the second. Elsewhere torch's own operations are
+    called.
 
     Args:
         x: maps `(N, channels, height, width)`, float32, float64, bfloat16 or float16.
@@ -53,7 +53,8 @@ def norm_act_pool(
             none.
         eps: added to the variance.
         residual: added before the activation, in the shape and dtype of x.
-        backend: "reference" for torch's own operations everywhere.
+        backend: "triton" for the Triton kernels or an error, "reference" for torch's own operations
+            everywhere.
 
     Returns:
         `(N, channels, height // pool, width // pool)` in the dtype of x.
@@ -66,9 +67,10 @@ def norm_act_pool(
     groups = _checked_groups(x, groups)
     _check_parameters(x, weight, bias, residual)
     slope = _checked_options(x, activation, pool, eps)
-    if backend not in (None, "reference"):
-        raise ValueError(f"backend: expected None or 'reference', got {backend!r}")
-    if backend or not _kernel_serves(x, weight, bias, residual):
+    if backend not in (None, "triton", "reference"):
+        raise ValueError(f"backend: expected None, 'triton' or 'reference', got {backend!r}")
+    backend = operations.choose_backend(backend, x, groups)
+    if backend == "reference" or not _kernel_serves(x, weight, bias, residual):
         return _plain(x, weight, bias, groups, slope, pool, eps, residual)
     arithmetic = arithmetic_dtype(x.dtype)
     scale, shift = (
@@ -77,12 +79,12 @@ def norm_act_pool(
         else given.to(arithmetic).unsqueeze(0)
         for given, otherwise in ((weight, 1.0), (bias, 0.0))
     )
-    call: Any = NormActPoolFunction.apply
+    call: Any = operations.NormActPoolFunction.apply
     if torch.compiler.is_compiling() or not (has_memory(x) or transforms_are_active()):
-        call = norm_compiled.norm_act_pool
+        call = compiled.norm_act_pool
     elif not torch.is_grad_enabled() and not transforms_are_active():
-        call = norm_operations.forward
-    out: Tensor = call(x, residual, scale, shift, groups, slope, pool, eps)
+        call = operations.forward
+    out: Tensor = call(x, residual, scale, shift, groups, slope, pool, eps, backend)
     return out
 
 
@@ -150,19 +152,12 @@ def _plain(
 
 
 def _kernel_serves(*tensors: Tensor | None) -> bool:
-    """Whether the CPU kernel takes them: not where forward-mode differentiation goes through."""
-    x = tensors[0]
-    assert x is not None
-    return (
-        native is not None
-        and x.device.type == "cpu"
-        and x.dtype in DTYPE_CODES
-        and not any(tensor is not None and has_tangent(tensor) for tensor in tensors)
-    )
+    """Whether kernels take them: not where forward-mode differentiation goes through."""
+    return not any(tensor is not None and has_tangent(tensor) for tensor in tensors)
 
 
 def _checked_groups(x: Tensor, groups: int | None) -> int:
-    if x.dim() != 4:
+    if x.dim() != 4 or x.shape[1] == 0:
         raise ValueError(
             f"x: expected maps (N, channels, height, width), got shape {tuple(x.shape)}"
         )

@@ -199,7 +199,7 @@ sanitize_part() {
 }
 
 bench_part() {
-  start bench python/cmidd bench/{harness,kernels,gpu,loops,plain,regularizer.py}
+  start bench python/cmidd bench/{harness,kernels,gpu,loops,plain,block.py,regularizer.py}
   local common=(--json-only --out "$out" --device "$device") backend method
   local kernels=("$python" -m bench.kernels --name gpu-kernels --resume "$key" --budget 1 "${common[@]}")
   local theirs=(published compile)
@@ -228,6 +228,7 @@ bench_part() {
     step "bench/loops-$method" "$python" -m bench.loops --method "$method" --resume "$key" \
       --name "gpu-loops-$method" "${common[@]}" ${dry_run:+--quick --memory default}
   done
+  step bench/block "$python" -m bench.block --name gpu-block "${common[@]}" ${dry_run:+--quick}
   step bench/regularizer "$python" -m bench.regularizer --name gpu-regularizer "${common[@]}" \
     ${dry_run:+--quick}
   if [[ $dry_run && -f $out/gpu-kernels.json ]]; then # what becomes of the files later

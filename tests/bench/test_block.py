@@ -24,4 +24,8 @@ def test_every_contender_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(row["seconds"] > 0 for row in record.rows)
     assert found["gradient", block.OURS]["kept_bytes"] == 0
     assert found["gradient", block.TORCH]["kept_bytes"] > 0
+    assert all(
+        (row["of_copy_rate"] is not None) == (by == block.OURS) for (_, by), row in found.items()
+    )
+    assert "| of a copy's rate |" in block.report(record)
     assert "| second order |" in block.report(record)

@@ -13,12 +13,22 @@ import pytest
 pytest.importorskip("triton")
 
 
+KERNELS = {
+    "triton_resources": {
+        "class_tiles", "class_rows", "slot_sums", "class_means", "row_statistics",
+        "slot_column_sums", "wide_rows", "weight_means", "sum_values",
+    },
+    "triton_norm_resources": {"forward", "backward", "double_backward", "add_rows"},
+}  # fmt: skip
+
+
 @pytest.mark.slow
-def test_no_variant_spills_or_asks_for_too_much(tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", KERNELS)
+def test_no_variant_spills_or_asks_for_too_much(module: str, tmp_path: Path) -> None:
     written = tmp_path / "resources.json"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     finished = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.triton_resources", "--json", str(written)],
+        [sys.executable, "-m", f"tests.gpu.{module}", "--json", str(written)],
         capture_output=True,
         text=True,
         check=False,
@@ -30,8 +40,5 @@ def test_no_variant_spills_or_asks_for_too_much(tmp_path: Path) -> None:
     kernels = {(variant["target"], variant["kernel"]) for variant in variants}
     assert {target for target, _ in kernels} == {80, 90, 100, 120}
     names = {name for _, name in kernels}
-    assert names == {
-        "class_tiles", "class_rows", "slot_sums", "class_means", "row_statistics",
-        "slot_column_sums", "wide_rows", "weight_means", "sum_values",
-    }  # fmt: skip
+    assert names == KERNELS[module]
     assert all(variant["stack_bytes"] == 0 for variant in variants)

@@ -18,7 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,7 +103,7 @@ class Variant(NamedTuple):
     shared_bytes: int  # a block's
 
 
-class _NoDevice:
+class NoDevice:
     """The driver that Triton asks what to compile for."""
 
     def __init__(self, target: int) -> None:
@@ -128,7 +128,7 @@ def compiled_launches(target: int, calls: Iterable[Case]) -> Iterator[tuple[Case
     """Each kernel that the calls would launch: the call, the kernel's name, what Triton made."""
     import triton
 
-    triton.runtime.driver.set_active(_NoDevice(target))
+    triton.runtime.driver.set_active(NoDevice(target))
     from cmikernels.backends.triton import launch
 
     chip = Chip(processors=132, cache_bytes=50 << 20)
@@ -152,15 +152,21 @@ def compiled_launches(target: int, calls: Iterable[Case]) -> Iterator[tuple[Case
 
 def compile_all(target: int) -> list[Variant]:
     """Compile what the calls would launch."""
+    calls = compiled_launches(target, cases())
+    return variants_of(target, ((str(case), name, compiled) for case, name, compiled in calls))
+
+
+def variants_of(target: int, compiled_calls: Iterable[tuple[str, str, Any]]) -> list[Variant]:
+    """What each kernel takes that was compiled: from case, name, what Triton made."""
     import triton
 
     variants: dict[int, Variant] = {}
     kept: list[Any] = []  # so that no two of them share an id
-    for case, name, compiled in compiled_launches(target, cases()):
+    for case, name, compiled in compiled_calls:
         if id(compiled) not in variants:
             used = _resources(compiled.asm["cubin"], triton.knobs.nvidia.cuobjdump.path)
             warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
-            variants[id(compiled)] = Variant(target, name, str(case), warps, *used, shared)
+            variants[id(compiled)] = Variant(target, name, case, warps, *used, shared)
             kept.append(compiled)
     return list(variants.values())
 
@@ -204,7 +210,9 @@ def _call(case: Case) -> None:
         operations.forward(backend, features, problem, case.mode != "value")
 
 
-def compile_for(targets: Iterable[int]) -> list[Variant]:
+def compile_for(
+    targets: Iterable[int], compile_all: Callable[[int], list[Variant]]
+) -> list[Variant]:
     """Compile for all targets, each in a process of its own."""
     os.environ.pop("TRITON_INTERPRET", None)
     context = multiprocessing.get_context("spawn")
@@ -255,19 +263,17 @@ def conclude(
         sys.exit("\n".join(["spills, or too much for a block:", *faults]))
 
 
-def main() -> None:
+def main(compile_all: Callable[[int], list[Variant]], module: str, text: str) -> None:
     """Print the table; fail if a variant spills or asks for too much."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.gpu.triton_resources", description=__doc__.split("\n\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=text.split("\n\n")[0])
     parser.add_argument(
         "--targets", type=int, nargs="+", default=TARGETS, help="compute capabilities (%(default)s)"
     )
     parser.add_argument("--json", type=Path, help="write every variant there")
     arguments = parser.parse_args()
-    variants = compile_for(arguments.targets)
+    variants = compile_for(arguments.targets, compile_all)
     conclude(variants, summary(variants), faults(variants), arguments.json)
 
 
 if __name__ == "__main__":
-    main()
+    main(compile_all, "tests.gpu.triton_resources", __doc__)

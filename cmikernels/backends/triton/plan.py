@@ -64,11 +64,11 @@ def make_plan(
     """
     fit = 4 if element_size == 8 else 2 if weighted else 1
     programs = _PROGRAMS_PER_PROCESSOR * chip.processors
-    width, rows = _power_of_2(channels), _power_of_2(largest)
+    width, rows = power_of_2(channels), power_of_2(largest)
     tile = chip.row_tile // fit
     if rows * width <= tile // _HELD_CLASS:
         together = tile // _HELD_TOGETHER // (rows * width)
-        together = min(together, _power_of_2(max(1, num_classes // programs)))
+        together = min(together, power_of_2(max(1, num_classes // programs)))
         groups = ceil_div(num_classes, together)
         return Plan("tiles", min(groups, programs), together, rows, width, 4)
     # A class much larger than the others would keep its program busy long after theirs.
@@ -101,7 +101,7 @@ def _sweep_warps(num_classes: int, class_bytes: int, chip: Chip, least: int) -> 
     cached = ceil_div(4 * resident * class_bytes, 3 * chip.cache_bytes)
     if cached > _MOST_WARPS:  # they will not stay there anyway
         cached = 1
-    return min(_MOST_WARPS, _power_of_2(max(resident // num_classes, cached, least, 1)))
+    return min(_MOST_WARPS, power_of_2(max(resident // num_classes, cached, least, 1)))
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -109,6 +109,6 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _power_of_2(number: int) -> int:
+def power_of_2(number: int) -> int:
     """The smallest power of 2 that is at least a number."""
     return 1 << max(number - 1, 0).bit_length()

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmikernels import NormActPool, norm_act_pool, norm_compiled
+from cmikernels import NormActPool, norm_act_pool
+from cmikernels.norm import compiled
 from cmikernels.norm_act_pool import _plain
 
 SLOPES = {"relu": 0.0, "leakyrelu": 0.01, "none": 1.0}
@@ -272,9 +273,9 @@ def test_the_module_is_a_group_norm_with_what_follows() -> None:
 def test_one_graph_under_compile() -> None:
     block = NormActPool(4, 4, "leakyrelu")
     x = torch.randn(3, 4, 8, 8, requires_grad=True)
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    fast = torch.compile(block, fullgraph=True, backend="aot_eager")
     expected = torch.autograd.grad(block(x).square().sum(), (x, *block.parameters()))
-    found = torch.autograd.grad(compiled(x).square().sum(), (x, *block.parameters()))
+    found = torch.autograd.grad(fast(x).square().sum(), (x, *block.parameters()))
     torch._dynamo.reset()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -302,15 +303,25 @@ def test_opcheck(residual: bool) -> None:
     x, weight, bias, added = wanting(make((4, 2, 6, 6), residual=residual))
     assert weight is not None
     assert bias is not None
-    inputs = x, added, weight.detach()[None].requires_grad_(), bias.detach()[None], 2, 0.0, 2, 1e-5
+    inputs = (
+        x,
+        added,
+        weight.detach()[None].requires_grad_(),
+        bias.detach()[None],
+        2,
+        0.0,
+        2,
+        1e-5,
+        "cpu",
+    )
     grad = torch.randn(3, 4, 3, 3, dtype=torch.float64)
-    torch.library.opcheck(norm_compiled.norm_act_pool, inputs)
-    torch.library.opcheck(norm_compiled.norm_act_pool_backward, (grad, *inputs))
+    torch.library.opcheck(compiled.norm_act_pool, inputs)
+    torch.library.opcheck(compiled.norm_act_pool_backward, (grad, *inputs))
     constant = [_detached(each) for each in inputs]
-    of_dx, *others = norm_compiled.norm_act_pool_backward(grad, *constant)
+    of_dx, *others = compiled.norm_act_pool_backward(grad, *constant)
     cotangents = others if residual else (None, None, None)
     torch.library.opcheck(
-        norm_compiled.norm_act_pool_double_backward, (of_dx, *cotangents, grad, *constant)
+        compiled.norm_act_pool_double_backward, (of_dx, *cotangents, grad, *constant)
     )
 
 
@@ -341,11 +352,12 @@ def test_forward_mode_and_autocast_work() -> None:
         ({"groups": 4}, "groups: expected a divisor of the 6 channels, got 4"),
         ({"activation": "gelu"}, "activation: expected one of relu, leakyrelu, none, got 'gelu'"),
         ({"pool": 3}, "pool: expected 2 .means of 2 x 2. or 1 .none., got 3"),
-        ({"backend": "cuda"}, "backend: expected None or 'reference', got 'cuda'"),
+        ({"backend": "cuda"}, "backend: expected None, 'triton' or 'reference', got 'cuda'"),
         ({"eps": 0.0}, "eps: expected a positive number, got 0.0"),
         ({"weight": torch.ones(5)}, r"weight: expected one number for each of the 6 channels"),
         ({"residual": torch.ones(1, 6, 4, 4)}, "residual: expected shape and dtype of x"),
         ({"x": torch.ones(6, 4, 4)}, r"x: expected maps \(N, channels, height, width\), got"),
+        ({"x": torch.ones(2, 0, 4, 4)}, r"x: expected maps \(N, channels, height, width\), got"),
         ({"x": torch.ones(2, 6, 1, 4)}, "pool: expected maps of 2 x 2 or more, got 1 x 4"),
     ],
 )

@@ -14,30 +14,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmikernels import norm_operations
-from cmikernels.norm_operations import keep_inputs, like, like_gradients, like_out, mapped
+from cmikernels.norm import operations
+from cmikernels.norm.layout import like_out
+from cmikernels.norm.operations import (
+    OPTIONS,
+    keep_inputs,
+    mapped,
+    new_gradients,
+    new_second_gradients,
+)
 
 _INPUTS = (
     "Tensor x, Tensor? residual, Tensor weight, Tensor bias, SymInt groups, float slope, "
-    "SymInt pool, float eps"
+    "SymInt pool, float eps, str backend"
 )
 
 norm_act_pool = torch.library.custom_op(
     "cmikernels::norm_act_pool",
-    norm_operations.forward,
+    operations.forward,
     mutates_args=(),
     schema=f"({_INPUTS}) -> Tensor",
 )
 norm_act_pool_backward = torch.library.custom_op(
     "cmikernels::norm_act_pool_backward",
-    norm_operations.backward,
+    operations.backward,
     mutates_args=(),
     schema=f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 
 norm_act_pool_double_backward = torch.library.custom_op(
     "cmikernels::norm_act_pool_double_backward",
-    norm_operations.double_backward,
+    operations.double_backward,
     mutates_args=(),
     schema=(
         "(Tensor? of_dx, Tensor? of_dresidual, Tensor? of_dweight, Tensor? of_dbias, Tensor grad, "
@@ -53,25 +60,31 @@ def _(*inputs: Any) -> Tensor:
 
 @norm_act_pool_backward.register_fake
 def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return like_gradients(*inputs[:4])
+    return new_gradients(*inputs)
 
 
 @norm_act_pool_double_backward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return like(arguments[4]), like(arguments[5]), like(arguments[7])
+    return new_second_gradients(*arguments[4:])
 
 
 def _differentiate(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 8
+        return (None,) * 9
     dx, dresidual, dweight, dbias = norm_act_pool_backward(grad, *ctx.saved_tensors, *ctx.options)
-    return dx, None if ctx.saved_tensors[1] is None else dresidual, dweight, dbias, *(None,) * 4
+    return (
+        dx,
+        None if ctx.saved_tensors[1] is None else dresidual,
+        dweight,
+        dbias,
+        *(None,) * OPTIONS,
+    )
 
 
 def _differentiate_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
     given = *cotangents, *ctx.saved_tensors, *ctx.options
     dgrad, dx, dweight = norm_act_pool_double_backward(*given)
-    return dgrad, dx, None, dweight, *(None,) * 5
+    return dgrad, dx, None, dweight, None, *(None,) * OPTIONS
 
 
 norm_act_pool.register_autograd(_differentiate, setup_context=keep_inputs)

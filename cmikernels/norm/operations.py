@@ -1,4 +1,4 @@
-"""The CPU kernel of `norm_act_pool` (`csrc/cpu/norm.cpp`) and its derivatives, for autograd.
+"""`norm_act_pool` and its derivatives, by a kernel, for autograd.
 
     forward(x, residual, weight, bias, ...) -> out
     backward(grad, x, ...) -> (dx, dresidual, dweight, dbias)
@@ -7,11 +7,12 @@
 Weight and bias are `(sets, channels)` in the arithmetic type; rows fall into so many sets of equal
 size, one after another. So `torch.func.vmap` over them becomes one call with more rows and sets.
 Backward keeps x and the residual; it makes statistics and activations anew, because a group is in
-the nearest cache by then.
+the nearest cache, or in registers, by then.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,95 +20,98 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 
+from cmikernels.backends import triton
 from cmikernels.native import DTYPE_CODES, native
+from cmikernels.norm import cpu
+from cmikernels.norm.layout import channels_last, like, like_gradients, like_out
+from cmikernels.norm.plan import MOST_CHANNELS_OF_GROUP
 from cmikernels.transforms import transforms_are_active
 
-_FORWARD, _BACKWARD, _DOUBLE_BACKWARD = range(3)  # of cmik_norm_order
+FORWARD, BACKWARD, DOUBLE_BACKWARD = range(3)  # of cmik_norm_order
+OPTIONS = 5
+"""The last inputs of all operations: groups, slope, pool, eps, and the backend's name."""
 
-Inputs = tuple[Any, ...]
-"""x, residual or None, weight, bias, groups, slope, pool, eps."""
+
+def choose_backend(name: str | None, x: Tensor, groups: int) -> str:
+    """The kernel that serves maps: "cpu" or "triton"; "reference" for torch's own operations.
+
+    A `meta` tensor, on which operations are counted, goes the way of a GPU's.
+    """
+    if name is None:
+        if x.dtype not in DTYPE_CODES:
+            return "reference"
+        if x.device.type == "cpu":
+            return "cpu" if native is not None else "reference"
+        return "reference" if _triton_obstacle(x, groups) else "triton"
+    if name == "triton" and (reason := _triton_obstacle(x, groups)):
+        raise ValueError(
+            f"backend: 'triton' cannot run on a tensor of device {x.device.type}: {reason}"
+        )
+    return name
 
 
-_POINTERS = ("x", "residual", "weight", "bias", "grad", "x_cotangent", "residual_cotangent",
-             "weight_cotangent", "bias_cotangent", "out", "x_grad", "residual_grad",
-             "weight_grad", "bias_grad", "grad_grad")  # fmt: skip
-_NO_POINTERS = dict.fromkeys(_POINTERS, 0)
+def _triton_obstacle(x: Tensor, groups: int) -> str | None:
+    """Why the Triton kernels cannot serve maps; None when they can."""
+    _, channels, height, width = x.shape
+    if channels * height * width >= 2**31 or channels > groups * MOST_CHANNELS_OF_GROUP:
+        return f"a group of more than {MOST_CHANNELS_OF_GROUP} channels, or 2^31 numbers an image"
+    return None if x.is_meta else _obstacle_on(x.device.type)
+
+
+def _obstacle_on(device_type: str) -> str | None:
+    return triton.obstacle(device_type)
+
+
+# As `torch.compiler.assume_constant_result` marks what is asked while tracing and not traced; but
+# that one imports Dynamo, which takes long, and Triton with it.
+_obstacle_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _run(
     order: int,
-    inputs: Inputs,
+    inputs: tuple[Any, ...],
     incoming: dict[str, Tensor | None],
     outputs: dict[str, Tensor],
 ) -> None:
-    """One call of the kernel."""
-    x, residual, weight, bias, groups, slope, pool, eps = inputs
-    rows, channels, height, width = x.shape
-    last = order == _FORWARD and channels_last(x)
-    call = {
-        **_NO_POINTERS,
-        "rows": rows, "channels": channels, "height": height, "width": width,
-        "groups": groups, "sets": len(weight), "slope": slope, "eps": eps, "pool": pool,
-        "channels_last": last, "dtype": DTYPE_CODES[x.dtype], "threads": torch.get_num_threads(),
-    }  # fmt: skip
-    copies = []  # which have to live until the call has returned
-    read = {"x": x, "residual": residual, "weight": weight, "bias": bias, **incoming}
-    for name, tensor in read.items():
-        if tensor is not None:
-            maps_last = last and tensor.dim() == 4
-            layout = torch.channels_last if maps_last else torch.contiguous_format
-            if not tensor.is_contiguous(memory_format=layout) or tensor.is_neg():
-                tensor = tensor.contiguous(memory_format=layout).resolve_neg()
-                copies.append(tensor)
-            call[name] = tensor.data_ptr()
-    for name, tensor in outputs.items():
-        call[name] = tensor.data_ptr()
-    native.cpu_norm(call, order)
+    """One call of the kernel of an order. Tensors without memory are left as they are."""
+    if inputs[-1] == "cpu":
+        cpu.run(order, inputs[:-1], incoming, outputs)
+    elif not inputs[0].is_meta:
+        launch = importlib.import_module("cmikernels.norm.launch")
+        launch.run(order, inputs[:-1], incoming, outputs)
 
 
-def channels_last(x: Tensor) -> bool:
-    """Whether the channels of a pixel follow one another, and pixels do not."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+def _gradients_last(x: Tensor, backend: str) -> bool:
+    """Whether gradients have channels last: those of x, but for the CPU kernel's."""
+    return backend != "cpu" and channels_last(x)
 
 
-def like(tensor: Tensor) -> Tensor:
-    """Memory for as many numbers, contiguous."""
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+def new_gradients(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Memory for what `backward` makes."""
+    x, residual, weight, bias, *_ = inputs
+    return like_gradients(x, residual, weight, bias, _gradients_last(x, inputs[-1]))
 
 
-def like_out(x: Tensor, pool: int) -> Tensor:
-    """Memory for the output, in the layout of x."""
-    rows, channels, height, width = x.shape
-    return torch.empty(
-        (rows, channels, height // pool, width // pool),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last if channels_last(x) else torch.contiguous_format,
-    )
-
-
-def like_gradients(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Memory for all gradients; empty for that of no residual."""
-    dresidual = x.new_empty(0) if residual is None else like(x)
-    return like(x), dresidual, like(weight), like(bias)
+def new_second_gradients(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for what `double_backward` makes."""
+    last = _gradients_last(inputs[0], inputs[-1])
+    return like(grad, last), like(inputs[0], last), like(inputs[2])
 
 
 def forward(*inputs: Any) -> Tensor:
     """pool(act(norm(x) + residual))."""
     out = like_out(inputs[0], inputs[6])
-    _run(_FORWARD, inputs, {}, {"out": out})
+    _run(FORWARD, inputs, {}, {"out": out})
     return out
 
 
 def backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, residual, weight and bias."""
-    made = like_gradients(*inputs[:4])
+    made = new_gradients(*inputs)
     outputs = dict(zip(("x_grad", "residual_grad", "weight_grad", "bias_grad"), made, strict=True))
     if inputs[1] is None:
         del outputs["residual_grad"]
-    _run(_BACKWARD, inputs, {"grad": grad}, outputs)
+    _run(BACKWARD, inputs, {"grad": grad}, outputs)
     return made
 
 
@@ -120,7 +124,7 @@ def double_backward(
     *inputs: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of grad, x and weight, from what comes in for the gradients of `backward`."""
-    made = like(grad), like(inputs[0]), like(inputs[2])
+    made = new_second_gradients(grad, *inputs)
     incoming = {
         "grad": grad,
         "x_cotangent": of_dx,
@@ -129,14 +133,14 @@ def double_backward(
         "bias_cotangent": of_dbias,
     }
     outputs = dict(zip(("grad_grad", "x_grad", "weight_grad"), made, strict=True))
-    _run(_DOUBLE_BACKWARD, inputs, incoming, outputs)
+    _run(DOUBLE_BACKWARD, inputs, incoming, outputs)
     return made
 
 
 def keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Of the forward, and of the backward, whose gradient comes first among its inputs."""
-    ctx.save_for_backward(*inputs[:-4])
-    ctx.options = inputs[-4:]
+    ctx.save_for_backward(*inputs[:-OPTIONS])
+    ctx.options = inputs[-OPTIONS:]
     ctx.set_materialize_grads(False)
 
 
@@ -162,11 +166,17 @@ class NormActPoolFunction(_Function):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         """Nothing for the options."""
         if grad is None:
-            return (None,) * 8
+            return (None,) * 9
         dx, dresidual, dweight, dbias = _BackwardFunction.apply(
             grad, *ctx.saved_tensors, *ctx.options
         )
-        return dx, None if ctx.saved_tensors[1] is None else dresidual, dweight, dbias, *(None,) * 4
+        return (
+            dx,
+            None if ctx.saved_tensors[1] is None else dresidual,
+            dweight,
+            dbias,
+            *(None,) * OPTIONS,
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
@@ -186,7 +196,7 @@ class _BackwardFunction(_Function):
         dgrad, dx, dweight = _DoubleBackwardFunction.apply(
             *cotangents, *ctx.saved_tensors, *ctx.options
         )
-        return dgrad, dx, None, dweight, *(None,) * 5
+        return dgrad, dx, None, dweight, None, *(None,) * OPTIONS
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
