@@ -27,7 +27,8 @@ for isa in avx512 avx2 baseline; do
     -m "not slow" -k "not reference and not triton and not cuda" -p no:cacheprovider \
     tests/cmikernels/contract/test_{value_and_gradient,numerics,strides,class_index}.py
   CMIKERNELS_CPU_ISA=$isa "$target/venv/bin/python" "$(dirname "$python")/pytest" -q \
-    -k "any_size or last or finite" -p no:cacheprovider tests/cmikernels/norm
+    -k "any_size or last or finite" -p no:cacheprovider \
+    tests/cmikernels/norm/test_norm_act_pool.py
 done
 "$target/venv/bin/python" "$(dirname "$python")/pytest" -q -p no:cacheprovider \
   -k "unequal_classes or weight_for_each_row or given" tests/cmikernels/backends/test_cuda_kernels.py
