@@ -22,6 +22,8 @@ from cmikernels.norm.operations import (
     mapped,
     new_gradients,
     new_second_gradients,
+    of_backward_inputs,
+    of_inputs,
 )
 
 _INPUTS = (
@@ -70,21 +72,14 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _differentiate(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 9
-    dx, dresidual, dweight, dbias = norm_act_pool_backward(grad, *ctx.saved_tensors, *ctx.options)
-    return (
-        dx,
-        None if ctx.saved_tensors[1] is None else dresidual,
-        dweight,
-        dbias,
-        *(None,) * OPTIONS,
-    )
+        return (None,) * (4 + OPTIONS)
+    made = norm_act_pool_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return of_inputs(ctx, *made)
 
 
 def _differentiate_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-    given = *cotangents, *ctx.saved_tensors, *ctx.options
-    dgrad, dx, dweight = norm_act_pool_double_backward(*given)
-    return dgrad, dx, None, dweight, None, *(None,) * OPTIONS
+    made = norm_act_pool_double_backward(*cotangents, *ctx.saved_tensors, *ctx.options)
+    return of_backward_inputs(*made)
 
 
 norm_act_pool.register_autograd(_differentiate, setup_context=keep_inputs)
