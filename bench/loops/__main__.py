@@ -60,6 +60,9 @@ def parse() -> argparse.Namespace:
     add("--budget", type=float, default=20.0, help="seconds for each race (%(default)s)")
     add("--rounds", type=int, default=5,
         help="of a race at least, however long they take (%(default)s)")  # fmt: skip
+    add("--variants", choices=VARIANTS, default=list(VARIANTS), nargs="+", metavar="NAME",
+        help="of our loop: exact, bf16, compile, bf16-compile (%(default)s); bfloat16 takes "
+        "minutes on a CPU without instructions for it")  # fmt: skip
     add("--threads", type=int, default=torch.get_num_threads(), help="of torch (%(default)s)")
     add("--quick", action="store_true", help="a look: tiny networks, ipc 2, nothing compiled")
     args = parser.parse_args()
@@ -72,7 +75,7 @@ def main() -> None:
     """Measure, print, write."""
     args = parse()
     torch.set_num_threads(args.threads)
-    sizes, rounds, variants = Sizes(), (args.rounds, 2000), list(VARIANTS)
+    sizes, rounds, variants = Sizes(), (args.rounds, 2000), args.variants
     if args.quick:
         sizes, rounds, variants, args.ipc = QUICK, (2, 5), ["exact", "bf16"], [2]
         args.budget = min(args.budget, 1.0)
@@ -83,6 +86,8 @@ def main() -> None:
     settings |= {"budget": args.budget, "device": args.device}
     settings |= {"rounds": rounds[0], "variants": [VARIANTS[name][0] for name in chosen]}
     settings["arguments"] = f"--ipc {' '.join(map(str, args.ipc))} --rounds {rounds[0]}"
+    if variants != list(VARIANTS):
+        settings["arguments"] += f" --variants {' '.join(variants)}"
     record = new_record("loops", args, settings)
 
     def case(memory: str, ipc: int) -> Case:
