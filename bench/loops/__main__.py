@@ -86,8 +86,8 @@ def main() -> None:
     settings |= {"budget": args.budget, "device": args.device}
     settings |= {"rounds": rounds[0], "variants": [VARIANTS[name][0] for name in chosen]}
     settings["arguments"] = f"--ipc {' '.join(map(str, args.ipc))} --rounds {rounds[0]}"
-    if variants != list(VARIANTS):
-        settings["arguments"] += f" --variants {' '.join(variants)}"
+    if args.variants != list(VARIANTS):
+        settings["arguments"] += f" --variants {' '.join(args.variants)}"
     record = new_record("loops", args, settings)
 
     def case(memory: str, ipc: int) -> Case:
