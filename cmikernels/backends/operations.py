@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -114,15 +114,19 @@ def on_gpu(fill: Callable[..., None]) -> Callable[..., None]:
                 if output is not None:
                     output.zero_()
             return
-        arguments = features, problem, value, gradient, means, incoming, unless_one
-        device = features.get_device()  # -1 on the CPU
-        if device < 0 or device == torch.cuda.current_device():
-            fill(*arguments)
-        else:
-            with torch.cuda.device(device):
-                fill(*arguments)
+        on_device_of(features, fill, problem, value, gradient, means, incoming, unless_one)
 
     return guarded
+
+
+def on_device_of(tensor: Tensor, function: Callable[..., None], *arguments: Any) -> None:
+    """Call with the tensor and the arguments, while the tensor's device is the current one."""
+    device = tensor.get_device()  # -1 on the CPU
+    if device < 0 or device == torch.cuda.current_device():
+        function(tensor, *arguments)
+    else:
+        with torch.cuda.device(device):
+            function(tensor, *arguments)
 
 
 # Outputs for a backend to fill. They are made from the features, because a default device may be

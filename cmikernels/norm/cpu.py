@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cmikernels.native import DTYPE_CODES, native
-from cmikernels.norm.layout import Inputs, channels_last, in_layout
+from cmikernels.norm.layout import Inputs, channels_last, read_in_layout
 
 _POINTERS = ("x", "residual", "weight", "bias", "grad", "x_cotangent", "residual_cotangent",
              "weight_cotangent", "bias_cotangent", "out", "x_grad", "residual_grad",
@@ -21,7 +21,7 @@ def run(
     outputs: dict[str, Tensor],
 ) -> None:
     """One call of the kernel."""
-    x, residual, weight, bias, groups, slope, pool, eps = inputs
+    x, _, weight, _, groups, slope, pool, eps = inputs
     rows, channels, height, width = x.shape
     last = order == 0 and channels_last(x)
     call = {
@@ -30,12 +30,8 @@ def run(
         "groups": groups, "sets": len(weight), "slope": slope, "eps": eps, "pool": pool,
         "channels_last": last, "dtype": DTYPE_CODES[x.dtype], "threads": torch.get_num_threads(),
     }  # fmt: skip
-    copies = []  # which have to live until the call has returned
-    read = {"x": x, "residual": residual, "weight": weight, "bias": bias, **incoming}
-    for name, tensor in read.items():
+    tensors = {**read_in_layout(inputs, incoming, last), **outputs}
+    for name, tensor in tensors.items():
         if tensor is not None:
-            copies.append(in_layout(tensor, last))
-            call[name] = copies[-1].data_ptr()
-    for name, tensor in outputs.items():
-        call[name] = tensor.data_ptr()
+            call[name] = tensor.data_ptr()
     native.cpu_norm(call, order)

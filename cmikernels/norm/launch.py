@@ -8,10 +8,11 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from cmikernels.backends.operations import on_device_of
 from cmikernels.backends.triton.launch import build_options
 from cmikernels.backends.triton.plan import ceil_div
 from cmikernels.norm import orders
-from cmikernels.norm.layout import Inputs, channels_last, in_layout
+from cmikernels.norm.layout import Inputs, channels_last, read_in_layout
 from cmikernels.norm.plan import make_plan
 
 _KERNELS = (orders.forward, orders.backward, orders.double_backward)
@@ -27,28 +28,20 @@ def run(
     outputs: dict[str, Tensor],
 ) -> None:
     """Fill the outputs of an order, on the device's current stream."""
-    device = inputs[0].get_device()  # -1 on the CPU
-    if device < 0 or device == torch.cuda.current_device():
-        _run(order, inputs, incoming, outputs)
-    else:
-        with torch.cuda.device(device):
-            _run(order, inputs, incoming, outputs)
+    on_device_of(inputs[0], _run, order, inputs, incoming, outputs)
 
 
 def _run(
+    x: Tensor,
     order: int,
     inputs: Inputs,
     incoming: dict[str, Tensor | None],
     outputs: dict[str, Tensor],
 ) -> None:
-    x, residual, weight, bias, groups, slope, pool, eps = inputs
+    _, _, weight, _, groups, slope, pool, eps = inputs
     rows, channels, height, width = x.shape
     last = channels_last(x)
-    tensors = {"x": x, "residual": residual, "weight": weight, "bias": bias, **incoming}
-    arguments: dict[str, Any] = {
-        name: None if tensor is None else in_layout(tensor, last)
-        for name, tensor in tensors.items()
-    }
+    arguments: dict[str, Any] = read_in_layout(inputs, incoming, last)
     sums = {name: outputs[name] for name in _SHARES if name in outputs}
     for name in sums:  # a row for each row, of the set's sums in the end
         arguments[_SHARES[name]] = weight.new_empty(rows, channels)

@@ -28,6 +28,17 @@ def in_layout(tensor: Tensor, last: bool) -> Tensor:
     return tensor.contiguous(memory_format=layout).resolve_neg()
 
 
+def read_in_layout(
+    inputs: Inputs, incoming: dict[str, Tensor | None], last: bool
+) -> dict[str, Tensor | None]:
+    """What a kernel reads, by name. Some may be copies, which have to live as long as it reads."""
+    tensors = {**dict(zip(("x", "residual", "weight", "bias"), inputs, strict=False)), **incoming}
+    return {
+        name: None if tensor is None else in_layout(tensor, last)
+        for name, tensor in tensors.items()
+    }
+
+
 def like(tensor: Tensor, last: bool = False) -> Tensor:
     """Memory for as many numbers, in a layout."""
     return torch.empty_like(tensor, memory_format=_format(last))
