@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import block, digits, fashion, precision, regularizer
+from bench import block, digits, evaluation, fashion, precision, regularizer
 from bench.gpu import predictions
 from bench.harness.records import RESULTS, Record
 from bench.kernels import accuracy, overhead, plots
@@ -70,6 +70,14 @@ KINDS = {
         "float32 loop and nothing else. Parts of a step are, in newer records, the ranges that "
         "the loops name, as a profile of whole steps has them; in older ones each was timed alone.",
         loops.report,
+    ),
+    "evaluation": Kind(
+        "bench.evaluation",
+        "Time of evaluation",
+        "An epoch of a ConvNet that learns from a distilled set of ten classes, 32 x 32, freed "
+        'memory kept. "plain" is structured as published, of torch\'s layers; "convolutions" are '
+        "those of ours and nothing else.",
+        evaluation.report,
     ),
     "regularizer": Kind(
         "bench.regularizer",

@@ -113,6 +113,14 @@ SWEEPS = {
         replace(DM_10, stages=(100,), weight=weight, held_out=True)
         for weight in (0.0, 2000.0, 200.0, 20000.0)
     ],
+    "precision": [
+        replace(each, options=(*each.options, *options), label=label)
+        for each in (
+            replace(DM_10, stages=(100,), weight=DM_WEIGHT, seed=seed, held_out=True)
+            for seed in range(3)
+        )
+        for label, options in (("", ()), ("networks in bfloat16", ("--cmi_precision=bfloat16",)))
+    ],
     "mtt": [
         replace(
             MTT_1,
@@ -125,7 +133,8 @@ SWEEPS = {
         for rate in (10, 100, 1000)
     ],
 }
-"""Settings that were tried, by the training images that are held out."""
+"""Settings that were tried, by the training images that are held out. "precision" is that of the
+regulariser's networks."""
 SETTINGS = {
     "dataset": DATASET,
     "held_out": HELD_OUT,

@@ -89,22 +89,31 @@ def _effects(rows: Sequence[Row]) -> str:
             continue
         plain = [case for case in TABLE if (case.method, case.ipc, case.weight, case.label)
                  == (method, ipc, 0.0, label)]  # fmt: skip
-        last = _last(rows, [*cases, *plain])
-        reached: dict[bool, dict[int, list[float]]] = {True: {}, False: {}}
-        for row in last:
-            reached[row["weight"] > 0][row["seed"]] = row["accuracies"]
-        seeds = sorted(reached[True].keys() & reached[False].keys())
-        if not seeds:
-            continue
-        gains = [_gain(reached[False][seed], reached[True][seed]) for seed in seeds]
-        error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else None
-        each = ", ".join(f"{gain:+.1f}" for gain in gains)
-        sure = "one seed" if error is None else f"standard error {error:.1f}"
-        lines.append(
-            f"{method.upper()} at {ipc} images per class: CMI of weight {weight:g} adds "
-            f"{statistics.mean(gains):+.1f} points ({sure}; seed by seed {each})."
-        )
+        gains = _gains(rows, plain, cases)
+        if gains:
+            lines.append(
+                f"{method.upper()} at {ipc} images per class: CMI of weight {weight:g} adds "
+                f"{_gains_text(gains)}."
+            )
     return "\n\n".join(lines)
+
+
+def _gains(rows: Sequence[Row], before: Sequence[Case], after: Sequence[Case]) -> list[float]:
+    """What the cases `after` reach more than those `before`, seed by seed."""
+    last = _last(rows, [*after, *before])
+    reached: list[dict[int, list[float]]] = []
+    for cases in (before, after):
+        found = [row for case in cases for row in rows_of(last, **case.about())]
+        reached.append({row["seed"]: row["accuracies"] for row in found})
+    seeds = sorted(reached[0].keys() & reached[1].keys())
+    return [_gain(reached[0][seed], reached[1][seed]) for seed in seeds]
+
+
+def _gains_text(gains: Sequence[float]) -> str:
+    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else None
+    each = ", ".join(f"{gain:+.1f}" for gain in gains)
+    sure = "one seed" if error is None else f"standard error {error:.1f}"
+    return f"{statistics.mean(gains):+.1f} points ({sure}; seed by seed {each})"
 
 
 def _gain(without: Sequence[float], with_cmi: Sequence[float]) -> float:
@@ -139,18 +148,24 @@ def stages_of(rows: Sequence[Row]) -> dict[str, dict[int, list[Row]]]:
 
 
 def _sweep(rows: Sequence[Row], cases: Sequence[Case]) -> str:
-    """Every setting, judged by images that were held out."""
-    lines = []
-    for case in cases:
-        last = _last(rows, [case])
+    """Every setting, judged by images that were held out; the first one is what others add to."""
+    groups = _groups(cases)
+    first = next(iter(groups.values()))
+    lines, effects = [], []
+    for alike in groups.values():
+        case = alike[0]
+        last = _last(rows, alike)
         shown = _percent(last) if last else "not run yet"
-        networks = len(last[0]["accuracies"]) if last else "-"
+        networks = "+".join(str(len(row["accuracies"])) for row in last) or "-"
         iterations = f"{last[0]['iterations']:,}" if last else "-"
         name = title_of(case) + (f", {case.label}" if case.label else "")
         lines.append([case.ipc, name, shown, iterations, networks])
+        gains = _gains(rows, first, alike) if alike is not first else []
+        if len(gains) > 1:
+            effects.append(f"{name}: {_gains_text(gains)} beside {title_of(first[0])}.")
     header = ["images per class", "trained on", "accuracy, %", "iterations", "networks"]
     judged = (
         "Distilled from four fifths of the training images of each class and tested on the others, "
         "which neither the bank nor the experts have seen."
     )
-    return f"{table(header, lines)}\n\n{judged}"
+    return "\n\n".join([table(header, lines), *effects, judged])

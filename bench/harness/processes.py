@@ -12,6 +12,8 @@ _T = TypeVar("_T")
 
 # glibc returns every large block to the system as soon as it is freed, as a peak of memory assumes.
 RETURNED: Mapping[str, str] = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+# No block by mmap, which would be unmapped when freed; the heap's end is never given back.
+KEPT: Mapping[str, str] = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
 def apart(

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -29,15 +30,14 @@ import torch
 from tqdm import tqdm
 
 from bench.harness.command import add_rows, benchmark_parser, finish, new_record
-from bench.harness.processes import RETURNED, apart
+from bench.harness.processes import KEPT, RETURNED, apart
 from bench.harness.records import Row
 from bench.loops.measure import VARIANTS, Case, has_peaks, measure, measure_peak, variants_of
 from bench.loops.report import OURS, PEAK, PLAIN, report
 from bench.loops.setup import Sizes
 from cmidd.methods import METHODS
 
-# No block by mmap, which would be unmapped when freed; the heap's end is never given back.
-MEMORY = {"default": {}, "kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}}
+MEMORY: dict[str, Mapping[str, str]] = {"default": {}, "kept": KEPT}
 ALLOCATORS = {**MEMORY, "returned": RETURNED}  # under the last one memory is measured, not time
 
 QUICK = Sizes(3, 4, 16, "convnet:depth=2,width=8", "resnet18:width=4", 2, (1, 2))
@@ -61,8 +61,8 @@ def parse() -> argparse.Namespace:
     add("--rounds", type=int, default=5,
         help="of a race at least, however long they take (%(default)s)")  # fmt: skip
     add("--variants", choices=VARIANTS, default=list(VARIANTS), nargs="+", metavar="NAME",
-        help="of our loop: exact, bf16, compile, bf16-compile (%(default)s); bfloat16 takes "
-        "minutes on a CPU without instructions for it")  # fmt: skip
+        help="of our loop: exact, cmi-bf16, bf16, compile, bf16-compile (%(default)s); "
+        "bfloat16 takes minutes on a CPU without instructions for it")  # fmt: skip
     add("--threads", type=int, default=torch.get_num_threads(), help="of torch (%(default)s)")
     add("--quick", action="store_true", help="a look: tiny networks, ipc 2, nothing compiled")
     args = parser.parse_args()
@@ -77,14 +77,14 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     sizes, rounds, variants = Sizes(), (args.rounds, 2000), args.variants
     if args.quick:
-        sizes, rounds, variants, args.ipc = QUICK, (2, 5), ["exact", "bf16"], [2]
+        sizes, rounds, variants, args.ipc = QUICK, (2, 5), ["exact", "cmi-bf16", "bf16"], [2]
         args.budget = min(args.budget, 1.0)
     if torch.device(args.device).type == "cuda":
         args.memory = ["default"]
     chosen = variants_of(args.method, variants)
     settings: Row = {"method": args.method, "sizes": asdict(sizes)}
     settings |= {"budget": args.budget, "device": args.device}
-    settings |= {"rounds": rounds[0], "variants": [VARIANTS[name][0] for name in chosen]}
+    settings |= {"rounds": rounds[0], "variants": [VARIANTS[name].loop for name in chosen]}
     settings["arguments"] = f"--ipc {' '.join(map(str, args.ipc))} --rounds {rounds[0]}"
     if args.variants != list(VARIANTS):
         settings["arguments"] += f" --variants {' '.join(args.variants)}"

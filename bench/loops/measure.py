@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,13 +25,23 @@ from bench.harness.records import Row
 from bench.loops.floor import convolutions_of
 from bench.loops.parts import REST, Part, profiled
 from bench.loops.report import CONVOLUTIONS, FIRST, ITERATION, LATER, OURS, PEAK, PLAIN
-from bench.loops.setup import Loop, Result, Setup, Sizes, option_names
+from bench.loops.setup import Loop, Result, Setup, Sizes, has_cmi, option_names
 
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # of our loop: its name and the options changed
-    "exact": (OURS, {}),
-    "bf16": (f"{OURS}, bf16", {"real_dtype": "bfloat16"}),
-    "compile": (f"{OURS}, compiled", {"compile": True}),
-    "bf16-compile": (f"{OURS}, bf16 compiled", {"real_dtype": "bfloat16", "compile": True}),
+
+class Variant(NamedTuple):
+    """Of our loop: its name, the options of the method and the precision of CMI that differ."""
+
+    loop: str
+    options: dict[str, Any]
+    cmi_precision: str | None = None
+
+
+VARIANTS = {
+    "exact": Variant(OURS, {}),
+    "cmi-bf16": Variant(f"{OURS}, CMI bf16", {}, "bfloat16"),
+    "bf16": Variant(f"{OURS}, bf16", {"real_dtype": "bfloat16"}),
+    "compile": Variant(f"{OURS}, compiled", {"compile": True}),
+    "bf16-compile": Variant(f"{OURS}, bf16 compiled", {"real_dtype": "bfloat16", "compile": True}),
 }
 
 
@@ -51,9 +61,14 @@ class Case:
 
 
 def variants_of(method: str, wanted: list[str]) -> tuple[str, ...]:
-    """Those whose options the method has."""
-    names = option_names(method)
-    return tuple(variant for variant in wanted if VARIANTS[variant][1].keys() <= names)
+    """Those whose options the method has, and CMI where they differ in it."""
+    names, with_cmi = option_names(method), has_cmi(method)
+    return tuple(
+        name
+        for name in wanted
+        if VARIANTS[name].options.keys() <= names
+        and (with_cmi or VARIANTS[name].cmi_precision is None)
+    )
 
 
 def has_peaks(method: str) -> bool:
@@ -67,7 +82,10 @@ def measure(case: Case) -> list[Row]:
         plain = setup.plain_loop()
         loops = {PLAIN: plain} if plain else {}
         chosen = [VARIANTS[variant] for variant in case.variants]
-        loops |= {name: setup.our_loop(**options) for name, options in chosen}
+        loops |= {
+            name: setup.our_loop(cmi_precision, **options)
+            for name, options, cmi_precision in chosen
+        }
         updates = max(loop.updates for loop in loops.values())
         stages = (
             {FIRST: range(1), LATER: range(1, updates)} if updates > 1 else {ITERATION: range(1)}

@@ -58,6 +58,12 @@ class Loop:
     step: Callable[[int, int], Result]
 
 
+def has_cmi(method: str) -> bool:
+    """Whether CMI is a part of the method's steps here."""
+    rival = RIVALS.get(method)
+    return rival is None or rival.with_cmi
+
+
 def option_names(method: str) -> set[str]:
     """What a method can be told."""
     return {field.name for field in fields(method_entry(method).options)}
@@ -70,7 +76,7 @@ class Setup:
         self.method, self.sizes, self.ipc = method, sizes, ipc
         self.device, self.folder = usable_device(device), folder
         self.rival = RIVALS.get(method)
-        self.with_cmi = self.rival is None or self.rival.with_cmi
+        self.with_cmi = has_cmi(method)
         self.dataset = random_dataset([2 * sizes.batch_real] * sizes.classes, sizes.pixels)
         self.labels = torch.arange(sizes.classes).repeat_interleave(ipc)
         shape = (len(self.labels), *self.dataset.shape)
@@ -78,8 +84,9 @@ class Setup:
         self.images.requires_grad_()
         self.optimizer = torch.optim.SGD([self.images], lr=0.0, momentum=0.5)
 
-    def our_loop(self, **changes: Any) -> Loop:
+    def our_loop(self, cmi_precision: str | None = None, **changes: Any) -> Loop:
         """The driver's, with some of the method's options changed."""
+        regularizer = self.regularizer(cmi_precision)
         method = method_entry(self.method).make(
             self.dataset, self.labels, self._options(**changes), SEED, self.device
         )
@@ -90,7 +97,7 @@ class Setup:
             loss, gradient = method.loss_and_gradient(self.images, draws)
             if self.with_cmi and self.ipc > 1:  # of one image per class it is always 0
                 with record_function("cmi"):
-                    value = self.regularizer(self.images, self._classes, step=iteration)
+                    value = regularizer(self.images, self._classes, step=iteration)
                     loss = loss + value.detach()
                     gradient += torch.autograd.grad(value, self.images)[0]
             self._move_images(gradient)
@@ -105,7 +112,7 @@ class Setup:
         cmi = None
         if self.with_cmi:
             files = save_each(self._bank(), self.folder)
-            cmi = PlainCMI(files, self.sizes.bank, _WEIGHT, self.regularizer.draw)
+            cmi = PlainCMI(files, self.sizes.bank, _WEIGHT, self.regularizer().draw)
         given = (self.dataset, self.labels, self._options(**changes), SEED, self.device)
         rival, updates = self.rival.make(*given, cmi=cmi)
 
@@ -123,11 +130,16 @@ class Setup:
         kept = self.rival.kept_bytes(self.images.shape, self.sizes.student_steps)
         return 2 * kept < total_bytes(self.device)
 
-    @cached_property
-    def regularizer(self) -> CMIRegularizer:
+    def regularizer(self, precision: str | None = None) -> CMIRegularizer:
         """CMI as our loops take it."""
-        bank = [network.to(self.device) for network in self._bank()]
-        return CMIRegularizer(bank, _WEIGHT, chunk_size=CMIOptions().cmi_chunk, seed=SEED)
+        chunk = CMIOptions().cmi_chunk
+        return CMIRegularizer(
+            self._resident_bank, _WEIGHT, chunk_size=chunk, seed=SEED, precision=precision
+        )
+
+    @cached_property
+    def _resident_bank(self) -> list[Network]:
+        return [network.to(self.device) for network in self._bank()]
 
     @cached_property
     def _classes(self) -> ClassIndex:

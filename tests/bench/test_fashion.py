@@ -124,6 +124,18 @@ def test_a_sweep_is_shown_with_what_judged_it(tmp_path: Path) -> None:
     assert pictures(record([], "cmi"), tmp_path / "p") == []
 
 
+def test_a_sweep_over_seeds_says_what_a_setting_adds() -> None:
+    cases = SWEEPS["precision"]
+    gain = {0: -0.01, 1: 0.01, 2: 0.0}
+    rows = [row(case, 100, 0.8 + (gain[case.seed] if case.label else 0)) for case in cases]
+    text = report(record(rows, "precision"))
+    assert text.count("1+1+1") == 2
+    assert (
+        "networks in bfloat16: +0.0 points (standard error 0.6; seed by seed -1.0, +1.0, +0.0) "
+        "beside DM + CMI of weight 2000." in text
+    )
+
+
 def test_accuracy_is_drawn_over_iterations(tmp_path: Path) -> None:
     dc = next(case for case in TABLE if case.method == "dc")
     drawn = pictures(record([row(dc, 100, 0.6, 0.7), row(dc, 200, 0.7)]), tmp_path / "p")
@@ -132,6 +144,6 @@ def test_accuracy_is_drawn_over_iterations(tmp_path: Path) -> None:
 
 
 def test_cases_have_names_of_their_own() -> None:
-    every = [*TABLE, *(case for cases in SWEEPS.values() for case in cases)]
+    every = {*TABLE, *(case for cases in SWEEPS.values() for case in cases)}
     assert len({case.name for case in every}) == len(every)
     assert json.dumps([case.about() for case in every])
