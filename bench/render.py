@@ -13,7 +13,7 @@ from pathlib import Path
 from bench import block, digits, evaluation, fashion, precision, regularizer
 from bench.gpu import predictions
 from bench.harness.records import RESULTS, Record
-from bench.kernels import accuracy, overhead, plots
+from bench.kernels import accuracy, overhead, plots, streaming
 from bench.kernels import report as kernels
 from bench.loops import report as loops
 
@@ -54,6 +54,13 @@ KINDS = {
         "What a call costs besides its kernel",
         "The same call through every layer, and torch's next op after a call.",
         overhead.report,
+    ),
+    "streaming": Kind(
+        "bench.kernels.streaming",
+        "CMI of a stream",
+        "Updates of `EmpiricalCMI` with batches of 512 float32 channels in ten classes, beside "
+        "`fused_cmi`'s value of the same batch. All index the labels anew, as a stream has to.",
+        streaming.report,
     ),
     "predictions": Kind(
         "bench.gpu.predictions",

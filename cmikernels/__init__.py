@@ -6,6 +6,7 @@ loss = task_loss + fused_cmi(features, labels, weight=2000.0)
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from cmikernels.backends import BackendStatus, available_backends
 from cmikernels.class_index import ClassIndex
@@ -13,16 +14,21 @@ from cmikernels.cmi import CMILoss, class_centroids, cmi_value_and_grad, fused_c
 from cmikernels.norm_act_pool import NormActPool, norm_act_pool
 from cmikernels.regularizer import CMIRegularizer
 
+if TYPE_CHECKING:
+    from cmikernels.metrics import EmpiricalCMI, ncmi
+
 __all__ = [
     "BackendStatus",
     "CMILoss",
     "CMIRegularizer",
     "ClassIndex",
+    "EmpiricalCMI",
     "NormActPool",
     "available_backends",
     "class_centroids",
     "cmi_value_and_grad",
     "fused_cmi",
+    "ncmi",
     "norm_act_pool",
 ]
 
@@ -30,3 +36,12 @@ try:
     __version__ = version("cmikernels")
 except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "unknown"
+
+
+def __getattr__(name: str) -> Any:
+    """The metrics, when they are asked for: they import torchmetrics where it is installed."""
+    if name not in ("EmpiricalCMI", "ncmi"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from cmikernels import metrics
+
+    return getattr(metrics, name)

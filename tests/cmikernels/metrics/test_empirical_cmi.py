@@ -1,0 +1,209 @@
+"""A data set batch by batch is the data set at once."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+
+from cmikernels import ClassIndex, EmpiricalCMI, class_centroids, fused_cmi, ncmi
+from cmikernels.metric_base import MetricBase
+from tests.cmikernels.metrics.conftest import without_torchmetrics
+
+
+def rows(
+    n: int, classes: int, channels: int, spread: float, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Features whose classes have centres of their own, and labels, in float64."""
+    drawing = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (n,), generator=drawing)
+    centres = torch.randn(classes, channels, generator=drawing, dtype=torch.float64)
+    noise = torch.randn(n, channels, generator=drawing, dtype=torch.float64)
+    return centres[labels] + spread * noise, labels
+
+
+def after(metric: Any, features: Tensor, labels: Tensor, sizes: list[int]) -> Any:
+    for z, y in zip(torch.split(features, sizes), torch.split(labels, sizes), strict=True):
+        metric.update(z, y)
+    return metric
+
+
+@settings(deadline=None)
+@given(
+    data=st.data(),
+    spread=st.sampled_from([1e-3, 0.1, 1.0, 30.0]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_parts_in_any_order_are_one_batch(data: Any, spread: float, dtype: torch.dtype) -> None:
+    cuts = data.draw(st.lists(st.integers(0, 60), max_size=8).map(sorted))
+    sizes = [b - a for a, b in itertools.pairwise([0, *cuts, 60])]
+    features, labels = rows(60, 4, 33, spread, seed=data.draw(st.integers(0, 99)))
+    features = features.to(dtype)
+    order = data.draw(st.permutations(range(len(sizes))))
+    parts = list(zip(torch.split(features, sizes), torch.split(labels, sizes), strict=True))
+    one, other = EmpiricalCMI(4, 33), EmpiricalCMI(4, 33)
+    for k, part in enumerate(order):
+        (other if k % 2 else one).update(*parts[part])
+    one.merge_state(other)
+    expected = fused_cmi(features.double(), labels, num_classes=4)
+    # Small values: log P itself is rounded to 2e-16, of which a KL of 5e-7 keeps 1e-13 and less.
+    torch.testing.assert_close(one.compute(), expected, rtol=1e-12, atol=1e-19)
+    means = class_centroids(features.double(), labels, num_classes=4)
+    torch.testing.assert_close(one.centroids(), means, rtol=1e-12, atol=1e-300)
+    assert one.counts().tolist() == torch.bincount(labels, minlength=4).tolist()
+
+
+@pytest.mark.parametrize("size", [1, 64, 333, 5000, 20_000])
+def test_float32_keeps_a_cmi_of_1e_7(size: int) -> None:
+    features, labels = rows(20_000, 5, 64, 4.5e-4)
+    sizes = [min(size, 20_000 - start) for start in range(0, 20_000, size)]
+    if size == 1:
+        features, labels, sizes = features[:1000], labels[:1000], sizes[:1000]
+    single = features.float()
+    found = after(EmpiricalCMI(5, 64), single, labels, sizes).compute()
+    expected = fused_cmi(single.double(), labels, num_classes=5)
+    assert 5e-8 < expected < 2e-7
+    assert abs(found / expected - 1) < 1e-6
+
+
+def test_the_protocol_of_torchmetrics(empirical_cmi: Any) -> None:
+    features, labels = rows(90, 3, 16, 1.0)
+    first, second = (features[:50], labels[:50]), (features[50:], labels[50:])
+    metric = empirical_cmi(3, 16)
+    of_batch = metric(*first)  # forward: the batch's own value, which is taken in as well
+    torch.testing.assert_close(of_batch, fused_cmi(*first, num_classes=3))
+    torch.testing.assert_close(metric(*second), fused_cmi(*second, num_classes=3))
+    whole = fused_cmi(features, labels)
+    torch.testing.assert_close(metric.compute(), whole)
+
+    other = empirical_cmi(3, 16)
+    other.update(*second)
+    state = copy.deepcopy(other.metric_state)
+    of_first = empirical_cmi(3, 16)
+    of_first.update(*first)
+    of_first.merge_state(state)
+    torch.testing.assert_close(of_first.compute(), whole)
+
+    saved = nn.ModuleDict({"cmi": metric}).state_dict()
+    assert list(saved) == ["cmi.statistics"]
+    loaded = nn.ModuleDict({"cmi": empirical_cmi(3, 16)})
+    loaded.load_state_dict(saved)
+    cmi: Any = loaded["cmi"]
+    assert torch.equal(cmi.statistics, metric.statistics)
+
+    metric.reset()
+    metric.update(*first)
+    torch.testing.assert_close(metric.compute(), of_batch)
+
+
+def test_torchmetrics_is_what_it_is_built_on() -> None:
+    torchmetrics = pytest.importorskip("torchmetrics")
+    assert issubclass(EmpiricalCMI, torchmetrics.Metric)
+    alone = without_torchmetrics().EmpiricalCMI
+    assert issubclass(alone, MetricBase)
+    collection = torchmetrics.MetricCollection(
+        {"cmi": EmpiricalCMI(3, 16), "ncmi": EmpiricalCMI(3, 16, normalize="all")}
+    )
+    features, labels = rows(40, 3, 16, 1.0)
+    collection.update(features, labels)
+    found = collection.compute()
+    torch.testing.assert_close(found["cmi"], fused_cmi(features, labels))
+    torch.testing.assert_close(found["ncmi"], ncmi(features, labels))
+
+
+def test_classes_one_by_one(empirical_cmi: Any) -> None:
+    features, labels = rows(50, 3, 8, 1.0)
+    metric = after(empirical_cmi(5, 8, reduction="class"), features, labels, [20, 30])
+    expected = fused_cmi(features, labels, num_classes=5, reduction="class")
+    torch.testing.assert_close(metric.compute(), expected)
+    assert metric.compute()[3:].tolist() == [0, 0]
+    assert metric.centroids()[3:].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("pairs", ["all", "different"])
+def test_ncmi_of_batches(pairs: str, empirical_cmi: Any) -> None:
+    features, labels = rows(70, 4, 12, 1.0)
+    metric = after(empirical_cmi(4, 12, normalize=pairs), features, labels, [1, 40, 29])
+    expected = ncmi(features, ClassIndex(labels), pairs=pairs)
+    torch.testing.assert_close(metric.compute(), expected, rtol=1e-12, atol=0)
+
+
+def test_nothing_and_one_class_are_0(empirical_cmi: Any) -> None:
+    features, labels = rows(10, 1, 4, 1.0)
+    for normalize in (None, "all", "different"):
+        metric = empirical_cmi(2, 4, normalize=normalize)
+        metric.update(features[:0], labels[:0])
+        assert metric.compute() == 0
+        metric.update(features, labels)
+        assert (metric.compute() > 0) == (normalize is None)
+
+
+@pytest.mark.parametrize(
+    "scale", [1e-30, 1e4, 1e38], ids=["equal rows", "far apart", "as far as float32 goes"]
+)
+def test_finite_features_give_finite_numbers(scale: float, empirical_cmi: Any) -> None:
+    features, labels = rows(64, 3, 8, 1.0)
+    metric = empirical_cmi(3, 8, normalize="all")
+    far = (features * scale / 10).float()
+    after(metric, far, labels, [3] * 21 + [1])
+    assert metric.statistics.isfinite().all()
+    assert metric.compute().isfinite()
+    expected = fused_cmi(far.double(), labels)
+    plain = after(empirical_cmi(3, 8), far, labels, [3] * 21 + [1])
+    torch.testing.assert_close(plain.compute(), expected, rtol=1e-9, atol=1e-30)
+
+
+def test_errors_name_the_argument() -> None:
+    features, labels = rows(10, 2, 4, 1.0)
+    metric = EmpiricalCMI(2, 4)
+    for call, words in (
+        (lambda: EmpiricalCMI(0, 4), "num_classes"),
+        (lambda: EmpiricalCMI(2, 0), "num_channels"),
+        (lambda: EmpiricalCMI(2, 4, reduction="sum"), "reduction: expected mean or class"),
+        (lambda: EmpiricalCMI(2, 4, normalize="each"), "normalize: expected all or different"),
+        (lambda: EmpiricalCMI(2, 4, normalize="all", reduction="class"), "reduction"),
+        (lambda: EmpiricalCMI(2, 4, temperature=0.0), "temperature"),
+        (lambda: metric.update(features[:, :3], labels), "features: expected 4 channels"),
+        (lambda: metric.update(features, labels + 1), r"classes: labels must lie in \[0, num_c"),
+        (lambda: metric.update(features, labels[:3]), "classes: expected one label for each"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+    assert metric.counts().sum() == 0
+
+
+def _in_a_process(rank: int, folder: str, alone: bool) -> None:
+    store = f"file://{folder}/rendezvous{alone}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    features, labels = rows(90, 3, 16, 1.0)
+    metric = (without_torchmetrics().EmpiricalCMI if alone else EmpiricalCMI)(3, 16)
+    if rank == 0:  # the other one has seen nothing
+        metric.update(features[:40], labels[:40])
+    torch.testing.assert_close(
+        metric.compute(), fused_cmi(features[:40], labels[:40], num_classes=3)
+    )
+    mine = slice(40, 60) if rank else slice(60, 90)
+    metric.update(features[mine], labels[mine])
+    torch.testing.assert_close(metric.compute(), fused_cmi(features, labels), rtol=1e-12, atol=0)
+    assert metric.counts().sum() == (20 if rank else 70)  # its own again
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", [False, True])
+def test_two_processes_give_the_value_of_all_rows(
+    alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not alone:
+        pytest.importorskip("torchmetrics")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    spawn(_in_a_process, (str(tmp_path), alone), nprocs=2)  # type: ignore[no-untyped-call]
