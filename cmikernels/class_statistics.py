@@ -22,6 +22,7 @@ from cmikernels.reference import log_probabilities
 
 _HEAD = 2  # n and S
 _SMALL = 0.03  # below it the difference of x and log(1 + x) is a series
+_LARGE = 1e300  # a ratio beyond it has a P that is next to nothing
 _AT_ONCE = 1 << 22  # numbers whose logarithms are in memory together
 FEW = 32
 """Rows a class, on average, below which the means of float32 kernels are too rough: rounded to 6e-8
@@ -83,35 +84,32 @@ def centroids(statistics: Tensor, channels: int) -> Tensor:
     return statistics[:, _HEAD : _HEAD + channels]
 
 
-def merged(first: Tensor, second: Tensor, channels: int) -> Tensor:
-    """Of the rows of both."""
-    out = first + second
-    share = second[:, :1] / out[:, :1].clamp_min(1)
-    mean = centroids(first, channels)
-    apart = centroids(second, channels) - mean
-    middle = mean + apart * share
-    out[:, _HEAD : _HEAD + channels] = middle
-    out[:, 1] += first[:, 0] * _divergence(mean, middle, apart * share)
-    out[:, 1] += second[:, 0] * _divergence(
-        centroids(second, channels), middle, apart * (share - 1)
-    )
+def merged(parts: Tensor, channels: int) -> Tensor:
+    """Of the rows of all parts, `(parts, C, ...)`, in one."""
+    out = parts.sum(dim=0)
+    n = parts[..., :1]
+    q = parts[..., _HEAD : _HEAD + channels]
+    beyond_first = q - q[0]
+    step = (beyond_first * (n / out[:, :1].clamp_min(1))).sum(dim=0)
+    out[:, _HEAD : _HEAD + channels] = q[0] + step
+    out[:, 1] += (n[..., 0] * _divergence(q, step - beyond_first)).sum(dim=0)
     return out
 
 
-def _divergence(p: Tensor, q: Tensor, difference: Tensor) -> Tensor:
-    """KL of rows, `(C,)`, where q - p is known better than p and q tell it.
+def _divergence(p: Tensor, difference: Tensor) -> Tensor:
+    """KL of rows p to rows q, by q - p, which is known better than from p and q.
 
     sum P log(P / Q) = sum P (x - log(1 + x)) with x = (Q - P) / P, because both sum to the same.
     """
     x = difference / p
     small = x.abs() < _SMALL
     y = torch.where(small, x, 0)
-    series = torch.zeros_like(y)
-    for k in range(11, 1, -1):
-        series = 1 / k - y * series
-    logs = torch.where(x.isfinite(), torch.log1p(x), q.log() - p.log())
+    series = torch.full_like(y, 1 / 11)
+    for k in range(10, 1, -1):
+        series = torch.addcmul(series.new_full((), 1 / k), y, series, value=-1)
+    logs = torch.log1p(x.clamp_max(_LARGE))
     terms = torch.where(small, p * y * y * series, difference - p * logs)
-    return torch.where(p > 0, terms, difference).sum(dim=1)
+    return torch.where(p > 0, terms, difference).sum(dim=-1)
 
 
 def separation(statistics: Tensor, channels: int, conditional: bool) -> Tensor:

@@ -150,9 +150,9 @@ class EmpiricalCMI(Metric):
         self.num_classes, self.num_channels = num_classes, num_channels
         self.reduction, self.normalize = reduction, normalize
         self.temperature, self.backend = temperature, backend
-        fold = partial(_folded, num_channels)
+        merge = partial(class_statistics.merged, channels=num_channels)
         nothing = class_statistics.empty(num_classes, num_channels, normalize is not None)
-        self.add_state("statistics", nothing, dist_reduce_fx=fold, persistent=True)
+        self.add_state("statistics", nothing, dist_reduce_fx=merge, persistent=True)
 
     @torch.no_grad()
     def update(self, features: Tensor, classes: Tensor | ClassIndex) -> None:
@@ -169,9 +169,8 @@ class EmpiricalCMI(Metric):
         batch = class_statistics.statistics_of(
             features, problem.classes, self.temperature, self.backend, self.normalize is not None
         )
-        self.statistics = class_statistics.merged(
-            self.statistics, batch.to(self.statistics.device), self.num_channels
-        )
+        both = torch.stack([self.statistics, batch.to(self.statistics.device)])
+        self.statistics = class_statistics.merged(both, self.num_channels)
 
     def compute(self) -> Tensor:
         """CMI or NCMI of all rows so far, of all processes; 0 where there are none."""
@@ -198,14 +197,6 @@ class EmpiricalCMI(Metric):
     def counts(self) -> Tensor:
         """Rows of each class that this process has seen, `(C,)` int64."""
         return class_statistics.counts(self.statistics).long()
-
-
-def _folded(channels: int, statistics: Tensor) -> Tensor:
-    """Those of several processes, `(processes, C, ...)`, in one."""
-    whole = statistics[0]
-    for part in statistics[1:]:
-        whole = class_statistics.merged(whole, part, channels)
-    return whole
 
 
 def _check_pairs(pairs: str, name: str = "pairs") -> None:
