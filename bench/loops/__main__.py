@@ -86,6 +86,8 @@ def main() -> None:
     settings |= {"budget": args.budget, "device": args.device}
     settings |= {"rounds": rounds[0], "variants": [VARIANTS[name].loop for name in chosen]}
     settings["arguments"] = f"--ipc {' '.join(map(str, args.ipc))} --rounds {rounds[0]}"
+    if args.memory != list(MEMORY):
+        settings["arguments"] += f" --memory {' '.join(args.memory)}"
     if args.variants != list(VARIANTS):
         settings["arguments"] += f" --variants {' '.join(args.variants)}"
     record = new_record("loops", args, settings)
