@@ -63,7 +63,7 @@ def ncmi(
     Example:
         >>> features = torch.tensor([[4.0, 0.0], [3.0, 0.0], [0.0, 4.0], [0.0, 3.0]])
         >>> round(ncmi(features, torch.tensor([0, 0, 1, 1])).item(), 5)
-        0.00022
+        0.00207
     """
     _check_pairs(pairs)
     if classes is None and features.dim() > 3:
@@ -174,11 +174,10 @@ class EmpiricalCMI(Metric):
 
     def compute(self) -> Tensor:
         """CMI or NCMI of all rows so far, of all processes; 0 where there are none."""
-        n = class_statistics.counts(self.statistics)
-        sums = class_statistics.divergences(self.statistics)
         if self.reduction == "class":
-            return sums / n.clamp_min(1)
-        value = sums.sum() / n.sum().clamp_min(1)
+            return self.of_classes()
+        n = class_statistics.counts(self.statistics)
+        value = class_statistics.divergences(self.statistics).sum() / n.sum().clamp_min(1)
         if self.normalize is None:
             return value
         gamma = class_statistics.separation(
@@ -193,6 +192,11 @@ class EmpiricalCMI(Metric):
         without rows.
         """
         return class_statistics.centroids(self.statistics, self.num_channels).clone()
+
+    def of_classes(self) -> Tensor:
+        """Mean KL of the rows of each class that this process has seen, `(C,)`; 0 without rows."""
+        n = class_statistics.counts(self.statistics)
+        return class_statistics.divergences(self.statistics) / n.clamp_min(1)
 
     def counts(self) -> Tensor:
         """Rows of each class that this process has seen, `(C,)` int64."""

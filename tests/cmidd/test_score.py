@@ -7,6 +7,7 @@ from torch import Tensor
 from cmidd import score as score_module
 from cmidd.pretrained.bank import Bank
 from cmidd.score import Score, score
+from cmikernels import ncmi
 from tests.support.tiny import tiny_bank, tiny_dataset
 
 DATASET = tiny_dataset()
@@ -38,11 +39,13 @@ def test_a_score_is_the_mean_divergence_from_the_class_by_network_and_class(
     by_class = [rows[:, c == LABELS].mean() for c in range(3)]
     assert found.of_network == pytest.approx(rows.mean(1).tolist(), rel=1e-4)
     assert found.of_class == pytest.approx([float(value) for value in by_class], rel=1e-4)
+    features = [net.embed(IMAGES) if layer == "features" else net(IMAGES) for net in bank]
+    assert found.ncmi == pytest.approx([float(ncmi(z, LABELS)) for z in features], rel=1e-4)
 
 
 def test_batches_do_not_change_a_score(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = score(bank, IMAGES, LABELS)
-    monkeypatch.setattr(score_module, "_BATCH", 2)
+    monkeypatch.setattr(score_module, "BATCH", 2)
     assert score(bank, IMAGES, LABELS).of_network == pytest.approx(whole.of_network, rel=1e-5)
 
 
@@ -52,14 +55,15 @@ def test_one_image_of_each_class_scores_nothing(bank: Bank) -> None:
 
 
 def test_mean_and_deviation_are_over_networks() -> None:
-    found = Score((1.0, 3.0), (5.0,))
+    found = Score((1.0, 3.0), (5.0,), (0.1, 0.2))
     assert (found.mean, found.std) == (2.0, 1.0)
 
 
 def test_the_table_has_a_line_for_all_and_for_each_class() -> None:
-    table = Score((0.1, 0.3), (0.25, 0.5)).table(["a", "longer"])
+    table = Score((0.1, 0.3), (0.25, 0.5), (0.01, 0.03)).table(["a", "longer"])
     assert table.splitlines() == [
         "  all     2.0000e-01 +- 1.0e-01 nats",
+        "  NCMI    2.0000e-02 +- 1.0e-02",
         "  a       2.5000e-01",
         "  longer  5.0000e-01",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,8 +47,9 @@ from cmidd.options.pretrained import BankOptions, ExpertOptions
 from cmidd.options.recipe import Recipe
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.pretrained.experts import fill_in_experts, train_experts
+from cmidd.progress import progress
 from cmidd.run import prepare, run_folder
-from cmidd.score import score
+from cmidd.score import BATCH, score, score_batches, train_batches
 from cmidd.storage.going_on import check_new
 from cmidd.storage.growing_file import partial_path
 from cmidd.storage.lock import busy_first, locked
@@ -249,16 +251,25 @@ def _networks(
 
 
 def run_score(data: SetDataOptions, options: ScoreOptions) -> None:
-    """Print the CMI of sets by every network of a bank."""
+    """Print the CMI and NCMI of sets by every network of a bank."""
     dataset, device = load_for(options.sets, data), usable_device(data.device)
     bank = Bank.load(options.bank, device)
     sets = _sets(dataset, options.sets, options.random_real, options.seed)
     for each in sets.values():
         each.whiten(dataset).check_made_for(bank.record, f"bank: {options.bank}")
+    if options.all_real:
+        dataset.check_made_for(bank.record, f"bank: {options.bank}")
     for name, each in sets.items():
         seen = each.seen()
         found = score(bank, seen.images.to(device), seen.labels.to(device), options.layer)
         print(f"{name}\n{found.table(dataset.class_names)}")
+    if options.all_real:
+        count = len(dataset.train)
+        batches = partial(train_batches, dataset, device)
+        steps = len(bank) * -(-count // BATCH)
+        with progress(total=steps, unit="batch", desc="scoring", leave=False) as bar:
+            found = score_batches(bank, batches, options.layer, bar.update)
+        print(f"all {count} real images\n{found.table(dataset.class_names)}")
 
 
 def _sets(

@@ -72,7 +72,7 @@ COMMANDS = {
     "score": Command(
         (SetDataOptions, ScoreOptions),
         "CMI of a set, class by class",
-        "Print the CMI of sets by every network of a bank.",
+        "Print the CMI and NCMI of sets by every network of a bank.",
     ),
     "export": Command(
         (ExportOptions,),

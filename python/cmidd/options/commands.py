@@ -196,6 +196,7 @@ class ScoreOptions(Options):
         sets: synthetic sets: folders of runs, or their result.safetensors
         bank: the file that cmidd pretrain makes
         random_real: also random real images, as many per class as this
+        all_real: also all real training images
         layer: features (the embedding), logits, or the name of a layer
         seed: of the random real images
     """
@@ -203,12 +204,13 @@ class ScoreOptions(Options):
     bank: Path = option(names="bank")
     sets: tuple[Path, ...] = option((), names="set", positional=True)
     random_real: int | None = option(None, least=1)
+    all_real: bool = False
     layer: str = "features"
     seed: int = 0
 
     def check(self) -> None:
         """Raise where there is nothing to score."""
-        if not (self.sets or self.random_real):
+        if not (self.sets or self.random_real or self.all_real):
             raise ValueError(
                 "sets: expected something to score; name the folder of a run, or give "
                 "--random_real 10"

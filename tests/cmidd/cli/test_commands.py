@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shlex
 import sys
@@ -74,11 +75,13 @@ def test_pretrain_distil_evaluate_and_score(
             assert evaluation["recipe"]["epochs"] == epochs
 
     capsys.readouterr()
-    main(["score", SET, "--random_real=2", "--bank=runs/bank.safetensors"])
+    main(["score", SET, "--random_real=2", "--all_real", "--bank=runs/bank.safetensors"])
     table = capsys.readouterr().out.splitlines()
     assert table[0] == SET
-    assert [line.split()[0] for line in table[1:12]] == ["all", *"0123456789"]
-    assert table[12] == "random real images, 2 per class"
+    for start in (1, 14, 27):
+        assert [x.split()[0] for x in table[start : start + 12]] == ["all", "NCMI", *"0123456789"]
+    assert table[13] == "random real images, 2 per class"
+    assert re.fullmatch(r"all 1\d\d\d real images", table[26])
     with pytest.raises(SystemExit, match="--layer: expected 'features', 'logits' or a submodule"):
         main(["score", SET, "--bank=runs/bank.safetensors", "--layer=nosuch"])
     assert capsys.readouterr().out == ""
