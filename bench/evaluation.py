@@ -88,8 +88,8 @@ class Epochs:
         def norm(tensors: list[Tensor]) -> float:
             return float(torch.cat([each.flatten() for each in tensors]).norm())
 
-        apart = norm([tensor - theirs[name] for name, tensor in state.items()])
-        return four_digits(apart / norm([theirs[name] for name in state]))
+        difference = norm([tensor - theirs[name] for name, tensor in state.items()])
+        return four_digits(difference / norm([theirs[name] for name in state]))
 
 
 def measure(

@@ -7,7 +7,9 @@ a Bregman divergence, so two parts of a class merge without a difference of larg
 
 NCMI needs the sums of log P_s beside them. Everything is float64, a row a class:
 
-    n | S | Q (M numbers) | sum log P (M numbers, or none)
+    n | S | tau | M | Q (M numbers) | sum log P (M numbers, or none)
+
+tau and M are there so that what was measured otherwise is not taken for the same.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from cmikernels.class_index import ClassIndex
 from cmikernels.problem import Problem, as_rows
 from cmikernels.reference import log_probabilities
 
-_HEAD = 2  # n and S
+_HEAD = 4  # n, S, tau, M
+_MEASURED = slice(2, _HEAD)
 _SMALL = 0.03  # below it the difference of x and log(1 + x) is a series
-_LARGE = 1e300  # a ratio beyond it has a P that is next to nothing
+_RATIOS = -1 + 2.0**-53, 1e300  # of what is next to nothing to a normal number, and back
 _AT_ONCE = 1 << 22  # numbers whose logarithms are in memory together
-FEW = 32
-"""Rows a class, on average, below which the means of float32 kernels are too rough: rounded to 6e-8
-of themselves, they move the KL between parts whose centroids are 1e-4 apart."""
+FEW = 64
+"""Rows of a class below which the means of float32 kernels are too rough: rounded to 6e-8 of
+themselves, they move the KL between parts whose centroids are 1e-4 apart."""
 
 
 def statistics_of(
@@ -36,20 +39,25 @@ def statistics_of(
     backend: str | None,
     with_logs: bool,
 ) -> Tensor:
-    """Those of a batch `(N, M)`: `(C, 2 + M)`, or `(C, 2 + 2 M)` with sums of logarithms."""
-    rows, num_classes = features.shape[0], index.num_classes
-    if rows < FEW * num_classes:
+    """Those of a batch `(N, M)`."""
+    (rows, channels), num_classes = features.shape, index.num_classes
+    counts = index.counts()
+    if ((counts > 0) & (counts < FEW)).any():
         features = features.double()
     problem = Problem(index, rows, num_classes, None, temperature, 1.0, "class")
     chosen = choose_backend(backend, features.device.type)
     value = operations.empty_value(features, problem)
     means = operations.empty_means(features, problem)
     chosen.fill(features, problem, value=value, means=means)
-    counts = index.counts().double()
-    parts = [counts[:, None], (value.double() * counts)[:, None], means.double()]
+    out = empty(num_classes, channels, temperature, with_logs, features.device)
+    out[:, 0] = counts
+    out[:, 1] = value * out[:, 0]
+    centroids(out, channels).copy_(means)
     if with_logs:
-        parts.append(class_sums_of_logs(features, index.labels, num_classes, temperature))
-    return torch.cat(parts, dim=1)
+        sums_of_logs(out, channels).copy_(
+            class_sums_of_logs(features, index.labels, num_classes, temperature)
+        )
+    return out
 
 
 def class_sums_of_logs(
@@ -64,9 +72,23 @@ def class_sums_of_logs(
     return sums
 
 
-def empty(num_classes: int, channels: int, with_logs: bool) -> Tensor:
+def empty(
+    num_classes: int,
+    channels: int,
+    temperature: float,
+    with_logs: bool,
+    device: torch.device | None = None,
+) -> Tensor:
     """No rows yet."""
-    return torch.zeros(num_classes, _HEAD + channels * (2 if with_logs else 1), dtype=torch.float64)
+    width = _HEAD + channels * (2 if with_logs else 1)
+    out = torch.zeros(num_classes, width, dtype=torch.float64, device=device)
+    out[:, 2], out[:, 3] = temperature, channels
+    return out
+
+
+def measured_alike(first: Tensor, second: Tensor) -> bool:
+    """Whether both have the same classes, channels and temperature, and logarithms or none."""
+    return first.shape == second.shape and torch.equal(first[:, _MEASURED], second[:, _MEASURED])
 
 
 def counts(statistics: Tensor) -> Tensor:
@@ -84,9 +106,15 @@ def centroids(statistics: Tensor, channels: int) -> Tensor:
     return statistics[:, _HEAD : _HEAD + channels]
 
 
+def sums_of_logs(statistics: Tensor, channels: int) -> Tensor:
+    """`(C, M)`, where there are such."""
+    return statistics[:, _HEAD + channels :]
+
+
 def merged(parts: Tensor, channels: int) -> Tensor:
     """Of the rows of all parts, `(parts, C, ...)`, in one."""
     out = parts.sum(dim=0)
+    out[:, _MEASURED] = parts[0, :, _MEASURED]
     n = parts[..., :1]
     q = parts[..., _HEAD : _HEAD + channels]
     beyond_first = q - q[0]
@@ -107,19 +135,19 @@ def _divergence(p: Tensor, difference: Tensor) -> Tensor:
     series = torch.full_like(y, 1 / 11)
     for k in range(10, 1, -1):
         series = torch.addcmul(series.new_full((), 1 / k), y, series, value=-1)
-    logs = torch.log1p(x.clamp_max(_LARGE))
+    logs = torch.log1p(x.clamp(*_RATIOS))
     terms = torch.where(small, p * y * y * series, difference - p * logs)
     return torch.where(p > 0, terms, difference).sum(dim=-1)
 
 
 def separation(statistics: Tensor, channels: int, conditional: bool) -> Tensor:
-    """Gamma: the mean cross-entropy of pairs of rows of different classes, 0 where there are none.
+    """Gamma: the mean cross-entropy of pairs of rows, 0 for those of one class.
 
     The mean is over all pairs, or with `conditional` over those of different classes.
     """
     n = counts(statistics)
     sums = n[:, None] * centroids(statistics, channels)
-    return cross_entropy_between(sums, statistics[:, _HEAD + channels :], n, conditional)
+    return cross_entropy_between(sums, sums_of_logs(statistics, channels), n, conditional)
 
 
 def cross_entropy_between(sums: Tensor, logs: Tensor, n: Tensor, conditional: bool) -> Tensor:

@@ -6,7 +6,7 @@ stacked. `compute` reduces them first where torch.distributed runs, and puts the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,9 +22,13 @@ class MetricBase(nn.Module):
     compute: Callable[[], Tensor]
     update: Callable[..., None]
 
-    def __init__(self, process_group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self, process_group: dist.ProcessGroup | None = None, sync_on_compute: bool = True
+    ) -> None:
         super().__init__()
-        self.process_group = process_group
+        self.process_group, self.sync_on_compute = process_group, sync_on_compute
+        self._computed: Tensor | None = None  # as torchmetrics has them
+        self._update_count = 0
         self._defaults: dict[str, Tensor] = {}
         self._reductions: dict[str, Reduction] = {}
         self._alone = self.compute
@@ -47,14 +51,9 @@ class MetricBase(nn.Module):
         for name, default in self._defaults.items():
             setattr(self, name, default.to(getattr(self, name).device, copy=True))
 
-    def merge_state(self, incoming_state: Mapping[str, Tensor] | MetricBase) -> None:
+    def merge_state(self, incoming_state: Any) -> None:
         """Take what another metric, or its `metric_state`, has seen."""
-        if isinstance(incoming_state, MetricBase):
-            incoming_state = incoming_state.metric_state
-        for name, reduce in self._reductions.items():
-            here = getattr(self, name)
-            both = torch.stack([here, incoming_state[name].to(here.device)])
-            setattr(self, name, reduce(both))
+        raise NotImplementedError
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Update, and the value of this batch alone."""
@@ -65,10 +64,15 @@ class MetricBase(nn.Module):
         self.merge_state(before)
         return value
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        for name, state in self.metric_state.items():  # not in place: it may be of inference mode
+            setattr(self, name, state.clone())
+        super()._load_from_state_dict(*args)
+
     def _compute(self) -> Tensor:
         """The value over all processes."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return self._alone()
+        if not self.sync_on_compute or not (dist.is_available() and dist.is_initialized()):
+            return self._alone().squeeze()
         before = self.metric_state
         for name, state in before.items():
             gathered = [
@@ -77,7 +81,7 @@ class MetricBase(nn.Module):
             dist.all_gather(gathered, state.contiguous(), group=self.process_group)
             setattr(self, name, self._reductions[name](torch.stack(gathered)))
         try:
-            return self._alone()
+            return self._alone().squeeze()
         finally:
             for name, state in before.items():
                 setattr(self, name, state)

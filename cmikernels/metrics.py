@@ -1,12 +1,13 @@
 """CMI of data sets that no memory holds, and NCMI, which sets it beside how far classes are apart.
 
 CMI   = (1/N) sum_s KL(P_s || Q_y)              how concentrated each class is
-Gamma = mean over pairs of rows of different classes of -sum_j P_j log P'_j
+Gamma = mean over pairs of rows of -sum_j P_j log P'_j, 0 for those of one class
 NCMI  = CMI / Gamma                             (arXiv 2309.09123)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from cmikernels import class_statistics
 from cmikernels.arguments import check_count
-from cmikernels.class_index import ClassIndex, check_num_classes
+from cmikernels.class_index import ClassIndex, check_labels, check_num_classes
 from cmikernels.cmi import fused_cmi
 from cmikernels.problem import arithmetic_dtype, check_options, checked_call
 from cmikernels.reference import log_probabilities
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 else:
     try:
         from torchmetrics import Metric
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "torchmetrics":  # it is there, and lacks something
+            raise
         from cmikernels.metric_base import MetricBase as Metric
 
 PAIRS = ("all", "different")
@@ -101,7 +104,7 @@ class EmpiricalCMI(Metric):
     A `torchmetrics.Metric` where torchmetrics is installed, else a module with the same
     `update`, `compute`, `merge_state`, `reset`, `forward` and state. What several batches, workers
     or processes have seen merges exactly, without the differences of large numbers that sums of
-    logarithms would need. Everything is float64.
+    logarithms would need. Its state is float64 and stays so when a model around it is cast.
 
     Args:
         num_classes: of the labels.
@@ -151,12 +154,54 @@ class EmpiricalCMI(Metric):
         self.reduction, self.normalize = reduction, normalize
         self.temperature, self.backend = temperature, backend
         merge = partial(class_statistics.merged, channels=num_channels)
-        nothing = class_statistics.empty(num_classes, num_channels, normalize is not None)
+        with_logs = normalize is not None
+        nothing = class_statistics.empty(num_classes, num_channels, temperature, with_logs)
         self.add_state("statistics", nothing, dist_reduce_fx=merge, persistent=True)
 
     @torch.no_grad()
     def update(self, features: Tensor, classes: Tensor | ClassIndex) -> None:
         """Take rows `(N, M)` and the label of each."""
+        index = self._checked(features, classes)
+        batch = class_statistics.statistics_of(
+            features, index, self.temperature, self.backend, self.normalize is not None
+        )
+        self._take(batch)
+
+    def forward(self, features: Tensor, classes: Tensor | ClassIndex) -> Tensor:
+        """Take rows; the value of these alone."""
+        index = self._checked(features, classes)  # before what was seen is put aside
+        value: Tensor = super().forward(features, index)
+        return value
+
+    def merge_state(self, incoming_state: Mapping[str, Tensor] | EmpiricalCMI) -> None:
+        """Take what another metric, or its `metric_state`, has seen."""
+        if isinstance(incoming_state, Mapping):
+            theirs = incoming_state.get("statistics")
+        else:
+            theirs = getattr(incoming_state, "statistics", None)
+        if not isinstance(theirs, Tensor):
+            raise TypeError(
+                "incoming_state: expected an EmpiricalCMI or its metric_state, got "
+                f"{type(incoming_state).__name__}"
+            )
+        theirs = theirs.to(self.statistics.device)
+        if not class_statistics.measured_alike(self.statistics, theirs):
+            raise ValueError(
+                "incoming_state: expected a metric of as many classes and channels, of the same "
+                "temperature, and with normalize as here"
+            )
+        self._take(theirs)
+        self._computed = None  # torchmetrics would give the value from before
+        self._update_count += 1  # and warn that there was no update
+
+    def _take(self, part: Tensor) -> None:
+        both = torch.stack([self.statistics, part.to(self.statistics.device)])
+        self.statistics = class_statistics.merged(both, self.num_channels)
+
+    def _checked(self, features: Tensor, classes: Tensor | ClassIndex) -> ClassIndex:
+        """The rows of each class, or the error that says what is wrong."""
+        if not isinstance(classes, ClassIndex):
+            check_labels(classes)
         problem, _ = checked_call(
             features, classes, self.num_classes, None, self.temperature, 1.0, "class"
         )
@@ -166,11 +211,7 @@ class EmpiricalCMI(Metric):
                 f"got shape {tuple(features.shape)}"
             )
         assert problem.classes is not None
-        batch = class_statistics.statistics_of(
-            features, problem.classes, self.temperature, self.backend, self.normalize is not None
-        )
-        both = torch.stack([self.statistics, batch.to(self.statistics.device)])
-        self.statistics = class_statistics.merged(both, self.num_channels)
+        return problem.classes
 
     def compute(self) -> Tensor:
         """CMI or NCMI of all rows so far, of all processes; 0 where there are none."""
@@ -201,6 +242,15 @@ class EmpiricalCMI(Metric):
     def counts(self) -> Tensor:
         """Rows of each class that this process has seen, `(C,)` int64."""
         return class_statistics.counts(self.statistics).long()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Go to another device, and stay float64."""
+        moved: Any = super()._apply  # which torch leaves untyped
+        return moved(lambda t: t.to(fn(t.new_empty(0)).device), *args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._computed = None
 
 
 def _check_pairs(pairs: str, name: str = "pairs") -> None:

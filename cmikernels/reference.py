@@ -24,11 +24,10 @@ def oracle_dtype(device: torch.device) -> torch.dtype:
 
 
 def log_probabilities(features: Tensor, temperature: float) -> Tensor:
-    """log softmax(features / temperature) per row, `(N, M)`, finite for finite features."""
+    """log softmax(features / temperature) per row, `(N, M)`, so large that sums are finite."""
     z = features.to(oracle_dtype(features.device))
     z = (z - z.detach().amax(dim=1, keepdim=True)) / temperature
-    log_p = torch.log_softmax(z, dim=1)
-    return log_p.masked_fill(log_p == -torch.inf, _LOG_ZERO[log_p.dtype])
+    return torch.log_softmax(z, dim=1).clamp_min(_LOG_ZERO[z.dtype])
 
 
 def log_centroids(log_p: Tensor, problem: Problem) -> Tensor:

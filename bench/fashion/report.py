@@ -110,9 +110,10 @@ def _gains(rows: Sequence[Row], before: Sequence[Case], after: Sequence[Case]) -
 
 
 def _gains_text(gains: Sequence[float]) -> str:
-    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else None
+    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 2 else None
     each = ", ".join(f"{gain:+.1f}" for gain in gains)
-    sure = "one seed" if error is None else f"standard error {error:.1f}"
+    few = "one seed" if len(gains) == 1 else "two seeds"
+    sure = few if error is None else f"standard error {error:.2f}"
     return f"{statistics.mean(gains):+.1f} points ({sure}; seed by seed {each})"
 
 

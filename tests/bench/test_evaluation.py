@@ -27,5 +27,5 @@ def test_both_ways_learn_the_same_and_are_timed(
     found = {row["loop"]: row for row in record.rows}
     assert found.keys() == {"plain", "ours", "convolutions"}
     assert found["ours"]["weights_error"] < 1e-5
-    assert found["plain"]["speedup_over_plain"] == 1
+    assert all(row["seconds"] > 0 for row in record.rows)
     assert "| convolutions |" in evaluation.report(record)

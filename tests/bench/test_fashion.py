@@ -98,7 +98,7 @@ def test_the_effect_of_cmi_is_told_seed_by_seed_with_its_error() -> None:
     cases = [case for case in TABLE if (case.method, case.ipc) == ("dm", 10)]
     gain = {0: 0.02, 1: 0.01, 2: 0.0}
     rows = [row(c, 300, 0.8 + (gain[c.seed] if c.weight else 0), 0.8) for c in cases]
-    assert "adds +0.5 points (standard error 0.3; seed by seed +1.0, +0.5, +0.0)" in report(
+    assert "adds +0.5 points (standard error 0.29; seed by seed +1.0, +0.5, +0.0)" in report(
         record(rows)
     )
     assert "adds +1.0 points (one seed" in report(record(rows[:2]))
@@ -106,7 +106,7 @@ def test_the_effect_of_cmi_is_told_seed_by_seed_with_its_error() -> None:
     # Networks are compared in pairs: one that the other side lacks does not count.
     more = [{**each, "accuracies": [*each["accuracies"], 0.1]} if not each["weight"] else each
             for each in rows]  # fmt: skip
-    assert "adds +0.5 points (standard error 0.3" in report(record(more))
+    assert "adds +0.5 points (standard error 0.29" in report(record(more))
 
 
 def test_rows_of_other_settings_are_not_shown() -> None:
@@ -131,7 +131,7 @@ def test_a_sweep_over_seeds_says_what_a_setting_adds() -> None:
     text = report(record(rows, "precision"))
     assert text.count("1+1+1") == 2
     assert (
-        "networks in bfloat16: +0.0 points (standard error 0.6; seed by seed -1.0, +1.0, +0.0) "
+        "networks in bfloat16: +0.0 points (standard error 0.58; seed by seed -1.0, +1.0, +0.0) "
         "beside DM + CMI of weight 2000." in text
     )
 

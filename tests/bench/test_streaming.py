@@ -24,9 +24,9 @@ def test_speed_and_memory_are_measured(tmp_path: Path, monkeypatch: pytest.Monke
     record = Record.read(tmp_path / "streaming.json")
     found = {row["contender"]: row for row in record.rows if "contender" in row}
     assert found.keys() == {streaming.VALUE, streaming.METRIC, streaming.NCMI}
-    assert found[streaming.VALUE]["of_value_rate"] == 1
+    assert 0 < found[streaming.NCMI]["of_value_rate"] < found[streaming.VALUE]["of_value_rate"]
     memory = record.rows[-1]
     assert memory["rows"] >= 5000
-    assert memory["held_first"] > 0
+    assert memory["held_first"] <= memory["held_last"] < memory["held_first"] + (64 << 20)
     assert abs(memory["error"]) < 1e-6
     assert "after the first batch" in streaming.report(record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,12 @@ def test_parts_in_any_order_are_one_batch(data: Any, spread: float, dtype: torch
 
 
 @pytest.mark.parametrize("size", [1, 64, 333, 5000, 20_000])
-def test_float32_keeps_a_cmi_of_1e_7(size: int) -> None:
+@pytest.mark.parametrize("uneven", [False, True])
+def test_float32_keeps_a_cmi_of_1e_7(size: int, uneven: bool) -> None:
     features, labels = rows(20_000, 5, 64, 4.5e-4)
+    if uneven:  # a batch has one or two rows of a class
+        labels[torch.rand(len(labels), generator=torch.Generator().manual_seed(0)) < 0.99] = 0
+        features -= features - rows(20_000, 1, 64, 4.5e-4)[0]
     sizes = [min(size, 20_000 - start) for start in range(0, 20_000, size)]
     if size == 1:
         features, labels, sizes = features[:1000], labels[:1000], sizes[:1000]
@@ -207,3 +212,110 @@ def test_two_processes_give_the_value_of_all_rows(
         pytest.importorskip("torchmetrics")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     spawn(_in_a_process, (str(tmp_path), alone), nprocs=2)  # type: ignore[no-untyped-call]
+
+
+def test_a_merge_after_a_value_changes_it(empirical_cmi: Any) -> None:
+    features, labels = rows(90, 3, 16, 1.0)
+    one, other, merged_into = (empirical_cmi(3, 16) for _ in range(3))
+    one.update(features[:50], labels[:50])
+    other.update(features[50:], labels[50:])
+    before = one.compute()
+    saved = one.state_dict()
+    one.merge_state(other)
+    whole = fused_cmi(features, labels)
+    torch.testing.assert_close(one.compute(), whole)
+    one.load_state_dict(saved)
+    assert one.compute() == before
+    merged_into.merge_state(one.metric_state)  # and is not warned that it has seen nothing
+    assert merged_into.compute() == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_classes": 4},
+        {"temperature": 2.0},
+        {"num_channels": 8},
+        {"num_channels": 8, "normalize": "all"},  # as many numbers
+    ],
+    ids=str,
+)
+def test_only_what_was_measured_alike_is_merged(options: Any, empirical_cmi: Any) -> None:
+    metric = empirical_cmi(3, 16)
+    other = empirical_cmi(**{"num_classes": 3, "num_channels": 16, **options})
+    for incoming in (other, other.metric_state):
+        with pytest.raises(ValueError, match="incoming_state: expected a metric of as many"):
+            metric.merge_state(incoming)
+    with pytest.raises(TypeError, match="incoming_state: expected an EmpiricalCMI"):
+        metric.merge_state({})
+
+
+def test_metrics_of_two_temperatures_stay_apart_in_a_collection() -> None:
+    torchmetrics = pytest.importorskip("torchmetrics")
+    features, labels = rows(40, 3, 16, 1.0)
+    taus = {"warm": 4.0, "cold": 1.0}
+    found = torchmetrics.MetricCollection(
+        {name: EmpiricalCMI(3, 16, temperature=tau) for name, tau in taus.items()}
+    )
+    found.update(features[:0], labels[:0])  # after which torchmetrics groups what is alike
+    found.update(features, labels)
+    for name, value in found.compute().items():
+        torch.testing.assert_close(value, fused_cmi(features, labels, temperature=taus[name]))
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.float()],
+    ids=["half", "to bfloat16", "float"],
+)
+def test_a_cast_of_the_model_around_it_leaves_float64(cast: Any, empirical_cmi: Any) -> None:
+    features, labels = rows(90, 3, 16, 1.0)
+    metric = empirical_cmi(3, 16)
+    cast(nn.ModuleDict({"cmi": metric, "layer": nn.Linear(2, 2)}))
+    after(metric, features, labels, [40, 50])
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(metric.metric_state)))
+    assert copied["statistics"].dtype == torch.float64
+    torch.testing.assert_close(metric.compute(), fused_cmi(features, labels), rtol=1e-12, atol=0)
+    copied_metric = copy.deepcopy(metric)
+    copied_metric.reset()
+    assert copied_metric.counts().sum() == 0
+    assert metric.counts().sum() == 90
+
+
+def test_a_batch_that_is_refused_leaves_what_was_seen(empirical_cmi: Any) -> None:
+    features, labels = rows(20, 2, 4, 1.0)
+    metric = empirical_cmi(2, 4)
+    metric.update(features, labels)
+    for call in (metric, metric.update):
+        with pytest.raises(ValueError, match="classes: labels must lie"):
+            call(features, labels + 1)
+        with pytest.raises(ValueError, match="num_classes"):
+            call(features, ClassIndex(labels, 3))
+        with pytest.raises(TypeError, match="classes: expected a tensor of labels"):
+            call(features, None)
+    assert metric.counts().sum() == 20
+
+
+def test_state_of_inference_mode_loads_outside_of_it(empirical_cmi: Any) -> None:
+    features, labels = rows(20, 2, 4, 1.0)
+    metric = empirical_cmi(2, 4)
+    with torch.inference_mode():
+        metric(features, labels)
+        state = {name: tensor.clone() for name, tensor in metric.state_dict().items()}
+    metric.load_state_dict(state)
+    torch.testing.assert_close(metric.compute(), fused_cmi(features, labels))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_probabilities_that_are_next_to_nothing(backend: str) -> None:
+    metric = EmpiricalCMI(1, 2, backend=backend)
+    far = torch.tensor([[0.0, -2000.0]], dtype=torch.float64).expand(1000, 2)
+    for z in (far, torch.tensor([[0.0, -740.0]], dtype=torch.float64)):
+        metric.update(z, torch.zeros(len(z), dtype=torch.int64))
+    assert metric.compute() >= 0
+    assert metric.compute() < 1e-300
+    huge = torch.tensor([[0.0, -1.5e308]] * 3 + [[1.0, 0.0]], dtype=torch.float64)
+    apart = EmpiricalCMI(3, 2, normalize="all", backend=backend)
+    apart.update(huge, torch.tensor([0, 0, 1, 2]))
+    assert apart.statistics.isfinite().all()
+    assert apart.compute().isfinite()

@@ -71,8 +71,12 @@ def test_first_and_second_derivatives(pairs: str) -> None:
         (torch.zeros(4, 3), torch.tensor([0, 0, 1, 1])),
         (torch.tensor([[3e38, -3e38], [-3e38, 3e38], [0.0, 3e38]]), torch.tensor([0, 0, 1])),
         (torch.eye(4) * 1e30, torch.arange(4)),
+        (
+            torch.tensor([[0.0, -1.5e308], [0.0, -1.5e308], [1.0, 0.0]], dtype=torch.float64),
+            torch.tensor([0, 0, 1]),
+        ),
     ],
-    ids=["one class", "no rows", "equal rows", "huge", "each a class, huge"],
+    ids=["one class", "no rows", "equal rows", "huge", "each a class, huge", "huge in float64"],
 )
 def test_it_is_finite_where_features_are(features: Tensor, labels: Tensor) -> None:
     features = features.clone().requires_grad_()
