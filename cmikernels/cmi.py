@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
+from torch.distributed import ProcessGroup
 
-from cmikernels import compiled
+from cmikernels import compiled, distributed
 from cmikernels.backends import choose_backend, operations
 from cmikernels.backends.operations import Backend
 from cmikernels.class_index import ClassIndex, check_num_classes
@@ -51,6 +53,7 @@ def fused_cmi(
     weight: float = 1.0,
     reduction: str = "mean",
     backend: str | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Class-aware conditional mutual information of `features`, differentiable.
 
@@ -72,6 +75,11 @@ def fused_cmi(
             a class without rows) or "none" (per row).
         backend: name from `available_backends()`; default the first of them that can serve the
             tensor's device, or the environment's `CMIKERNELS_BACKEND`.
+        process_group: of torch.distributed, whose ranks each give some of the rows, of whatever
+            classes; num_classes and options are the same on all. Value and gradient are those of
+            all rows in one process. `DistributedDataParallel` divides gradients by the number of
+            ranks, so multiply the loss by it there. Not under `torch.compile`, not for "none", and
+            differentiable once. None: all rows are here.
 
     Returns:
         The value, float64 for float64 features, else float32. Gradients have the features' dtype.
@@ -84,6 +92,10 @@ def fused_cmi(
         >>> round(loss.item(), 3), features.grad.shape
         (1.206, torch.Size([3, 2]))
     """
+    if process_group is not None:
+        given = num_classes, centroids, temperature, weight, reduction
+        value, _ = _of_ranks(features, classes, given, backend, process_group, False)
+        return value
     if torch.compiler.is_compiling() or not has_memory(features):
         problem, labels = checked_call(
             features, classes, num_classes, centroids, temperature, weight, reduction, lazy=True
@@ -118,6 +130,7 @@ def cmi_value_and_grad(
     weight: float = 1.0,
     reduction: str = "mean",
     backend: str | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Value of `fused_cmi` and d(sum of value)/d features in one pass, without autograd.
 
@@ -129,6 +142,11 @@ def cmi_value_and_grad(
         >>> value.shape, gradient.shape
         (torch.Size([]), torch.Size([2, 5, 64]))
     """
+    if process_group is not None:
+        given = num_classes, centroids, temperature, weight, reduction
+        value, gradient = _of_ranks(features, classes, given, backend, process_group, True)
+        assert gradient is not None
+        return value, gradient
     problem, _ = checked_call(
         features, classes, num_classes, centroids, temperature, weight, reduction
     )
@@ -191,6 +209,7 @@ class CMILoss(nn.Module):
         weight: float = 1.0,
         reduction: str = "mean",
         backend: str | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         if num_classes is not None:
@@ -201,6 +220,7 @@ class CMILoss(nn.Module):
         self.weight = weight
         self.reduction = reduction
         self.backend = backend
+        self.process_group = process_group
 
     def forward(
         self,
@@ -219,6 +239,7 @@ class CMILoss(nn.Module):
             weight=self.weight,
             reduction=self.reduction,
             backend=self.backend,
+            process_group=self.process_group,
         )
 
     def extra_repr(self) -> str:
@@ -258,6 +279,36 @@ class _FusedCMI(torch.autograd.Function):
         if gradient is None:  # handed out before
             _, gradient = operations.forward(backend, features, problem, True)
         return operations.scale(backend, gradient, features, problem, grad_value), None, None
+
+
+@_disable_dynamo  # which cannot trace what ranks send one another
+def _of_ranks(
+    features: Tensor,
+    classes: Tensor | ClassIndex | None,
+    given: tuple[int | None, Tensor | None, float, float, str],
+    backend: str | None,
+    group: ProcessGroup,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """A call with a process group: the value, differentiable or with its gradient."""
+    num_classes, centroids, _, _, reduction = given
+    distributed.check_group(group, reduction)
+    if isinstance(classes, Tensor) and num_classes is None and centroids is None:
+        raise ValueError(
+            "num_classes: expected a number with process_group, because the labels of one rank "
+            "need not show all classes; got None"
+        )
+    problem, _ = checked_call(features, classes, *given)
+    check_memory(features)
+    if centroids is not None and centroids.is_cpu:
+        check_call(centroids)
+    chosen = choose_backend(backend, features.device.type)
+    gradient = None
+    if with_gradient:
+        value, gradient = distributed.cmi_value_and_grad(features.detach(), problem, chosen, group)
+    else:
+        value = distributed.cmi(features, problem, chosen, group)
+    return _shape_value(value, features, problem), gradient
 
 
 def _shape_value(value: Tensor, features: Tensor, problem: Problem) -> Tensor:
