@@ -57,9 +57,13 @@ class ClasswiseLoop:
     def real_batches(self, *step: int) -> list[Tensor]:
         """Normalised real images of each class; `step` is the iteration and, if any, the update."""
         count = self.options.batch_real
-        rows = draw_real_rows(self.dataset.train, count, self.seed, "real", *step)
+        rows = draw_real_rows(
+            self.dataset.train, range(self.dataset.num_classes), count, self.seed, "real", *step
+        )
         return [self.real[of_class.to(self.device)] for of_class in rows]
 
     def augmentation(self, *step: int) -> Draw:
         """What is drawn to change the images of each class."""
-        return draw_for_classes(self.strategy, self.dataset.num_classes, self.seed, "dsa", *step)
+        return draw_for_classes(
+            self.strategy, range(self.dataset.num_classes), self.seed, "dsa", *step
+        )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmidd import ranks
 from cmidd.methods import Method
 from cmidd.storage.run_folder import RunFolder
 from cmidd.storage.tensor_file import FileError
@@ -44,7 +45,7 @@ def restore(
     input_records: Mapping[str, Any],
 ) -> Place:
     """Put a checkpoint back; where to go on."""
-    checkpoint = folder.load_checkpoint(input_records)
+    checkpoint = ranks.from_first(lambda: folder.load_checkpoint(input_records))
     if checkpoint is None:
         return Place(0)
     tensors = checkpoint.tensors
@@ -92,7 +93,9 @@ def save(
     method: Method,
     about: Mapping[str, Any],
 ) -> None:
-    """Write what `restore` puts back."""
+    """Write what `restore` puts back, which all ranks have alike."""
+    if not ranks.is_first():
+        return
     tensors = dict(leaves)
     for name, leaf in leaves.items():
         for key, value in optimizer.state[leaf].items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -14,8 +15,13 @@ _NAMES = ("precision", "cmi_precision")
 
 
 def usable_device(name: torch.device | str | None = None) -> torch.device:
-    """A device that is there; without a name a GPU where there is one, else the CPU."""
+    """A device that is there; without a name a GPU where there is one, else the CPU.
+
+    Of several GPUs, cuda is the one that torchrun gives this rank.
+    """
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if str(name) == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         return torch.empty(1, device=name).device
     except (AssertionError, RuntimeError) as error:  # what torch raises where there is none

@@ -2,20 +2,22 @@
 
     images <- images - lr * momentum average of d (loss of the method + weight x CMI) / d images
 
-and likewise, each with its own lr, what a method learns beside the images.
+and likewise, each with its own lr, what a method learns beside the images. Where there are several
+ranks, each adds its share of loss and gradients, and all of them take the same step.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from cmidd import checkpoint
+from cmidd import checkpoint, ranks
 from cmidd.divergence import signs_of_divergence
 from cmidd.interruption import Stop, deferred
 from cmidd.methods import Method, evaluation_of
@@ -48,10 +50,10 @@ def distill(
         >>> result.images.shape, result.record["method"]
         (torch.Size([20, 1, 8, 8]), 'dm')
     """
-    with folder.locked():
-        if folder.finished:
+    with ranks.only_first(folder.locked):
+        if ranks.from_first(lambda: folder.finished):
             say(f"{folder.path} is finished already")
-            return SyntheticSet.load(folder.result)
+            return ranks.from_first(lambda: SyntheticSet.load(folder.result))
         if run.begun:
             raise RuntimeError(
                 "run: its images have moved already; prepare another, and give its folder "
@@ -66,7 +68,9 @@ def distill(
                 run.dataset, run.images.detach().cpu(), run.labels, loop.record(command)
             )
             result = run.method.finish(made)
-            result.save(folder.result)
+            if ranks.is_first():
+                result.save(folder.result)
+        ranks.wait()  # until the file is there
         return result
 
 
@@ -96,7 +100,9 @@ class Loop:
             say(f"going on after {self.done} of {self.total} updates")
         elif folder.resume:
             say(f"no checkpoint in {folder.path} yet: it starts anew")
-        self.first_loss = [line["loss"] for line in read_log(folder.log_path)[:1]]
+        self.first_loss = ranks.from_first(
+            lambda: [line["loss"] for line in read_log(folder.log_path)[:1]]
+        )
         self.warnings = 0  # that were given
 
     @property
@@ -108,7 +114,7 @@ class Loop:
         """Do the updates that are left, and write what there is to write between them."""
         method, options, place = self.run.method, self.run.options, self.place
         with (
-            self.folder.logging(place.iteration),
+            ranks.only_first(partial(self.folder.logging, place.iteration)),
             progress(
                 total=self.total,
                 initial=self.done,
@@ -146,6 +152,11 @@ class Loop:
         loss, gradient = method.loss_and_gradient(images, draws)
         with record_function("cmi"):
             value = self.run.cmi.add(images, gradient, iteration, update, logged=logged)
+        if ranks.count() > 1:
+            with record_function("ranks"):
+                loss, value = torch.stack([loss, value.to(loss)])
+                extra = [each.tensor.grad for each in method.extra_parameters.values()]
+                ranks.add_up(loss, value, gradient, *(each for each in extra if each is not None))
         with record_function("images_step"):
             images.grad = gradient if self.scale is None else gradient * self.scale
             self.optimizer.step()
@@ -153,8 +164,8 @@ class Loop:
         return loss, value
 
     def end_if_asked(self) -> None:
-        """Save what there is and end, if a signal asked for it."""
-        if self.stop.asked:
+        """Save what there is and end, if a signal asked any rank for it."""
+        if ranks.any_of(self.stop.asked):
             self.check_finite({})
             self.save()
             raise self.stop.interruption(
@@ -173,6 +184,8 @@ class Loop:
 
     def report(self, iteration: int, numbers: Mapping[str, float], bar: Any) -> None:
         """Write a line of the log."""
+        if not ranks.is_first():
+            return
         self.folder.log(iteration, numbers)
         shown = {name: f"{n:.4g}" for name, n in numbers.items() if name != "weighted_cmi"}
         bar.set_postfix(shown)

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cmidd import ranks
+
 _PAUSE = 30.0  # seconds between two lines of a log
 
 
@@ -46,6 +48,8 @@ class _Lines(tqdm):  # type: ignore[misc]
 
 def progress(iterable: Any = None, **settings: Any) -> Any:
     """What `tqdm` takes and does, on stderr."""
+    if not ranks.is_first():
+        settings["disable"] = True
     is_seen = sys.stderr.isatty() or "ipykernel" in sys.modules  # a notebook redraws too
     kind = tqdm if is_seen else _Lines
     return kind(iterable, **settings)

@@ -4,7 +4,8 @@
 
 CMI is that of the synthetic images, as networks see them, in the feature space of trained networks.
 These are drawn from the bank anew in every iteration and shared by the iteration's updates, as
-published, or drawn for every update where the method says so.
+published, or drawn for every update where the method says so. Classes need nothing of one another,
+so ranks share them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmidd import ranks
 from cmidd.datasets import Dataset
 from cmidd.device import precision_on
 from cmidd.methods.base import Method
@@ -55,7 +57,7 @@ class CMITerm:
         self.weight = 0.0
         self.input_records: dict[str, Any] = {}
         self._options, self._dataset, self._method = options, dataset, method
-        self._labels = labels.to(images.device)
+        self._labels_here, self._labels = labels.cpu(), labels.to(images.device)
         self._regularizer: CMIRegularizer | None = None
         if method.bank_draw not in ("iteration", "update"):
             raise ValueError(
@@ -92,6 +94,9 @@ class CMITerm:
             seed=seed,
             precision=precision_on(images.device, options.cmi_precision, "cmi_precision"),
         )
+        self._mine = self._of_rank(torch.arange(len(labels)))
+        with torch.no_grad():
+            self._classes = self._seen(images[self._mine], self._labels[self._mine])[1]
         if options.cmi_on == "batch" and batch is not None and options.cmi_centroids == "own":
             self._say_who_is_alone(images, batch, say)
 
@@ -105,6 +110,12 @@ class CMITerm:
                 "only ones of their class in it, and their CMI is 0; take a larger batch_syn, "
                 "cmi_on all or cmi_centroids real"
             )
+
+    def _of_rank(self, rows: Tensor) -> Tensor:
+        """Those of some images whose classes are this rank's; `rows` are on the CPU."""
+        classes, labels = ranks.share_of(self._dataset.num_classes), self._labels_here[rows]
+        mine = rows[(labels >= classes.start) & (labels < classes.stop)]
+        return mine.to(self._labels.device)
 
     def _seen(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ClassIndex]:
         """What networks see of stored images, and its classes."""
@@ -131,9 +142,13 @@ class CMITerm:
         if self._regularizer is None or not self.needs_real_means:
             return
         say(f"class centroids of the real images, by {len(self._regularizer.networks)} networks")
-        dataset = self._dataset
+        dataset, train = self._dataset, self._dataset.train
+        if ranks.count() > 1:  # a rank needs those of its classes
+            classes = ranks.share_of(dataset.num_classes)
+            first, last = train.offsets[[classes.start, classes.stop]].tolist()
+            train = train.chosen(torch.arange(first, last))
         batches = progress(
-            dataset.batches(dataset.train, self._labels.device), desc="real images", unit="batch"
+            dataset.batches(train, self._labels.device), desc="real images", unit="batch"
         )
         self._regularizer.centroids = self._regularizer.real_centroids(batches, dataset.num_classes)
 
@@ -141,6 +156,8 @@ class CMITerm:
         self, images: Tensor, gradient: Tensor, iteration: int, update: int = 0, *, logged: bool
     ) -> Tensor:
         """Add to the gradient; the weighted value, of the last iteration with CMI if `logged`.
+
+        Both are this rank's shares.
 
         Args:
             images: leaf (N, ch, H, W).
@@ -154,20 +171,24 @@ class CMITerm:
             return torch.zeros((), device=images.device)
         rows = self._method.first_batch(iteration) if self._options.cmi_on == "batch" else None
         with torch.set_grad_enabled(not since):
+            of_all = len(images) if rows is None else len(rows)
+            mine = self._mine if rows is None else self._of_rank(rows)
+            seen = images if len(mine) == len(images) else images[mine]
             if rows is not None:
-                rows = rows.to(images.device)
-                seen, classes = self._seen(images[rows], self._labels[rows])
-                if self._regularizer.centroids is None and classes.largest <= 1:
-                    return torch.zeros((), device=images.device)
-            elif self._method.view is not None:
-                seen, classes = self._method.view(images, self._labels)[0], self._all
+                seen, classes = self._seen(seen, self._labels[mine])
             else:
-                seen, classes = images, self._all
+                classes = self._classes
+                if self._method.view is not None:
+                    seen = self._method.view(seen, self._labels[mine])[0]
+            if self._regularizer.centroids is None and classes.largest <= 1:
+                return torch.zeros((), device=images.device)
             step = iteration - since
             if self._method.bank_draw == "update":
                 step = step * self._method.updates + update
             # Without the last value, the curve would be 0 where there is no CMI.
             value = self._regularizer(seen.detach() if since else seen, classes, step=step)
+            if len(mine) != of_all:
+                value = value * (len(mine) / of_all)
         if value.requires_grad:
             gradient += torch.autograd.grad(value, images)[0]
         return value.detach()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmidd import ranks
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device, with_precision
 from cmidd.first_images import check_view, first_images
@@ -72,6 +73,8 @@ def run_folder(
 ) -> RunFolder:
     """The folder of a run with these options, which have been filled in.
 
+    Where there are several ranks, the first looks at it.
+
     `asked`: how the dataset was asked for, which a name need not say.
     """
     of_data = {
@@ -83,7 +86,7 @@ def run_folder(
     for part in parts:
         settings |= asdict(part)
     plain = {name: str(v) if isinstance(v, Path) else v for name, v in settings.items()}
-    return RunFolder(Path(path), plain, resume=resume)
+    return ranks.from_first(lambda: RunFolder(Path(path), plain, resume=resume))
 
 
 def prepare(
@@ -136,6 +139,11 @@ def prepare(
     images, labels = first_images(dataset, options.ipc, options.init, options.seed)
     images = images.to(place).requires_grad_()
     method = entry.make(dataset, labels, method_options, options.seed, place)
+    if ranks.count() > 1 and not method.shares_work:
+        raise ValueError(
+            f"ranks: {method_name} does not share its work; expected one process, got "
+            f"{ranks.count()}"
+        )
     check_view(options.init, method.view)
 
     def weight() -> float:

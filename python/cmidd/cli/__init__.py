@@ -51,16 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(given: Given) -> None:
     for part in given.parts:
         part.check()
+    from cmidd import ranks
     from cmidd.cli import commands
-    from cmidd.cli.checks import check_names, check_precision
+    from cmidd.cli.checks import check_names, check_precision, check_shared
 
-    if not given.is_finished:  # a run that is there needs none of its files
-        check_names(given.parts)
-        check_precision(given.parts)
-    if given.method is not None:
-        commands.run_method(given.method, *given.parts)
-    else:
-        commands.COMMANDS[given.command](*given.parts)
+    with contextlib.ExitStack() as around:
+        if ranks.are_started():
+            on_gpu = check_shared(given.command, given.parts)
+            around.enter_context(ranks.together(on_gpu))
+        if not given.is_finished:  # a run that is there needs none of its files
+            check_names(given.parts)
+            check_precision(given.parts)
+        if given.method is not None:
+            commands.run_method(given.method, *given.parts)
+        else:
+            commands.COMMANDS[given.command](*given.parts)
 
 
 def _end(message: str, given: Given | str | None) -> None:

@@ -7,6 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cmidd.augment import Strategy
 from cmidd.device import precision_on, usable_device
 from cmidd.networks import NetworkSpec
@@ -36,6 +38,20 @@ def check_precision(parts: Sequence[Options]) -> None:
     for name in ("precision", "cmi_precision"):
         if given.get(name) is not None:
             precision_on(usable_device(given["device"]), given[name], name)
+
+
+def check_shared(command: str, parts: Sequence[Options]) -> bool:
+    """Raise where ranks cannot share a command; whether they compute on GPUs."""
+    if command not in SHARED:
+        raise ValueError(
+            f"ranks: {command} runs in one process; start it without torchrun, which is for "
+            f"{', '.join(SHARED)}"
+        )
+    (name,) = (part.device for part in parts if hasattr(part, "device"))
+    device = usable_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device.type == "cuda"
 
 
 def _look(name: str, look: Callable[[Any], object], value: Any) -> None:
@@ -85,6 +101,9 @@ def _look_at_set(path: Path) -> None:
         )
     _look_at_file(SYNTHETIC_SET, "cmidd distill")(file)
 
+
+SHARED = ("distill", "pretrain", "experts", "evaluate")
+"""Commands whose work ranks share."""
 
 LOOKS: dict[str, Callable[[Any], object]] = {
     "augmentation": Strategy.parse,

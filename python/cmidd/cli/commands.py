@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cmidd import ranks
 from cmidd.augment import Strategy
 from cmidd.cli.costs import disk_of, estimate
 from cmidd.cli.data import load, load_for
@@ -127,19 +128,20 @@ def run_method(
         options, of_method = _filled_in(method, dataset, options, of_method)
         print(estimate(prepare(method, dataset, options, of_method, cmi, device=data.device)))
         return
-    with busy_first(out, folder=True):
-        check_folder(out, resume=run.resume)
-    with locked(out, folder=True):
+    if ranks.is_first():
+        with busy_first(out, folder=True):
+            check_folder(out, resume=run.resume)
+    with ranks.only_first(partial(locked, out, folder=True)):
         dataset = load(data)
         options, of_method = _filled_in(method, dataset, options, of_method)
         parts = (options, *with_precision((cmi, of_method), usable_device(data.device)))
         asked = {**asdict(data), "held_out": dataset.held_out}  # 0 asks for none, as null does
         folder = run_folder(out, method, dataset, parts, resume=run.resume, asked=asked)
-        if folder.finished:
+        if ranks.from_first(lambda: folder.finished):
             print(f"{folder.path} is finished already")
         else:
             prepared = prepare(method, dataset, options, of_method, cmi, device=data.device)
-            if not folder.has_checkpoint:
+            if ranks.from_first(lambda: not folder.has_checkpoint):
                 check_room(out, disk_of(prepared), "ipc")
                 print("a few updates are tried, to say what the run costs", flush=True)
                 print(estimate(prepared))

@@ -43,6 +43,8 @@ class ExtraParameter:
 class Method(ABC):
     """The base of all methods; what follows is what most of them need not change."""
 
+    shares_work: bool = False
+    """Whether ranks share the work, so that what each of them gives is to be added up."""
     network_spec: str
     """The architecture that the images are made for."""
     updates: int = 1
@@ -75,6 +77,7 @@ class Method(ABC):
         """Loss and its gradient with respect to `images` (N, ch, H, W), of what `draw` gave.
 
         It fills `.grad` of the extra parameters. Updates of an iteration come in order, from 0 on.
+        Where ranks share the work, all of these are shares, which add up to the whole.
         """
 
     def optimizer(self, groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:

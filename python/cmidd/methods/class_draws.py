@@ -1,31 +1,74 @@
-"""What is drawn for classes: each class has its own stream, named by its number.
+"""Classes and ranks: what a rank has of them, and what is drawn for each.
 
-A process that owns some of the classes draws for them what any other would.
+Each class has its own stream, named by its number, so a rank that owns some of the classes draws
+for them what any other would.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from cmidd import ranks
 from cmidd.augment import Draw, Strategy, draw
-from cmidd.datasets import ImageSet
+from cmidd.datasets import Dataset, ImageSet
 from cmidd.seeds import generator
 
 
-def draw_real_rows(real: ImageSet, count: int, *words: int | str) -> list[Tensor]:
+@dataclass(frozen=True, eq=False)
+class ClassShare:
+    """The classes that are this rank's, their synthetic images and their real ones."""
+
+    classes: range
+    rows: slice  # of the synthetic images
+    labels: Tensor  # of these, on the CPU
+    counts: list[int]  # of these, in each class
+    first_real: int  # row of the first real image
+
+    @classmethod
+    def of(cls, dataset: Dataset, labels: Tensor) -> ClassShare:
+        """The share of this rank in images whose labels are `labels`, ascending."""
+        classes = ranks.share_of(dataset.num_classes)
+        if not classes:
+            raise ValueError(
+                f"ranks: expected at most one for each of the {dataset.num_classes} classes of "
+                f"{dataset.name}, got {ranks.count()}"
+            )
+        counts = torch.bincount(labels.cpu(), minlength=dataset.num_classes)
+        offsets = [0, *counts.cumsum(0).tolist()]
+        rows = slice(offsets[classes.start], offsets[classes.stop])
+        mine = counts[classes.start : classes.stop].tolist()
+        first_real = int(dataset.train.offsets[classes.start])
+        return cls(classes, rows, labels.cpu()[rows], mine, first_real)
+
+    def real_images(self, real: ImageSet) -> Tensor:
+        """Those of its classes, of which `first_real` is the first."""
+        return real.images[self.first_real : int(real.offsets[self.classes.stop])]
+
+    def whole(self, gradient: Tensor, images: Tensor) -> Tensor:
+        """The gradient of its images as a share in that of all `images`: 0 for the others."""
+        if len(gradient) == len(images):
+            return gradient
+        share = torch.zeros_like(images)
+        share[self.rows] = gradient
+        return share
+
+
+def draw_real_rows(real: ImageSet, classes: range, count: int, *words: int | str) -> list[Tensor]:
     """Row numbers of `count` different real images of each class, or of all that it has."""
     offsets = real.offsets.tolist()
     return [
         offsets[c]
         + torch.randperm(offsets[c + 1] - offsets[c], generator=generator(*words, c))[:count]
-        for c in range(real.num_classes)
+        for c in classes
     ]
 
 
-def draw_for_classes(strategy: Strategy, num_classes: int, *words: int | str) -> Draw:
+def draw_for_classes(strategy: Strategy, classes: range, *words: int | str) -> Draw:
     """One augmentation for each class."""
-    of_classes = [draw(strategy, 1, generator(*words, c)) for c in range(num_classes)]
+    of_classes = [draw(strategy, 1, generator(*words, c)) for c in classes]
     return Draw(
         torch.cat([each.operations for each in of_classes]),
         torch.cat([each.numbers for each in of_classes]),

@@ -24,7 +24,7 @@ from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
 from cmidd.device import precision_on
 from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published, origin_on
-from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
+from cmidd.methods.class_draws import ClassShare, draw_for_classes, draw_real_rows
 from cmidd.methods.class_gradients import GradientsClassByClass, GradientsVmapped
 from cmidd.methods.gradient_distance import GradientDistance
 from cmidd.networks import (
@@ -58,8 +58,12 @@ class DCDraws:
 
 
 class GradientMatching(Method):
-    """The updates of DC and DSA on one dataset."""
+    """The updates of DC and DSA on one dataset.
 
+    A rank matches the gradients of its classes, and trains the network on all images.
+    """
+
+    shares_work = True
     options_that_may_diverge = ("lr_net",)
 
     def __init__(
@@ -95,14 +99,13 @@ class GradientMatching(Method):
         self.stack = Stack(options.network, dataset.shape, dataset.num_classes, [state], precision)
         self.distance = GradientDistance(options.metric, state)
         self.labels = labels.cpu()
-        counts = torch.bincount(self.labels, minlength=dataset.num_classes)
-        self.offsets = [0, *counts.cumsum(0).tolist()]
-        self.images = dataset.train.images.to(device)
+        self.share = ClassShare.of(dataset, labels)
+        self.images = self.share.real_images(dataset.train).to(device)
         names = self.distance.names
         part = images_per_chunk(device, size, GPU_IMAGES_SECOND_ORDER)
         together = min(
             images_per_chunk(device, size, GPU_IMAGES_FORWARD) // options.batch_real,
-            part // int(counts.max()),
+            part // max(self.share.counts),
         )
         self.gradients: GradientsClassByClass | GradientsVmapped
         if device.type == "cpu" or not together:
@@ -116,7 +119,7 @@ class GradientMatching(Method):
 
     def draw(self, iteration: int, update: int) -> DCDraws:
         """The network's weights or training, real images and augmentations of an update."""
-        seed, words = self.seed, (iteration, update)
+        seed, words, classes = self.seed, (iteration, update), self.share.classes
         weights: dict[str, Tensor] = {}
         epochs: list[EpochDraws] = []
         if update == 0:
@@ -129,8 +132,10 @@ class GradientMatching(Method):
             update,
             weights,
             epochs,
-            draw_real_rows(self.dataset.train, self.options.batch_real, seed, "real", *words),
-            draw_for_classes(self.strategy, self.dataset.num_classes, seed, "dsa", *words),
+            draw_real_rows(
+                self.dataset.train, classes, self.options.batch_real, seed, "real", *words
+            ),
+            draw_for_classes(self.strategy, classes, seed, "dsa", *words),
         )
 
     def loss_and_gradient(self, images: Tensor, draws: DCDraws) -> tuple[Tensor, Tensor]:
@@ -150,7 +155,8 @@ class GradientMatching(Method):
             with record_function("dc.inner_training"):
                 self.train_network(images.detach(), draws.epochs)
         with computing(self.stack.precision, self.device.type):
-            return self.match(images.detach(), draws)
+            loss, gradient = self.match(images.detach()[self.share.rows], draws)
+        return loss, self.share.whole(gradient, images)
 
     def state(self) -> dict[str, Tensor]:
         """Within an iteration, the network as it is trained and the update that is due."""
@@ -180,21 +186,25 @@ class GradientMatching(Method):
         train(self.stack, images, self.labels.to(self.device), self.recipe, self.strategy, epochs)
 
     def match(self, images: Tensor, draws: DCDraws) -> tuple[Tensor, Tensor]:
-        """Loss and gradient with the network as it is."""
+        """Loss and gradient of the rank's images with the network as it is."""
         losses: list[Tensor] = []
         gradients: list[Tensor] = []
-        for classes in torch.split(torch.arange(self.dataset.num_classes), self.gradients.classes):
-            first, last = int(classes[0]), int(classes[-1]) + 1
+        counts, first_class = self.share.counts, self.share.classes.start
+        row, at_once = 0, self.gradients.classes
+        for first in range(0, len(counts), at_once):
+            last = min(first + at_once, len(counts))
             with record_function("dc.real_gradients"):
                 chosen = torch.cat(draws.real[first:last])
-                x = self.dataset.to_input(self.images[chosen.to(self.device)], self.dtype)
+                there = (chosen - self.share.first_real).to(self.device)
+                x = self.dataset.to_input(self.images[there], self.dtype)
                 labels = self.dataset.train.labels[chosen]
-                x = augment(x, self.strategy, draws.augmentation, labels)
+                x = augment(x, self.strategy, draws.augmentation, labels - first_class)
                 real = self.gradients(x, labels)
             with record_function("dc.synthetic_gradients"):
-                rows = slice(self.offsets[first], self.offsets[last])
-                x, labels = images[rows].requires_grad_(), self.labels[rows]
-                seen = augment(x, self.strategy, draws.augmentation, labels)
+                rows = slice(row, row + sum(counts[first:last]))
+                row = rows.stop
+                x, labels = images[rows].requires_grad_(), self.share.labels[rows]
+                seen = augment(x, self.strategy, draws.augmentation, labels - first_class)
                 distance = partial(self.distance, real=real)
                 loss, of_seen = self.gradients.match(seen.detach(), labels, distance)
                 losses.append(loss)

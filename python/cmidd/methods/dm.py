@@ -22,7 +22,7 @@ from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
 from cmidd.device import precision_on
 from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published, origin_on
-from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
+from cmidd.methods.class_draws import ClassShare, draw_for_classes, draw_real_rows
 from cmidd.networks import (
     GPU_IMAGES_FORWARD,
     Network,
@@ -53,7 +53,9 @@ class DMDraws:
 
 
 class DM(Method):
-    """The step of DM on one dataset."""
+    """The step of DM on one dataset, of the classes that are this rank's."""
+
+    shares_work = True
 
     def __init__(
         self,
@@ -71,11 +73,10 @@ class DM(Method):
         self.device, self.dtype = device, dtype
         self.precision = precision_on(device, options.precision)
         self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
-        self.labels = labels.cpu()
-        self.counts = torch.bincount(self.labels, minlength=dataset.num_classes).tolist()
+        self.share = ClassShare.of(dataset, labels)
         self.chunk = images_per_chunk(device, size, GPU_IMAGES_FORWARD)
-        self.chunks = whole_classes(self.counts, self.chunk)
-        self.images = dataset.train.images.to(device)
+        self.chunks = whole_classes(self.share.counts, self.chunk)
+        self.images = self.share.real_images(dataset.train).to(device)
         self.network_spec = options.network
         network = build_network(options.network, channels, size, dataset.num_classes)
         self.network = self.placed(network, dtype)
@@ -91,12 +92,12 @@ class DM(Method):
 
     def draw(self, iteration: int, update: int) -> DMDraws:  # noqa: ARG002
         """The network, real images and augmentations of an iteration."""
+        seed, classes = self.seed, self.share.classes
+        count = self.options.batch_real
         return DMDraws(
-            draw_weights(self.network, generator(self.seed, "network", iteration)),
-            draw_real_rows(
-                self.dataset.train, self.options.batch_real, self.seed, "real", iteration
-            ),
-            draw_for_classes(self.strategy, self.dataset.num_classes, self.seed, "dsa", iteration),
+            draw_weights(self.network, generator(seed, "network", iteration)),
+            draw_real_rows(self.dataset.train, classes, count, seed, "real", iteration),
+            draw_for_classes(self.strategy, classes, seed, "dsa", iteration),
         )
 
     def loss_and_gradient(self, images: Tensor, draws: DMDraws) -> tuple[Tensor, Tensor]:
@@ -108,14 +109,17 @@ class DM(Method):
         with record_function("dm.network"):
             self.load_network(draws.weights)
         with record_function("dm.real_images"):
-            real, labels = self.real_batch(draws.real)
-            real = augment(real, self.strategy, draws.augmentation, labels)
+            real, places = self.real_batch(draws.real)
+            real = augment(real, self.strategy, draws.augmentation, places)
         with record_function("dm.real_branch"):
             targets = self.real_means(real, [len(rows) for rows in draws.real])
         with record_function("dm.synthetic_branch"):
-            return self.match(
-                images, targets, lambda x, rows: augment(x, self.strategy, draws.augmentation, rows)
+            loss, gradient = self.match(
+                images.detach()[self.share.rows],
+                targets,
+                lambda x, places: augment(x, self.strategy, draws.augmentation, places),
             )
+        return loss, self.share.whole(gradient, images)
 
     def placed(self, network: Network, dtype: torch.dtype) -> Network:
         """The network frozen, on the device, in the layout that is fast there."""
@@ -137,11 +141,12 @@ class DM(Method):
             self.real_network.load_state_dict(weights)
 
     def real_batch(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Normalised real images of every class, and their labels on the CPU."""
+        """Normalised real images of every class, and the place of the class of each."""
         chosen = torch.cat(rows)
+        there = (chosen - self.share.first_real).to(self.device)
         return (
-            self.dataset.to_input(self.images[chosen.to(self.device)], self.dtype),
-            self.dataset.train.labels[chosen],
+            self.dataset.to_input(self.images[there], self.dtype),
+            self.dataset.train.labels[chosen] - self.share.classes.start,
         )
 
     @torch.no_grad()
@@ -163,15 +168,16 @@ class DM(Method):
         targets: Tensor,
         augmented: Callable[[Tensor, Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Loss and gradient against given class means, in chunks of whole classes."""
+        """Loss and gradient of the rank's images by class means, in chunks of whole classes."""
         losses: list[Tensor] = []
         gradients: list[Tensor] = []
+        places = self.share.labels - self.share.classes.start
         for classes, rows in self.chunks:
-            x = images.detach()[rows].requires_grad_()
-            seen = augmented(x, self.labels[rows]).contiguous(memory_format=self.layout(x.dtype))
+            x = images[rows].requires_grad_()
+            seen = augmented(x, places[rows]).contiguous(memory_format=self.layout(x.dtype))
             with self.as_network():
                 features = self.network.embed(seen)
-            means = class_means(features.to(x.dtype), self.counts[classes])
+            means = class_means(features.to(x.dtype), self.share.counts[classes])
             loss = (targets[classes] - means).square().sum()
             losses.append(loss.detach())
             gradients += torch.autograd.grad(loss, x)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.profiler import record_function
 
+from cmidd import ranks
 from cmidd.augment import Draw, Strategy, augment, draw
 from cmidd.datasets import Dataset
 from cmidd.device import precision_on
@@ -47,8 +48,9 @@ class MTTDraws:
 
 
 class MTT(Method):
-    """The step of MTT on one dataset."""
+    """The step of MTT on one dataset; ranks share the images of each step of the student."""
 
+    shares_work = True
     options_that_may_diverge = ("step_size",)
 
     def __init__(
@@ -66,6 +68,12 @@ class MTT(Method):
         self.precision = precision_on(device, options.precision)
         self.count = len(labels)
         self.batch_size = min(options.batch_syn or self.count, self.count)
+        smallest = self.count % self.batch_size or self.batch_size
+        if smallest < ranks.count():
+            raise ValueError(
+                f"ranks: expected at most one for each of the {smallest} images of the smallest "
+                f"batch of the student, got {ranks.count()}"
+            )
         self.experts = Experts.load(options.experts)  # networks with batch norm are none
         dataset.check_made_for(self.experts.record, f"experts: {options.experts}")
         dataset.check_unseen(self.experts.record, f"experts: {options.experts}")
@@ -140,6 +148,7 @@ class MTT(Method):
             self.options.student_steps,
             self.step_size_before,
             self.chunk,
+            lambda i: len(draws.rows[i]),
         )
         with computing(self.precision, self.device.type):
             return self._match(descent, start, target, leaf)
@@ -153,7 +162,8 @@ class MTT(Method):
         with record_function("mtt.adjoint"):
             self.step_size.grad = descent.pull_back(path, 2 / scale * gap)
         assert leaf.grad is not None
-        return gap.square().sum() / scale, leaf.grad
+        loss = gap.square().sum() / scale
+        return loss if ranks.is_first() else torch.zeros_like(loss), leaf.grad
 
     def window(self, expert: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Weights (P,) that the student starts from, and those that it is to reach."""
@@ -178,8 +188,11 @@ class MTT(Method):
         return torch.split(order, self.batch_size)[place]
 
     def batch(self, images: Tensor, rows: Tensor, drawn: Draw) -> tuple[Tensor, Tensor]:
-        """Augmented images `(B, ch, H, W)` of a student's step, and their labels."""
-        rows_there = rows.to(self.device)
+        """Augmented images of a student's step that are this rank's, and their labels."""
+        share = ranks.share_of(len(rows))
+        mine = slice(share.start, share.stop)
+        drawn = Draw(drawn.operations[mine], drawn.numbers[mine])
+        rows_there = rows[mine].to(self.device)
         targets = self.labels if self.label_logits is None else self.label_logits.softmax(dim=1)
         return augment(images[rows_there], self.strategy, drawn).contiguous(), targets[rows_there]
 

@@ -81,14 +81,14 @@ def test_the_mathematics_takes_draws_that_it_is_given() -> None:
 def test_real_rows_are_different_images_of_the_class() -> None:
     real = random_dataset(SIZES, 8).train
     for count in (3, 100):
-        rows = draw_real_rows(real, count, 0, "real", 1)
+        rows = draw_real_rows(real, range(real.num_classes), count, 0, "real", 1)
         for own, (first, last) in zip(rows, itertools.pairwise(real.offsets), strict=True):
             assert len(set(own.tolist())) == min(count, int(last - first))
             assert first <= own.min() <= own.max() < last
 
 
 def test_every_class_has_an_operation_of_its_own() -> None:
-    drawn = draw_for_classes(Strategy.parse(DSA), 100, 0, "dsa", 1)
+    drawn = draw_for_classes(Strategy.parse(DSA), range(100), 0, "dsa", 1)
     assert drawn.operations.shape == (100, 1)
     assert len(set(drawn.operations.flatten().tolist())) == 6
     assert len(set(drawn.numbers[:, 0].tolist())) == 100

@@ -1,0 +1,216 @@
+"""Ranks: the processes that torchrun starts, which share the work of one command.
+
+Every rank draws the same, holds the same images and takes the same steps. A rank computes its share
+of a step's work, and the shares are added up. The first rank alone reads and writes the run's
+files, prints and shows progress. In one process nothing of this does anything.
+
+A rank that fails tells the others why, through the store that they met at. Those see that it is
+gone, and end too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(days=7)  # with a rank that is alive; one that is gone is noticed at once
+_GRACE = 3.0  # seconds in which a rank that is alive says so
+
+_store: Any = None  # where ranks met that `together` brought together
+
+
+class RankLostError(ConnectionError):
+    """Another rank is gone; the message says which and why."""
+
+
+def count() -> int:
+    """How many ranks there are; 1 where nothing is shared."""
+    return dist.get_world_size() if _are_together() else 1
+
+
+def number() -> int:
+    """Which of them this is, from 0 on."""
+    return dist.get_rank() if _are_together() else 0
+
+
+def is_first() -> bool:
+    """Whether this one reads and writes files."""
+    return number() == 0
+
+
+def share_of(things: int) -> range:
+    """Those of so many things that are this rank's, side by side; all in one process."""
+    return range(things * number() // count(), things * (number() + 1) // count())
+
+
+def add_up(*tensors: Tensor) -> None:
+    """Put the sum over all ranks in the place of each rank's tensors."""
+    if count() > 1:
+        with _noticing_who_is_gone():
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+
+def any_of(asked: bool) -> bool:
+    """Whether it is so on any rank."""
+    if count() == 1:
+        return asked
+    flag = torch.tensor(int(asked))
+    add_up(flag)
+    return bool(flag)
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first rank makes, on all of them."""
+    if count() == 1:
+        return make()
+    made: list[Any] = [make() if is_first() else None]
+    with _noticing_who_is_gone():
+        dist.broadcast_object_list(made)
+    found: T = made[0]
+    return found
+
+
+def wait() -> None:
+    """Until all ranks are here."""
+    add_up(torch.zeros(()))
+
+
+@contextlib.contextmanager
+def only_first(context: Callable[[], contextlib.AbstractContextManager[Any]]) -> Iterator[None]:
+    """Be in a context on the first rank; others go on without."""
+    with context() if is_first() else contextlib.nullcontext():
+        yield
+
+
+def are_started() -> bool:
+    """Whether torchrun, or somebody who sets what it sets, started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+@contextlib.contextmanager
+def together(on_gpu: bool) -> Iterator[None]:
+    """While it lasts, the ranks that were started are a group, and one alone prints."""
+    global _store
+    store, rank, world_size = next(iter(rendezvous("env://", timeout=_PATIENCE)))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
+        # Else gloo asks for the address of the host's name, which not every machine knows.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    of_group, _store = (PrefixStore(name, store) for name in ("group", "cmidd"))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=of_group,
+        rank=rank,
+        world_size=world_size,
+        timeout=_PATIENCE,
+    )
+    try:
+        with _quiet() if rank else contextlib.nullcontext():
+            yield
+            wait()  # so that nobody takes one that is done for one that is gone
+    except BaseException as error:
+        _tell(error)
+        if rank and _first_says_it(error):
+            sys.exit(_status(error))
+        raise
+    finally:
+        _store = None
+        dist.destroy_process_group()
+
+
+def _are_together() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """While it lasts, nothing is printed but errors."""
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _noticing_who_is_gone() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if _store is None:  # others brought the ranks together, and know them
+            raise
+        raise RankLostError(_who_is_gone(_store)) from error
+
+
+def _tell(error: BaseException) -> None:
+    """Let the others know why this rank ends."""
+    why = (
+        str(error)
+        if isinstance(error, RankLostError)
+        else f"rank {number()} ended: {_words(error)}"
+    )
+    with contextlib.suppress(RuntimeError):  # the store may be gone
+        assert _store is not None
+        _store.set(f"ended {number()}", why)
+
+
+def _words(error: BaseException) -> str:
+    name = type(error).__name__
+    return f"{name}: {error}" if str(error) else name
+
+
+def _who_is_gone(store: Any) -> str:
+    """Which rank ended, and why, as it told or as far as its silence tells."""
+    silent = sorted({*range(count())} - {number()})
+    try:
+        store.set(f"alive {number()}", "")
+        until = time.monotonic() + _GRACE
+        while silent and time.monotonic() < until:
+            for rank in silent:
+                if store.check([f"ended {rank}"]):
+                    return str(store.get(f"ended {rank}").decode())
+            silent = [rank for rank in silent if not store.check([f"alive {rank}"])]
+            time.sleep(0.05)
+    except RuntimeError:  # the first rank keeps the store, unless torchrun does
+        silent = [0]
+    who = " and ".join(f"rank {rank}" for rank in silent) or "a rank"
+    return f"{who} ended without a word; was it killed, or out of memory?"
+
+
+def _status(error: BaseException) -> int:
+    """What the process ends with."""
+    is_signal = isinstance(error, KeyboardInterrupt)
+    return 128 + getattr(error, "number", signal.SIGINT) if is_signal else 1
+
+
+def _first_says_it(error: BaseException) -> bool:
+    """Whether the first rank is there to tell the user the same."""
+    if _store is None:
+        return False
+    with contextlib.suppress(RuntimeError):
+        until = time.monotonic() + _GRACE
+        while time.monotonic() < until:
+            if _store.check(["ended 0"]):
+                theirs = str(_store.get("ended 0").decode())
+                return theirs == str(error) or theirs.endswith(f"ended: {_words(error)}")
+            if isinstance(error, RankLostError) and _store.check(["alive 0"]):
+                return True
+            time.sleep(0.05)
+    return False
