@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cmidd import ranks
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
 from cmidd.device import precision_on, usable_device
@@ -30,7 +31,7 @@ from cmidd.seeds import seed_of
 from cmidd.storage.tensor_file import checksum
 from cmidd.synthetic import SyntheticSet
 from cmidd.training import Progress, Stack, fresh_and_trained, network_of, networks_together
-from cmidd.training_file import TrainingFile, about_training, train_or_go_on
+from cmidd.training_file import TrainingFile, about_training, train_or_go_on, training_path
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Accuracy:
 class Store:
     """Where results are kept network by network, and found again; this one keeps nothing."""
 
-    training_path: Path | None = None
-    """Where training that a signal stops is kept."""
+    path: Path | None = None
+    """Beside which training that a signal stops is kept."""
 
     def known(self, network: str, recipe: Recipe) -> tuple[float, ...]:  # noqa: ARG002
         """Accuracies of the first networks of an architecture, trained by this recipe."""
@@ -232,12 +233,11 @@ def evaluate(
     recipe = replace(recipe, precision=precision_on(device, recipe.precision))
     for spec in networks:  # so that a mistake in the last is not found after hours with the first
         build_network(spec, dataset.shape.channels, dataset.shape.height, dataset.num_classes)
-    kept_in = store.training_path
-    learned = checksum({"images": images, "labels": labels}) if kept_in else 0
+    learned = checksum({"images": images, "labels": labels}) if store.path else 0
     results = []
     with deferred() as stop:
         train_some = partial(
-            _trained_and_tested, images, labels, dataset, recipe, kept_in, learned, stop, say
+            _trained_and_tested, images, labels, dataset, recipe, learned, stop, say
         )
         for spec in networks:
             accuracies = store.known(spec, recipe)
@@ -254,13 +254,17 @@ def evaluate(
                 leave=False,
             ) as bar:
                 while len(accuracies) < repeats:
-                    group = seeds[len(accuracies) :][:size]
-                    what = f"network {len(accuracies) + 1} of {repeats} ({spec})"
-                    accuracies += train_some(spec, group, what, bar)
-                    store.keep(Accuracy(spec, accuracies, recipe))
+                    first = len(accuracies) + size * ranks.number()  # each rank takes a group
+                    group, what = seeds[first:][:size], f"network {first + 1} of {repeats} ({spec})"
+                    kept_in = store.path and training_path(store.path, first + 1)
+                    reached = train_some(spec, group, what, bar, kept_in) if group else ()
+                    for of_rank in ranks.from_all(reached):
+                        accuracies += of_rank
+                    if ranks.is_first():
+                        store.keep(Accuracy(spec, accuracies, recipe))
                     if kept_in is not None:
                         kept_in.unlink(missing_ok=True)
-                    if stop.asked and len(accuracies) < repeats:
+                    if ranks.any_of(stop.asked) and len(accuracies) < repeats:
                         raise stop.interruption(
                             f"interrupted after {len(accuracies)} of {repeats} networks ({spec})"
                         )
@@ -278,7 +282,6 @@ def _trained_and_tested(
     labels: Tensor,
     dataset: Dataset,
     recipe: Recipe,
-    kept_in: Path | None,
     learned: int,
     stop: Stop,
     say: Callable[[str], None],
@@ -286,6 +289,7 @@ def _trained_and_tested(
     seeds: Sequence[int],
     what: str,
     bar: Any,
+    kept_in: Path | None,
 ) -> tuple[float, ...]:
     """Accuracies of networks that are trained together on what has the checksum `learned`."""
     kept = None

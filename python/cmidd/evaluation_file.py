@@ -23,7 +23,6 @@ from cmidd.storage.going_on import check_new, check_same, differences
 from cmidd.storage.output import write_text
 from cmidd.storage.tensor_file import FileError, checksum
 from cmidd.synthetic import SyntheticSet
-from cmidd.training_file import training_path
 
 
 class EvaluationFile:
@@ -75,7 +74,7 @@ class EvaluationFile:
 class _OfSet(Store):
     def __init__(self, file: EvaluationFile, result: dict[str, Any]) -> None:
         self.file, self.result = file, result
-        self.training_path = training_path(file.path)
+        self.path = file.path
 
     def _of_network(self, network: str) -> dict[str, Any] | None:
         found = (each for each in self.result["evaluations"] if each["network"] == network)

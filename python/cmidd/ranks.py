@@ -86,6 +86,16 @@ def from_first(make: Callable[[], T]) -> T:
     return found
 
 
+def from_all(made: T) -> list[T]:
+    """What each rank made, on all of them, in order."""
+    if count() == 1:
+        return [made]
+    found: list[Any] = [None] * count()
+    with _noticing_who_is_gone():
+        dist.all_gather_object(found, made)
+    return found
+
+
 def wait() -> None:
     """Until all ranks are here."""
     add_up(torch.zeros(()))

@@ -1,9 +1,9 @@
 """Training that a signal stopped, in a file beside the one it is for, and how it goes on.
 
-    NAME.training: `state of NAME` and `momentum of NAME` (K, ...) of K networks trained together
+    FILE.K.training: `state of NAME` and `momentum of NAME` (K, ...) of K networks trained together
 
-The file's record describes these networks and what they learn from; for others it is as if there
-were none.
+K is the number of the first of them. The file's record describes these networks and what they learn
+from; for others it is as if there were none.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,14 @@ KIND = "unfinished training"
 _STATE, _MOMENTUM = "state of ", "momentum of "
 
 
-def training_path(path: Path) -> Path:
-    """Where training for the file `path` is kept when it is stopped."""
-    return path.with_name(path.name + ".training")
+def training_path(path: Path, number: int) -> Path:
+    """Where training for the file `path` is kept when it is stopped, from network `number` on."""
+    return path.with_name(f"{path.name}.{number}.training")
+
+
+def is_training_begun(path: Path) -> bool:
+    """Whether training for the file `path` is kept."""
+    return any(path.parent.glob(f"{escape(path.name)}.*.training"))
 
 
 class TrainingFile:

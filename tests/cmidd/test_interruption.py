@@ -154,7 +154,7 @@ def test_experts_go_on_in_the_step_where_they_were_stopped(
     said: list[str] = []
     train_experts(experts, dataset, expert_options(**changes), CPU, resume=True, say=said.append)
     assert experts.read_bytes() == (tmp_path / "whole").read_bytes()
-    assert not (tmp_path / "experts.training").exists()
+    assert not (tmp_path / "experts.1.training").exists()
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -180,7 +180,7 @@ def test_training_that_was_kept_and_is_damaged_says_what_to_delete(
         patch.setattr(Stack, "__call__", signalling(Stack.__call__, 3, signal.SIGINT))
         with pytest.raises(Interrupted):
             tiny_bank(tmp_path / "bank", tiny_dataset())
-    kept = tmp_path / "bank.training"
+    kept = tmp_path / "bank.1.training"
     kept.write_bytes(kept.read_bytes()[:-1] + b"?")
     with pytest.raises(FileError, match=rf"^{kept}: .*; delete it to train these networks anew$"):
         train_bank(tmp_path / "bank", tiny_dataset(), tiny_options(), CPU, resume=True, say=quiet)
@@ -211,7 +211,7 @@ def test_a_network_whose_training_was_stopped_is_kept_as_it_was(
         patch.setattr(Stack, "__call__", signalling(Stack.__call__, 3, signal.SIGINT))
         with pytest.raises(Interrupted, match="interrupted after 3 of 8 steps of network 1 of 1"):
             tiny_bank(tmp_path / "bank", dataset, **changes)
-    assert (tmp_path / "bank.training").exists()
+    assert (tmp_path / "bank.1.training").exists()
     torch.manual_seed(3)
     options = tiny_options(**changes)
     train_bank(tmp_path / "bank", dataset, options, CPU, resume=True, say=quiet)

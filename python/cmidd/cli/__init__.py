@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except ConnectionError as error:  # a rank is gone
+        _end(f"{error} What is kept goes on with --resume", given)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         _end(str(error), given)
     except RuntimeError as error:

@@ -57,7 +57,7 @@ from cmidd.storage.lock import busy_first, locked
 from cmidd.storage.output import check_room
 from cmidd.storage.run_folder import check_folder, versions
 from cmidd.synthetic import SyntheticSet, file_of
-from cmidd.training_file import training_path
+from cmidd.training_file import is_training_begun
 
 
 def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> None:
@@ -65,10 +65,8 @@ def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> No
     if run.dry_run:
         print(cost_of_bank(load(data), options, usable_device(data.device)))
         return
-    with busy_first(run.out):
-        check_new(run.out, partial_path(run.out), resume=run.resume)
-    _say_if_new(run.out, resume=run.resume)
-    with locked(run.out):
+    _check_out(run.out, resume=run.resume)
+    with ranks.only_first(lambda: locked(run.out)):
         train_bank(
             run.out,
             load(data),
@@ -80,10 +78,14 @@ def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> No
     print(f"the bank: {run.out}")
 
 
-def _say_if_new(out: Path, *, resume: bool) -> None:
-    """Say so where there is nothing to go on with."""
-    begun = (out, partial_path(out), training_path(out))
-    if resume and not any(path.exists() for path in begun):
+def _check_out(out: Path, *, resume: bool) -> None:
+    """Raise where a file may not be written; say so where there is nothing to go on with."""
+    if not ranks.is_first():
+        return
+    with busy_first(out):
+        check_new(out, partial_path(out), resume=resume)
+    begun = out.exists() or partial_path(out).exists() or is_training_begun(out)
+    if resume and not begun:
         print(f"nothing at {out} yet: it starts anew")
 
 
@@ -94,10 +96,8 @@ def run_experts(data: DataOptions, run: ExpertRunOptions, options: ExpertOptions
         dataset = load(data)
         print(cost_of_experts(dataset, _experts_filled_in(dataset, options), device))
         return
-    with busy_first(run.out):
-        check_new(run.out, partial_path(run.out), resume=run.resume)
-    _say_if_new(run.out, resume=run.resume)
-    with locked(run.out):
+    _check_out(run.out, resume=run.resume)
+    with ranks.only_first(lambda: locked(run.out)):
         dataset = load(data)
         options = _experts_filled_in(dataset, options)
         train_experts(run.out, dataset, options, device, resume=run.resume, command=command)
@@ -167,10 +167,8 @@ def run_evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
         plan = _plan(data, options)
         print(cost_of_evaluation(plan.evaluated(options), options.together, plan.device))
         return
-    with busy_first(options.out):
-        check_new(options.out, resume=options.resume)
-    _say_if_new(options.out, resume=options.resume)
-    with locked(options.out):
+    _check_out(options.out, resume=options.resume)
+    with ranks.only_first(lambda: locked(options.out)):
         _evaluate(data, options)
     print(f"the results: {options.out}")
 

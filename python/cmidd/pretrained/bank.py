@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cmidd import ranks
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device, with_precision
 from cmidd.networks import Network, build_network, freeze
@@ -144,19 +145,21 @@ def train_bank(
 
     seeds = [seed_of(options.seed, "bank", k) for k in range(options.networks)]
     task = TrainingTask("network", spec, options.recipe(), seeds, options.together, objective)
-    with locked(path):
-        growing = GrowingFile(
-            path,
-            KIND,
-            record,
-            options.networks,
-            {**state, "accuracy": torch.empty(())},
-            resume=resume,
-            what="bank",
-            lower="networks",
-            grows="networks",
-            noted={"command": command},
+    with ranks.only_first(lambda: locked(path)):
+        growing = ranks.from_first(
+            lambda: GrowingFile(
+                path,
+                KIND,
+                record,
+                options.networks,
+                {**state, "accuracy": torch.empty(())},
+                resume=resume,
+                what="bank",
+                lower="networks",
+                grows="networks",
+                noted={"command": command},
+            )
         )
         fill(growing, task, dataset, place, at_the_end=last_state, say=say)
-        growing.complete()
+        ranks.from_first(growing.complete)
     return Bank.load(path, place)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cmidd import ranks
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device, with_precision
@@ -142,24 +143,26 @@ def train_experts(
     settings = {name: value for name, value in asdict(options).items() if name != "together"}
     spec = settings["network"] = options.network or gradient_network(dataset.shape.height)
     size = parameter_count(spec, dataset.shape, dataset.num_classes)
-    with locked(path):
-        growing = GrowingFile(
-            path,
-            KIND,
-            {**dataset.describe(), **settings},
-            options.experts,
-            {
-                "parameters": torch.empty(options.epochs + 1, size, device="meta"),
-                "accuracy": torch.empty(()),
-            },
-            parts={"parameters": options.epochs + 1},
-            resume=resume,
-            what=KIND,
-            lower="experts or epochs",
-            grows="experts",
-            noted={"command": command},
+    with ranks.only_first(lambda: locked(path)):
+        growing = ranks.from_first(
+            lambda: GrowingFile(
+                path,
+                KIND,
+                {**dataset.describe(), **settings},
+                options.experts,
+                {
+                    "parameters": torch.empty(options.epochs + 1, size, device="meta"),
+                    "accuracy": torch.empty(()),
+                },
+                parts={"parameters": options.epochs + 1},
+                resume=resume,
+                what=KIND,
+                lower="experts or epochs",
+                grows="experts",
+                noted={"command": command},
+            )
         )
-        missing = len(growing.missing())
+        missing = len(ranks.from_first(growing.missing))
         if missing:
             steps = missing * options.epochs * math.ceil(len(dataset.train) / options.batch_size)
             say(
@@ -176,7 +179,7 @@ def train_experts(
             after_epoch=_Trajectories(growing, options.lr),
             say=say,
         )
-        growing.complete()
+        ranks.from_first(growing.complete)
     return Experts.load(path)
 
 

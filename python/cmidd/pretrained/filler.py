@@ -1,7 +1,8 @@
 """The training that fills a file of networks, group by group.
 
 Groups are the same after a kill: what is trained together is rounded together. A group that a
-signal stops is kept beside the file (`training_file.py`).
+signal stops is kept beside the file (`training_file.py`). Ranks take groups in turn, and all of
+them write into the one file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cmidd import ranks
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
 from cmidd.interruption import Stop, deferred
@@ -60,7 +62,7 @@ def fill(
         after_epoch: called before the first epoch, number 0, and after each.
         say: told each network's accuracy.
     """
-    missing, count, recipe = set(growing.missing()), len(task.seeds), task.recipe
+    missing, count, recipe = set(ranks.from_first(growing.missing)), len(task.seeds), task.recipe
     if len(missing) < count:
         say(f"{count - len(missing)} of {count} {task.name}s are there already")
     if not missing:
@@ -69,22 +71,23 @@ def fill(
     labels = dataset.train.labels.to(device)
     strategy = Strategy.parse(recipe.augmentation, mirror=dataset.mirror)
     size = networks_together(task.spec, device, task.together)
-    epochs = len(missing) * recipe.epochs
+    groups = [range(first, min(first + size, count)) for first in range(0, count, size)]
+    groups = [group for group in groups if missing & set(group)]
+    groups = groups[ranks.number() :: ranks.count()]
+    epochs = sum(len(missing & set(group)) for group in groups) * recipe.epochs
+    said: list[str] = []
     with (
         deferred() as stop,
         progress(total=epochs, desc=f"training {task.name}s", unit="epoch") as bar,
     ):
-        for first in range(0, count, size):
-            group = range(first, min(first + size, count))
+        for group in groups:
             wanted = missing & set(group)
-            if not wanted:
-                continue
             seeds = [task.seeds[k] for k in group]
             stack = Stack.fresh(
                 task.spec, dataset.shape, dataset.num_classes, seeds, device, recipe.precision
             )
             about = about_training(seeds, task.spec, recipe, dataset.describe())
-            kept = TrainingFile(training_path(growing.complete_path), about)
+            kept = TrainingFile(training_path(growing.complete_path, group.start + 1), about)
             if not all(growing.is_begun(k) for k in wanted):
                 kept.discard()  # its epochs went into a file that is gone
 
@@ -131,9 +134,15 @@ def fill(
                 if k in wanted:
                     accuracy = torch.tensor(accuracies[place])
                     growing.put(k, {**at_the_end(stack, place, k), "accuracy": accuracy})
-                    say(f"{task.name} {k + 1} of {count}: {accuracy:.1%} of {dataset.judges} right")
+                    line = (
+                        f"{task.name} {k + 1} of {count}: {accuracy:.1%} of {dataset.judges} right"
+                    )
+                    said.append(line)
+                    say(line)
             kept.discard()
             _end_if_asked(stop, task.name, len(growing.missing()), count)
+    for line in [line for of_rank in ranks.from_all(said)[1:] for line in of_rank]:
+        say(line)  # of the others, once all are here
 
 
 def _words(name: str, group: range, count: int) -> str:
