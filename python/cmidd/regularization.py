@@ -143,14 +143,19 @@ class CMITerm:
             return
         say(f"class centroids of the real images, by {len(self._regularizer.networks)} networks")
         dataset, train = self._dataset, self._dataset.train
+        classes = ranks.share_of(dataset.num_classes)
         if ranks.count() > 1:  # a rank needs those of its classes
-            classes = ranks.share_of(dataset.num_classes)
             first, last = train.offsets[[classes.start, classes.stop]].tolist()
             train = train.chosen(torch.arange(first, last))
         batches = progress(
             dataset.batches(train, self._labels.device), desc="real images", unit="batch"
         )
-        self._regularizer.centroids = self._regularizer.real_centroids(batches, dataset.num_classes)
+        mine = self._regularizer.real_centroids(
+            ((images, labels - classes.start) for images, labels in batches), len(classes)
+        )
+        centroids = mine.new_zeros(len(mine), dataset.num_classes, mine.shape[-1])
+        centroids[:, classes.start : classes.stop] = mine
+        self._regularizer.centroids = centroids
 
     def add(
         self, images: Tensor, gradient: Tensor, iteration: int, update: int = 0, *, logged: bool

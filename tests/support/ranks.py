@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -9,14 +10,18 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
+
+# Of the server that ranks are forked from, so that torch starts once and not for each of them.
+multiprocessing.set_forkserver_preload(["torch", "torch.distributed", "cmidd.cli.commands"])
 
 
 def on_ranks(count: int, function: Callable[..., None], folder: Path, *arguments: object) -> None:
     """Call `function` on every rank of a group of `count` processes; raise what one raises."""
     where = folder / "rendezvous"
     where.unlink(missing_ok=True)
-    spawn(_on_one, (count, str(where), function, arguments), nprocs=count)  # type: ignore[no-untyped-call]
+    given = (count, str(where), function, arguments)
+    start_processes(_on_one, given, nprocs=count, start_method="forkserver")  # type: ignore[no-untyped-call]
 
 
 def _on_one(

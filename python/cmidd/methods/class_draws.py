@@ -31,7 +31,7 @@ class ClassShare:
     def of(cls, dataset: Dataset, labels: Tensor) -> ClassShare:
         """The share of this rank in images whose labels are `labels`, ascending."""
         classes = ranks.share_of(dataset.num_classes)
-        if not classes:
+        if ranks.count() > dataset.num_classes:
             raise ValueError(
                 f"ranks: expected at most one for each of the {dataset.num_classes} classes of "
                 f"{dataset.name}, got {ranks.count()}"
