@@ -28,6 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
+_MEETING = timedelta(minutes=10)  # until all ranks have started
 _PATIENCE = timedelta(days=7)  # with a rank that is alive; one that is gone is noticed at once
 _GRACE = 3.0  # seconds in which a rank that is alive says so
 
@@ -117,7 +118,7 @@ def are_started() -> bool:
 def together(on_gpu: bool) -> Iterator[None]:
     """While it lasts, the ranks that were started are a group, and one alone prints."""
     global _store
-    store, rank, world_size = next(iter(rendezvous("env://", timeout=_PATIENCE)))
+    store, rank, world_size = next(iter(rendezvous("env://", timeout=_MEETING)))
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
         # Else gloo asks for the address of the host's name, which not every machine knows.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")

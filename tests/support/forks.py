@@ -8,8 +8,9 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
@@ -17,13 +18,14 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 SERVER = """
 import json, os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which background jobs ignore
-import sklearn.datasets, torch._dynamo, torch.utils.tensorboard
+import sklearn.datasets, torch._dynamo, torch.distributed, torch.utils.tensorboard
 import cmidd.cli.commands, cmidd.interruption
 from cmidd.cli import main
 for line in sys.stdin:
-    arguments, errors, one_request = json.loads(line)
+    arguments, errors, one_request, variables = json.loads(line)
     child = os.fork()
     if child == 0:
+        os.environ.update(variables)
         if one_request is not None:
             cmidd.interruption._ONE_REQUEST = one_request
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -43,12 +45,18 @@ class Forks:
         assert server.stdout is not None
         self.commands, self.answers, self._errors = server.stdin, server.stdout, errors
 
-    def start(self, arguments: list[str], one_request: float | None = None) -> int:
+    def start(
+        self,
+        arguments: list[str],
+        one_request: float | None = None,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> int:
         """The number of a process that runs a command.
 
-        `one_request`: seconds in which two signals are one, if not as usual.
+        `one_request`: seconds in which two signals are one, if not as usual; `variables`: of its
+        environment.
         """
-        order = [arguments, str(self._errors), one_request]
+        order = [arguments, str(self._errors), one_request, dict(variables)]
         self.commands.write(json.dumps(order).encode() + b"\n")
         return int(self.answers.readline())
 
