@@ -119,7 +119,7 @@ def together(on_gpu: bool) -> Iterator[None]:
     """While it lasts, the ranks that were started are a group, and one alone prints."""
     global _store
     store, rank, world_size = next(iter(rendezvous("env://", timeout=_MEETING)))
-    if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
+    if _on_one_machine():
         # Else gloo asks for the address of the host's name, which not every machine knows.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     of_group, _store = (PrefixStore(name, store) for name in ("group", "cmidd"))
@@ -136,12 +136,15 @@ def together(on_gpu: bool) -> Iterator[None]:
             wait()  # so that nobody takes one that is done for one that is gone
     except BaseException as error:
         _tell(error)
-        if rank and _first_says_it(error):
-            sys.exit(_status(error))
+        said = rank > 0 and _first_says_it(error)
+        if said:
+            raise SystemExit(_status(error)) from None
         raise
     finally:
-        _store = None
-        dist.destroy_process_group()
+        kept, _store = _store, None
+        dist.destroy_process_group()  # so that those who wait for this rank see that it is gone
+        if rank == 0 and sys.exc_info()[0] is not None:
+            _let_read(kept, world_size)
 
 
 def _are_together() -> bool:
@@ -205,15 +208,29 @@ def _who_is_gone(store: Any) -> str:
     return f"{who} ended without a word; was it killed, or out of memory?"
 
 
+def _let_read(store: Any, world_size: int) -> None:
+    """Stay until the others know why this rank ends: the store may be in this process."""
+    until = time.monotonic() + _GRACE
+    with contextlib.suppress(RuntimeError):
+        silent = list(range(1, world_size))
+        while silent and time.monotonic() < until:
+            silent = [rank for rank in silent if not store.check([f"ended {rank}"])]
+            time.sleep(0.05)
+
+
 def _status(error: BaseException) -> int:
     """What the process ends with."""
     is_signal = isinstance(error, KeyboardInterrupt)
     return 128 + getattr(error, "number", signal.SIGINT) if is_signal else 1
 
 
+def _on_one_machine() -> bool:
+    return os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+
+
 def _first_says_it(error: BaseException) -> bool:
-    """Whether the first rank is there to tell the user the same."""
-    if _store is None:
+    """Whether the first rank, on the same machine, tells the user the same."""
+    if not _on_one_machine():
         return False
     with contextlib.suppress(RuntimeError):
         until = time.monotonic() + _GRACE

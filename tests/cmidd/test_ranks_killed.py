@@ -43,10 +43,11 @@ class Pair:
     def __init__(self, servers: list[Forks]) -> None:
         self.servers = servers
 
-    def start(self, arguments: list[str]) -> list[int]:
+    def start(self, arguments: list[str], machines: int = 1) -> list[int]:
         shared = {
             "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": str(2 // machines),
+            "GLOO_SOCKET_IFNAME": "lo",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()),
         }
@@ -124,7 +125,7 @@ def test_a_rank_that_fails_tells_the_others_why(tmp_path: Path, pair: Pair) -> N
     assert not second  # once is enough
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    pair.start(["distill", "dm", *SMALL, f"--out={tmp_path / 'other'}"])  # the first sees it
+    pair.start(["distill", "dm", *SMALL, f"--out={tmp_path / 'other'}"], machines=2)
     assert pair.exit_codes(PATIENCE) == [1, 1]
     first, second = (server.errors().strip() for server in pair.servers)
     assert first.startswith("cmidd: --out: ")
