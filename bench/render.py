@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import block, digits, evaluation, fashion, precision, regularizer
+from bench import block, digits, evaluation, fashion, precision, ranks, regularizer
 from bench.gpu import predictions
 from bench.harness.records import RESULTS, Record
 from bench.kernels import accuracy, overhead, plots, streaming
@@ -85,6 +85,15 @@ KINDS = {
         'memory kept. "plain" is structured as published, of torch\'s layers; "convolutions" are '
         "those of ours and nothing else.",
         evaluation.report,
+    ),
+    "ranks": Kind(
+        "bench.ranks",
+        "Updates that ranks share",
+        "Ten classes of 32 x 32 pixels, a ConvNet-3, 256 real images of a class; DM has CMI by a "
+        "ResNet-18, MTT five steps of the student. Each rank has a core and a thread, freed memory "
+        'is kept. "sending" is the time in sums over ranks, waiting for the others included; '
+        '"summed" are the bytes of these sums on each rank.',
+        ranks.report,
     ),
     "regularizer": Kind(
         "bench.regularizer",

@@ -10,6 +10,7 @@ from torch import nn
 
 from cmidd.datasets import Dataset, ImageSet
 from cmidd.networks import Network, build_network, freeze, initialize
+from cmidd.pretrained.bank import KIND as BANK
 from cmidd.pretrained.experts import KIND
 from cmidd.seeds import generator
 from cmidd.storage.tensor_file import write_tensors
@@ -42,6 +43,17 @@ def save_each(networks: Sequence[nn.Module], folder: Path) -> list[Path]:
     for network, file in zip(networks, files, strict=True):
         torch.save(network.state_dict(), file)
     return files
+
+
+def write_bank(path: Path, dataset: Dataset, spec: str) -> None:
+    """A bank of untrained networks, which take as long as others."""
+    _, pixels, _ = dataset.shape
+    states = [each.state_dict() for each in untrained_bank(spec, pixels, dataset.num_classes)]
+    content = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    content["accuracy"] = torch.zeros(len(states))
+    content["trained"] = torch.ones(len(states), dtype=torch.uint8)
+    record = {"network": spec, "networks": len(states)}
+    write_tensors(path, BANK, content, {**dataset.describe(), **record})
 
 
 def write_expert(path: Path, dataset: Dataset, network: str) -> None:
