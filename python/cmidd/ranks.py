@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -65,6 +65,18 @@ def add_up(*tensors: Tensor) -> None:
         with _noticing_who_is_gone():
             for tensor in tensors:
                 dist.all_reduce(tensor)
+
+
+@torch.no_grad()
+def add_up_gradients(parameters: Sequence[Tensor]) -> None:
+    """Over the ranks, in one message; a rank that had no images has none."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    add_up(flat)
+    for p, piece in zip(
+        parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True
+    ):
+        p.grad = piece.view_as(p)
 
 
 def any_of(asked: bool) -> bool:

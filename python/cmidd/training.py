@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from cmidd import ranks
 from cmidd.augment import Draw, Strategy, augment, draw
 from cmidd.device import precision_on
 from cmidd.networks import Network, build_network, images_per_chunk, initialize
@@ -202,6 +203,7 @@ def train(
     on_epoch: Callable[[int, float], None] | None = None,
     done: Progress | None = None,
     stopping: Callable[[], bool] = _never,
+    shared: bool = False,
 ) -> Progress | None:
     """Train every network of the stack, in place; how far it came, or None if it came to its end.
 
@@ -220,6 +222,8 @@ def train(
             a GPU has to wait.
         done: what the stack has been trained already.
         stopping: asked after each step whether to end there.
+        shared: whether ranks share the images of each step; for one network, whose gradients are
+            then added up.
     """
     done = done or Progress()
     stack.network.train()
@@ -237,9 +241,12 @@ def train(
         for step, rows in enumerate(torch.split(drawn.order, recipe.batch_size, dim=1)):
             if step < first_step:
                 continue
+            size, changes = rows.shape[1], drawn.augmentation[step] if drawn.augmentation else None
+            if shared:
+                rows, changes = _of_rank(rows, changes)
             x = images[rows.to(images.device)]  # (K, B, channels, height, width)
-            if drawn.augmentation:
-                x = augment(x.flatten(0, 1), strategy, drawn.augmentation[step]).view_as(x)
+            if changes is not None and rows.numel():
+                x = augment(x.flatten(0, 1), strategy, changes).view_as(x)
             y = labels[rows.to(labels.device)]
             optimizer.zero_grad()
             chunk = stack.images_per_chunk(images)
@@ -247,8 +254,10 @@ def train(
                 some = slice(first, first + chunk)
                 loss = objective(stack, x[:, some], y[:, some])
                 with computing(stack.precision, images.device.type):
-                    (loss / rows.shape[1]).backward()  # type: ignore[no-untyped-call]
+                    (loss / size).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
+            if shared:
+                ranks.add_up_gradients(stack.parameters)
             optimizer.step()
             if stopping():
                 buffers = [optimizer.state[p].get("momentum_buffer") for p in stack.parameters]
@@ -257,6 +266,15 @@ def train(
         if on_epoch is not None:
             on_epoch(epoch + 1, total.item() / (len(images) * stack.size))
     return None
+
+
+def _of_rank(rows: Tensor, changes: Draw | None) -> tuple[Tensor, Draw | None]:
+    """The part of this rank in a step of one network."""
+    share = ranks.share_of(rows.shape[1])
+    mine = slice(share.start, share.stop)
+    if changes is not None:
+        changes = Draw(changes.operations[mine], changes.numbers[mine])
+    return rows[:, mine], changes
 
 
 def fresh_and_trained(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from cmidd import ranks
 from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
 from cmidd.device import precision_on
@@ -60,7 +61,7 @@ class DCDraws:
 class GradientMatching(Method):
     """The updates of DC and DSA on one dataset.
 
-    A rank matches the gradients of its classes, and trains the network on all images.
+    A rank matches the gradients of its classes. On CPUs ranks share the network's training too.
     """
 
     shares_work = True
@@ -183,7 +184,10 @@ class GradientMatching(Method):
 
     def train_network(self, images: Tensor, epochs: Sequence[EpochDraws]) -> None:
         """What the network learns from the images after an update."""
-        train(self.stack, images, self.labels.to(self.device), self.recipe, self.strategy, epochs)
+        labels = self.labels.to(self.device)
+        # Steps on a GPU are so short that a sum over ranks would take longer than it saves.
+        shared = ranks.count() > 1 and self.device.type == "cpu"
+        train(self.stack, images, labels, self.recipe, self.strategy, epochs, shared=shared)
 
     def match(self, images: Tensor, draws: DCDraws) -> tuple[Tensor, Tensor]:
         """Loss and gradient of the rank's images with the network as it is."""
