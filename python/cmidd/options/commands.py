@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,12 @@ class EvaluateOptions(Options):
         weight_decay: of SGD with momentum 0.9
         batch_size: images a step
         augmentation: DSA operations, or none; default: as the set's method was published, else all
+        ddranking: also the scores LRS and ARS of DD-Ranking, by their formulas of shares: how far a
+            set's accuracy is that of its images, and not of labels and augmentation
+        real_accuracy: of networks on all real images, a share such as 0.85, for LRS; default: they
+            are trained for --all_real_epochs
+        lrs_weight: weight in LRS of the gain over random real images
+        ars_weight: weight in ARS of what is trained with augmentation
         seed: of the networks
         precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
             it, else float32
@@ -160,6 +166,10 @@ class EvaluateOptions(Options):
     weight_decay: float = 5e-4
     batch_size: int = option(256, least=1)
     augmentation: str | None = option(None, names="augmentation")
+    ddranking: bool = False
+    real_accuracy: float | None = None
+    lrs_weight: float = 0.5
+    ars_weight: float = 0.5
     seed: int = 0
     precision: str | None = option(None, choices=PRECISIONS)
     together: int | None = option(None, least=1)
@@ -168,12 +178,22 @@ class EvaluateOptions(Options):
     dry_run: bool = False
 
     def check(self) -> None:
-        """Raise where there is nothing to evaluate."""
+        """Raise where there is nothing to evaluate, or nothing that DD-Ranking scores."""
         if not (self.sets or self.random_real or self.all_real):
             raise ValueError(
                 "sets: expected something to evaluate; name the folder of a run, or give "
                 "--random_real 10"
             )
+        if self.ddranking and not self.sets:
+            raise ValueError(
+                "sets: expected synthetic sets to score with ddranking; name the folder of a run"
+            )
+        for name in ("real_accuracy", "lrs_weight", "ars_weight"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(f"{name}: expected a share from 0 to 1, got {share:g}")
+            if not self.ddranking and share != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"{name}: expected ddranking with it; give --ddranking too")
 
     def recipe(self, record: Mapping[str, Any]) -> Recipe:
         """How networks are trained on a set with this record, if it did not learn its own rate."""
@@ -186,6 +206,10 @@ class EvaluateOptions(Options):
             augmentation=self.augmentation,
             precision=self.precision,
         )
+
+    def real_recipe(self) -> Recipe:
+        """How networks are trained on all real images."""
+        return replace(self.recipe({}), epochs=self.all_real_epochs)
 
 
 @dataclass(frozen=True)

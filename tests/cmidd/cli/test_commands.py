@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cmidd.cli import commands, main
+from cmidd.cli import main
 from cmidd.options.distill import DistillOptions
 from cmidd.run import run_folder
 from cmidd.synthetic import SyntheticSet
@@ -228,7 +228,7 @@ def test_results_are_kept_set_by_set(
             raise ValueError("no more")
         return evaluate_set(*arguments, **options)
 
-    monkeypatch.setattr(commands, "evaluate_set", second_fails)
+    monkeypatch.setattr("cmidd.cli.evaluation.evaluate_set", second_fails)
     words = ["evaluate", "--random_real=1", "--all_real", "--epochs=1", "--repeats=1"]
     error_of([*words, "--networks", "mlp"], capsys)
     record = json.loads(Path("runs/evaluation.json").read_text())

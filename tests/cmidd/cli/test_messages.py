@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cmidd.cli import commands
+from cmidd.cli import commands, evaluation, scoring
 from tests.support.errors import error_of
 
 FILES = {
@@ -147,6 +147,13 @@ EARLY = {
     "distill makes one",
     "evaluate a/b,c/d": "--sets: expected paths with spaces between them, a b and not a,b; found "
     "none at a/b,c/d",
+    "evaluate --random_real 1 --ddranking": "--sets: expected synthetic sets to score with "
+    "ddranking; name the folder of a run",
+    "evaluate a --ddranking --real_accuracy 85": "--real_accuracy: expected a share from 0 to 1, "
+    "got 85",
+    "evaluate a --ddranking --lrs_weight -0.5": "--lrs_weight: expected a share from 0 to 1, got "
+    "-0.5",
+    "evaluate a --ars_weight 0.3": "--ars_weight: expected ddranking with it; give --ddranking too",
     "evaluate [a,b]": "--sets: expected paths with spaces between them, a b and not a,b; found "
     "none at [a,b]",
     "evaluate --random_real 1 --networks mlp nosuch": f"--networks: no 'nosuch'; {NETWORKS}",
@@ -195,8 +202,8 @@ def test_what_is_refused_before_data_is_read(
     monkeypatch: pytest.MonkeyPatch,
     words: str,
 ) -> None:
-    for name in ("load", "load_for"):
-        monkeypatch.setattr(commands, name, lambda *_: pytest.fail("data was read"))
+    for module, name in ((commands, "load"), (evaluation, "load_for"), (scoring, "load_for")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("data was read"))
     assert message_of(words, capsys).startswith(EARLY[words])
 
 
