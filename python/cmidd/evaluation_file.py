@@ -106,6 +106,14 @@ class EvaluationFile:
         write_text(self.path, json.dumps(record, indent=1) + "\n")
 
 
+def results_of(path: Path, synthetic_set: SyntheticSet) -> dict[str, Any]:
+    """What the file at `path` has of networks that learned from just this set, and its judges."""
+    crc32, record = _learned_from(synthetic_set)["crc32"], _read(path)
+    found = [each for each in record["results"] if each.get("crc32") == crc32]
+    evaluations = [evaluation for each in found for evaluation in each["evaluations"]]
+    return {"held_out": record.get("held_out"), "evaluations": evaluations}
+
+
 def _learned_from(images: SyntheticSet) -> dict[str, Any]:
     learned = {"images": images.images, "targets": images.targets}
     return {"images": len(images.labels), "crc32": checksum(learned)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +16,9 @@ from cmidd.cli.scoring import run_score
 from cmidd.cli.training_costs import cost_of_bank, cost_of_experts
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device, with_precision
+from cmidd.evaluation_file import results_of
 from cmidd.exchange import check_folders, export_png, export_pt
+from cmidd.hub_folder import check_library, export_hub
 from cmidd.loop import distill
 from cmidd.methods import fill_in_published
 from cmidd.options.cmi import CMIOptions
@@ -36,7 +39,7 @@ from cmidd.run import prepare, run_folder
 from cmidd.storage.lock import busy_first, locked
 from cmidd.storage.output import check_room
 from cmidd.storage.run_folder import check_folder
-from cmidd.synthetic import SyntheticSet
+from cmidd.synthetic import SyntheticSet, file_of
 
 
 def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> None:
@@ -129,6 +132,11 @@ def _filled_in(
 def run_export(options: ExportOptions) -> None:
     """Write a synthetic set in forms that other tools read."""
     synthetic_set = SyntheticSet.load(options.set)
+    evaluation = None
+    if options.hub is not None:
+        check_library()
+        path = file_of(options.set).parent / "evaluation.json"
+        evaluation = results_of(path, synthetic_set) if path.is_file() else None
     check_folders(options.folders())
     if options.png is not None:
         export_png(synthetic_set, options.png)
@@ -142,6 +150,11 @@ def run_export(options: ExportOptions) -> None:
         if learned is not None:
             files = f"images_best.pt ({space}), labels_best.pt and lr.pt (learned, {learned:g})"
         print(f"{files}: {options.pt}")
+    if options.hub is not None:
+        export_hub(synthetic_set, options.hub, evaluation)
+        print(f"a table, the set and a card: {options.hub}")
+        print("read README.md there, add a licence, and upload it:")
+        print(f"hf upload YOU/NAME {shlex.quote(str(options.hub))} --repo-type dataset")
 
 
 def run_report(options: ReportOptions) -> None:

@@ -76,7 +76,7 @@ COMMANDS = {
     ),
     "export": Command(
         (ExportOptions,),
-        "a set as PNG files, or as the field's .pt files",
+        "a set as PNG files, as the field's .pt files, or for the Hugging Face hub",
         "Write a synthetic set in forms that other tools read.",
     ),
     "report": Command(

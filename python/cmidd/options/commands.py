@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -249,27 +250,32 @@ class ExportOptions(Options):
         set: a synthetic set: the folder of a run, or its result.safetensors
         png: folder for a folder of images for each class
         pt: folder for images_best.pt, labels_best.pt and, where a step size was learned, lr.pt
+        hub: folder for the Hugging Face hub: a table that datasets.load_dataset loads, the set
+            itself and a card, with the accuracies of an evaluation.json in the run's folder
     """
 
     set: Path = option(names="set", positional=True)
     png: Path | None = None
     pt: Path | None = None
+    hub: Path | None = None
 
     def check(self) -> None:
-        """Raise where there is nothing to export to, or one folder is part of the other."""
-        if self.png is None and self.pt is None:
-            raise ValueError("png, pt: expected a folder for at least one of them")
-        if self.png is not None and self.pt is not None:
-            png, pt = self.png.resolve(), self.pt.resolve()
-            if png.is_relative_to(pt) or pt.is_relative_to(png):
+        """Raise where there is nothing to export to, or one folder is part of another."""
+        folders = self.folders()
+        if not folders:
+            raise ValueError("png, pt, hub: expected a folder for at least one of them")
+        for (one, first), (two, second) in combinations(folders.items(), 2):
+            a, b = first.resolve(), second.resolve()
+            if a.is_relative_to(b) or b.is_relative_to(a):
                 raise ValueError(
-                    f"png, pt: expected two folders, neither inside the other; got {self.png} and "
-                    f"{self.pt}"
+                    f"{one}, {two}: expected two folders, neither inside the other; got {first} "
+                    f"and {second}"
                 )
 
     def folders(self) -> dict[str, Path]:
         """The folders to export to, by the names of their options."""
-        return {name: path for name, path in (("png", self.png), ("pt", self.pt)) if path}
+        named = {"png": self.png, "pt": self.pt, "hub": self.hub}
+        return {name: path for name, path in named.items() if path}
 
 
 @dataclass(frozen=True)

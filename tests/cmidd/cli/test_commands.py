@@ -173,7 +173,8 @@ def test_no_part_of_an_export_is_written_where_another_cannot(
     Path("full").mkdir()
     for name in ("full/mine", "file"):
         Path(name).write_text("kept")
-    for first, second in (("png", "pt"), ("pt", "png")):
+    pytest.importorskip("datasets")
+    for first, second in (("png", "pt"), ("pt", "png"), ("pt", "hub"), ("hub", "pt")):
         said = error_of(["export", "run", f"--{first}=new", f"--{second}={other}"], capsys)
         assert said.startswith(f"cmidd: --{second}: {other} is ")
         assert not Path("new").exists()
@@ -188,6 +189,46 @@ def test_an_export_says_what_it_wrote(elsewhere: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == (
         "images_best.pt (normalised), labels_best.pt and lr.pt (learned, 0.05): pair\n"
     )
+
+
+def test_a_folder_for_the_hub_has_the_accuracies_that_are_in_the_folder_of_the_run(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("datasets")
+    main(DISTILL[:-1])
+    main(["export", "runs/dm", "--hub=without"])
+    assert "It was not evaluated" in Path("without/README.md").read_text()
+    words = [*["evaluate", "runs/dm", "--random_real=2", "--networks=mlp", "--epochs=1"],
+             *["--repeats=2", "--out=runs/dm/evaluation.json"]]  # fmt: skip
+    main(words)
+    capsys.readouterr()
+    main(["export", SET, "--hub=the set"])
+    assert capsys.readouterr().out.splitlines() == [
+        "a table, the set and a card: the set",
+        "read README.md there, add a licence, and upload it:",
+        "hf upload YOU/NAME 'the set' --repo-type dataset",
+    ]
+    results = json.loads(Path("runs/dm/evaluation.json").read_text())["results"]
+    card = Path("the set/README.md").read_text()
+    mean = results[0]["evaluations"][0]["mean"]
+    assert re.findall(r"^\| mlp \| ([\d.]+) ± [\d.]+ \| 2 \| epochs 1, ", card, re.M) == [
+        f"{100 * mean:.1f}"
+    ]
+    record = SyntheticSet.load(Path(SET)).record
+    assert SyntheticSet.load(Path("the set")).record == record
+    assert f"\n    {record['command']}\n" in card
+
+
+def test_without_the_library_a_folder_for_the_hub_is_an_error(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_run(elsewhere / "run")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    capsys.readouterr()
+    assert error_of(["export", "run", "--hub=new", "--pt=pt"], capsys) == (
+        'cmidd: --hub: needs the package datasets: pip install "cmikernels[hub]"\n'
+    )
+    assert [path.name for path in elsewhere.iterdir()] == ["run"]
 
 
 def test_a_finished_run_needs_none_of_its_files(

@@ -108,11 +108,13 @@ EARLY = {
     "distill dc --config names.yaml --bank list.yaml": "--bank: list.yaml: expected a safetensors ",
     "pretrain --config names.yaml": "names.yaml: no option bank of cmidd pretrain; ",
     "export --config two.yaml --pt a": "two.yaml: png, --pt: expected two folders, ",
-    "export s": "--png, --pt: expected a folder for at least one of them",
+    "export s": "--png, --pt, --hub: expected a folder for at least one of them",
     "export s --png a --pt a": "--png, --pt: expected two folders, neither inside the other; got a "
     "and a",
     "export s --png a/png --pt a": "--png, --pt: expected two folders, neither inside the other; "
     "got a/png and a",
+    "export s --png a --hub a/b": "--png, --hub: expected two folders, neither inside the other; "
+    "got a and a/b",
     "distill dm --dataset nosuch": f"--dataset: expected one of {DATASETS}; got 'nosuch'",
     "distill dm --dataset Folder:a": f"--dataset: expected one of {DATASETS}; got 'Folder:a'; "
     "did you mean folder:PATH?",
