@@ -25,13 +25,13 @@ from cmidd.options.cmi import CMIOptions
 from cmidd.options.commands import (
     BankRunOptions,
     DataOptions,
-    EvaluateOptions,
     ExpertRunOptions,
     ExportOptions,
     ReportOptions,
     RunOptions,
 )
 from cmidd.options.distill import DistillOptions
+from cmidd.options.evaluation import EvaluateOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 from cmidd.pretrained.bank import train_bank
 from cmidd.pretrained.experts import fill_in_experts, train_experts

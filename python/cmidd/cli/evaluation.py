@@ -20,7 +20,8 @@ from cmidd.evaluate import Accuracy, Store, evaluate_set, evaluation_protocol
 from cmidd.evaluation_file import EvaluationFile
 from cmidd.networks import build_network
 from cmidd.networks.usual import usual_network
-from cmidd.options.commands import EvaluateOptions, SetDataOptions
+from cmidd.options.commands import SetDataOptions
+from cmidd.options.evaluation import EvaluateOptions
 from cmidd.options.recipe import Recipe
 from cmidd.storage.run_folder import versions
 from cmidd.synthetic import SyntheticSet, file_of

@@ -27,15 +27,14 @@ from cmidd.options.cmi import CMIOptions
 from cmidd.options.commands import (
     BankRunOptions,
     DataOptions,
-    EvaluateOptions,
     ExpertRunOptions,
     ExportOptions,
     ReportOptions,
     RunOptions,
-    ScoreOptions,
     SetDataOptions,
 )
 from cmidd.options.distill import DistillOptions
+from cmidd.options.evaluation import EvaluateOptions, ScoreOptions
 from cmidd.options.fields import Options
 from cmidd.options.methods import METHOD_OPTIONS
 from cmidd.options.pretrained import BankOptions, ExpertOptions
@@ -72,7 +71,7 @@ COMMANDS = {
     "score": Command(
         (SetDataOptions, ScoreOptions),
         "CMI of a set, class by class",
-        "Print the CMI and NCMI of sets by every network of a bank.",
+        "Print the CMI and NCMI of sets by every network of a bank, and keep and draw them.",
     ),
     "export": Command(
         (ExportOptions,),

@@ -87,6 +87,54 @@ def test_pretrain_distil_evaluate_and_score(
     assert capsys.readouterr().out == ""
 
 
+def test_scores_are_kept_and_drawn(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["pretrain", "--network", TINY, "--networks=2", "--epochs=1"])
+    words = ["score", "--random_real=2", "--all_real", "--bank=runs/bank.safetensors"]
+    main(words)
+    printed = capsys.readouterr().out
+    assert "the scores" not in printed
+    main([*words, "--out=new/score.json"])
+    said = capsys.readouterr().out
+    assert said.endswith("the scores: new/score.json\nthe picture: new/score.png\n")
+    assert said.startswith(printed[printed.index("random real") :])
+    record = json.loads(Path("new/score.json").read_text())
+    assert record["class_names"] == list("0123456789")
+    assert made(shlex.split(record["command"])[1:]) == made([*words, "--out=new/score.json"])
+    names = ["random real images, 2 per class", "all 1438 real images"]
+    assert [(found["set"], found["images"]) for found in record["scores"]] == [
+        (names[0], 20), (names[1], 1438),
+    ]  # fmt: skip
+    for found in record["scores"]:
+        assert f"  all   {found['cmi']['mean']:.4e} +- {found['cmi']['std']:.1e} nats\n" in said
+        for c, of_class in enumerate(found["of_classes"]):
+            assert f"  {c}     {of_class['mean']:.4e} +- {of_class['std']:.1e}\n" in said
+        assert [len(network["of_classes"]) for network in found["networks"]] == [10, 10]
+    assert Path("new/score.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scores_replace_nothing_that_one_does_not_give_up(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["pretrain", "--network=mlp:width=4", "--networks=1", "--epochs=1"])
+    for name in ("there.json", "other.png"):
+        Path(name).write_text("mine")
+    Path("folder.png").mkdir()
+    score = ["score", "--random_real=1", "--bank=runs/bank.safetensors"]
+    for words, message in (
+        ("--out=a.txt", "--out: expected a file whose name ends in .json, got a.txt"),
+        ("--plot=a.jpg", "--plot: expected a file whose name ends in .png, got a.jpg"),
+        ("--out=there.json", "--out: there.json exists already; add --overwrite, or name"),
+        ("--out=other.json", "--plot: other.png exists already; add --overwrite, or name"),
+        ("--plot=folder.png", "--plot: folder.png is a folder; name a file in it"),
+        ("--out=other.png/a.json --overwrite", "--out: other.png is a file; expected a folder"),
+    ):
+        assert message in error_of([*score, *words.split()], capsys)
+        assert Path("there.json").read_text() == Path("other.png").read_text() == "mine"
+    main([*score, "--out=there.json", "--plot=other.png", "--overwrite"])
+    assert json.loads(Path("there.json").read_text())["scores"]
+    assert Path("other.png").read_bytes().startswith(b"\x89PNG")
+
+
 def networks_and_epochs() -> dict[str, tuple[list[str], int]]:
     results = json.loads(Path("runs/evaluation.json").read_text())["results"]
     Path("runs/evaluation.json").unlink()
