@@ -260,8 +260,7 @@ def evaluate(
                     reached = train_some(spec, group, what, bar, kept_in) if group else ()
                     for of_rank in ranks.from_all(reached):
                         accuracies += of_rank
-                    if ranks.is_first():
-                        store.keep(Accuracy(spec, accuracies, recipe))
+                    store.keep(Accuracy(spec, accuracies, recipe))
                     if kept_in is not None:
                         kept_in.unlink(missing_ok=True)
                     if ranks.any_of(stop.asked) and len(accuracies) < repeats:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from cmidd.storage.output import check_writable
 from cmidd.synthetic import SyntheticSet
@@ -21,8 +23,6 @@ from cmidd.synthetic import SyntheticSet
 def export_png(synthetic_set: SyntheticSet, folder: Path) -> None:
     """A folder for each class with its images, which most tools can read."""
     check_folders({"png": folder})
-    from PIL import Image
-
     seen = synthetic_set.seen()
     names = seen.record["class_names"]
     count: dict[int, int] = {}
@@ -32,10 +32,15 @@ def export_png(synthetic_set: SyntheticSet, folder: Path) -> None:
         name = re.sub(r"[^\w.-]", "_", names[label])[:50]
         place = folder / f"{label:03d}_{name}"
         place.mkdir(parents=True, exist_ok=True)
-        array = (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        Image.fromarray(array.squeeze(-1) if array.shape[2] == 1 else array).save(
-            place / f"{number:04d}.png"
-        )
+        picture(pixels).save(place / f"{number:04d}.png")
+
+
+def picture(pixels: Tensor) -> Any:
+    """A picture in 8 bits of pixels (channels, height, width) in [0, 1]."""
+    from PIL import Image
+
+    array = (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Image.fromarray(array.squeeze(-1) if array.shape[2] == 1 else array)
 
 
 def export_pt(synthetic_set: SyntheticSet, folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class Score:
     """CMI of a set, and NCMI: over the mean cross-entropy between images of different classes."""
 
     of_network: tuple[float, ...]  # mean over images, by each network
-    of_class: tuple[float, ...]  # mean over images and networks, of each class
+    of_classes: tuple[tuple[float, ...], ...]  # mean over images of each class, by each network
     ncmi: tuple[float, ...]  # by each network
 
     @property
@@ -41,6 +42,16 @@ class Score:
         """Standard deviation over networks (of the population)."""
         return statistics.pstdev(self.of_network)
 
+    @property
+    def of_class(self) -> tuple[float, ...]:
+        """Mean over images and networks, of each class."""
+        return tuple(map(statistics.mean, zip(*self.of_classes, strict=True)))
+
+    @property
+    def std_of_class(self) -> tuple[float, ...]:
+        """Standard deviation over networks, of each class."""
+        return tuple(map(statistics.pstdev, zip(*self.of_classes, strict=True)))
+
     def table(self, class_names: Sequence[str]) -> str:
         """For people."""
         width = max(len(name) for name in (*class_names, "all", "NCMI"))
@@ -49,9 +60,28 @@ class Score:
             f"  {'all':<{width}}  {self.mean:.4e} +- {self.std:.1e} nats",
             f"  {'NCMI':<{width}}  {ncmi:.4e} +- {apart:.1e}",
         ]
-        for name, value in zip(class_names, self.of_class, strict=True):
-            lines.append(f"  {name:<{width}}  {value:.4e}")
+        classes = zip(class_names, self.of_class, self.std_of_class, strict=True)
+        for name, value, spread in classes:
+            lines.append(f"  {name:<{width}}  {value:.4e} +- {spread:.1e}")
         return "\n".join(lines)
+
+    def as_record(self) -> dict[str, Any]:
+        """For JSON: what each network finds, and mean and standard deviation over networks."""
+        networks = [
+            {"cmi": cmi, "ncmi": ncmi, "of_classes": list(of_classes)}
+            for cmi, ncmi, of_classes in zip(
+                self.of_network, self.ncmi, self.of_classes, strict=True
+            )
+        ]
+        return {
+            "cmi": {"mean": self.mean, "std": self.std},
+            "ncmi": {"mean": statistics.mean(self.ncmi), "std": statistics.pstdev(self.ncmi)},
+            "of_classes": [
+                {"mean": mean, "std": std}
+                for mean, std in zip(self.of_class, self.std_of_class, strict=True)
+            ],
+            "networks": networks,
+        }
 
 
 @torch.no_grad()
@@ -63,8 +93,12 @@ def features_of(network: nn.Module, images: Tensor, layer: str = "features") -> 
 
 def score(bank: Bank, images: Tensor, labels: Tensor, layer: str = "features") -> Score:
     """CMI of normalised images that are in memory, on the device of the bank."""
-    batches = list(zip(torch.split(images, BATCH), torch.split(labels, BATCH), strict=True))
-    return score_batches(bank, lambda: batches, layer)
+    return score_batches(bank, lambda: batches_of(images, labels), layer)
+
+
+def batches_of(images: Tensor, labels: Tensor) -> Batches:
+    """Normalised images that are in memory."""
+    return zip(torch.split(images, BATCH), torch.split(labels, BATCH), strict=True)
 
 
 def train_batches(dataset: Dataset, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -89,7 +123,7 @@ def score_batches(
         layer: whose output is the feature.
         done: called after each batch of each network.
     """
-    of_network, of_class, ncmi = [], [], []
+    of_network, of_classes, ncmi = [], [], []
     for network in bank:
         metric: EmpiricalCMI | None = None
         for images, labels in batches():
@@ -103,7 +137,6 @@ def score_batches(
             raise ValueError("batches: expected images to score, got none")
         share = metric.counts().double() / metric.counts().sum()
         of_network.append(float(metric.of_classes() @ share))
-        of_class.append(metric.of_classes())
+        of_classes.append(tuple(metric.of_classes().tolist()))
         ncmi.append(float(metric.compute()))
-    by_class = torch.stack(of_class).mean(dim=0)
-    return Score(tuple(of_network), tuple(by_class.tolist()), tuple(ncmi))
+    return Score(tuple(of_network), tuple(of_classes), tuple(ncmi))

@@ -14,7 +14,7 @@ from cmidd.datasets import Dataset
 from cmidd.evaluate import evaluate, evaluation_protocol
 from cmidd.first_images import first_images
 from cmidd.networks import build_network, initialize
-from cmidd.options.commands import EvaluateOptions
+from cmidd.options.evaluation import EvaluateOptions
 from cmidd.options.recipe import DSA, PUBLISHED_RECIPE, Recipe
 from cmidd.seeds import generator, seed_of
 from cmidd.synthetic import SyntheticSet

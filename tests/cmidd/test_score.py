@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import Tensor
@@ -36,9 +38,13 @@ def test_a_score_is_the_mean_divergence_from_the_class_by_network_and_class(
     rows = torch.stack(
         [cmi_of_rows(net.embed(IMAGES) if layer == "features" else net(IMAGES)) for net in bank]
     )
-    by_class = [rows[:, c == LABELS].mean() for c in range(3)]
+    of_classes = torch.stack([rows[:, c == LABELS].mean(1) for c in range(3)], 1)
     assert found.of_network == pytest.approx(rows.mean(1).tolist(), rel=1e-4)
-    assert found.of_class == pytest.approx([float(value) for value in by_class], rel=1e-4)
+    for ours, expected in zip(found.of_classes, of_classes.tolist(), strict=True):
+        assert ours == pytest.approx(expected, rel=1e-4)
+    assert found.of_class == pytest.approx(of_classes.mean(0).tolist(), rel=1e-4)
+    spread = of_classes.std(0, correction=0).tolist()
+    assert found.std_of_class == pytest.approx(spread, rel=1e-3, abs=1e-9)
     features = [net.embed(IMAGES) if layer == "features" else net(IMAGES) for net in bank]
     assert found.ncmi == pytest.approx([float(ncmi(z, LABELS)) for z in features], rel=1e-4)
 
@@ -54,16 +60,31 @@ def test_one_image_of_each_class_scores_nothing(bank: Bank) -> None:
     assert score(bank, images, LABELS[[0, 1, 3]]).mean == pytest.approx(0.0, abs=1e-9)
 
 
+FOUND = Score((0.1, 0.3), ((0.2, 0.5), (0.3, 0.5)), (0.01, 0.03))
+
+
 def test_mean_and_deviation_are_over_networks() -> None:
-    found = Score((1.0, 3.0), (5.0,), (0.1, 0.2))
+    found = Score((1.0, 3.0), ((5.0, 2.0), (7.0, 2.0)), (0.1, 0.2))
     assert (found.mean, found.std) == (2.0, 1.0)
+    assert (found.of_class, found.std_of_class) == ((6.0, 2.0), (1.0, 0.0))
 
 
 def test_the_table_has_a_line_for_all_and_for_each_class() -> None:
-    table = Score((0.1, 0.3), (0.25, 0.5), (0.01, 0.03)).table(["a", "longer"])
-    assert table.splitlines() == [
+    assert FOUND.table(["a", "longer"]).splitlines() == [
         "  all     2.0000e-01 +- 1.0e-01 nats",
         "  NCMI    2.0000e-02 +- 1.0e-02",
-        "  a       2.5000e-01",
-        "  longer  5.0000e-01",
+        "  a       2.5000e-01 +- 5.0e-02",
+        "  longer  5.0000e-01 +- 0.0e+00",
     ]
+
+
+def test_the_record_has_all_of_the_table_and_what_each_network_finds() -> None:
+    record = json.loads(json.dumps(FOUND.as_record()))
+    assert record["networks"] == [
+        {"cmi": 0.1, "ncmi": 0.01, "of_classes": [0.2, 0.5]},
+        {"cmi": 0.3, "ncmi": 0.03, "of_classes": [0.3, 0.5]},
+    ]
+    assert record["cmi"] == pytest.approx({"mean": 0.2, "std": 0.1})
+    assert record["ncmi"] == pytest.approx({"mean": 0.02, "std": 0.01})
+    assert record["of_classes"][0] == pytest.approx({"mean": 0.25, "std": 0.05})
+    assert record["of_classes"][1] == {"mean": 0.5, "std": 0.0}

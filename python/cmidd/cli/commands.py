@@ -2,62 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from cmidd import ranks
-from cmidd.augment import Strategy
 from cmidd.cli.costs import disk_of, estimate
-from cmidd.cli.data import load, load_for
+from cmidd.cli.data import load
+from cmidd.cli.evaluation import run_evaluate
+from cmidd.cli.filling import filling
 from cmidd.cli.flags import command_line
-from cmidd.cli.training_costs import (
-    Evaluated,
-    cost_of_bank,
-    cost_of_evaluation,
-    cost_of_experts,
-)
+from cmidd.cli.scoring import run_score
+from cmidd.cli.training_costs import cost_of_bank, cost_of_experts
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device, with_precision
-from cmidd.evaluate import evaluate_set, evaluation_protocol
-from cmidd.evaluation_file import EvaluationFile
+from cmidd.evaluation_file import results_of
 from cmidd.exchange import check_folders, export_png, export_pt
-from cmidd.first_images import first_images
+from cmidd.hub_folder import check_library, export_hub
 from cmidd.loop import distill
 from cmidd.methods import fill_in_published
-from cmidd.networks import build_network
-from cmidd.networks.usual import usual_network
 from cmidd.options.cmi import CMIOptions
 from cmidd.options.commands import (
     BankRunOptions,
     DataOptions,
-    EvaluateOptions,
     ExpertRunOptions,
     ExportOptions,
     ReportOptions,
     RunOptions,
-    ScoreOptions,
-    SetDataOptions,
 )
 from cmidd.options.distill import DistillOptions
+from cmidd.options.evaluation import EvaluateOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
-from cmidd.options.recipe import Recipe
-from cmidd.pretrained.bank import Bank, train_bank
+from cmidd.pretrained.bank import train_bank
 from cmidd.pretrained.experts import fill_in_experts, train_experts
-from cmidd.progress import progress
 from cmidd.run import prepare, run_folder
-from cmidd.score import BATCH, score, score_batches, train_batches
-from cmidd.storage.going_on import check_new
-from cmidd.storage.growing_file import partial_path
 from cmidd.storage.lock import busy_first, locked
 from cmidd.storage.output import check_room
-from cmidd.storage.run_folder import check_folder, versions
+from cmidd.storage.run_folder import check_folder
 from cmidd.synthetic import SyntheticSet, file_of
-from cmidd.training_file import is_training_begun
 
 
 def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> None:
@@ -65,8 +49,7 @@ def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> No
     if run.dry_run:
         print(cost_of_bank(load(data), options, usable_device(data.device)))
         return
-    _check_out(run.out, resume=run.resume)
-    with ranks.only_first(lambda: locked(run.out)):
+    with filling(run.out, resume=run.resume):
         train_bank(
             run.out,
             load(data),
@@ -78,17 +61,6 @@ def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> No
     print(f"the bank: {run.out}")
 
 
-def _check_out(out: Path, *, resume: bool) -> None:
-    """Raise where a file may not be written; say so where there is nothing to go on with."""
-    if not ranks.is_first():
-        return
-    with busy_first(out):
-        check_new(out, partial_path(out), resume=resume)
-    begun = out.exists() or partial_path(out).exists() or is_training_begun(out)
-    if resume and not begun:
-        print(f"nothing at {out} yet: it starts anew")
-
-
 def run_experts(data: DataOptions, run: ExpertRunOptions, options: ExpertOptions) -> None:
     """Train networks and keep their weights after every epoch, for MTT to match."""
     device, command = usable_device(data.device), command_line("experts", (data, run, options))
@@ -96,8 +68,7 @@ def run_experts(data: DataOptions, run: ExpertRunOptions, options: ExpertOptions
         dataset = load(data)
         print(cost_of_experts(dataset, _experts_filled_in(dataset, options), device))
         return
-    _check_out(run.out, resume=run.resume)
-    with ranks.only_first(lambda: locked(run.out)):
+    with filling(run.out, resume=run.resume):
         dataset = load(data)
         options = _experts_filled_in(dataset, options)
         train_experts(run.out, dataset, options, device, resume=run.resume, command=command)
@@ -161,135 +132,14 @@ def _filled_in(
     return options, of_method
 
 
-def run_evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
-    """Train fresh networks on sets and test them on real images."""
-    if options.dry_run:
-        plan = _plan(data, options)
-        print(cost_of_evaluation(plan.evaluated(options), options.together, plan.device))
-        return
-    _check_out(options.out, resume=options.resume)
-    with ranks.only_first(lambda: locked(options.out)):
-        _evaluate(data, options)
-    print(f"the results: {options.out}")
-
-
-class _Plan(NamedTuple):
-    """What is evaluated, by the names of sets."""
-
-    dataset: Dataset
-    device: torch.device
-    sets: dict[str, SyntheticSet]
-    recipes: dict[str, Recipe]
-    networks: dict[str, tuple[str, ...]]
-
-    def evaluated(self, options: EvaluateOptions) -> list[Evaluated]:
-        """How each set is evaluated."""
-        found = []
-        for name, each in self.sets.items():
-            seen = each.seen()
-            judge, recipe, _ = evaluation_protocol(
-                seen, self.dataset, self.recipes[name], options.lr
-            )
-            networks = self.networks[name]
-            found.append(Evaluated(name, seen, judge, recipe, networks, options.repeats))
-        return found
-
-
-def _plan(data: SetDataOptions, options: EvaluateOptions) -> _Plan:
-    dataset, device = load_for(options.sets, data), usable_device(data.device)
-    sets = _sets(dataset, options.sets, options.random_real, options.seed)
-    recipes = {name: options.recipe(each.record) for name, each in sets.items()}
-    if options.all_real:
-        train, name = dataset.train, "all real images"
-        sets[name] = SyntheticSet.of(dataset, dataset.to_input(train.images), train.labels)
-        recipes[name] = replace(options.recipe({}), epochs=options.all_real_epochs)
-    networks = _networks(dataset, sets, options.networks)
-    channels, size, _ = dataset.shape
-    for name in sets:  # so that a mistake in the last is not found after hours with the first
-        Strategy.parse(recipes[name].augmentation, mirror=dataset.mirror)
-        for spec in networks[name]:
-            build_network(spec, channels, size, dataset.num_classes)
-    return _Plan(dataset, device, sets, recipes, networks)
-
-
-def _evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
-    """Fill the file of results, whose lock is held."""
-    dataset, device, sets, recipes, networks = _plan(data, options)
-    file = EvaluationFile(
-        options.out,
-        {"dataset": dataset.name, "held_out": dataset.held_out, "seed": options.seed},
-        {"command": command_line("evaluate", (data, options)), "versions": versions()},
-        resume=options.resume,
-    )
-    for name, each in sets.items():
-        print(name, end=": ", flush=True)
-        evaluate_set(
-            each,
-            dataset,
-            networks[name],
-            repeats=options.repeats,
-            recipe=recipes[name],
-            lr=options.lr,
-            seed=options.seed,
-            device=device,
-            together=options.together,
-            store=file.of(name, each),
-        )
-
-
-def _networks(
-    dataset: Dataset, sets: Mapping[str, SyntheticSet], given: tuple[str, ...] | None
-) -> dict[str, tuple[str, ...]]:
-    """The architectures to train on each set: the given ones, or the one that it was made for.
-
-    Sets of real images, and of tools that do not say, take those of all others.
-    """
-    own = {name: each.record.get("network") for name, each in sets.items()}
-    every = tuple(dict.fromkeys(spec for spec in own.values() if spec is not None))
-    others = every or (usual_network(dataset.shape.height),)
-    return {name: given or ((spec,) if spec else others) for name, spec in own.items()}
-
-
-def run_score(data: SetDataOptions, options: ScoreOptions) -> None:
-    """Print the CMI and NCMI of sets by every network of a bank."""
-    dataset, device = load_for(options.sets, data), usable_device(data.device)
-    bank = Bank.load(options.bank, device)
-    sets = _sets(dataset, options.sets, options.random_real, options.seed)
-    for each in sets.values():
-        each.whiten(dataset).check_made_for(bank.record, f"bank: {options.bank}")
-    if options.all_real:
-        dataset.check_made_for(bank.record, f"bank: {options.bank}")
-    for name, each in sets.items():
-        seen = each.seen()
-        found = score(bank, seen.images.to(device), seen.labels.to(device), options.layer)
-        print(f"{name}\n{found.table(dataset.class_names)}")
-    if options.all_real:
-        count = len(dataset.train)
-        batches = partial(train_batches, dataset, device)
-        steps = len(bank) * -(-count // BATCH)
-        with progress(total=steps, unit="batch", desc="scoring", leave=False) as bar:
-            found = score_batches(bank, batches, options.layer, bar.update)
-        print(f"all {count} real images\n{found.table(dataset.class_names)}")
-
-
-def _sets(
-    dataset: Dataset, paths: Sequence[Path], random_real: int | None, seed: int
-) -> dict[str, SyntheticSet]:
-    """Sets by the name that results call them."""
-    sets = {}
-    for path in map(file_of, paths):
-        loaded = sets[str(path)] = SyntheticSet.load(path)
-        loaded.whiten(dataset).check_made_for(loaded.record, str(path))
-    if random_real is not None:
-        name = f"random real images, {random_real} per class"
-        real = first_images(dataset, random_real, "real", seed, count_option="random_real")
-        sets[name] = SyntheticSet.of(dataset, *real)
-    return sets
-
-
 def run_export(options: ExportOptions) -> None:
     """Write a synthetic set in forms that other tools read."""
     synthetic_set = SyntheticSet.load(options.set)
+    evaluation = None
+    if options.hub is not None:
+        check_library()
+        path = file_of(options.set).parent / "evaluation.json"
+        evaluation = results_of(path, synthetic_set) if path.is_file() else None
     check_folders(options.folders())
     if options.png is not None:
         export_png(synthetic_set, options.png)
@@ -303,6 +153,11 @@ def run_export(options: ExportOptions) -> None:
         if learned is not None:
             files = f"images_best.pt ({space}), labels_best.pt and lr.pt (learned, {learned:g})"
         print(f"{files}: {options.pt}")
+    if options.hub is not None:
+        export_hub(synthetic_set, options.hub, evaluation)
+        print(f"a table, the set and a card: {options.hub}")
+        print("read README.md there, add a licence, and upload it:")
+        print(f"hf upload YOU/NAME {shlex.quote(str(options.hub))} --repo-type dataset")
 
 
 def run_report(options: ReportOptions) -> None:

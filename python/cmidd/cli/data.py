@@ -1,4 +1,4 @@
-"""The real images of a command: as it is told, or those that its sets were made from."""
+"""The images of a command: its sets, and real ones, as told or as the sets were made from."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from cmidd.datasets import Dataset, DatasetNotFound, load_dataset
+from cmidd.first_images import first_images
 from cmidd.options.commands import DataOptions, SetDataOptions
 from cmidd.options.fields import AS_PUBLISHED, fill_in
 from cmidd.options.names import DATASETS, dataset_key
-from cmidd.synthetic import SyntheticSet
+from cmidd.synthetic import SyntheticSet, file_of
 
 _ORIGIN: dict[str, Any] = {
     "dataset": "digits",
@@ -56,6 +57,21 @@ def load_for(sets: Sequence[Path], data: SetDataOptions) -> Dataset:
         raise DatasetNotFound(
             f"dataset: {sets[0]} was made from {_words(known)}, which is not there: {error}"
         ) from None
+
+
+def load_sets(
+    dataset: Dataset, paths: Sequence[Path], random_real: int | None, seed: int
+) -> dict[str, SyntheticSet]:
+    """Sets by the name that results call them, with random real images where they are asked for."""
+    sets = {}
+    for path in map(file_of, paths):
+        loaded = sets[str(path)] = SyntheticSet.load(path)
+        loaded.whiten(dataset).check_made_for(loaded.record, str(path))
+    if random_real is not None:
+        name = f"random real images, {random_real} per class"
+        real = first_images(dataset, random_real, "real", seed, count_option="random_real")
+        sets[name] = SyntheticSet.of(dataset, *real)
+    return sets
 
 
 def _origin(path: Path) -> dict[str, Any]:

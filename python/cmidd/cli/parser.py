@@ -27,15 +27,14 @@ from cmidd.options.cmi import CMIOptions
 from cmidd.options.commands import (
     BankRunOptions,
     DataOptions,
-    EvaluateOptions,
     ExpertRunOptions,
     ExportOptions,
     ReportOptions,
     RunOptions,
-    ScoreOptions,
     SetDataOptions,
 )
 from cmidd.options.distill import DistillOptions
+from cmidd.options.evaluation import EvaluateOptions, ScoreOptions
 from cmidd.options.fields import Options
 from cmidd.options.methods import METHOD_OPTIONS
 from cmidd.options.pretrained import BankOptions, ExpertOptions
@@ -72,11 +71,11 @@ COMMANDS = {
     "score": Command(
         (SetDataOptions, ScoreOptions),
         "CMI of a set, class by class",
-        "Print the CMI and NCMI of sets by every network of a bank.",
+        "Print the CMI and NCMI of sets by every network of a bank, and keep and draw them.",
     ),
     "export": Command(
         (ExportOptions,),
-        "a set as PNG files, or as the field's .pt files",
+        "a set as PNG files, as the field's .pt files, or for the Hugging Face hub",
         "Write a synthetic set in forms that other tools read.",
     ),
     "report": Command(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -43,6 +43,10 @@ class TrainingCost:
     seconds: float  # in all
     memory: int  # bytes at the peak: of the process, or on the GPU
 
+    def times(self, count: int) -> TrainingCost:
+        """The cost of training as many networks again and again."""
+        return replace(self, networks=count * self.networks, seconds=count * self.seconds)
+
     def __str__(self) -> str:
         return (
             f"{self.networks} x {self.spec}: about {duration(self.step)} a step, "
@@ -67,24 +71,25 @@ def cost_of_experts(dataset: Dataset, options: ExpertOptions, device: torch.devi
 
 
 def cost_of_evaluation(
-    sets: Sequence[Evaluated], together: int | None, device: torch.device
+    sets: Iterable[Evaluated], together: int | None, device: torch.device
 ) -> str:
     """In words, what it costs to evaluate sets."""
-    costs = [
-        estimate_training(
-            spec,
-            each.synthetic_set.images.to(device),
-            each.synthetic_set.targets.to(device),
-            each.judge,
-            each.recipe,
-            each.repeats,
-            together,
-        )
-        for each in sets
-        for spec in each.networks
-    ]
-    disk = sum(_ENTRY + cost.networks * _ACCURACY for cost in costs)
-    return _told(costs, disk, [each.name for each in sets for _ in each.networks])
+    names, costs, disk = [], [], 0
+    for each in sets:
+        for spec in each.networks:
+            cost = estimate_training(
+                spec,
+                each.synthetic_set.images.to(device),
+                each.synthetic_set.targets.to(device),
+                each.judge,
+                each.recipe,
+                each.repeats,
+                together,
+            )
+            names.append(each.name)
+            costs.append(cost.times(each.rates))
+            disk += each.rates * (_ENTRY + each.repeats * _ACCURACY)
+    return _told(costs, disk, names)
 
 
 def _estimate_on_real(
@@ -118,6 +123,7 @@ class Evaluated:
     recipe: Recipe
     networks: Sequence[str]
     repeats: int
+    rates: int = 1  # learning rates that are tried
 
 
 class _Clock:

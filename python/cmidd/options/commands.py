@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from cmidd.options.fields import AS_PUBLISHED, Options, option
 from cmidd.options.names import DATASETS, dataset_key
-from cmidd.options.recipe import PRECISIONS, Recipe, recipe_of
 
 
 @dataclass(frozen=True)
@@ -123,101 +121,6 @@ class ExpertRunOptions(Options):
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(Options):
-    """What is evaluated; defaults are the published protocol.
-
-    Args:
-        sets: synthetic sets: folders of runs, or their result.safetensors
-        random_real: also random real images, as many per class as this
-        all_real: also all real training images
-        all_real_epochs: epochs on those; they hold many more steps
-        networks: architectures; several test how the set carries over; default: for each set the
-            one that it was made for, for real images all of those
-        repeats: networks of each architecture
-        epochs: passes over a set; default: as the set's method was published, else 1000
-        lr: learning rate of SGD, a tenth from half of the epochs on; default: what the set
-            learned with its images, or 0.01
-        weight_decay: of SGD with momentum 0.9
-        batch_size: images a step
-        augmentation: DSA operations, or none; default: as the set's method was published, else all
-        seed: of the networks
-        precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
-            it, else float32
-        together: networks trained at once; default: 1 on a CPU, 5 on a GPU
-        out: JSON file of the results, for cmidd report
-        resume: go on with the results that are there; with more sets, networks and repeats too
-        dry_run: say what all networks cost in time, memory and disk, and end there
-    """
-
-    sets: tuple[Path, ...] = option((), names="set", positional=True)
-    random_real: int | None = option(None, least=1)
-    all_real: bool = False
-    all_real_epochs: int = option(100, least=1)
-    networks: tuple[str, ...] | None = option(None, names="network")
-    repeats: int = option(5, least=1)
-    epochs: int | None = option(None, least=1)
-    lr: float | None = None
-    weight_decay: float = 5e-4
-    batch_size: int = option(256, least=1)
-    augmentation: str | None = option(None, names="augmentation")
-    seed: int = 0
-    precision: str | None = option(None, choices=PRECISIONS)
-    together: int | None = option(None, least=1)
-    out: Path = Path("runs/evaluation.json")
-    resume: bool = False
-    dry_run: bool = False
-
-    def check(self) -> None:
-        """Raise where there is nothing to evaluate."""
-        if not (self.sets or self.random_real or self.all_real):
-            raise ValueError(
-                "sets: expected something to evaluate; name the folder of a run, or give "
-                "--random_real 10"
-            )
-
-    def recipe(self, record: Mapping[str, Any]) -> Recipe:
-        """How networks are trained on a set with this record, if it did not learn its own rate."""
-        return recipe_of(
-            record,
-            epochs=self.epochs,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            precision=self.precision,
-        )
-
-
-@dataclass(frozen=True)
-class ScoreOptions(Options):
-    """What is scored.
-
-    Args:
-        sets: synthetic sets: folders of runs, or their result.safetensors
-        bank: the file that cmidd pretrain makes
-        random_real: also random real images, as many per class as this
-        all_real: also all real training images
-        layer: features (the embedding), logits, or the name of a layer
-        seed: of the random real images
-    """
-
-    bank: Path = option(names="bank")
-    sets: tuple[Path, ...] = option((), names="set", positional=True)
-    random_real: int | None = option(None, least=1)
-    all_real: bool = False
-    layer: str = "features"
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raise where there is nothing to score."""
-        if not (self.sets or self.random_real or self.all_real):
-            raise ValueError(
-                "sets: expected something to score; name the folder of a run, or give "
-                "--random_real 10"
-            )
-
-
-@dataclass(frozen=True)
 class ExportOptions(Options):
     """What is exported, and where.
 
@@ -225,27 +128,32 @@ class ExportOptions(Options):
         set: a synthetic set: the folder of a run, or its result.safetensors
         png: folder for a folder of images for each class
         pt: folder for images_best.pt, labels_best.pt and, where a step size was learned, lr.pt
+        hub: folder for the Hugging Face hub: a table that datasets.load_dataset loads, the set
+            itself and a card, with the accuracies of an evaluation.json in the run's folder
     """
 
     set: Path = option(names="set", positional=True)
     png: Path | None = None
     pt: Path | None = None
+    hub: Path | None = None
 
     def check(self) -> None:
-        """Raise where there is nothing to export to, or one folder is part of the other."""
-        if self.png is None and self.pt is None:
-            raise ValueError("png, pt: expected a folder for at least one of them")
-        if self.png is not None and self.pt is not None:
-            png, pt = self.png.resolve(), self.pt.resolve()
-            if png.is_relative_to(pt) or pt.is_relative_to(png):
+        """Raise where there is nothing to export to, or one folder is part of another."""
+        folders = self.folders()
+        if not folders:
+            raise ValueError("png, pt, hub: expected a folder for at least one of them")
+        for (one, first), (two, second) in combinations(folders.items(), 2):
+            a, b = first.resolve(), second.resolve()
+            if a.is_relative_to(b) or b.is_relative_to(a):
                 raise ValueError(
-                    f"png, pt: expected two folders, neither inside the other; got {self.png} and "
-                    f"{self.pt}"
+                    f"{one}, {two}: expected two folders, neither inside the other; got {first} "
+                    f"and {second}"
                 )
 
     def folders(self) -> dict[str, Path]:
         """The folders to export to, by the names of their options."""
-        return {name: path for name, path in (("png", self.png), ("pt", self.pt)) if path}
+        named = {"png": self.png, "pt": self.pt, "hub": self.hub}
+        return {name: path for name, path in named.items() if path}
 
 
 @dataclass(frozen=True)

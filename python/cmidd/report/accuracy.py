@@ -7,7 +7,8 @@ It reads the JSON that `cmidd evaluate` writes:
                   "images": N,
                   "evaluations": [{"network": "convnet", "accuracies": [...], "mean": ..., "std":
                                    ..., "recipe": {...}}]}],
-     "dataset": ..., "held_out": null or a share, "seed": N, "command": "...", "versions": {...}}
+     "dataset": ..., "held_out": null or a share, "seed": N, "command": "...", "versions": {...},
+     "ddranking": {"scores": [...]}}
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cmidd.report.page import Html, digits, element, join, paragraph, table
+from cmidd.report.robustness import Scores, robustness_table
 from cmidd.storage.tensor_file import FileError
 
 _MARKED = (
@@ -62,6 +64,7 @@ class Evaluation:
     seed: int | None
     versions: dict[str, Any]
     held_out: float | None = None
+    scores: tuple[Scores, ...] = ()
 
     @property
     def judges(self) -> str:
@@ -98,6 +101,7 @@ def read_evaluation(path: Path) -> Evaluation:
             record.get("seed"),
             dict(record.get("versions", {})),
             None if record.get("held_out") is None else float(record["held_out"]),
+            tuple(map(Scores.of_record, record.get("ddranking", {}).get("scores", ()))),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(
@@ -107,7 +111,10 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def accuracy_table(evaluations: Sequence[Evaluation]) -> Html:
-    """All results of all files, distilled sets marked where they are best beyond deviation."""
+    """All results of all files, distilled sets marked where they are best beyond deviation.
+
+    The scores of DD-Ranking follow, where there are some.
+    """
     rows = merged_rows(evaluations)
     networks = list(dict.fromkeys(network for row in rows for network in row.cells))
     rivals = [[_rivals(row, network, rows) for network in networks] for row in rows]
@@ -135,6 +142,7 @@ def accuracy_table(evaluations: Sequence[Evaluation]) -> Html:
                 )
                 for recipe, names in recipes.items()
             ),
+            robustness_table([each for evaluation in evaluations for each in evaluation.scores]),
         ]
     )
 

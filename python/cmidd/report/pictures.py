@@ -37,13 +37,16 @@ MOST_CLASSES = len(CLASS_COLORS) * len(CLASS_MARKERS)
 
 
 @dataclass(frozen=True)
-class _Theme:
+class Theme:
+    """Colours of a picture."""
+
     paper: str
     ink: str
     faint: str
     line: str
 
     def style(self) -> Any:
+        """As matplotlib takes them."""
         return {
             "axes.edgecolor": self.faint,
             "axes.facecolor": "none",
@@ -62,21 +65,31 @@ class _Theme:
 
 
 # The colours of `page.STYLE`.
-_LIGHT = _Theme("#ffffff", "#24292f", "#8a8a8a", "#e4e4e4")
-_DARK = _Theme("#14171b", "#e3e7eb", "#737d88", "#2b3138")
+LIGHT = Theme("#ffffff", "#24292f", "#8a8a8a", "#e4e4e4")
+_DARK = Theme("#14171b", "#e3e7eb", "#737d88", "#2b3138")
 
 
-def _picture(draw: Callable[[Axes, _Theme], None], size: tuple[float, float], alt: str) -> Html:
+def _picture(draw: Callable[[Axes, Theme], None], size: tuple[float, float], alt: str) -> Html:
     """What `draw` draws, `size` inches, once for each theme."""
-    pngs = []
-    for theme in (_LIGHT, _DARK):
-        with matplotlib.rc_context(theme.style()):
-            figure = Figure(figsize=size, layout="constrained")
-            draw(figure.subplots(), theme)
-            file = io.BytesIO()
-            figure.savefig(file, format="png", dpi=2 * _PIXELS_PER_INCH, transparent=True)
-            pngs.append(file.getvalue())
-    return image(pngs[0], alt, round(size[0] * _PIXELS_PER_INCH), dark=pngs[1])
+    light, dark = (png(draw, size, theme) for theme in (LIGHT, _DARK))
+    return image(light, alt, round(size[0] * _PIXELS_PER_INCH), dark=dark)
+
+
+def png(
+    draw: Callable[[Axes, Theme], None],
+    size: tuple[float, float],
+    theme: Theme,
+    *,
+    paper: str | None = None,
+) -> bytes:
+    """What `draw` draws, `size` inches, on nothing or on paper of a colour."""
+    with matplotlib.rc_context(theme.style()):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots(), theme)
+        file = io.BytesIO()
+        ground = {"transparent": True} if paper is None else {"facecolor": paper}
+        figure.savefig(file, format="png", dpi=2 * _PIXELS_PER_INCH, **ground)
+        return file.getvalue()
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ def curves(lines: Sequence[Curve], title: str, alt: str) -> Html:
     A single value, which no line leads to, is a dot.
     """
 
-    def draw(axis: Axes, theme: _Theme) -> None:
+    def draw(axis: Axes, theme: Theme) -> None:
         for line in lines:
             color, dashes = line_style(line.number)
             axis.plot(line.iterations, line.values, color=color, lw=0.8, alpha=0.3)
@@ -163,7 +176,7 @@ def scatter(real: ClassPoints, synthetic: ClassPoints, limits: Points, alt: str)
         alt: the picture in words.
     """
 
-    def draw(axis: Axes, theme: _Theme) -> None:
+    def draw(axis: Axes, theme: Theme) -> None:
         for c in range(MOST_CLASSES):
             color = CLASS_COLORS[c % len(CLASS_COLORS)]
             marker = CLASS_MARKERS[c // len(CLASS_COLORS)]

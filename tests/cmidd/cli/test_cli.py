@@ -20,18 +20,17 @@ from cmidd.options.cmi import CMIOptions
 from cmidd.options.commands import (
     BankRunOptions,
     DataOptions,
-    EvaluateOptions,
     ExpertRunOptions,
     ExportOptions,
     ReportOptions,
     RunOptions,
-    ScoreOptions,
     SetDataOptions,
 )
 from cmidd.options.dc import DCOptions
 from cmidd.options.distill import DistillOptions
 from cmidd.options.dm import DMOptions
 from cmidd.options.dsa import DSAOptions
+from cmidd.options.evaluation import EvaluateOptions, ScoreOptions
 from cmidd.options.fields import AS_PUBLISHED
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions

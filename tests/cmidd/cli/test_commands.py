@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cmidd.cli import commands, main
+from cmidd.cli import main
 from cmidd.options.distill import DistillOptions
 from cmidd.run import run_folder
 from cmidd.synthetic import SyntheticSet
@@ -85,6 +85,54 @@ def test_pretrain_distil_evaluate_and_score(
     with pytest.raises(SystemExit, match="--layer: expected 'features', 'logits' or a submodule"):
         main(["score", SET, "--bank=runs/bank.safetensors", "--layer=nosuch"])
     assert capsys.readouterr().out == ""
+
+
+def test_scores_are_kept_and_drawn(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["pretrain", "--network", TINY, "--networks=2", "--epochs=1"])
+    words = ["score", "--random_real=2", "--all_real", "--bank=runs/bank.safetensors"]
+    main(words)
+    printed = capsys.readouterr().out
+    assert "the scores" not in printed
+    main([*words, "--out=new/score.json"])
+    said = capsys.readouterr().out
+    assert said.endswith("the scores: new/score.json\nthe picture: new/score.png\n")
+    assert said.startswith(printed[printed.index("random real") :])
+    record = json.loads(Path("new/score.json").read_text())
+    assert record["class_names"] == list("0123456789")
+    assert made(shlex.split(record["command"])[1:]) == made([*words, "--out=new/score.json"])
+    names = ["random real images, 2 per class", "all 1438 real images"]
+    assert [(found["set"], found["images"]) for found in record["scores"]] == [
+        (names[0], 20), (names[1], 1438),
+    ]  # fmt: skip
+    for found in record["scores"]:
+        assert f"  all   {found['cmi']['mean']:.4e} +- {found['cmi']['std']:.1e} nats\n" in said
+        for c, of_class in enumerate(found["of_classes"]):
+            assert f"  {c}     {of_class['mean']:.4e} +- {of_class['std']:.1e}\n" in said
+        assert [len(network["of_classes"]) for network in found["networks"]] == [10, 10]
+    assert Path("new/score.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scores_replace_nothing_that_one_does_not_give_up(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["pretrain", "--network=mlp:width=4", "--networks=1", "--epochs=1"])
+    for name in ("there.json", "other.png"):
+        Path(name).write_text("mine")
+    Path("folder.png").mkdir()
+    score = ["score", "--random_real=1", "--bank=runs/bank.safetensors"]
+    for words, message in (
+        ("--out=a.txt", "--out: expected a file whose name ends in .json, got a.txt"),
+        ("--plot=a.jpg", "--plot: expected a file whose name ends in .png, got a.jpg"),
+        ("--out=there.json", "--out: there.json exists already; add --overwrite, or name"),
+        ("--out=other.json", "--plot: other.png exists already; add --overwrite, or name"),
+        ("--plot=folder.png", "--plot: folder.png is a folder; name a file in it"),
+        ("--out=other.png/a.json --overwrite", "--out: other.png is a file; expected a folder"),
+    ):
+        assert message in error_of([*score, *words.split()], capsys)
+        assert Path("there.json").read_text() == Path("other.png").read_text() == "mine"
+    main([*score, "--out=there.json", "--plot=other.png", "--overwrite"])
+    assert json.loads(Path("there.json").read_text())["scores"]
+    assert Path("other.png").read_bytes().startswith(b"\x89PNG")
 
 
 def networks_and_epochs() -> dict[str, tuple[list[str], int]]:
@@ -173,7 +221,8 @@ def test_no_part_of_an_export_is_written_where_another_cannot(
     Path("full").mkdir()
     for name in ("full/mine", "file"):
         Path(name).write_text("kept")
-    for first, second in (("png", "pt"), ("pt", "png")):
+    pytest.importorskip("datasets")
+    for first, second in (("png", "pt"), ("pt", "png"), ("pt", "hub"), ("hub", "pt")):
         said = error_of(["export", "run", f"--{first}=new", f"--{second}={other}"], capsys)
         assert said.startswith(f"cmidd: --{second}: {other} is ")
         assert not Path("new").exists()
@@ -188,6 +237,46 @@ def test_an_export_says_what_it_wrote(elsewhere: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == (
         "images_best.pt (normalised), labels_best.pt and lr.pt (learned, 0.05): pair\n"
     )
+
+
+def test_a_folder_for_the_hub_has_the_accuracies_that_are_in_the_folder_of_the_run(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("datasets")
+    main(DISTILL[:-1])
+    main(["export", "runs/dm", "--hub=without"])
+    assert "It was not evaluated" in Path("without/README.md").read_text()
+    words = [*["evaluate", "runs/dm", "--random_real=2", "--networks=mlp", "--epochs=1"],
+             *["--repeats=2", "--out=runs/dm/evaluation.json"]]  # fmt: skip
+    main(words)
+    capsys.readouterr()
+    main(["export", SET, "--hub=the set"])
+    assert capsys.readouterr().out.splitlines() == [
+        "a table, the set and a card: the set",
+        "read README.md there, add a licence, and upload it:",
+        "hf upload YOU/NAME 'the set' --repo-type dataset",
+    ]
+    results = json.loads(Path("runs/dm/evaluation.json").read_text())["results"]
+    card = Path("the set/README.md").read_text()
+    mean = results[0]["evaluations"][0]["mean"]
+    assert re.findall(r"^\| mlp \| ([\d.]+) ± [\d.]+ \| 2 \| epochs 1, ", card, re.M) == [
+        f"{100 * mean:.1f}"
+    ]
+    record = SyntheticSet.load(Path(SET)).record
+    assert SyntheticSet.load(Path("the set")).record == record
+    assert f"\n    {record['command']}\n" in card
+
+
+def test_without_the_library_a_folder_for_the_hub_is_an_error(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_run(elsewhere / "run")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    capsys.readouterr()
+    assert error_of(["export", "run", "--hub=new", "--pt=pt"], capsys) == (
+        'cmidd: --hub: needs the package datasets: pip install "cmikernels[hub]"\n'
+    )
+    assert [path.name for path in elsewhere.iterdir()] == ["run"]
 
 
 def test_a_finished_run_needs_none_of_its_files(
@@ -228,7 +317,7 @@ def test_results_are_kept_set_by_set(
             raise ValueError("no more")
         return evaluate_set(*arguments, **options)
 
-    monkeypatch.setattr(commands, "evaluate_set", second_fails)
+    monkeypatch.setattr("cmidd.cli.evaluation.evaluate_set", second_fails)
     words = ["evaluate", "--random_real=1", "--all_real", "--epochs=1", "--repeats=1"]
     error_of([*words, "--networks", "mlp"], capsys)
     record = json.loads(Path("runs/evaluation.json").read_text())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cmidd.cli import commands
+from cmidd.cli import commands, evaluation, scoring
 from tests.support.errors import error_of
 
 FILES = {
@@ -108,11 +108,13 @@ EARLY = {
     "distill dc --config names.yaml --bank list.yaml": "--bank: list.yaml: expected a safetensors ",
     "pretrain --config names.yaml": "names.yaml: no option bank of cmidd pretrain; ",
     "export --config two.yaml --pt a": "two.yaml: png, --pt: expected two folders, ",
-    "export s": "--png, --pt: expected a folder for at least one of them",
+    "export s": "--png, --pt, --hub: expected a folder for at least one of them",
     "export s --png a --pt a": "--png, --pt: expected two folders, neither inside the other; got a "
     "and a",
     "export s --png a/png --pt a": "--png, --pt: expected two folders, neither inside the other; "
     "got a/png and a",
+    "export s --png a --hub a/b": "--png, --hub: expected two folders, neither inside the other; "
+    "got a and a/b",
     "distill dm --dataset nosuch": f"--dataset: expected one of {DATASETS}; got 'nosuch'",
     "distill dm --dataset Folder:a": f"--dataset: expected one of {DATASETS}; got 'Folder:a'; "
     "did you mean folder:PATH?",
@@ -147,6 +149,13 @@ EARLY = {
     "distill makes one",
     "evaluate a/b,c/d": "--sets: expected paths with spaces between them, a b and not a,b; found "
     "none at a/b,c/d",
+    "evaluate --random_real 1 --ddranking": "--sets: expected synthetic sets to score with "
+    "ddranking; name the folder of a run",
+    "evaluate a --ddranking --real_accuracy 85": "--real_accuracy: expected a share from 0 to 1, "
+    "got 85",
+    "evaluate a --ddranking --lrs_weight -0.5": "--lrs_weight: expected a share from 0 to 1, got "
+    "-0.5",
+    "evaluate a --ars_weight 0.3": "--ars_weight: expected ddranking with it; give --ddranking too",
     "evaluate [a,b]": "--sets: expected paths with spaces between them, a b and not a,b; found "
     "none at [a,b]",
     "evaluate --random_real 1 --networks mlp nosuch": f"--networks: no 'nosuch'; {NETWORKS}",
@@ -195,8 +204,8 @@ def test_what_is_refused_before_data_is_read(
     monkeypatch: pytest.MonkeyPatch,
     words: str,
 ) -> None:
-    for name in ("load", "load_for"):
-        monkeypatch.setattr(commands, name, lambda *_: pytest.fail("data was read"))
+    for module, name in ((commands, "load"), (evaluation, "load_for"), (scoring, "load_for")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("data was read"))
     assert message_of(words, capsys).startswith(EARLY[words])
 
 
