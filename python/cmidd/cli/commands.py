@@ -13,6 +13,7 @@ import torch
 from cmidd.augment import Strategy
 from cmidd.cli.costs import disk_of, estimate
 from cmidd.cli.data import load, load_for
+from cmidd.cli.exchange import run_convert, run_export
 from cmidd.cli.flags import command_line
 from cmidd.cli.training_costs import (
     Evaluated,
@@ -24,7 +25,6 @@ from cmidd.datasets import Dataset
 from cmidd.device import usable_device, with_precision
 from cmidd.evaluate import evaluate_set, evaluation_protocol
 from cmidd.evaluation_file import EvaluationFile
-from cmidd.exchange import check_folders, export_png, export_pt
 from cmidd.first_images import first_images
 from cmidd.loop import distill
 from cmidd.methods import fill_in_published
@@ -36,7 +36,6 @@ from cmidd.options.commands import (
     DataOptions,
     EvaluateOptions,
     ExpertRunOptions,
-    ExportOptions,
     ReportOptions,
     RunOptions,
     ScoreOptions,
@@ -287,24 +286,6 @@ def _sets(
     return sets
 
 
-def run_export(options: ExportOptions) -> None:
-    """Write a synthetic set in forms that other tools read."""
-    synthetic_set = SyntheticSet.load(options.set)
-    check_folders(options.folders())
-    if options.png is not None:
-        export_png(synthetic_set, options.png)
-        count = len(synthetic_set.seen().labels)
-        print(f"{count} images, a folder for each class: {options.png}")
-    if options.pt is not None:
-        export_pt(synthetic_set, options.pt)
-        space = "normalised" if synthetic_set.whitening is None else "normalised and whitened"
-        files = f"images_best.pt ({space}) and labels_best.pt"
-        learned = synthetic_set.learned_lr
-        if learned is not None:
-            files = f"images_best.pt ({space}), labels_best.pt and lr.pt (learned, {learned:g})"
-        print(f"{files}: {options.pt}")
-
-
 def run_report(options: ReportOptions) -> None:
     """Draw one page of runs, and say what their evaluations show."""
     from cmidd.report import write_report
@@ -325,6 +306,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "experts": run_experts,
     "evaluate": run_evaluate,
     "score": run_score,
+    "convert": run_convert,
     "export": run_export,
     "report": run_report,
 }

@@ -29,13 +29,13 @@ from cmidd.options.commands import (
     DataOptions,
     EvaluateOptions,
     ExpertRunOptions,
-    ExportOptions,
     ReportOptions,
     RunOptions,
     ScoreOptions,
     SetDataOptions,
 )
 from cmidd.options.distill import DistillOptions
+from cmidd.options.exchange import ConvertOptions, ExportOptions
 from cmidd.options.fields import Options
 from cmidd.options.methods import METHOD_OPTIONS
 from cmidd.options.pretrained import BankOptions, ExpertOptions
@@ -74,9 +74,14 @@ COMMANDS = {
         "CMI of a set, class by class",
         "Print the CMI and NCMI of sets by every network of a bank.",
     ),
+    "convert": Command(
+        (ConvertOptions,),
+        "a set of another tool, to be used like one of ours",
+        "Make a synthetic set of the file of another tool. Nothing in the file is executed.",
+    ),
     "export": Command(
         (ExportOptions,),
-        "a set as PNG files, or as the field's .pt files",
+        "a set as PNG files, or as other tools' .pt files",
         "Write a synthetic set in forms that other tools read.",
     ),
     "report": Command(
