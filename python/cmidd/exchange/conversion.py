@@ -27,6 +27,7 @@ from cmidd.exchange.peers import FORMATS, Format, Peer, read_peer
 from cmidd.networks.usual import usual_network
 from cmidd.options.exchange import ConvertOptions
 from cmidd.options.recipe import PUBLISHED_RECIPE
+from cmidd.storage.run_folder import versions
 from cmidd.synthetic import SUM_TOLERANCE, SyntheticSet, check_probabilities
 from cmidd.view import View
 
@@ -241,6 +242,7 @@ def _how(options: ConvertOptions, peer: Peer, space: str, labels: Tensor) -> dic
             "dataset": options.dataset, "data": str(options.data), "size": options.size
         },
     }  # fmt: skip
+    found["versions"] = versions()
     if options.experiment is not None:
         found["converted"]["experiment"] = options.experiment
     if (counts == counts[0]).all():

@@ -174,7 +174,7 @@ EARLY = {
     "evaluate --random_real 1 --augmentation blur": "--augmentation: no operation 'blur'; ",
     "score --bank none --random_real 1": "--bank: expected a file with a bank of networks, ",
     "report none": "--runs: none is not the folder of a run (it has no config.yaml); name the "
-    "folder that cmidd distill wrote to",
+    "folder that cmidd distill wrote to, or the file of a set",
     "report none --bank b": "--bank: expected a file with a bank of networks, found none at b; ",
     "pretrain --network nosuch": f"--network: no 'nosuch'; {NETWORKS}",
 }
