@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +44,8 @@ class Known:
         std: of each channel, of training pixels in [0, 1].
         page: where its files are downloaded.
         hub: its usual name on the Hugging Face hub, as `hub:` takes it.
-        shape: channels, height and width, where its images are of one size.
-        class_names: where its files do not say them, or always say the same.
+        shape: channels, height and width, where images are not made to a size.
+        class_names: where they are not names of folders.
         mirror: whether an image seen in a mirror keeps its class.
         package: of Debian and Ubuntu that brings it, where there is one.
 
@@ -120,18 +121,15 @@ KNOWN = {
 }
 
 
-def known_record(name: str) -> dict[str, Any] | None:
-    """What `Dataset.describe` says of a dataset, and class names, where files need not tell it."""
-    known = KNOWN.get(name)
-    if known is None or known.shape is None:
-        return None
+def known_record(name: str, shape: Sequence[int], class_names: Sequence[str]) -> dict[str, Any]:
+    """What `Dataset.describe` says of a dataset of `KNOWN`, and the names of its classes."""
     return {
         "dataset": name,
-        "shape": list(known.shape),
-        "num_classes": len(known.class_names),
-        "mean": list(known.mean),
-        "std": list(known.std),
-        "class_names": list(known.class_names),
+        "shape": list(shape),
+        "num_classes": len(class_names),
+        "mean": list(KNOWN[name].mean),
+        "std": list(KNOWN[name].std),
+        "class_names": list(class_names),
     }
 
 

@@ -11,7 +11,8 @@ that it makes no difference whether it comes before or after normalising.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor
 
 from cmidd.datasets import Dataset, DatasetNotFound, load_dataset
+from cmidd.datasets.folders import listed
 from cmidd.datasets.given import labels_as_int64
 from cmidd.datasets.images import channel_statistics
-from cmidd.datasets.known import known_record
+from cmidd.datasets.known import KNOWN, known_record
 from cmidd.datasets.whitening import Whitening
 from cmidd.exchange.peers import FORMATS, Format, Peer, read_peer
 from cmidd.networks.usual import usual_network
@@ -81,22 +83,24 @@ class _Real:
     @cached_property
     def record(self) -> dict[str, Any]:
         """What the record of a set says of it."""
-        known = known_record(self.options.dataset)
+        given = self.options
+        known = KNOWN.get(given.dataset)
+        if known is not None and known.shape is not None:
+            return known_record(given.dataset, known.shape, known.class_names)
+        what = "the names of its classes"
         if known is not None:
-            return known
-        dataset = self.dataset("the names of its classes")
+            with _needed(what):
+                _, names, shape = listed(given.dataset, given.data.expanduser(), given.size)
+            return known_record(given.dataset, shape, names)
+        dataset = self.dataset(what)
         return {**dataset.describe(), "class_names": list(dataset.class_names)}
 
     def dataset(self, what: str) -> Dataset:
         """The images, which say `what`."""
+        given = self.options
         if self._loaded is None:
-            try:
-                given = self.options
+            with _needed(what):
                 self._loaded = load_dataset(given.dataset, given.data, size=given.size)
-            except DatasetNotFound as error:
-                raise DatasetNotFound(
-                    f"dataset: the training images are needed for {what}, and {error}"
-                ) from None
         return self._loaded
 
     _loaded: Dataset | None = None
@@ -109,6 +113,17 @@ class _Real:
         return found
 
 
+@contextmanager
+def _needed(what: str) -> Iterator[None]:
+    """Say what images that are not there are needed for."""
+    try:
+        yield
+    except DatasetNotFound as error:
+        raise DatasetNotFound(
+            f"dataset: the training images are needed for {what}, and {error}"
+        ) from None
+
+
 def _space(options: ConvertOptions, peer: Peer, form: Format) -> str:
     """The space of the images: as told, or as the tool always has it."""
     space = options.space or form.space
@@ -119,7 +134,7 @@ def _space(options: ConvertOptions, peer: Peer, form: Format) -> str:
     if peer.format == "kip" and space == "whitened":
         raise ValueError(f"space: expected {form.needs}, got whitened")
     if space == "pixels" and options.space is None:
-        least, largest = peer.images.aminmax() if peer.images.numel() else (0.0, 0.0)
+        least, largest = peer.images.aminmax() if peer.images.numel() else (0, 0)
         if least < -_FAR or largest > 1 + _FAR:
             raise ValueError(
                 f"space: {options.source} looks like {peer.format}, whose pixels are from 0 to 1, "
@@ -131,20 +146,20 @@ def _space(options: ConvertOptions, peer: Peer, form: Format) -> str:
 def _checked(
     options: ConvertOptions, peer: Peer, about: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """Images as float32, and labels, as many."""
+    """Images, which are of the dataset, and as many labels."""
     images, labels, path = peer.images, peer.labels, options.source
     shape = about["shape"]
     if not images.is_floating_point() or list(images.shape[1:]) != shape:
+        kind = "floating-point" if images.is_floating_point() else "whole"
         raise ValueError(
             f"{path}: expected floating-point images (N, {', '.join(map(str, shape))}) as "
-            f"{about['dataset']} has them, got {images.dtype} of {tuple(images.shape)}"
+            f"{about['dataset']} has them, got {kind} numbers of {tuple(images.shape)}"
         )
     if not len(images) or labels.ndim not in (1, 2) or len(labels) != len(images):
         raise ValueError(
             f"{path}: expected images, and a label or a row of them for each, got {len(images)} "
             f"images and labels of {tuple(labels.shape)}"
         )
-    images = images.float()
     if not images.isfinite().all():
         raise ValueError(f"{path}: expected finite images, got NaN or Inf among them")
     return images, labels
@@ -162,21 +177,21 @@ def _classes(
             return labels_as_int64(labels, num_classes), None
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
-    numbers = labels.float()
     if not labels.is_floating_point() or labels.shape[1] != num_classes:
+        kind = "floating-point" if labels.is_floating_point() else "whole"
         raise ValueError(
-            f"{path}: expected soft labels of {num_classes} floating-point numbers, got "
-            f"{labels.dtype} of {tuple(labels.shape)}"
+            f"{path}: expected soft labels of {num_classes} floating-point numbers, got {kind} "
+            f"ones of {tuple(labels.shape)}"
         )
-    if not numbers.isfinite().all():
+    if not labels.isfinite().all():
         raise ValueError(f"{path}: expected finite labels, got NaN or Inf among them")
-    kind = options.soft_labels or _kind_of_labels(numbers)
+    kind = options.soft_labels or _kind_of_labels(labels)
     if kind is None:
         raise ValueError(
             f"soft_labels: {path} has rows of numbers from 0 on that do not add up to 1; say "
             "whether they are logits or probabilities"
         )
-    soft = numbers.softmax(1) if kind == "logits" else numbers
+    soft = labels.softmax(1) if kind == "logits" else labels
     try:
         check_probabilities(soft, (len(labels), num_classes))
     except ValueError as error:
@@ -184,11 +199,11 @@ def _classes(
     return soft.argmax(1), soft
 
 
-def _kind_of_labels(numbers: Tensor) -> str | None:
+def _kind_of_labels(labels: Tensor) -> str | None:
     """What rows are: probabilities add up to 1, and only logits are below 0."""
-    if (numbers < 0).any():
+    if (labels < 0).any():
         return "logits"
-    adds_up = (numbers.sum(1) - 1).abs() < SUM_TOLERANCE
+    adds_up = (labels.sum(1) - 1).abs() < SUM_TOLERANCE
     return "probabilities" if adds_up.all() else None
 
 
@@ -236,13 +251,12 @@ def _view(factor: int, form: Format, space: str, about: Mapping[str, Any]) -> di
 def _how(options: ConvertOptions, peer: Peer, space: str, labels: Tensor) -> dict[str, Any]:
     """Where the set came from and how it is evaluated, for the record."""
     counts = labels.bincount()
+    asked = {"dataset": options.dataset, "data": str(options.data), "size": options.size}
     found: dict[str, Any] = {
         "converted": {"format": peer.format, "file": peer.file, "space": space},
-        "config": {
-            "dataset": options.dataset, "data": str(options.data), "size": options.size
-        },
-    }  # fmt: skip
-    found["versions"] = versions()
+        "config": asked,
+        "versions": versions(),
+    }
     if options.experiment is not None:
         found["converted"]["experiment"] = options.experiment
     if (counts == counts[0]).all():

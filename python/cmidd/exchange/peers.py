@@ -45,9 +45,9 @@ class Peer:
     file: str
     """Its name, without the folder."""
     images: Tensor
-    """`(N, channels, height, width)`, but of any type."""
+    """`(N, channels, height, width)` float32, where it is as it should be."""
     labels: Tensor
-    """`(N,)` integers, or `(N, C)` numbers."""
+    """`(N,)` int64, or `(N, C)` float32 of soft labels, where it is as it should be."""
     lr: float | None = None
     """The step size that was learned with them."""
 

@@ -106,16 +106,24 @@ def load_arrays(path: Path) -> dict[str, object]:
 
 
 def tensor_of(content: object, what: str, size: int) -> Tensor:
-    """A plain tensor of a file of `size` bytes, detached; `what` is what an error calls it."""
+    """A tensor of a file of `size` bytes as float32 or int64; `what` is what an error calls it."""
     if isinstance(content, np.ndarray) and content.dtype.kind in "fiu":
         content = torch.from_numpy(content.copy())
         size = content.numel() * content.element_size()
     if not isinstance(content, Tensor):
         raise ValueError(f"expected {what} to be a tensor, got {type(content).__name__}")
-    if content.layout != torch.strided or content.device.type != "cpu" or content.is_quantized:
-        raise ValueError(f"expected {what} to be a plain tensor, got {content.layout}")
+    if (
+        content.layout != torch.strided
+        or content.device.type != "cpu"
+        or content.is_quantized
+        or content.is_complex()
+    ):
+        raise ValueError(
+            f"expected {what} to be a plain tensor of numbers, got {content.dtype}, "
+            f"{content.layout}, {content.device}"
+        )
     if content.numel() * content.element_size() > size:
         raise ValueError(
             f"expected {what} of {tuple(content.shape)} numbers, and the file is too short for them"
         )
-    return content.detach()
+    return content.detach().to(torch.float32 if content.is_floating_point() else torch.int64)

@@ -19,7 +19,7 @@ from cmidd.options.exchange import ConvertOptions
 from cmidd.options.recipe import DSA
 from cmidd.synthetic import SyntheticSet
 from cmidd.view import cells
-from tests.support.dataset_files import random_sets, write_npz
+from tests.support.dataset_files import random_sets, write_npz, write_tinyimagenet
 from tests.support.peer_files import (
     CLASSES,
     LABELS,
@@ -312,6 +312,17 @@ def test_real_images_are_loaded_only_where_nothing_else_will_do(tmp_path: Path) 
     torch.save(numbers(400, 3, 64, 64), tmp_path / "images_best.pt")
     with pytest.raises(DatasetNotFound, match=r"^dataset: .* needed for the names of its classes"):
         converted(path, "tinyimagenet", **told)
+
+
+def test_classes_of_tiny_imagenet_are_its_folders(tmp_path: Path) -> None:
+    folder = write_tinyimagenet(tmp_path, random_sets(CLASSES, 3, 64, 64))
+    for picture in folder.rglob("*.JPEG"):
+        picture.unlink()  # none is needed
+    path = write_res(tmp_path / "res.pt", numbers(N, 3, 64, 64))
+    found = converted(path, "tinyimagenet", factor=1, data=tmp_path)
+    assert found.record["class_names"] == [f"n{c:08}" for c in range(CLASSES)]
+    assert (found.record["network"], found.record["shape"]) == ("convnet:depth=4", [3, 64, 64])
+    assert found.record["mean"] == list(KNOWN["tinyimagenet"].mean)
 
 
 def test_names_of_classes_are_those_that_files_have() -> None:

@@ -169,7 +169,11 @@ ANOTHER_KIND: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "sparse": (
         lambda path: torch.save([IMAGES.to_sparse(), LABELS], path),
-        "expected images to be a plain tensor, got torch.sparse_coo",
+        "expected images to be a plain tensor, of numbers, got torch.float32, torch.sparse_coo",
+    ),
+    "complex": (
+        lambda path: torch.save([IMAGES.to(torch.complex64), LABELS], path),
+        "expected images to be a plain tensor of numbers, got torch.complex64",
     ),
     "stretched": (
         lambda path: torch.save([torch.zeros(1).expand(10**6, 1, 28, 28), LABELS], path),
@@ -192,14 +196,28 @@ def test_a_file_of_another_kind_is_named(kind: str, elsewhere: Path) -> None:
 BAD = torch.full_like(LABELS, CLASSES)
 CONTENT = {
     "of another dataset": (IMAGES[:, :, 1:], LABELS, "floating-point images .* as mnist has them"),
-    "whole numbers": (IMAGES.long(), LABELS, "floating-point images .*, got torch.int64"),
+    "whole numbers": (
+        IMAGES.long(),
+        LABELS,
+        r"floating-point images .*, got whole numbers of \(20",
+    ),
     "NaN": (IMAGES / 0, LABELS, "expected finite images, got NaN or Inf"),
     "none": (IMAGES[:0], LABELS[:0], "expected images, and a label .* got 0 images"),
     "fewer labels": (IMAGES, LABELS[1:], r"got 20 images and labels of \(19,\)"),
     "no such class": (IMAGES, BAD, "labels must be from 0 to 9, got 10 at row 0"),
+    "float8 of another shape": (
+        IMAGES[:, :, 1:].to(torch.float8_e4m3fn),
+        LABELS,
+        r"got floating-point numbers of \(20, 1, 27",
+    ),
     "fractions": (IMAGES, LABELS.float(), "labels must be integers, got torch.float32"),
     "a class without": (IMAGES[2:], LABELS[2:], r"all 10 classes of mnist, got none of class 0 \("),
-    "other classes": (IMAGES, numbers(N, 7), r"soft labels of 10 floating.* got .*\(20, 7\)"),
+    "other classes": (
+        IMAGES,
+        numbers(N, 7),
+        r"soft labels of 10 floating.* got floating-point ones of \(20, 7\)",
+    ),
+    "soft whole": (IMAGES, LABELS[:, None].expand(N, CLASSES).clone(), "got whole ones of"),
     "soft NaN": (IMAGES, numbers(N, CLASSES) / 0, "expected finite labels"),
     "labels too deep": (IMAGES, numbers(N, 1, 1), "a label or a row of them for each"),
     "too large": (IMAGES.double() * 1e300, LABELS, "expected finite images"),
