@@ -57,6 +57,9 @@ def convert(options: ConvertOptions) -> SyntheticSet:
             f"{options.source}: expected images of all {about['num_classes']} classes of "
             f"{about['dataset']}, got none of class {first} ({about['class_names'][first]})"
         )
+    images = _normalised(images, space, real)
+    if not images.isfinite().all():
+        raise ValueError(f"{options.source}: expected finite images, got NaN or Inf among them")
     order = hard.argsort(stable=True)
     whitening = real.whitening if space == "whitened" else None
     record = {
@@ -66,7 +69,7 @@ def convert(options: ConvertOptions) -> SyntheticSet:
         **_how(options, peer, space, hard),
     }
     return SyntheticSet(
-        _normalised(images, space, real)[order].contiguous(),
+        images[order].contiguous(),
         hard[order],
         record,
         None if soft is None else soft[order],
@@ -79,6 +82,7 @@ class _Real:
 
     def __init__(self, options: ConvertOptions) -> None:
         self.options = options
+        self._loaded: Dataset | None = None
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -102,8 +106,6 @@ class _Real:
             with _needed(what):
                 self._loaded = load_dataset(given.dataset, given.data, size=given.size)
         return self._loaded
-
-    _loaded: Dataset | None = None
 
     @cached_property
     def whitening(self) -> Whitening:
@@ -160,8 +162,6 @@ def _checked(
             f"{path}: expected images, and a label or a row of them for each, got {len(images)} "
             f"images and labels of {tuple(labels.shape)}"
         )
-    if not images.isfinite().all():
-        raise ValueError(f"{path}: expected finite images, got NaN or Inf among them")
     return images, labels
 
 
@@ -178,9 +178,9 @@ def _classes(
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
     if not labels.is_floating_point() or labels.shape[1] != num_classes:
-        kind = "floating-point" if labels.is_floating_point() else "whole"
+        got = "floating-point" if labels.is_floating_point() else "whole"
         raise ValueError(
-            f"{path}: expected soft labels of {num_classes} floating-point numbers, got {kind} "
+            f"{path}: expected soft labels of {num_classes} floating-point numbers, got {got} "
             f"ones of {tuple(labels.shape)}"
         )
     if not labels.isfinite().all():
