@@ -53,9 +53,10 @@ class _Unpickler(pickle.Unpickler):
 
 def asks_for(name: str) -> str:
     """What an error says of a pickle that names a callable which is not known."""
+    in_a_line = name.encode("unicode_escape").decode()[:100]
     return (
-        f"the pickle asks for {name}, which a file of images has no use for, and which was not "
-        "run; get the file again from a source that you trust"
+        f"the pickle asks for {in_a_line}, which a file of images has no use for, and which was "
+        "not run; get the file again from a source that you trust"
     )
 
 

@@ -148,7 +148,8 @@ def _is_channels_last(content: object) -> bool:
 
 def _in_words(content: object) -> str:
     if isinstance(content, dict):
-        return f"a dict of {', '.join(map(str, list(content)[:5])) or 'nothing'}"
+        names = [repr(key)[:40] for key in list(content)[:5] if isinstance(key, str)]
+        return f"a dict of {', '.join(names) or 'nothing that has a name'}"
     return f"a {type(content).__name__}"
 
 

@@ -119,6 +119,26 @@ def test_labels_and_step_size_may_lie_elsewhere(tmp_path: Path) -> None:
     assert found.learned_lr == 0.5
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "lr"),
+    [
+        ("CIFAR10_IPC10_images.pt", "CIFAR10_IPC10_labels.pt", None),
+        ("images_100.pt", "labels_100.pt", "syn_lr_100.pt"),
+        ("images.pt", "labels.pt", "lr.pt"),
+    ],
+)
+def test_what_lies_beside_the_images_has_the_name_that_tools_give_it(
+    images: str, labels: str, lr: str | None, tmp_path: Path
+) -> None:
+    torch.save(numbers(N, *GREY), tmp_path / images)
+    torch.save(LABELS, tmp_path / labels)
+    if lr is not None:
+        torch.save(torch.tensor(0.25), tmp_path / lr)
+    found = converted(tmp_path / images, "mnist", space="normalised")
+    assert torch.equal(found.labels, LABELS)
+    assert found.learned_lr == (None if lr is None else 0.25)
+
+
 def test_probabilities_are_told_from_logits(tmp_path: Path) -> None:
     soft = (3 * torch.eye(CLASSES)[LABELS] + pixels(N, CLASSES)).softmax(1)
     found = converted(write_pair(tmp_path, numbers(N, *GREY), soft), "mnist", space="normalised")

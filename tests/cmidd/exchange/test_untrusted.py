@@ -119,6 +119,19 @@ def test_numpy_itself_is_not_run(elsewhere: Path) -> None:
     convert(ConvertOptions(Path("res.pt"), Path("out"), "mnist", factor=1))
 
 
+def test_hostile_names_stay_in_a_line_and_are_cut(elsewhere: Path) -> None:
+    torch.save({f"a\n{'b' * 10**5}": 1, torch.zeros(9, 9): 2}, "file.pt")
+    text = error_of(Path("file.pt"))
+    assert r"got a dict of 'a\nbbb" in text
+    assert len(text) < 300
+    name = b"a\n" + b"b" * 200
+    called = b"\x8c" + bytes([len(name)]) + name
+    Path("acc.pkl").write_bytes(b"\x80\x04" + called + called + b"\x93.")  # STACK_GLOBAL
+    text = error_of(Path("acc.pkl"))
+    assert text.startswith(r"acc.pkl: the pickle asks for a\nbbb")
+    assert len(text) < 300
+
+
 # --- files that are not whole, or something else
 
 
@@ -165,7 +178,7 @@ ANOTHER_KIND: dict[str, tuple[Callable[[Path], object], str]] = {
     "number": (lambda path: torch.save(3, path), "expected what one of res, pair, idc, .* a int"),
     "state": (
         lambda path: torch.save({"conv.weight": numbers(2), "conv.bias": numbers(2)}, path),
-        "expected what one of .*, got a dict of conv.weight, conv.bias",
+        "expected what one of .*, got a dict of 'conv.weight', 'conv.bias'",
     ),
     "list": (lambda path: torch.save([numbers(2)], path), "expected what one of .*, got a list"),
     "no experiment": (lambda path: torch.save({"data": []}, path), "with data, a list of exper"),
@@ -187,7 +200,7 @@ ANOTHER_KIND: dict[str, tuple[Callable[[Path], object], str]] = {
         r"expected images of \(1000000, 1, 28, 28\) numbers, and the file is too short for them",
     ),
     "pickled list": (lambda path: path.write_bytes(pickle.dumps([1, 2])), "got a list"),
-    "other arrays": (write_arrays, "got a dict of x"),
+    "other arrays": (write_arrays, "got a dict of 'x'"),
 }
 
 
