@@ -106,3 +106,27 @@ def cells(
 _AXES = {"rows": (0, 2, 4, 1, 3, 5), "columns": (0, 4, 2, 1, 3, 5)}
 
 register_view("cells", cells)
+
+
+def view_of_cells(
+    factor: int,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    order: str = "rows",
+) -> View | None:
+    """The view of normalised images that hold factor x factor cells; None of 1.
+
+    Args:
+        factor: cells in a row and in a column.
+        size: height and width, to which grey of 0.5 is added where `factor` does not divide them.
+        mean: of each channel, of pixels in [0, 1].
+        std: of each channel, of pixels in [0, 1].
+        order: of the cells of an image, "rows" or "columns".
+    """
+    if factor == 1:
+        return None
+    settings: dict[str, Any] = {"factor": factor, "order": order}
+    if any(side % factor for side in size):
+        settings["grey"] = [(0.5 - m) / s for m, s in zip(mean, std, strict=True)]
+    return View("cells", settings)

@@ -31,7 +31,7 @@ from cmidd.options.exchange import ConvertOptions
 from cmidd.options.recipe import PUBLISHED_RECIPE
 from cmidd.storage.run_folder import versions
 from cmidd.synthetic import SUM_TOLERANCE, SyntheticSet, check_probabilities
-from cmidd.view import View
+from cmidd.view import view_of_cells
 
 _FAR = 0.5  # from pixels in [0, 1], where tools leave them unclamped
 
@@ -236,16 +236,13 @@ def _factor(options: ConvertOptions, form: Format) -> int:
 
 def _view(factor: int, form: Format, space: str, about: Mapping[str, Any]) -> dict[str, Any]:
     """The view of images that hold several, for the record."""
-    if factor == 1:
-        return {}
-    _, height, width = about["shape"]
-    settings: dict[str, Any] = {"factor": factor, "order": form.order}
-    if height % factor or width % factor:
-        if factor > min(height, width) or form.order == "columns" or space == "whitened":
-            raise ValueError(f"factor: expected one that divides {height}, {width}, got {factor}")
-        pairs = zip(about["mean"], about["std"], strict=True)
-        settings["grey"] = [(0.5 - mean) / std for mean, std in pairs]
-    return {"view": View("cells", settings).as_record()}
+    height, width = about["shape"][1:]
+    if factor > min(height, width) or (
+        (height % factor or width % factor) and (form.order == "columns" or space == "whitened")
+    ):
+        raise ValueError(f"factor: expected one that divides {height}, {width}, got {factor}")
+    view = view_of_cells(factor, (height, width), about["mean"], about["std"], form.order)
+    return {} if view is None else {"view": view.as_record()}
 
 
 def _how(options: ConvertOptions, peer: Peer, space: str, labels: Tensor) -> dict[str, Any]:

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from cmidd.cli import main
+from cmidd.datasets import load_dataset
+from cmidd.first_images import first_images
 from cmidd.report.runs import read_runs
 from cmidd.synthetic import SyntheticSet
+from cmidd.view import View, view_of_cells
 from tests.support.errors import error_of
 from tests.support.peer_files import LABELS, numbers, pixels, write_idc, write_pair, write_res
 from tests.support.report_files import Page
@@ -85,6 +88,17 @@ def test_a_method_begins_with_what_networks_see_of_it(sets: list[str]) -> None:
         main([*words, f"--init=file:{name}", f"--ipc={ipc}", f"--out={ipc}"])
         found = SyntheticSet.load(Path(str(ipc)))
         assert torch.equal(found.images, SyntheticSet.load(Path(name)).seen().images)
+
+
+def test_a_method_with_its_view_begins_with_what_is_stored(sets: list[str]) -> None:
+    data, made = load_dataset("digits"), SyntheticSet.load(Path(sets[0]))
+    view = view_of_cells(2, (8, 8), data.mean, data.std)
+    images, labels = first_images(data, 2, f"file:{sets[0]}", 0, view=view)
+    assert torch.equal(images, made.images)
+    assert torch.equal(labels, made.labels)
+    for other in (view_of_cells(3, (8, 8), data.mean, data.std), View("cells", {"factor": 4})):
+        with pytest.raises(ValueError, match=r"init: .* expected images stored with the view \{"):
+            first_images(data, 2, f"file:{sets[0]}", 0, view=other)
 
 
 def test_it_is_exported(sets: list[str], capsys: pytest.CaptureFixture[str]) -> None:
