@@ -9,10 +9,11 @@
 
 The names in `__all__` are stable. The rooms behind them, in the order of a run: `datasets` hold
 real images, `networks` see them, `pretrained` keeps networks trained on them, `augment` changes
-images, `first_images` starts from some, `synthetic` is the distilled set and its file, `methods`
-has a file for each method, `run` sets one up, `loop` runs it, `regularization` is its CMI,
-`storage` its files, `evaluate` trains fresh networks on the result, `report` draws it. `options`
-is what all of these can be told, `cli` has the commands.
+images, `first_images` starts from some, `synthetic` is the distilled set and its file, `exchange`
+reads and writes those of other tools, `methods` has a file for each method, `run` sets one up,
+`loop` runs it, `regularization` is its CMI, `storage` its files, `evaluate` trains fresh networks
+on the result, `report` draws it. `options` is what all of these can be told, `cli` has the
+commands.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,13 +12,24 @@ from torch import Tensor
 from cmidd.datasets import Dataset
 from cmidd.seeds import generator
 from cmidd.storage.run_folder import KIND as CHECKPOINT
-from cmidd.storage.tensor_file import kind_of, opened, read_tensors
+from cmidd.storage.tensor_file import kind_of, read_tensors
 from cmidd.synthetic import SyntheticSet, file_of
 from cmidd.view import View
 
 
+def class_by_class(dataset: Dataset, ipc: int) -> Tensor:
+    """Labels of `ipc` images of each class."""
+    return torch.arange(dataset.num_classes).repeat_interleave(ipc)
+
+
 def first_images(
-    dataset: Dataset, ipc: int, init: str, seed: int, *, count_option: str = "ipc"
+    dataset: Dataset,
+    ipc: int,
+    init: str,
+    seed: int,
+    *,
+    count_option: str = "ipc",
+    view: View | None = None,
 ) -> tuple[Tensor, Tensor]:
     """First images, normalised and class by class, and their labels.
 
@@ -28,8 +41,10 @@ def first_images(
             set made from `dataset`, with as many images, or the checkpoint of a run).
         seed: of the draws.
         count_option: the option that asked for so many images, which an error names.
+        view: how the images are to be stored. Those of a set that has it too are taken as they are;
+            without one, those of any set as networks see them.
     """
-    labels = torch.arange(dataset.num_classes).repeat_interleave(ipc)
+    labels = class_by_class(dataset, ipc)
     if init == "noise":
         noise = [
             torch.randn(ipc, *dataset.shape, generator=generator(seed, "start noise", c))
@@ -37,7 +52,8 @@ def first_images(
         ]
         return torch.cat(noise), labels
     if init.startswith("file:"):
-        return _from_file(file_of(Path(init.removeprefix("file:"))), dataset, labels), labels
+        path = file_of(Path(init.removeprefix("file:")))
+        return _from_file(path, dataset, labels, view), labels
     if init not in ("real", "mix"):
         raise ValueError(f"init: expected noise, real, mix or file:PATH, got {init!r}")
     first = _real(dataset, ipc, seed, "start", count_option)
@@ -50,21 +66,6 @@ def first_images(
         share = torch.cat(shares)
         return share * first + (1 - share) * second, labels
     return first, labels
-
-
-def check_view(init: str, view: View | None) -> None:
-    """Raise where first images from a file are stored in another way than `view` reads them."""
-    if not init.startswith("file:"):
-        return
-    path = file_of(Path(init.removeprefix("file:")))
-    with opened(path, kind_of(path) or CHECKPOINT) as (_, record):
-        found = record.get("view")
-    expected = None if view is None else view.as_record()
-    if found != expected:
-        raise ValueError(
-            f"init: {path}: expected images stored with the view {expected} of the method, got "
-            f"{found}"
-        )
 
 
 def _real(dataset: Dataset, ipc: int, seed: int, purpose: str, count_option: str) -> Tensor:
@@ -83,21 +84,35 @@ def _real(dataset: Dataset, ipc: int, seed: int, purpose: str, count_option: str
     return dataset.to_input(dataset.train.images[torch.cat(rows)])
 
 
-def _from_file(path: Path, dataset: Dataset, labels: Tensor) -> Tensor:
+def _from_file(path: Path, dataset: Dataset, labels: Tensor, view: View | None) -> Tensor:
     if kind_of(path) == CHECKPOINT:
         tensors, record = read_tensors(path, CHECKPOINT)
         dataset.check_made_for(record, f"init: {path}")
         dataset.check_unseen(record, f"init: {path}")
+        _check_view(record, view, path)
         found = tensors["images"]
         if len(found) != len(labels):
             raise ValueError(f"init: {path}: expected {len(labels)} images, got {len(found)}")
         return found
     loaded = SyntheticSet.load(path)
+    if view is None:
+        loaded = loaded.seen()
     dataset.check_made_for(loaded.record, f"init: {path}")
     dataset.check_unseen(loaded.record, f"init: {path}")
+    _check_view(loaded.record, view, path)
     if not torch.equal(loaded.labels, labels):
         raise ValueError(
             f"init: {path}: expected {len(labels)} images, class by class and equally many of "
             f"each, got {len(loaded.labels)} with other labels"
         )
     return loaded.images
+
+
+def _check_view(record: Mapping[str, Any], view: View | None, path: Path) -> None:
+    """Raise where images are stored in another way than `view` reads them."""
+    found, expected = record.get("view"), None if view is None else view.as_record()
+    if found != expected:
+        raise ValueError(
+            f"init: {path}: expected images stored with the view {expected} of the method, got "
+            f"{found}"
+        )

@@ -16,7 +16,7 @@ from torch import Tensor
 from cmidd import ranks
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device, with_precision
-from cmidd.first_images import check_view, first_images
+from cmidd.first_images import class_by_class, first_images
 from cmidd.methods import (
     Method,
     cmi_weight,
@@ -136,15 +136,15 @@ def prepare(
     )
     place = usable_device(device)
     method_options, cmi = with_precision((method_options, cmi), place)
-    images, labels = first_images(dataset, options.ipc, options.init, options.seed)
-    images = images.to(place).requires_grad_()
+    labels = class_by_class(dataset, options.ipc)
     method = entry.make(dataset, labels, method_options, options.seed, place)
     if ranks.count() > 1 and not method.shares_work:
         raise ValueError(
             f"ranks: {method_name} does not share its work; expected one process, got "
             f"{ranks.count()}"
         )
-    check_view(options.init, method.view)
+    images, _ = first_images(dataset, options.ipc, options.init, options.seed, view=method.view)
+    images = images.to(place).requires_grad_()
 
     def weight() -> float:
         known = cmi_weight(method_name, dataset.name, options.ipc)

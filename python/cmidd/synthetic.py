@@ -31,7 +31,8 @@ from cmidd.view import View
 KIND = "synthetic set"
 RECORD = ("class_names", "dataset", "mean", "num_classes", "shape", "std")
 """What the record has at least."""
-_SUM_TOLERANCE = 1e-3  # of probabilities: more than rounding in half precision
+SUM_TOLERANCE = 1e-3
+"""Of probabilities: more than rounding in half precision."""
 
 
 def file_of(path: Path) -> Path:
@@ -153,7 +154,7 @@ class SyntheticSet:
                     raise ValueError(f"expected {count} {name}, got {record[name]}")
             soft_labels = tensors.get("soft_labels")
             if soft_labels is not None:
-                _check_probabilities(soft_labels, (len(labels), record["num_classes"]))
+                check_probabilities(soft_labels, (len(labels), record["num_classes"]))
             _check_learned(record.get("learned_lr"))
             _check_use(record)
             made = cls(images, labels, record, soft_labels, _whitening(tensors, record))
@@ -184,13 +185,14 @@ def _whitening(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Whit
     return Whitening(mean, matrix, eps)
 
 
-def _check_probabilities(soft_labels: Tensor, shape: tuple[int, int]) -> None:
+def check_probabilities(soft_labels: Tensor, shape: tuple[int, int]) -> None:
+    """Raise unless each row has float32 numbers from 0 on that add up to 1."""
     if (soft_labels.dtype, soft_labels.shape) != (torch.float32, shape):
         raise ValueError(
             f"expected float32 soft_labels of {shape}, got {soft_labels.dtype} of "
             f"{tuple(soft_labels.shape)}"
         )
-    adds_up = (soft_labels.sum(1) - 1).abs() < _SUM_TOLERANCE  # a NaN does not
+    adds_up = (soft_labels.sum(1) - 1).abs() < SUM_TOLERANCE  # a NaN does not
     wrong = ~((soft_labels >= 0).all(1) & adds_up)
     if wrong.any():
         row = int(wrong.nonzero()[0])

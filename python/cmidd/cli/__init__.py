@@ -1,4 +1,4 @@
-"""The commands: `cmidd pretrain | experts | distill METHOD | evaluate | score | export | report`.
+"""The commands: `cmidd distill METHOD` and those of `parser.COMMANDS`.
 
 A command's options are a few dataclasses of `cmidd.options`, whose fields are its flags
 (`flags.py`, `parser.py`). What it does is a function (`commands.py`), which is imported once the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -12,15 +11,13 @@ from cmidd import ranks
 from cmidd.cli.costs import disk_of, estimate
 from cmidd.cli.data import load
 from cmidd.cli.evaluation import run_evaluate
+from cmidd.cli.exchange import run_convert, run_export
 from cmidd.cli.filling import filling
 from cmidd.cli.flags import command_line
 from cmidd.cli.scoring import run_score
 from cmidd.cli.training_costs import cost_of_bank, cost_of_experts
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device, with_precision
-from cmidd.evaluation_file import results_of
-from cmidd.exchange import check_folders, export_png, export_pt
-from cmidd.hub_folder import check_library, export_hub
 from cmidd.loop import distill
 from cmidd.methods import fill_in_published
 from cmidd.options.cmi import CMIOptions
@@ -28,7 +25,6 @@ from cmidd.options.commands import (
     BankRunOptions,
     DataOptions,
     ExpertRunOptions,
-    ExportOptions,
     ReportOptions,
     RunOptions,
 )
@@ -41,7 +37,6 @@ from cmidd.run import prepare, run_folder
 from cmidd.storage.lock import busy_first, locked
 from cmidd.storage.output import check_room
 from cmidd.storage.run_folder import check_folder
-from cmidd.synthetic import SyntheticSet, file_of
 
 
 def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> None:
@@ -132,34 +127,6 @@ def _filled_in(
     return options, of_method
 
 
-def run_export(options: ExportOptions) -> None:
-    """Write a synthetic set in forms that other tools read."""
-    synthetic_set = SyntheticSet.load(options.set)
-    evaluation = None
-    if options.hub is not None:
-        check_library()
-        path = file_of(options.set).parent / "evaluation.json"
-        evaluation = results_of(path, synthetic_set) if path.is_file() else None
-    check_folders(options.folders())
-    if options.png is not None:
-        export_png(synthetic_set, options.png)
-        count = len(synthetic_set.seen().labels)
-        print(f"{count} images, a folder for each class: {options.png}")
-    if options.pt is not None:
-        export_pt(synthetic_set, options.pt)
-        space = "normalised" if synthetic_set.whitening is None else "normalised and whitened"
-        files = f"images_best.pt ({space}) and labels_best.pt"
-        learned = synthetic_set.learned_lr
-        if learned is not None:
-            files = f"images_best.pt ({space}), labels_best.pt and lr.pt (learned, {learned:g})"
-        print(f"{files}: {options.pt}")
-    if options.hub is not None:
-        export_hub(synthetic_set, options.hub, evaluation)
-        print(f"a table, the set and a card: {options.hub}")
-        print("read README.md there, add a licence, and upload it:")
-        print(f"hf upload YOU/NAME {shlex.quote(str(options.hub))} --repo-type dataset")
-
-
 def run_report(options: ReportOptions) -> None:
     """Draw one page of runs, and say what their evaluations show."""
     from cmidd.report import write_report
@@ -180,6 +147,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "experts": run_experts,
     "evaluate": run_evaluate,
     "score": run_score,
+    "convert": run_convert,
     "export": run_export,
     "report": run_report,
 }

@@ -28,13 +28,13 @@ from cmidd.options.commands import (
     BankRunOptions,
     DataOptions,
     ExpertRunOptions,
-    ExportOptions,
     ReportOptions,
     RunOptions,
     SetDataOptions,
 )
 from cmidd.options.distill import DistillOptions
 from cmidd.options.evaluation import EvaluateOptions, ScoreOptions
+from cmidd.options.exchange import ConvertOptions, ExportOptions
 from cmidd.options.fields import Options
 from cmidd.options.methods import METHOD_OPTIONS
 from cmidd.options.pretrained import BankOptions, ExpertOptions
@@ -73,9 +73,14 @@ COMMANDS = {
         "CMI of a set, class by class",
         "Print the CMI and NCMI of sets by every network of a bank, and keep and draw them.",
     ),
+    "convert": Command(
+        (ConvertOptions,),
+        "a set of another tool, to be used like one of ours",
+        "Make a synthetic set of the file of another tool. Nothing in the file is executed.",
+    ),
     "export": Command(
         (ExportOptions,),
-        "a set as PNG files, as the field's .pt files, or for the Hugging Face hub",
+        "a set as PNG files, as other tools' .pt files, or for the Hugging Face hub",
         "Write a synthetic set in forms that other tools read.",
     ),
     "report": Command(

@@ -41,25 +41,32 @@ def load(name: str, root: Path, size: int | None) -> Dataset:
 
 def load_imagenet(name: str, root: Path, size: int | None) -> Dataset:
     """Read `train/<wnid>` and `val/<wnid>` of ImageNet, whose images are of many sizes."""
-    if size is None:
-        raise ValueError("imagenet has images of many sizes: give the size to make them, say 64")
-    train_folder = find(name, [root / "imagenet" / "train", root / "train"])
+    train_folder, class_names, shape = listed(name, root, size)
     test_folder = find(name, [train_folder.with_name("val")])
-    class_names = _classes(train_folder)
     listings = _by_class(train_folder, class_names), _by_class(test_folder, class_names)
-    train, test = _decode(listings, len(class_names), ImageShape(3, size, size), size)
+    train, test = _decode(listings, len(class_names), shape, size)
     return standard(name, train, test, class_names)
 
 
 def load_tinyimagenet(name: str, root: Path, size: int | None) -> Dataset:
     """Read `tiny-imagenet-200/`; its validation images are the test set."""
-    folder = find(name, [root / "tiny-imagenet-200"])
-    train_folder = find(name, [folder / "train"])
-    class_names = _classes(train_folder)
-    listings = _by_class(train_folder, class_names), _annotated(folder / "val", class_names)
-    shape = ImageShape(3, size or _TINY_SIZE, size or _TINY_SIZE)
+    train_folder, class_names, shape = listed(name, root, size)
+    val_folder = train_folder.with_name("val")
+    listings = _by_class(train_folder, class_names), _annotated(val_folder, class_names)
     train, test = _decode(listings, len(class_names), shape, size)
     return standard(name, train, test, class_names)
+
+
+def listed(name: str, root: Path, size: int | None) -> tuple[Path, tuple[str, ...], ImageShape]:
+    """Training folder, classes and shape of imagenet or tinyimagenet, of which no image is read."""
+    if name == "imagenet" and size is None:
+        raise ValueError("imagenet has images of many sizes: give the size to make them, say 64")
+    if name == "imagenet":
+        folder = find(name, [root / "imagenet" / "train", root / "train"])
+    else:
+        folder = find(name, [find(name, [root / "tiny-imagenet-200"]) / "train"])
+    side = size or _TINY_SIZE
+    return folder, _classes(folder), ImageShape(3, side, side)
 
 
 def _part(folder: Path, what: str, *names: str) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 from cmidd.datasets.files import find, reading
 from cmidd.datasets.given import Array, labels_as_int64
 from cmidd.datasets.images import Dataset, ImageSet
-from cmidd.datasets.known import standard
+from cmidd.datasets.known import KNOWN, standard
 
 _FOLDERS = {
     "mnist": ("MNIST/raw", "MNIST", "mnist", "."),
@@ -24,21 +24,6 @@ _FOLDERS = {
 }
 SYSTEM_FOLDERS = {"fashionmnist": Path("/usr/share/datasets/fashion-mnist")}
 """Where packages of the system put them."""
-_CLASS_NAMES = {
-    "mnist": tuple("0123456789"),
-    "fashionmnist": (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ),
-}
 _UNSIGNED_BYTES = 0x08
 _GZIP_MOST = 1032  # a byte packed by deflate cannot become more
 
@@ -61,7 +46,7 @@ def load(name: str, root: Path, size: int | None) -> Dataset:
         with reading(files[0]):
             return ImageSet.from_arrays(images, labels, num_classes=10)
 
-    return standard(name, image_set("train"), image_set("t10k"), _CLASS_NAMES[name])
+    return standard(name, image_set("train"), image_set("t10k"), KNOWN[name].class_names)
 
 
 def read_idx(path: Path, axes: int) -> Array:

@@ -1,17 +1,19 @@
-"""The pickles of CIFAR, read with nothing in them executed.
+"""Pickles, read with nothing in them executed, and those of CIFAR.
 
-A pickle is a program that names callables and calls them. Here three names that arrays need are
-known, and stand for a class that only writes down what it is called with:
+A pickle is a program that names callables and calls them. Here some names are known, and stand for
+a class that only writes down what it is called with. Any other name is an error. CIFAR's arrays
 
     _reconstruct(...) with state (1, shape, dtype(code, ...), is Fortran order, bytes)
 
-Any other name is an error. Arrays are made from the bytes afterwards, and are uint8.
+are made from the bytes afterwards, and are uint8.
 """
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Collection
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -25,43 +27,62 @@ _ARRAY_NAMES = {
 }
 
 
-class _Record:
+class Record:
     """What a pickle would have called, and the state it would have set."""
+
+    arguments: tuple[object, ...] = ()
+    state: object = None
 
     def __init__(self, *arguments: object) -> None:
         self.arguments = arguments
-        self.state: object = None
 
     def __setstate__(self, state: object) -> None:
         self.state = state
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> type[_Record]:
-        if (module, name) not in _ARRAY_NAMES:
-            raise pickle.UnpicklingError(
-                f"the pickle asks for {module}.{name}, which a file of images has no use for, and "
-                "which was not run; get the file again from a source that you trust"
-            )
-        return _Record
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO, names: Collection[tuple[str, str]], encoding: str) -> None:
+        super().__init__(file, encoding=encoding)
+        self.names = names
+
+    def find_class(self, module: str, name: str) -> type[Record]:
+        if (module, name) not in self.names:
+            raise pickle.UnpicklingError(asks_for(f"{module}.{name}"))
+        return Record
+
+
+def asks_for(name: str) -> str:
+    """What an error says of a pickle that names a callable which is not known."""
+    in_a_line = name.encode("unicode_escape").decode()[:100]
+    return (
+        f"the pickle asks for {in_a_line}, which a file of images has no use for, and which was "
+        "not run; get the file again from a source that you trust"
+    )
+
+
+def unpickled(
+    file: BinaryIO, names: Collection[tuple[str, str]], *, encoding: str = "ASCII"
+) -> object:
+    """What a pickle holds, with records in the place of calls of these names (module, name)."""
+    return _Unpickler(file, names, encoding).load()
 
 
 def read_pickle(path: Path) -> dict[str, object]:
     """The dictionary in a pickle of numbers, strings (as bytes) and uint8 arrays."""
     with path.open("rb") as file:
-        content = _ArrayUnpickler(file, encoding="bytes").load()
+        content = unpickled(file, _ARRAY_NAMES, encoding="bytes")
     if not isinstance(content, dict):
         raise ValueError(f"expected a pickled dict, got {type(content).__name__}")
     return {
         key.decode() if isinstance(key, bytes) else str(key): (
-            _array(value) if isinstance(value, _Record) else value
+            _array(value) if isinstance(value, Record) else value
         )
         for key, value in content.items()
     }
 
 
-def _array(record: _Record) -> Array:
+def _array(record: Record) -> Array:
     match record.state:
-        case (_, tuple(shape), _Record(arguments=("u1" | b"u1", *_)), bool(fortran), bytes(data)):
+        case (_, tuple(shape), Record(arguments=("u1" | b"u1", *_)), bool(fortran), bytes(data)):
             return np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
     raise ValueError("expected arrays of uint8")

@@ -10,7 +10,7 @@ from pathlib import Path
 from cmidd.datasets.files import find, reading
 from cmidd.datasets.given import labels_as_int64
 from cmidd.datasets.images import Dataset, ImageSet
-from cmidd.datasets.known import standard
+from cmidd.datasets.known import KNOWN, standard
 
 _FOLDERS = ("svhn", "SVHN", ".")
 
@@ -22,7 +22,7 @@ def load(name: str, root: Path, size: int | None) -> Dataset:
         return _read(find(name, [root / folder / file for folder in _FOLDERS]))
 
     train, test = image_set("train_32x32.mat"), image_set("test_32x32.mat")
-    return standard(name, train, test, tuple("0123456789"))
+    return standard(name, train, test, KNOWN[name].class_names)
 
 
 def _read(path: Path) -> ImageSet:

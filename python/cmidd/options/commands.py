@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 from cmidd.options.fields import AS_PUBLISHED, Options, option
@@ -39,15 +38,18 @@ class DataOptions(Options):
                 f"held_out: expected a share of the training images, such as 0.2, got "
                 f"{self.held_out:g}"
             )
-        if self.dataset is AS_PUBLISHED:
-            return
-        key = dataset_key(self.dataset)
-        if self.size not in (None, AS_PUBLISHED) and not DATASETS[key].resizes:
-            resizing = ", ".join(name for name, about in DATASETS.items() if about.resizes)
-            raise ValueError(
-                f"size: expected one of {resizing} with it; the images of {self.dataset} are of "
-                "one size"
-            )
+        if self.dataset is not AS_PUBLISHED:
+            check_size(self.dataset, self.size)
+
+
+def check_size(dataset: str, size: int | None) -> None:
+    """Raise where there is no such dataset, or none that is made to a size that is given."""
+    key = dataset_key(dataset)
+    if size not in (None, AS_PUBLISHED) and not DATASETS[key].resizes:
+        resizing = ", ".join(name for name, about in DATASETS.items() if about.resizes)
+        raise ValueError(
+            f"size: expected one of {resizing} with it; the images of {dataset} are of one size"
+        )
 
 
 @dataclass(frozen=True)
@@ -121,47 +123,12 @@ class ExpertRunOptions(Options):
 
 
 @dataclass(frozen=True)
-class ExportOptions(Options):
-    """What is exported, and where.
-
-    Args:
-        set: a synthetic set: the folder of a run, or its result.safetensors
-        png: folder for a folder of images for each class
-        pt: folder for images_best.pt, labels_best.pt and, where a step size was learned, lr.pt
-        hub: folder for the Hugging Face hub: a table that datasets.load_dataset loads, the set
-            itself and a card, with the accuracies of an evaluation.json in the run's folder
-    """
-
-    set: Path = option(names="set", positional=True)
-    png: Path | None = None
-    pt: Path | None = None
-    hub: Path | None = None
-
-    def check(self) -> None:
-        """Raise where there is nothing to export to, or one folder is part of another."""
-        folders = self.folders()
-        if not folders:
-            raise ValueError("png, pt, hub: expected a folder for at least one of them")
-        for (one, first), (two, second) in combinations(folders.items(), 2):
-            a, b = first.resolve(), second.resolve()
-            if a.is_relative_to(b) or b.is_relative_to(a):
-                raise ValueError(
-                    f"{one}, {two}: expected two folders, neither inside the other; got {first} "
-                    f"and {second}"
-                )
-
-    def folders(self) -> dict[str, Path]:
-        """The folders to export to, by the names of their options."""
-        named = {"png": self.png, "pt": self.pt, "hub": self.hub}
-        return {name: path for name, path in named.items() if path}
-
-
 @dataclass(frozen=True)
 class ReportOptions(Options):
     """What the page shows.
 
     Args:
-        runs: folders of runs
+        runs: folders of runs, and files of sets, converted ones too
         evaluations: JSON files of cmidd evaluate
         bank: file of trained networks, whose features are drawn
         out: the page

@@ -34,8 +34,8 @@ def making(
         record = run.synthetic.record
         parts += [
             heading(run.name, run.about()),
-            _command(record.get("command")),
-            _settings(run.config),
+            paragraph(_origin(run)) if run.converted else _command(record.get("command")),
+            _settings({**run.config, **run.converted}),
             _versions(record.get("versions", {})),
         ]
     for evaluation in evaluations:
@@ -45,6 +45,12 @@ def making(
             _versions(evaluation.versions),
         ]
     return join(parts)
+
+
+def _origin(run: RunSummary) -> str:
+    """Which file of another tool a set was."""
+    about = run.converted
+    return f"Converted from {about.get('file')}, format {about.get('format')}."
 
 
 def _network_files(

@@ -1,4 +1,4 @@
-"""What a report takes from the folder of a run, finished or not.
+"""What a report takes from the folder of a run, finished or not, or from the file of a set.
 
 Of a checkpoint the images alone are taken; what they are images of then comes from the dataset.
 """
@@ -18,7 +18,7 @@ from cmidd.datasets import Dataset, load_dataset
 from cmidd.storage.run_folder import KIND as CHECKPOINT
 from cmidd.storage.run_folder import read_log
 from cmidd.storage.tensor_file import FileError, read_tensors
-from cmidd.synthetic import SyntheticSet
+from cmidd.synthetic import SyntheticSet, file_of
 
 # What the records of sets from the same images share.
 _OF_DATASET = ("dataset", "shape", "num_classes", "mean", "std", "zca", "class_names")
@@ -36,8 +36,16 @@ class RunSummary:
 
     @property
     def method(self) -> str:
-        """What distilled it, in capitals."""
-        return str(self.config["method"]).upper()
+        """What distilled it, in capitals, or the file of another tool."""
+        if self.converted:
+            return f"another tool ({self.converted.get('file')})"
+        return str(self.config.get("method", "unknown")).upper()
+
+    @property
+    def converted(self) -> dict[str, Any]:
+        """Where a set of another tool came from; nothing of one of ours."""
+        found = self.synthetic.record.get("converted")
+        return found if isinstance(found, dict) else {}
 
     @cached_property
     def seen(self) -> SyntheticSet:
@@ -60,7 +68,7 @@ class RunSummary:
     def cmi(self) -> str:
         """The regulariser in words."""
         if not self.has_cmi:
-            return "no CMI"
+            return "CMI not known" if self.converted else "no CMI"
         weight = self.synthetic.record.get("cmi_weight")
         return "CMI" if weight is None else f"CMI weight {weight:g}"
 
@@ -86,14 +94,14 @@ def read_runs(
     """Runs of one dataset, and the dataset itself where it is asked for or a run needs it.
 
     Args:
-        folders: that `cmidd distill` wrote to.
+        folders: that `cmidd distill` wrote to, and files of sets.
         with_dataset: load it even though every run is finished.
     """
     if not folders:
         raise ValueError("runs: expected at least one folder of a run, got none")
     configs = [_read_config(folder) for folder in folders]
     dataset = None
-    if with_dataset or not all((folder / "result.safetensors").exists() for folder in folders):
+    if with_dataset or not all(file_of(folder).exists() for folder in folders):
         first = configs[0]
         # A run from Python need not say where its data are.
         folder = first.get("data", "data")
@@ -110,11 +118,15 @@ def read_runs(
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    if folder.is_file():
+        record = SyntheticSet.load(folder).record
+        config = record.get("config")
+        return {"dataset": record["dataset"], **(config if isinstance(config, dict) else {})}
     path = folder / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(
             f"runs: {folder} is not the folder of a run (it has no config.yaml); name the folder "
-            "that cmidd distill wrote to"
+            "that cmidd distill wrote to, or the file of a set"
         )
     try:
         config = yaml.safe_load(path.read_text())
@@ -130,9 +142,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_run(folder: Path, config: dict[str, Any], dataset: Dataset | None) -> RunSummary:
-    path = folder / "result.safetensors"
-    if path.exists():
-        synthetic, iteration = SyntheticSet.load(path), None
+    if file_of(folder).exists():
+        synthetic, iteration = SyntheticSet.load(folder), None
     else:
         assert dataset is not None
         path = folder / "checkpoint.safetensors"

@@ -144,5 +144,8 @@ def _why(path: Path, error: SafetensorError) -> str:
     if not start:
         return "it is empty"
     if start[:2] == b"PK" or start[:1] == b"\x80":
-        return "it looks like a pickle (a torch.save file), which is never loaded"
+        return (
+            "it looks like a pickle (a torch.save file), which is never loaded; cmidd convert "
+            "reads sets of other tools"
+        )
     return f"it is damaged or something else ({error})"

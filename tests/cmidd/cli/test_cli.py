@@ -21,7 +21,6 @@ from cmidd.options.commands import (
     BankRunOptions,
     DataOptions,
     ExpertRunOptions,
-    ExportOptions,
     ReportOptions,
     RunOptions,
     SetDataOptions,
@@ -31,6 +30,7 @@ from cmidd.options.distill import DistillOptions
 from cmidd.options.dm import DMOptions
 from cmidd.options.dsa import DSAOptions
 from cmidd.options.evaluation import EvaluateOptions, ScoreOptions
+from cmidd.options.exchange import ConvertOptions, ExportOptions
 from cmidd.options.fields import AS_PUBLISHED
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
@@ -46,12 +46,14 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "distill mtt": (DataOptions, RunOptions, DistillOptions, CMIOptions, MTTOptions),
     "evaluate": (SetDataOptions, EvaluateOptions),
     "score": (SetDataOptions, ScoreOptions),
+    "convert": (ConvertOptions,),
     "export": (ExportOptions,),
     "report": (ReportOptions,),
 }
 REQUIRED = {
     "distill mtt": ["--experts=e"],
     "score": ["--bank=b"],
+    "convert": ["s", "--out=o", "--dataset=digits"],
     "export": ["s"],
     "report": ["r"],
 }
@@ -106,7 +108,7 @@ def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     usages = {"evaluate": "[SETS ...] ", "score": "[SETS ...] ", "export": "[SET] "}
-    usages["report"] = "[RUNS ...] "
+    usages |= {"convert": "[SOURCE] ", "report": "[RUNS ...] "}
     assert text.startswith(f"usage: cmidd {command} {usages.get(command, '')}[options]\n")
     for group in COMMANDS[command]:
         for field in fields(group):
@@ -146,6 +148,7 @@ def test_without_flags_the_options_are_their_defaults(command: str) -> None:
     required: dict[type, Any] = {
         MTTOptions: {"experts": Path("e")},
         ScoreOptions: {"bank": Path("b")},
+        ConvertOptions: {"source": Path("s"), "out": Path("o"), "dataset": "digits"},
         ExportOptions: {"set": Path("s")},
         ReportOptions: {"runs": (Path("r"),)},
     }

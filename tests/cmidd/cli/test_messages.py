@@ -25,7 +25,7 @@ FILES = {
 }
 # Of the words that are not known or cannot be understood. Each line is the whole message.
 USAGE = {
-    "": "expected a command: distill, pretrain, experts, evaluate, score, export, report; "
+    "": "expected a command: distill, pretrain, experts, evaluate, score, convert, export, report; "
     "see cmidd --help",
     "nosuch": "no command nosuch; see cmidd --help",
     "distil dm": "no command distil; did you mean distill? See cmidd --help",
@@ -76,10 +76,21 @@ USAGE = {
     "pretrain --networks 0": "--networks: expected at least 1, got 0",
     "evaluate --random_real 2 --repeats 0": "--repeats: expected at least 1, got 0",
     "score": "--bank: expected the file that cmidd pretrain makes; see cmidd score --help",
-    "export": "--set: expected a synthetic set: the folder of a run, or its result.safetensors; "
-    "see cmidd export --help",
+    "export": "--set: expected a synthetic set: the folder of a run, its result.safetensors, or a "
+    "converted set; see cmidd export --help",
+    "convert": "--source: expected the file of another tool, or a folder with a folder of pictures "
+    "for each class; see cmidd convert --help",
+    "convert a": "--out: expected file of the set, such as set.safetensors; see cmidd convert "
+    "--help",
+    "convert a --out b": "--dataset: expected what the set was distilled from: name, or "
+    "folder:PATH, arrays:PATH.npz, hub:NAME; cmidd --help lists the names; see cmidd convert "
+    "--help",
+    "convert a --out b --dataset digits --format tar": "--format: expected res or pair or idc or "
+    "idm or kip or pictures, got 'tar'",
+    "convert a --out b --dataset digits --factor 0": "--factor: expected at least 1, got 0",
     "export a b": "--set: expected one, got a and b",
-    "report": "--runs: expected folders of runs; see cmidd report --help",
+    "report": "--runs: expected folders of runs, and files of sets, converted ones too; see cmidd "
+    "report --help",
     "distill dm --config none.yaml": "--config: expected a YAML file, found none at none.yaml",
     "distill dm --config bounds.yaml": "bounds.yaml: ipc: expected at least 1, got 0",
     "distill dm --config bounds.yaml --ipc -1": "--ipc: expected at least 1, got -1",
@@ -108,7 +119,17 @@ EARLY = {
     "distill dc --config names.yaml --bank list.yaml": "--bank: list.yaml: expected a safetensors ",
     "pretrain --config names.yaml": "names.yaml: no option bank of cmidd pretrain; ",
     "export --config two.yaml --pt a": "two.yaml: png, --pt: expected two folders, ",
-    "export s": "--png, --pt, --hub: expected a folder for at least one of them",
+    "convert a --out b --dataset nosuch": f"--dataset: expected one of {DATASETS}; got 'nosuch'",
+    "convert a --out b --dataset digits --size 8": "--size: expected one of tinyimagenet, ",
+    "convert a --out b --dataset digits": "--source: expected a file or a folder, found none at a",
+    "convert list.yaml --out two.yaml --dataset digits": "--out: two.yaml exists already; add "
+    "--overwrite, or name another file",
+    "convert list.yaml --out . --dataset digits": "--out: . is a folder; name a file in it",
+    "convert list.yaml --out b --dataset digits": "list.yaml: expected a file of torch.save, "
+    "pickle.dump or numpy.savez; it is of another kind",
+    "export s --pt a --ddranking a/b": "--pt, --ddranking: expected two folders, neither inside "
+    "the other; got a and a/b",
+    "export s": "--png, --pt, --ddranking, --hub: expected a folder for at least one of them",
     "export s --png a --pt a": "--png, --pt: expected two folders, neither inside the other; got a "
     "and a",
     "export s --png a/png --pt a": "--png, --pt: expected two folders, neither inside the other; "
@@ -162,7 +183,7 @@ EARLY = {
     "evaluate --random_real 1 --augmentation blur": "--augmentation: no operation 'blur'; ",
     "score --bank none --random_real 1": "--bank: expected a file with a bank of networks, ",
     "report none": "--runs: none is not the folder of a run (it has no config.yaml); name the "
-    "folder that cmidd distill wrote to",
+    "folder that cmidd distill wrote to, or the file of a set",
     "report none --bank b": "--bank: expected a file with a bank of networks, found none at b; ",
     "pretrain --network nosuch": f"--network: no 'nosuch'; {NETWORKS}",
 }

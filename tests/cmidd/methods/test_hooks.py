@@ -266,12 +266,24 @@ def test_a_state_that_a_checkpoint_cannot_hold_is_an_error(
 
 
 def test_first_images_are_stored_as_the_method_reads_them(tmp_path: Path) -> None:
-    run(tmp_path / "a", "packed")
+    made = run(tmp_path / "a", "packed")
+    run(tmp_path / "plain", "scaled")
     for name in ("result", "checkpoint"):
         init = replace(OPTIONS, init=f"file:{tmp_path / 'a' / name}.safetensors")
-        with pytest.raises(ValueError, match=r"init: .* expected images stored with the view None"):
-            prepared("scaled", init)
-        assert prepared("packed", init).images.shape == (3, 1, 8, 8)
+        assert torch.equal(prepared("packed", init).images, made.images)
+        plain = replace(OPTIONS, init=f"file:{tmp_path / 'plain' / name}.safetensors")
+        with pytest.raises(ValueError, match=r"init: .* expected images stored with the view \{"):
+            prepared("packed", plain)
+    with pytest.raises(ValueError, match=r"init: .* expected images stored with the view None"):
+        prepared("scaled", init)  # from the checkpoint
+
+
+def test_a_method_without_a_view_begins_with_what_networks_see_of_a_set(tmp_path: Path) -> None:
+    made = run(tmp_path / "a", "packed")
+    init = replace(OPTIONS, init=f"file:{tmp_path / 'a' / 'result.safetensors'}")
+    assert torch.equal(prepared("adam", replace(init, ipc=2)).images, made.seen().images)
+    with pytest.raises(ValueError, match=r"init: .* expected 3 images, .* got 6 with other labels"):
+        prepared("scaled", init)
 
 
 def test_a_draw_of_the_bank_that_is_neither_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

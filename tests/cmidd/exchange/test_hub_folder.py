@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 
-from cmidd.dataset_card import Rounding, dataset_card
 from cmidd.datasets import Dataset
+from cmidd.exchange.dataset_card import Rounding, dataset_card
+from cmidd.exchange.hub_folder import export_hub
 from cmidd.first_images import first_images
-from cmidd.hub_folder import export_hub
 from cmidd.synthetic import SyntheticSet
 from cmidd.view import View
 from tests.support.tiny import tiny_dataset

@@ -4,6 +4,8 @@ png: 000_<class>/0000.png, ..., 001_<class>/0000.png, ...
 pt:  images_best.pt (N, channels, height, width) float32 as networks take them, whitened if the
      set is; labels_best.pt (N,) int64, or (N, C) float32 probabilities of a set with soft
      labels; lr.pt, one float32 number of no axes, of a set that learned its step size
+ddranking: images.pt, labels.pt, lr.pt: the same, class by class, and the logarithms of
+     probabilities, of which its losses take the softmax
 """
 
 from __future__ import annotations
@@ -49,6 +51,21 @@ def export_pt(synthetic_set: SyntheticSet, folder: Path) -> None:
     seen = synthetic_set.seen()
     torch.save(seen.images, folder / "images_best.pt")
     torch.save(seen.targets, folder / "labels_best.pt")
+    if seen.learned_lr is not None:
+        torch.save(torch.tensor(float(seen.learned_lr)), folder / "lr.pt")
+
+
+def export_ddranking(synthetic_set: SyntheticSet, folder: Path) -> None:
+    """What DD-Ranking scores, class by class."""
+    check_folders({"ddranking": folder})
+    seen = synthetic_set.seen()
+    order = seen.labels.argsort(stable=True)
+    labels = seen.labels[order]
+    if seen.soft_labels is not None:
+        # Of 0 the logarithm is -inf, which some of its losses multiply by 0.
+        labels = seen.soft_labels[order].clamp_min(torch.finfo(torch.float32).tiny).log()
+    torch.save(seen.images[order], folder / "images.pt")
+    torch.save(labels, folder / "labels.pt")
     if seen.learned_lr is not None:
         torch.save(torch.tensor(float(seen.learned_lr)), folder / "lr.pt")
 

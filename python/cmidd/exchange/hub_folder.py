@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmidd.dataset_card import TABLE, Rounding, dataset_card
-from cmidd.exchange import check_folders, picture
+from cmidd.exchange.dataset_card import TABLE, Rounding, dataset_card
+from cmidd.exchange.exports import check_folders, picture
 from cmidd.storage.output import write_text
 from cmidd.synthetic import SyntheticSet
 

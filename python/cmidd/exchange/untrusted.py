@@ -1,0 +1,129 @@
+"""Files of other tools, read with nothing in them executed.
+
+torch.save:   read by torch, with weights alone; of numpy's callables, which lists of accuracies are
+              pickled with, nothing runs either
+pickle.dump:  of tensors, whose storages are files of torch.save inside the pickle
+numpy.savez:  arrays without objects
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmidd.datasets.pickles import Record, asks_for, unpickled
+
+_NUMPY = ("multiarray.scalar", "multiarray._reconstruct")
+_INERT: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
+    *((Record, f"numpy.{core}.{name}") for core in ("core", "_core") for name in _NUMPY),
+    *((Record, f"numpy.{name}") for name in ("dtype", "ndarray")),
+]
+_TENSOR_NAMES = {
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch.storage", "_load_from_bytes"),
+    ("collections", "OrderedDict"),
+}
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""What a file of torch.save begins with that is no archive."""
+
+
+def kind_of_file(path: Path) -> str:
+    """Which call wrote a file, by its first bytes: torch.save, pickle.dump or numpy.savez."""
+    with path.open("rb") as file:
+        start = file.read(len(_LEGACY))
+    if start == _LEGACY:
+        return "torch.save"
+    if start[:4] == b"PK\x03\x04":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                is_arrays = all(name.endswith(".npy") for name in archive.namelist())
+        except zipfile.BadZipFile:
+            raise ValueError("is an archive that is cut short or damaged") from None
+        return "numpy.savez" if is_arrays else "torch.save"
+    if start[:1] == b"\x80":
+        return "pickle.dump"
+    what = "is empty" if not start else "is of another kind"
+    raise ValueError(f"expected a file of torch.save, pickle.dump or numpy.savez; it {what}")
+
+
+def load_torch(file: Path | io.BytesIO) -> object:
+    """What torch.save has written, on the CPU."""
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_INERT):
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        name = re.search(r"(?:GLOBAL|function) ([\w.]+)", str(error))
+        if name is not None:
+            raise ValueError(asks_for(name[1])) from None
+        raise ValueError(
+            "expected a file that torch.save has written; it is cut short, damaged or of another "
+            "kind"
+        ) from None
+
+
+def load_pickle(path: Path) -> object:
+    """What pickle.dump has written of tensors: they, and tuples, lists and dicts of them."""
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of the storages that it writes itself
+        return _with_tensors(unpickled(file, _TENSOR_NAMES))
+
+
+def _with_tensors(content: object) -> object:
+    if isinstance(content, tuple | list):
+        return type(content)(_with_tensors(each) for each in content)
+    match content:
+        case Record(
+            arguments=(
+                Record(arguments=(bytes(data),)), int(offset), tuple(shape), tuple(strides), *_
+            )
+        ):  # fmt: skip
+            storage = load_torch(io.BytesIO(data))
+            if not isinstance(storage, torch.storage.TypedStorage):
+                raise ValueError("expected tensors with a storage of numbers each")
+            untyped = storage.untyped()  # type: ignore[no-untyped-call]
+            numbers = torch.empty(0, dtype=storage.dtype).set_(untyped)
+            return numbers.as_strided(shape, strides, offset)
+        case Record():
+            raise ValueError("expected tensors, numbers and lists of them")
+    return content
+
+
+def load_arrays(path: Path) -> dict[str, object]:
+    """The arrays that numpy.savez has written, by their names."""
+    with np.load(path, allow_pickle=False) as content:
+        return {name: content[name] for name in content.files}
+
+
+def tensor_of(content: object, what: str, size: int) -> Tensor:
+    """A tensor of a file of `size` bytes as float32 or int64; `what` is what an error calls it."""
+    if isinstance(content, np.ndarray) and content.dtype.kind in "fiu":
+        content = torch.from_numpy(content.copy())
+        size = content.numel() * content.element_size()
+    if not isinstance(content, Tensor):
+        raise ValueError(f"expected {what} to be a tensor, got {type(content).__name__}")
+    if (
+        content.layout != torch.strided
+        or content.device.type != "cpu"
+        or content.is_quantized
+        or content.is_complex()
+    ):
+        raise ValueError(
+            f"expected {what} to be a plain tensor of numbers, got {content.dtype}, "
+            f"{content.layout}, {content.device}"
+        )
+    if content.numel() * content.element_size() > size:
+        raise ValueError(
+            f"expected {what} of {tuple(content.shape)} numbers, and the file is too short for them"
+        )
+    return content.detach().to(torch.float32 if content.is_floating_point() else torch.int64)
