@@ -123,7 +123,6 @@ class ExpertRunOptions(Options):
 
 
 @dataclass(frozen=True)
-@dataclass(frozen=True)
 class ReportOptions(Options):
     """What the page shows.
 
