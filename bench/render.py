@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import block, digits, evaluation, fashion, precision, ranks, regularizer
+from bench import block, digits, evaluation, fashion, precision, ranks, regularizer, scaling
 from bench.gpu import predictions
 from bench.harness.records import RESULTS, Record
 from bench.kernels import accuracy, overhead, plots, streaming
@@ -94,6 +94,14 @@ KINDS = {
         'is kept. "sending" is the time in sums over ranks, waiting for the others included; '
         '"summed" are the bytes of these sums on each rank.',
         ranks.report,
+    ),
+    "scaling": Kind(
+        "bench.scaling",
+        "What updates would take on several GPUs",
+        "A model: nothing on this page was measured on a GPU. Convolutions and products are "
+        "counted; the rates below are assumed. The host works beside the GPU, so an update takes "
+        'the longer of the two. "sums" are those over ranks, in which the slower link counts.',
+        scaling.report,
     ),
     "regularizer": Kind(
         "bench.regularizer",

@@ -45,6 +45,9 @@ from cmidd.seeds import generator, seed_of
 from cmidd.training import EpochDraws, Stack, draw_epochs, train
 from cmikernels.precision import computing
 
+LONG = 256 * 3 * 64 * 64
+"""Numbers in a batch from which on ranks share a step of the network on a GPU."""
+
 
 @dataclass(frozen=True, eq=False)
 class DCDraws:
@@ -61,7 +64,8 @@ class DCDraws:
 class GradientMatching(Method):
     """The updates of DC and DSA on one dataset.
 
-    A rank matches the gradients of its classes. On CPUs ranks share the network's training too.
+    A rank matches the gradients of its classes, and takes a share of the network's training where
+    its steps are long.
     """
 
     shares_work = True
@@ -185,8 +189,9 @@ class GradientMatching(Method):
     def train_network(self, images: Tensor, epochs: Sequence[EpochDraws]) -> None:
         """What the network learns from the images after an update."""
         labels = self.labels.to(self.device)
-        # Steps on a GPU are so short that a sum over ranks would take longer than it saves.
-        shared = ranks.count() > 1 and self.device.type == "cpu"
+        # Shorter steps on a GPU would take no less with a sum over ranks (docs/guide/scaling.md).
+        is_long = self.device.type == "cpu" or images[: self.recipe.batch_size].numel() >= LONG
+        shared = ranks.count() > 1 and is_long
         train(self.stack, images, labels, self.recipe, self.strategy, epochs, shared=shared)
 
     def match(self, images: Tensor, draws: DCDraws) -> tuple[Tensor, Tensor]:
