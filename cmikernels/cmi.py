@@ -76,10 +76,10 @@ def fused_cmi(
         backend: name from `available_backends()`; default the first of them that can serve the
             tensor's device, or the environment's `CMIKERNELS_BACKEND`.
         process_group: of torch.distributed, whose ranks each give some of the rows, of whatever
-            classes; num_classes and options are the same on all. Value and gradient are those of
-            all rows in one process. `DistributedDataParallel` divides gradients by the number of
-            ranks, so multiply the loss by it there. Not under `torch.compile`, not for "none", and
-            differentiable once. None: all rows are here.
+            classes. Options and the number of classes, a ClassIndex's too, are the same on all.
+            Value and gradient are those of all rows in one process. `DistributedDataParallel`
+            divides gradients by the number of ranks, so multiply the loss by it there. Not under
+            `torch.compile`, not for "none", and differentiable once. None: all rows are here.
 
     Returns:
         The value, float64 for float64 features, else float32. Gradients have the features' dtype.

@@ -233,14 +233,18 @@ def evaluate(
     recipe = replace(recipe, precision=precision_on(device, recipe.precision))
     for spec in networks:  # so that a mistake in the last is not found after hours with the first
         build_network(spec, dataset.shape.channels, dataset.shape.height, dataset.num_classes)
-    learned = checksum({"images": images, "labels": labels}) if store.path else 0
+    learned = 0
+    if store.path or ranks.count() > 1:
+        learned = checksum({"images": images, "labels": labels})
+        if len(set(ranks.from_all(learned))) > 1:
+            raise ValueError("images, labels: expected the same on all ranks, which share networks")
     results = []
     with deferred() as stop:
         train_some = partial(
             _trained_and_tested, images, labels, dataset, recipe, learned, stop, say
         )
         for spec in networks:
-            accuracies = store.known(spec, recipe)
+            accuracies = ranks.from_first(partial(store.known, spec, recipe))
             if accuracies:
                 there = min(len(accuracies), repeats)
                 say(f"{spec}: {there} of {repeats} networks are there already")
@@ -297,7 +301,7 @@ def _trained_and_tested(
         kept = TrainingFile(kept_in, about)
 
     def begin(done: Progress | None) -> None:
-        if done is not None:
+        if done is not None and done.epoch < recipe.epochs:
             say(f"{what}: going on in epoch {done.epoch + 1}")
             bar.update(len(seeds) * done.epoch)
 
@@ -321,4 +325,6 @@ def _trained_and_tested(
         at_start=begin,
         on_epoch=advance,
     )
+    if kept is not None and ranks.count() > 1:  # a signal may end another rank, and all with it
+        kept.save(stack, Progress(recipe.epochs))
     return tuple(stack.accuracy(dataset.batches(dataset.test, device)))

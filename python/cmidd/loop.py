@@ -135,6 +135,7 @@ class Loop:
                     bar.update()
                 saves = last or number % options.checkpoint_every == 0
                 if reports or saves:
+                    ranks.wait()  # before a GPU is waited for, which would not notice one gone
                     numbers = self.numbers(value)
                     largest = self.check_finite(numbers)
                 if reports:

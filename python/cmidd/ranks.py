@@ -23,20 +23,23 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
 _MEETING = timedelta(minutes=10)  # until all ranks have started
 _PATIENCE = timedelta(days=7)  # with a rank that is alive; one that is gone is noticed at once
-_GRACE = 3.0  # seconds in which a rank that is alive says so
+_GRACE = 3.0  # seconds in which a rank that waits for others says that it is alive
+_READING = 60.0  # seconds that the store stays for ranks which compute meanwhile
 
 _store: Any = None  # where ranks met that `together` brought together
 
 
 class RankLostError(ConnectionError):
     """Another rank is gone; the message says which and why."""
+
+    def __init__(self, message: str, gone: Sequence[int]) -> None:
+        super().__init__(message)
+        self.gone = gone
 
 
 def count() -> int:
@@ -129,6 +132,9 @@ def are_started() -> bool:
 @contextlib.contextmanager
 def together(on_gpu: bool) -> Iterator[None]:
     """While it lasts, the ranks that were started are a group, and one alone prints."""
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     global _store
     store, rank, world_size = next(iter(rendezvous("env://", timeout=_MEETING)))
     if _on_one_machine():
@@ -148,15 +154,17 @@ def together(on_gpu: bool) -> Iterator[None]:
             wait()  # so that nobody takes one that is done for one that is gone
     except BaseException as error:
         _tell(error)
-        said = rank > 0 and _first_says_it(error)
-        if said:
+        says_it = rank > 0 and _first_says_it(error)
+        _leave(on_gpu)  # so that those who wait for this rank see that it is gone
+        if rank == 0:
+            _let_read(error, world_size)
+        if says_it:
             raise SystemExit(_status(error)) from None
         raise
+    else:
+        dist.destroy_process_group()
     finally:
-        kept, _store = _store, None
-        dist.destroy_process_group()  # so that those who wait for this rank see that it is gone
-        if rank == 0 and sys.exc_info()[0] is not None:
-            _let_read(kept, world_size)
+        _store = None
 
 
 def _are_together() -> bool:
@@ -179,10 +187,15 @@ def _quiet() -> Iterator[None]:
 def _noticing_who_is_gone() -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         if _store is None:  # others brought the ranks together, and know them
             raise
-        raise RankLostError(_who_is_gone(_store)) from error
+        lost = _who_is_gone(_store)
+        if lost is None:
+            raise
+        raise lost from error
 
 
 def _tell(error: BaseException) -> None:
@@ -202,8 +215,8 @@ def _words(error: BaseException) -> str:
     return f"{name}: {error}" if str(error) else name
 
 
-def _who_is_gone(store: Any) -> str:
-    """Which rank ended, and why, as it told or as far as its silence tells."""
+def _who_is_gone(store: Any) -> RankLostError | None:
+    """Which rank ended, and why, as it told or as far as its silence tells; None if none has."""
     silent = sorted({*range(count())} - {number()})
     try:
         store.set(f"alive {number()}", "")
@@ -211,22 +224,39 @@ def _who_is_gone(store: Any) -> str:
         while silent and time.monotonic() < until:
             for rank in silent:
                 if store.check([f"ended {rank}"]):
-                    return str(store.get(f"ended {rank}").decode())
+                    return RankLostError(str(store.get(f"ended {rank}").decode()), [rank])
             silent = [rank for rank in silent if not store.check([f"alive {rank}"])]
             time.sleep(0.05)
     except RuntimeError:  # the first rank keeps the store, unless torchrun does
         silent = [0]
-    who = " and ".join(f"rank {rank}" for rank in silent) or "a rank"
-    return f"{who} ended without a word; was it killed, or out of memory?"
+    if not silent:
+        return None
+    who = " or ".join(f"rank {rank}" for rank in silent)  # others of them may be computing
+    return RankLostError(
+        f"{who} ended without a word; was it killed, or out of memory? What is kept goes on with "
+        "--resume",
+        silent,
+    )
 
 
-def _let_read(store: Any, world_size: int) -> None:
-    """Stay until the others know why this rank ends: the store may be in this process."""
-    until = time.monotonic() + _GRACE
+def _leave(on_gpu: bool) -> None:
+    """Leave the group, without waiting for what a GPU may have under way for ever."""
+    if on_gpu:
+        dist.distributed_c10d._abort_process_group()
+    else:
+        dist.destroy_process_group()
+
+
+def _let_read(error: BaseException, world_size: int) -> None:
+    """Stay until the others know why this rank ends, if the store is in this process."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    gone = error.gone if isinstance(error, RankLostError) else []
+    until = time.monotonic() + _READING
     with contextlib.suppress(RuntimeError):
-        silent = list(range(1, world_size))
+        silent = sorted({*range(1, world_size)} - ({*gone} if len(gone) == 1 else set()))
         while silent and time.monotonic() < until:
-            silent = [rank for rank in silent if not store.check([f"ended {rank}"])]
+            silent = [rank for rank in silent if not _store.check([f"ended {rank}"])]
             time.sleep(0.05)
 
 

@@ -143,8 +143,13 @@ class CMITerm:
             return
         say(f"class centroids of the real images, by {len(self._regularizer.networks)} networks")
         dataset, train = self._dataset, self._dataset.train
+        if missing := (train.offsets.diff() == 0).nonzero().flatten().tolist():
+            raise ValueError(
+                f"cmi_centroids: real needs training images of every class, got none of {missing}"
+            )
         classes = ranks.share_of(dataset.num_classes)
-        if ranks.count() > 1:  # a rank needs those of its classes
+        if ranks.count() > 1:  # a rank needs those of its classes, of which it has one at least
+            classes = classes or range(1)
             first, last = train.offsets[[classes.start, classes.stop]].tolist()
             train = train.chosen(torch.arange(first, last))
         batches = progress(
@@ -178,7 +183,8 @@ class CMITerm:
         with torch.set_grad_enabled(not since):
             of_all = len(images) if rows is None else len(rows)
             mine = self._mine if rows is None else self._of_rank(rows)
-            seen = images if len(mine) == len(images) else images[mine]
+            is_all = rows is None and len(mine) == len(images)
+            seen = images if is_all else images[mine]
             if rows is not None:
                 seen, classes = self._seen(seen, self._labels[mine])
             else:

@@ -181,6 +181,17 @@ def train_all(folder: Path) -> None:
     )
 
 
+def evaluate_another_set_each() -> None:
+    data, recipe = tiny_dataset(), Recipe(epochs=1)
+    images = data.to_input(data.train.images) + dist.get_rank()
+    with pytest.raises(ValueError, match="images, labels: expected the same on all ranks"):
+        evaluate(images, data.train.labels, data, [NETWORK], recipe=recipe, device=CPU, say=quiet)
+
+
+def test_ranks_that_evaluate_different_sets_are_told(tmp_path: Path) -> None:
+    on_ranks(2, evaluate_another_set_each, tmp_path)
+
+
 def test_networks_are_those_of_one_process(tmp_path: Path) -> None:
     one, shared = tmp_path / "one", tmp_path / "shared"
     for folder in (one, shared):

@@ -133,6 +133,15 @@ def test_a_rank_that_fails_tells_the_others_why(tmp_path: Path, pair: Pair) -> N
 
 
 @pytest.mark.slow
+def test_a_device_that_ranks_cannot_take_is_refused(tmp_path: Path, pair: Pair) -> None:
+    for device, words in (("cuda:0", "device: expected cpu or cuda"), ("cuda", "cannot be used")):
+        given = ["distill", "dm", *SMALL[:-1], f"--device={device}", f"--out={tmp_path / 'run'}"]
+        pair.start(given)
+        assert pair.exit_codes(PATIENCE) == [1, 1]
+        assert words in pair.servers[0].errors()
+
+
+@pytest.mark.slow
 def test_one_process_alone_is_asked_for_the_rest(tmp_path: Path, pair: Pair) -> None:
     pair.start(["report", "runs", f"--out={tmp_path / 'page.html'}"])
     assert pair.exit_codes(PATIENCE) == [1, 1]

@@ -35,8 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except ConnectionError as error:  # a rank is gone
-        _end(f"{error} What is kept goes on with --resume", given)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         _end(str(error), given)
     except RuntimeError as error:
@@ -55,12 +53,19 @@ def _run(given: Given) -> None:
         part.check()
     from cmidd import ranks
     from cmidd.cli import commands
-    from cmidd.cli.checks import check_names, check_precision, check_shared
+    from cmidd.cli.checks import (
+        check_command,
+        check_devices,
+        check_names,
+        check_precision,
+        wants_gpu,
+    )
 
     with contextlib.ExitStack() as around:
         if ranks.are_started():
-            on_gpu = check_shared(given.command, given.parts)
-            around.enter_context(ranks.together(on_gpu))
+            check_command(given.command)
+            around.enter_context(ranks.together(on_gpu=wants_gpu(given.parts)))
+            check_devices(given.parts)
         if not given.is_finished:  # a run that is there needs none of its files
             check_names(given.parts)
             check_precision(given.parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from cmidd.augment import Strategy
 from cmidd.device import precision_on, usable_device
 from cmidd.networks import NetworkSpec
+from cmidd.options.commands import DataOptions
 from cmidd.options.fields import AS_PUBLISHED, Options
 from cmidd.pretrained import bank, experts
 from cmidd.storage.growing_file import check_complete
@@ -40,18 +42,35 @@ def check_precision(parts: Sequence[Options]) -> None:
             precision_on(usable_device(given["device"]), given[name], name)
 
 
-def check_shared(command: str, parts: Sequence[Options]) -> bool:
-    """Raise where ranks cannot share a command; whether they compute on GPUs."""
+def check_command(command: str) -> None:
+    """Raise where ranks cannot share a command."""
     if command not in SHARED:
         raise ValueError(
             f"ranks: {command} runs in one process; start it without torchrun, which is for "
             f"{', '.join(SHARED)}"
         )
-    (name,) = (part.device for part in parts if hasattr(part, "device"))
+
+
+def wants_gpu(parts: Sequence[Options]) -> bool:
+    """Whether a command is to run on GPUs, as far as can be told without trying."""
+    name = _device_of(parts)
+    return torch.cuda.is_available() and (name is None or name.startswith("cuda"))
+
+
+def check_devices(parts: Sequence[Options]) -> None:
+    """Raise where ranks cannot compute on the device that is asked for; else make it current."""
+    name = _device_of(parts)
+    alone = os.environ.get("LOCAL_WORLD_SIZE", "1") == "1"
+    if name not in (None, "cpu", "cuda") and not (alone and str(name).startswith("cuda:")):
+        raise ValueError(f"device: expected cpu or cuda, of which each rank takes one, got {name}")
     device = usable_device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return device.type == "cuda"
+
+
+def _device_of(parts: Sequence[Options]) -> str | None:
+    (part,) = (each for each in parts if isinstance(each, DataOptions))
+    return part.device
 
 
 def _look(name: str, look: Callable[[Any], object], value: Any) -> None:

@@ -23,4 +23,5 @@ def filling(out: Path, *, resume: bool) -> Iterator[None]:
         if resume and not begun:
             print(f"nothing at {out} yet: it starts anew")
     with ranks.only_first(lambda: locked(out)):
+        ranks.wait()
         yield

@@ -129,6 +129,8 @@ def fill(
                 at_start=begin,
                 on_epoch=advance,
             )
+            if ranks.count() > 1:  # torchrun gives a rank half a minute to end
+                kept.save(stack, Progress(recipe.epochs))
             accuracies = stack.accuracy(dataset.batches(dataset.test, device))
             for place, k in enumerate(group):
                 if k in wanted:

@@ -331,3 +331,33 @@ def test_classes_move_by_steps_of_their_own(tmp_path: Path) -> None:
     first = first_images(DATASET, 1, "real", 0)[0]
     factors = torch.tensor([1.0, 0.5, 0.0]).view(3, 1, 1, 1)
     torch.testing.assert_close(found - first, factors * (whole - first))
+
+
+class Shuffled(Pull):
+    """Looks at all images in another order."""
+
+    def first_batch(self, iteration: int) -> Tensor:  # noqa: ARG002
+        return torch.tensor([5, 0, 4, 1, 3, 2])
+
+
+def test_cmi_of_a_batch_does_not_depend_on_its_order(
+    monkeypatch: pytest.MonkeyPatch, cmi: CMIOptions
+) -> None:
+    found = []
+    for made, on in ((Pull, "all"), (Shuffled, "batch")):
+        monkeypatch.setitem(METHODS, "dm", replace(METHODS["dm"], make=made, options=NoOptions))
+        run = prepare(
+            "dm",
+            DATASET,
+            replace(OPTIONS, ipc=2),
+            NoOptions(),
+            replace(cmi, cmi_on=on),
+            device=CPU,
+            say=quiet,
+        )
+        gradient = torch.zeros_like(run.images)
+        value = run.cmi.add(run.images, gradient, 0, logged=True)
+        found.append((value, gradient))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+        assert one.abs().sum() > 0
