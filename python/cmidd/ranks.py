@@ -136,7 +136,17 @@ def together(on_gpu: bool) -> Iterator[None]:
     from torch.distributed.rendezvous import rendezvous
 
     global _store
-    store, rank, world_size = next(iter(rendezvous("env://", timeout=_MEETING)))
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    expected = f"all {os.environ['WORLD_SIZE']} ranks at {where}"
+    if os.environ["RANK"] == "0":
+        print(f"waiting for {expected}", flush=True)
+    try:
+        store, rank, world_size = next(iter(rendezvous("env://", timeout=_MEETING)))
+    except (RuntimeError, ValueError) as error:
+        raise ConnectionError(
+            f"ranks: expected {expected}, as the environment's WORLD_SIZE and RANK say; unset them "
+            f"to run alone ({error})"
+        ) from None
     if _on_one_machine():
         # Else gloo asks for the address of the host's name, which not every machine knows.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
