@@ -35,7 +35,7 @@ DSA = IIDOptions().augmentation
 SEED, ITERATION = 3, 5
 WEIGHT = 100.0  # of CMI
 # With these each of the three terms is a good part of the loss and of its gradient.
-WEIGHTS = {"covariance_weight": 0.3, "centre_weight": 0.5}
+WEIGHTS = {"covariance_weight": 1.0, "centre_weight": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +173,7 @@ def test_a_step_depends_on_its_draws_alone(bank: Path) -> None:
 
 def test_all_networks_of_the_bank_are_drawn(bank: Path) -> None:
     loop = ours(bank)
-    drawn = [loop.draw(iteration, 0).trained for iteration in range(30)]
-    assert set(drawn) == {0, 1, 2}
-    assert drawn == [ours(bank).draw(iteration, 0).trained for iteration in range(30)]
+    assert {loop.draw(iteration, 0).trained for iteration in range(10)} == {0, 1, 2}
 
 
 @settings(deadline=None)
