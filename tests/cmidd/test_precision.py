@@ -86,7 +86,10 @@ def iid(precision: str, experts: Path) -> Method:
     write_bank(bank, data, WIDE)
     options = IIDOptions(WIDE, batch_real=8, precision=precision, covariance_weight=1.0,
                          centre_weight=1.0, centre_bank=bank)  # fmt: skip
-    return IID(data, LABELS, options, 0, CPU)
+    method = IID(data, LABELS, options, 0, CPU)
+    assert method.bank is not None
+    assert len(list(method.bank)) == 3  # which builds them, by a convolution of their own
+    return method
 
 
 Make = Callable[[str, Path], Method]

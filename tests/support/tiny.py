@@ -88,8 +88,7 @@ def mtt_options(experts: Path, **changes: Any) -> MTTOptions:
 
 def iid_options(bank: Path) -> IIDOptions:
     """Four real images a class, and weights that make all terms count."""
-    weights = {"covariance_weight": 1.0, "centre_weight": 0.5}
-    return IIDOptions(network=NETWORK, batch_real=4, centre_bank=bank, **weights)
+    return IIDOptions(NETWORK, 4, covariance_weight=1.0, centre_weight=0.5, centre_bank=bank)
 
 
 def tiny_run(

@@ -65,7 +65,7 @@ class IID(DM):
         """Channels of the embedding's maps."""
         with torch.no_grad():
             one = torch.zeros(1, *self.dataset.shape, device=self.device, dtype=self.dtype)
-            maps = self.network.features(one)
+            maps: Tensor = self.network.features(one)
         if maps.dim() != 4 and self.options.covariance_weight:
             raise ValueError(
                 "network: expected one whose embedding is of maps, as convnet's is, for "
@@ -107,7 +107,7 @@ class IID(DM):
         if self.trained is None or max(counts) == 1:  # where an image is the centre
             return loss
         with self.as_network():
-            features = self.trained.embed(seen).to(seen.dtype)
+            features = self.trained.embed(seen.contiguous()).to(seen.dtype)
         return loss + self.options.centre_weight * distance_to_centres(features, counts)
 
 

@@ -35,7 +35,7 @@ DSA = IIDOptions().augmentation
 SEED, ITERATION = 3, 5
 WEIGHT = 100.0  # of CMI
 # With these each of the three terms is a good part of the loss and of its gradient.
-WEIGHTS = {"covariance_weight": 1.0, "centre_weight": 0.5}
+WEIGHTS: dict[str, Any] = {"covariance_weight": 1.0, "centre_weight": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,8 @@ def test_a_step_in_float32_is_near_the_plain_loops_in_float64(counts: int, bank:
 def test_every_term_is_a_part_of_the_gradient(bank: Path) -> None:
     whole = step(ours(bank), images_of(2), ITERATION)[1]
     for weight in WEIGHTS:
-        without = step(ours(bank, **{weight: 0.0}), images_of(2), ITERATION)[1]
+        changes: dict[str, Any] = {weight: 0.0}
+        without = step(ours(bank, **changes), images_of(2), ITERATION)[1]
         assert relative_error(without, whole) > 0.1
 
 
@@ -196,10 +197,9 @@ def test_statistics_are_sums_over_pairs_of_images_whatever_all_have_in_common(
         covariances.append(torch.stack(products).sum(0) / (2 * len(part) ** 2))
         distance += torch.stack(pairs).square().sum() / (2 * len(part))
     moved = z + shift
-    close = {"rtol": 1e-9, "atol": 1e-9}
     found = class_covariances(moved, counts, channels)
-    torch.testing.assert_close(found, torch.stack(covariances), **close)
-    torch.testing.assert_close(distance_to_centres(moved, counts), distance, **close)
+    torch.testing.assert_close(found, torch.stack(covariances), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(distance_to_centres(moved, counts), distance, rtol=1e-9, atol=1e-9)
 
 
 def test_bfloat16_on_the_real_branch_moves_what_is_matched_little() -> None:
@@ -239,5 +239,6 @@ def test_covariances_are_of_maps() -> None:
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_are_not_negative(name: str) -> None:
+    negative: dict[str, Any] = {name: -1.0}
     with pytest.raises(ValueError, match=f"^{name}: expected at least 0, got -1"):
-        IIDOptions(**{name: -1.0})
+        IIDOptions(**negative)
