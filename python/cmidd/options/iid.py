@@ -24,7 +24,7 @@ class IIDOptions(DMOptions):
         augmentation: DSA operations, or none; flip is left out where mirrored images change class
         precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
             it, else float32
-        real_dtype: of the real branch; bfloat16 is faster and moves what is matched by 1e-3
+        real_dtype: of the real branch; bfloat16 is faster, moves means by 1e-3, covariances by 2e-3
         compile: compile the real branch: a minute before the first iteration, faster after it
         covariance_weight: of the distance of covariances; default: as published for CIFAR-10
         centre_weight: of the distances to the centre; default: as published for CIFAR-10
