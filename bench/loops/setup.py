@@ -19,7 +19,13 @@ from torch.profiler import record_function
 
 from bench.harness.memory import total_bytes
 from bench.plain.cmi import PlainCMI
-from bench.plain.inputs import random_dataset, save_each, untrained_bank, write_expert
+from bench.plain.inputs import (
+    random_dataset,
+    save_each,
+    untrained_bank,
+    write_bank,
+    write_expert,
+)
 from bench.plain.rivals import RIVALS
 from cmidd.device import usable_device
 from cmidd.methods import fill_in_published, method_entry
@@ -148,14 +154,22 @@ class Setup:
     def _bank(self) -> list[Network]:
         return untrained_bank(self.sizes.bank, self.sizes.pixels, self.sizes.classes)
 
+    @cached_property
+    def _bank_file(self) -> Path:
+        path = self.folder / "bank.safetensors"
+        write_bank(path, self.dataset, self.sizes.bank)
+        return path
+
     def _options(self, **changes: Any) -> Any:
-        """Of the method: sizes, an expert where one is needed, and what is published."""
+        """Of the method: sizes, files of networks that it needs, and what is published."""
         sizes, names = self.sizes, option_names(self.method)
         given: dict[str, Any] = {name: getattr(sizes, name) for name in names & _SIZES_OF_METHODS}
         if "experts" in names:
             path = self.folder / "experts.safetensors"
             write_expert(path, self.dataset, sizes.network)
             given |= {"experts": path, "expert_epochs": 1, "max_start_epoch": 1}
+        if "centre_bank" in names:
+            given["centre_bank"] = self._bank_file
         options = method_entry(self.method).options(**{**given, **changes})
         loop = DistillOptions(self.ipc)
         return fill_in_published(self.method, self.dataset, self.ipc, loop, options)[1]

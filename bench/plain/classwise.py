@@ -1,4 +1,4 @@
-"""What the plain loops of DM and DC share: they take a class at a time, each with real images."""
+"""What the plain loops of DM, IID and DC share: a class at a time, each with real images."""
 
 from __future__ import annotations
 

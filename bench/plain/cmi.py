@@ -37,7 +37,9 @@ class PlainCMI:
 
     def weighted(self, images: Tensor, classes: Sequence[slice], iteration: int) -> Tensor:
         """Of images (N, ch, H, W): probabilities, centroids and logarithms, as published."""
-        features = self._trained_network(images, len(classes), iteration).embed(images)  # (N, M)
+        (number,) = self.choose(iteration)
+        network = trained_network(self.files[number], self.network, images, len(classes))
+        features = network.embed(images)  # (N, M)
         p, log_p = features.softmax(dim=1), features.log_softmax(dim=1)
         total = torch.zeros((), dtype=images.dtype, device=images.device)
         for rows in classes:
@@ -45,9 +47,10 @@ class PlainCMI:
             total = total + F.kl_div(log_q, log_p[rows], reduction="sum", log_target=True)
         return self.weight * total / len(images)
 
-    def _trained_network(self, images: Tensor, num_classes: int, iteration: int) -> PlainNetwork:
-        (number,) = self.choose(iteration)
-        with torch.random.fork_rng(devices=[]):  # first numbers for nothing, as published
-            network = made(resnet18, self.network, *images.shape[1:3], num_classes)
-        network.load_state_dict(torch.load(self.files[number], weights_only=True))
-        return network.to(images.device, images.dtype).requires_grad_(False)
+
+def trained_network(file: Path, spec: str, images: Tensor, num_classes: int) -> PlainNetwork:
+    """A network made for images like these, with the weights of its file."""
+    with torch.random.fork_rng(devices=[]):  # first numbers for nothing, as published
+        network = made(resnet18, spec, *images.shape[1:3], num_classes)
+    network.load_state_dict(torch.load(file, weights_only=True))
+    return network.to(images.device, images.dtype).requires_grad_(False)

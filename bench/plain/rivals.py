@@ -12,6 +12,7 @@ from torch import Tensor
 from bench.plain.cmi import PlainCMI
 from bench.plain.dc import PlainDC
 from bench.plain.dm import PlainDM
+from bench.plain.iid import PlainIID
 from bench.plain.mtt import PlainMTT
 
 Step = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
@@ -31,8 +32,14 @@ class Rival:
 
 
 def _dm(*given: Any, cmi: PlainCMI | None) -> tuple[Step, int]:
-    loop = PlainDM(*given, cmi=cmi)
+    return _of_one_update(PlainDM(*given, cmi=cmi))
 
+
+def _iid(*given: Any, cmi: PlainCMI | None) -> tuple[Step, int]:
+    return _of_one_update(PlainIID(*given, cmi=cmi))
+
+
+def _of_one_update(loop: PlainDM | PlainIID) -> tuple[Step, int]:
     def step(images: Tensor, iteration: int, _: int) -> tuple[Tensor, Tensor]:
         loss, value, gradient = loop.step(images, iteration)
         return loss + value, gradient
@@ -62,6 +69,7 @@ def _graph_bytes(images: Sequence[int], student_steps: int) -> int:
 
 RIVALS = {
     "dm": Rival(_dm),
+    "iid": Rival(_iid),
     "dc": Rival(_dc),
     "dsa": Rival(_dc),
     "mtt": Rival(_mtt, with_cmi=False, kept_bytes=_graph_bytes),

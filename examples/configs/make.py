@@ -19,18 +19,20 @@ from cmidd.methods import METHODS, Options, cmi_weight, fill_in_published
 from cmidd.methods.mtt import SETTINGS
 from cmidd.options.cmi import CMIOptions
 from cmidd.options.distill import DistillOptions
+from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
 
 HERE = Path(__file__).parent
 IMAGES = {"cifar10": (10, 32), "cifar100": (100, 32), "svhn": (10, 32), "tinyimagenet": (200, 64)}
 """Classes, and height and width of images."""
 METHODS_OF = {
-    "cifar10": ("dm", "dc", "dsa", "mtt"),
+    "cifar10": ("dm", "dc", "dsa", "mtt", "iid"),
     "cifar100": ("dm", "dsa", "mtt"),
     "svhn": ("dm", "dsa"),
     "tinyimagenet": ("mtt",),
 }
-IPCS = (1, 10, 50)
+IPCS: dict[str, tuple[int, ...]] = dict.fromkeys(("dm", "dc", "dsa", "mtt"), (1, 10, 50))
+IPCS["iid"] = (10,)
 NO_PART_OF_IT = {
     "seed",
     "report_every",
@@ -63,6 +65,10 @@ def config_of(name: str, method: str, ipc: int) -> tuple[str, str]:
         values["zca"], zca = whitened, " --zca" if whitened else ""
         first.append(f"cmidd experts --dataset {name}{zca} --out {file}")
         given: Options = MTTOptions(Path(file))
+    elif method == "iid":
+        file = f"runs/{name}/iid-bank.safetensors"
+        first.append(f"cmidd pretrain --dataset {name} --weight_decay 0.0005 --out {file}")
+        given = IIDOptions(centre_bank=Path(file))
     else:
         given = METHODS[method].options()
     loop, options, _ = fill_in_published(method, stand_in(name), ipc, DistillOptions(ipc), given)
@@ -88,7 +94,7 @@ def configs() -> Iterator[tuple[str, str]]:
     """Path and text of every file."""
     for name, methods in METHODS_OF.items():
         for method in methods:
-            for ipc in IPCS:
+            for ipc in IPCS[method]:
                 yield config_of(name, method, ipc)
 
 

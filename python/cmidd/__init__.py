@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cmidd.options.distill import DistillOptions
     from cmidd.options.dm import DMOptions
     from cmidd.options.dsa import DSAOptions
+    from cmidd.options.iid import IIDOptions
     from cmidd.options.mtt import MTTOptions
     from cmidd.options.pretrained import BankOptions, ExpertOptions
     from cmidd.options.recipe import Recipe
@@ -48,6 +49,7 @@ _HOME = {
     "DCOptions": "options.dc",
     "DSAOptions": "options.dsa",
     "MTTOptions": "options.mtt",
+    "IIDOptions": "options.iid",
     "distill": "loop",
     "prepare": "run",
     "evaluate_set": "evaluate",
@@ -78,6 +80,7 @@ __all__ = [
     "Dataset",
     "DistillOptions",
     "ExpertOptions",
+    "IIDOptions",
     "MTTOptions",
     "Method",
     "MethodEntry",

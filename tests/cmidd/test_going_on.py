@@ -34,6 +34,7 @@ from tests.support.tiny import (
     NETWORK,
     OPTIONS,
     expert_options,
+    iid_options,
     mtt_options,
     quiet,
     tiny_bank,
@@ -60,13 +61,14 @@ def continued(
 
 
 @pytest.fixture(scope="module")
-def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def methods(tmp_path_factory: pytest.TempPathFactory, bank_file: Path) -> dict[str, Any]:
     experts = tmp_path_factory.mktemp("going on") / "experts"
     tiny_experts(experts, DATASET)
-    return {"dm": DM_OPTIONS, "dsa": DSA_OPTIONS, "mtt": mtt_options(experts)}
+    return {"dm": DM_OPTIONS, "dsa": DSA_OPTIONS, "mtt": mtt_options(experts),
+            "iid": iid_options(bank_file)}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["dm", "dsa", "mtt"])
+@pytest.mark.parametrize("name", ["dm", "dsa", "mtt", "iid"])
 def test_a_finished_run_goes_on_to_more_iterations_with_the_same_bits(
     tmp_path: Path, cmi: CMIOptions, methods: dict[str, Any], name: str
 ) -> None:

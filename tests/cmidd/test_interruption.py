@@ -15,6 +15,7 @@ import torch
 from cmidd.interruption import Interrupted
 from cmidd.methods.dc import GradientMatching
 from cmidd.methods.dm import DM
+from cmidd.methods.iid import IID
 from cmidd.methods.mtt import MTT
 from cmidd.options.cmi import CMIOptions
 from cmidd.pretrained.bank import train_bank
@@ -27,6 +28,7 @@ from tests.support.tiny import (
     DSA_OPTIONS,
     OPTIONS,
     expert_options,
+    iid_options,
     mtt_options,
     quiet,
     tiny_bank,
@@ -57,7 +59,9 @@ def signalling(function: Callable[..., Any], at: int, number: int) -> Callable[.
 
 
 @pytest.fixture(scope="module")
-def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, type, int]]:
+def methods(
+    tmp_path_factory: pytest.TempPathFactory, bank_file: Path
+) -> dict[str, tuple[Any, type, int]]:
     """Options of every method, its class and its updates in a run."""
     experts = tmp_path_factory.mktemp("interruption") / "experts"
     tiny_experts(experts, tiny_dataset())
@@ -66,11 +70,12 @@ def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, ty
         "dm": (DM_OPTIONS, DM, 8),
         "dsa": (dsa, GradientMatching, 8 * 3),
         "mtt": (mtt_options(experts), MTT, 8),
+        "iid": (iid_options(bank_file), IID, 8),
     }
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("name", ["dm", "dsa", "mtt"])
+@pytest.mark.parametrize("name", ["dm", "dsa", "mtt", "iid"])
 def test_a_run_ends_after_the_update_under_way_and_goes_on_to_the_same_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

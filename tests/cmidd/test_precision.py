@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from bench.plain.inputs import random_dataset
+from bench.plain.inputs import random_dataset, write_bank
 from cmidd import device as devices
 from cmidd.augment import Strategy
 from cmidd.cli import main
@@ -25,11 +25,13 @@ from cmidd.methods.base import Method
 from cmidd.methods.class_gradients import GradientsVmapped
 from cmidd.methods.dc import GradientMatching
 from cmidd.methods.dm import DM
+from cmidd.methods.iid import IID
 from cmidd.methods.mtt import MTT
 from cmidd.options import recipe as options_of_recipe
 from cmidd.options.cmi import CMIOptions
 from cmidd.options.dm import DMOptions
 from cmidd.options.dsa import DSAOptions
+from cmidd.options.iid import IIDOptions
 from cmidd.options.recipe import Recipe
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.run import prepare
@@ -79,8 +81,19 @@ def mtt(precision: str, experts: Path) -> Method:
     return mtt_cases.ours(experts, dtype=torch.float32, precision=precision)
 
 
+def iid(precision: str, experts: Path) -> Method:
+    data, bank = random_dataset((8, 8, 8), 8), experts.with_name("bank")
+    write_bank(bank, data, WIDE)
+    options = IIDOptions(WIDE, batch_real=8, precision=precision, covariance_weight=1.0,
+                         centre_weight=1.0, centre_bank=bank)  # fmt: skip
+    method = IID(data, LABELS, options, 0, CPU)
+    assert method.bank is not None
+    assert len(list(method.bank)) == 3  # which builds them, by a convolution of their own
+    return method
+
+
 Make = Callable[[str, Path], Method]
-MAKES: tuple[Make, ...] = (dm, dsa, dsa_vmapped, mtt)
+MAKES: tuple[Make, ...] = (dm, dsa, dsa_vmapped, mtt, iid)
 METHODS = pytest.mark.parametrize("make", MAKES, ids=lambda make: make.__name__)
 
 

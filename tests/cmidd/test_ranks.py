@@ -35,6 +35,7 @@ from tests.support.tiny import (
     NETWORK,
     OPTIONS,
     expert_options,
+    iid_options,
     mtt_options,
     quiet,
     tiny_dataset,
@@ -70,6 +71,7 @@ def run_all(folder: Path, experts: Path, bank: Path) -> None:
         ("dsa", "dsa", DSA_OPTIONS, NO_CMI),
         ("mtt", "mtt", mtt_options(experts, batch_syn=None), NO_CMI),
         ("mtt-cmi", "mtt", some, on_batch),
+        ("iid", "iid", iid_options(bank), NO_CMI),
     ):
         term = CMIOptions(bank=bank if cmi else None, **cmi)
         run(folder / name, method, options, term, replace(OPTIONS, lr_images=1.0))
@@ -84,7 +86,7 @@ def test_every_method_makes_the_images_of_one_process(
     run_all(tmp_path / "one", experts, bank_file)
     on_ranks(count, run_all, tmp_path, tmp_path / "shared", experts, bank_file)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(names) == 6
+    assert len(names) == 7
     for name in names:
         one, shared = tmp_path / "one" / name, tmp_path / "shared" / name
         check_alike(SyntheticSet.load(shared), SyntheticSet.load(one), name)
@@ -96,9 +98,9 @@ def test_every_method_makes_the_images_of_one_process(
 
 
 def check_alike(shared: SyntheticSet, one: SyntheticSet, name: str) -> None:
-    # DM alone adds up nothing but zeros over ranks. DC, DSA and MTT add up what networks learn by,
-    # and their images go on from what it led to.
-    room = {"dm": 0.0, "dm-cmi": 1e-6}.get(name, 1e-5)
+    # DM and IID alone add up nothing but zeros over ranks. DC, DSA and MTT add up what networks
+    # learn by, and their images go on from what it led to.
+    room = {"dm": 0.0, "iid": 0.0, "dm-cmi": 1e-6}.get(name, 1e-5)
     for found, expected in ((shared.images, one.images), (shared.targets, one.targets)):
         torch.testing.assert_close(
             found, expected, rtol=room, atol=room, msg=lambda m: f"{name}: {m}"
@@ -106,7 +108,7 @@ def check_alike(shared: SyntheticSet, one: SyntheticSet, name: str) -> None:
     assert (shared.learned_lr or 0) == pytest.approx(one.learned_lr or 0, rel=1e-4)
 
 
-def steps(experts: Path) -> dict[str, list[Tensor]]:
+def steps(experts: Path, bank: Path) -> dict[str, list[Tensor]]:
     """Loss and gradients of an update of every method in float64."""
     data = tiny_dataset()
     images = data.to_input(data.train.images[::3], torch.float64)
@@ -116,6 +118,7 @@ def steps(experts: Path) -> dict[str, list[Tensor]]:
         ("dm", DM_OPTIONS),
         ("dsa", DSA_OPTIONS),
         ("mtt", mtt_options(experts)),
+        ("iid", iid_options(bank)),
     ):
         _, of_method, _ = fill_in_published(name, data, 2, OPTIONS, options)
         method = METHODS[name].make(data, labels, of_method, 0, CPU, torch.float64)
@@ -125,17 +128,17 @@ def steps(experts: Path) -> dict[str, list[Tensor]]:
     return found
 
 
-def compare_steps(experts: Path, expected: dict[str, list[Tensor]]) -> None:
-    for name, shares in steps(experts).items():
+def compare_steps(experts: Path, bank: Path, expected: dict[str, list[Tensor]]) -> None:
+    for name, shares in steps(experts, bank).items():
         ranks.add_up(*shares)
         for share, whole in zip(shares, expected[name], strict=True):
             torch.testing.assert_close(share, whole, rtol=1e-11, atol=1e-13)
 
 
-def test_shares_add_up_to_the_step_of_one_process(tmp_path: Path) -> None:
+def test_shares_add_up_to_the_step_of_one_process(tmp_path: Path, bank_file: Path) -> None:
     experts = tmp_path / "experts"
     tiny_experts(experts, tiny_dataset())
-    on_ranks(2, compare_steps, tmp_path, experts, steps(experts))
+    on_ranks(2, compare_steps, tmp_path, experts, bank_file, steps(experts, bank_file))
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.support.tiny import (
     DM_OPTIONS,
     DSA_OPTIONS,
     OPTIONS,
+    iid_options,
     mtt_options,
     tiny_dataset,
     tiny_experts,
@@ -62,11 +63,12 @@ class StopError(Exception):
 
 
 @pytest.fixture(scope="module")
-def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def methods(tmp_path_factory: pytest.TempPathFactory, bank_file: Path) -> dict[str, Any]:
     """The options of every method, tiny."""
     experts = tmp_path_factory.mktemp("resume") / "experts"
     tiny_experts(experts, tiny_dataset())
-    return {"dm": DM_OPTIONS, "dsa": DSA_OPTIONS, "mtt": mtt_options(experts)}
+    return {"dm": DM_OPTIONS, "dsa": DSA_OPTIONS, "mtt": mtt_options(experts),
+            "iid": iid_options(bank_file)}  # fmt: skip
 
 
 def run_until(count: int, path: Path, patch: pytest.MonkeyPatch, *run: Any, **more: Any) -> bool:
@@ -99,7 +101,10 @@ def run_until(count: int, path: Path, patch: pytest.MonkeyPatch, *run: Any, **mo
     [
         ("dm", 0.5),
         ("dm", 0.0),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("dsa", 0.5), ("mtt", 0.5))),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("dsa", 0.5), ("mtt", 0.5), ("iid", 0.5))
+        ),
         pytest.param("mtt", 0.0, marks=pytest.mark.slow),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 
 from cmidd.methods import METHODS
 from cmidd.methods.dc import STEPS
+from cmidd.methods.iid import WEIGHTS
 from cmidd.methods.mtt import SETTINGS, Setting
 from cmidd.options.pretrained import BankOptions
 
@@ -59,6 +60,15 @@ def test_the_bank_is_the_default_one() -> None:
 def test_updates_and_epochs_are_those_of_dc() -> None:
     table = [row(ipc, *of_ipc, "published") for ipc, of_ipc in STEPS.items()]
     assert [line for line in rows("dc_dsa.md") if line in table] == table
+
+
+def test_weights_of_the_terms_are_those_of_iid() -> None:
+    for name, weight in WEIGHTS.items():
+        (line,) = (line for line in rows("iid.md") if f" `--{name}` " in line)
+        assert line.split(" | ")[2:] == [
+            str(weight),
+            "published for CIFAR-10 at 10 images per class |",
+        ]
 
 
 def of_setting(dataset: str, ipc: int, setting: Setting) -> str:

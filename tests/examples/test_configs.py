@@ -52,6 +52,7 @@ def test_the_command_in_its_first_line_takes_all_of_it(
         ("cifar10/mtt-ipc1.yaml", "student_steps", 50),
         ("cifar100/mtt-ipc50.yaml", "zca", True),
         ("tinyimagenet/mtt-ipc10.yaml", "zca", False),
+        ("cifar10/iid-ipc10.yaml", "centre_weight", 0.05),
     ],
 )
 def test_some_numbers_of_the_papers(path: str, name: str, value: object) -> None:

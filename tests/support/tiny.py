@@ -14,6 +14,7 @@ from cmidd.options.cmi import CMIOptions
 from cmidd.options.distill import DistillOptions
 from cmidd.options.dm import DMOptions
 from cmidd.options.dsa import DSAOptions
+from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 from cmidd.pretrained.bank import Bank, train_bank
@@ -83,6 +84,11 @@ def mtt_options(experts: Path, **changes: Any) -> MTTOptions:
     """Three student steps to match one epoch, with labels learned too."""
     options = {"student_steps": 3, "expert_epochs": 1, "max_start_epoch": 2, "batch_syn": 4}
     return MTTOptions(experts, **{**options, "soft_labels": True, "lr_step_size": 1e-3, **changes})
+
+
+def iid_options(bank: Path) -> IIDOptions:
+    """Four real images a class, and weights that make all terms count."""
+    return IIDOptions(NETWORK, 4, covariance_weight=1.0, centre_weight=0.5, centre_bank=bank)
 
 
 def tiny_run(

@@ -112,7 +112,7 @@ class DM(Method):
             real, places = self.real_batch(draws.real)
             real = augment(real, self.strategy, draws.augmentation, places)
         with record_function("dm.real_branch"):
-            targets = self.real_means(real, [len(rows) for rows in draws.real])
+            targets = self.real_statistics(real, [len(rows) for rows in draws.real])
         with record_function("dm.synthetic_branch"):
             loss, gradient = self.match(
                 images.detach()[self.share.rows],
@@ -149,9 +149,21 @@ class DM(Method):
             self.dataset.train.labels[chosen] - self.share.classes.start,
         )
 
+    def statistics(self, features: Tensor, counts: list[int]) -> list[Tensor]:
+        """What is matched of embeddings `(N, M)` that stand class by class, each `(C, ...)`."""
+        return [class_means(features, counts)]
+
+    def loss_of(self, seen: Tensor, targets: list[Tensor], counts: list[int]) -> Tensor:
+        """Loss of augmented images `seen` of whole classes, whose real images have `targets`."""
+        with self.as_network():
+            features = self.network.embed(seen)
+        found = self.statistics(features.to(seen.dtype), counts)
+        distances = [(t - f).square().sum() for t, f in zip(targets, found, strict=True)]
+        return torch.stack(distances).sum()
+
     @torch.no_grad()
-    def real_means(self, real: Tensor, counts: list[int]) -> Tensor:
-        """Mean embedding of each class, `(C, M)`; `real` is class by class."""
+    def real_statistics(self, real: Tensor, counts: list[int]) -> list[Tensor]:
+        """Those of the real images of each class; `real` is class by class."""
         chunk = min(self.chunk, len(real))
         features = []
         real = real.to(self.real_dtype, memory_format=self.layout(self.real_dtype))
@@ -160,25 +172,22 @@ class DM(Method):
             embed = self.embed_real if len(part) == chunk else self.real_network.embed
             with self.as_network():
                 features.append(embed(part))
-        return class_means(torch.cat(features).to(self.dtype), counts)
+        return self.statistics(torch.cat(features).to(self.dtype), counts)
 
     def match(
         self,
         images: Tensor,
-        targets: Tensor,
+        targets: list[Tensor],
         augmented: Callable[[Tensor, Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Loss and gradient of the rank's images by class means, in chunks of whole classes."""
+        """Loss and gradient of the rank's images, in chunks of whole classes."""
         losses: list[Tensor] = []
         gradients: list[Tensor] = []
         places = self.share.labels - self.share.classes.start
         for classes, rows in self.chunks:
             x = images[rows].requires_grad_()
             seen = augmented(x, places[rows]).contiguous(memory_format=self.layout(x.dtype))
-            with self.as_network():
-                features = self.network.embed(seen)
-            means = class_means(features.to(x.dtype), self.share.counts[classes])
-            loss = (targets[classes] - means).square().sum()
+            loss = self.loss_of(seen, [t[classes] for t in targets], self.share.counts[classes])
             losses.append(loss.detach())
             gradients += torch.autograd.grad(loss, x)
         return torch.stack(losses).sum(), torch.cat(gradients)

@@ -1,4 +1,4 @@
-"""Experts, MTT and DSA from the command line: whole runs, and settings that cannot be."""
+"""Experts, MTT, DSA and IID from the command line: whole runs, and settings that cannot be."""
 
 from __future__ import annotations
 
@@ -64,6 +64,25 @@ def test_whitened_images_and_soft_labels_from_experts_to_the_report(
     step = f"learned step size {made.learned_lr:.3g}, soft labels, whitened (ZCA)"
     assert f"MTT, 2 images per class, CMI weight 0.1, {step}" in page
     assert "Learned step size against iterations" in page
+
+
+def test_iid_takes_a_bank_and_cmi_the_same_one(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["pretrain", NETWORK, "--networks=2", "--epochs=1"])
+    iid = ["distill", "iid", NETWORK, "--ipc=2", "--iterations=2", "--batch_real=4"]
+    text = error_of(iid, capsys)
+    assert "cmidd: --centre_bank: expected the file of a bank, made by cmidd pretrain, as " in text
+    assert not Path("runs/iid").exists()
+    bank = "runs/bank.safetensors"
+    main([*iid, f"--centre_bank={bank}", "--dry_run"])
+    main([*iid, f"--centre_bank={bank}", f"--bank={bank}", "--cmi_weight=1"])
+    said = capsys.readouterr().out
+    assert re.search(r"about .* an iteration, .* for 2; memory .*B, disk .*B", said)
+    assert "covariance_weight 0.01, centre_weight 0.05 (not published for digits at 2 im" in said
+    made = SyntheticSet.load(Path("runs/iid/result.safetensors"))
+    assert made.record["made_with"].keys() == {"bank", "centre_bank"}
+    assert read_log(Path("runs/iid/log.jsonl"))[-1]["cmi"] > 0
 
 
 def test_dsa_runs_with_cmi(elsewhere: Path) -> None:

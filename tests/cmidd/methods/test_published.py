@@ -16,6 +16,7 @@ from cmidd.options.dc import DCOptions
 from cmidd.options.distill import DistillOptions
 from cmidd.options.dm import DMOptions
 from cmidd.options.dsa import DSAOptions
+from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.recipe import DSA
 from tests.support.tiny import tiny_dataset
@@ -25,6 +26,7 @@ MADE: dict[str, Any] = {
     "dc": DCOptions(),
     "dsa": DSAOptions(),
     "mtt": MTTOptions(experts=Path("e")),
+    "iid": IIDOptions(),
 }
 
 
@@ -70,7 +72,8 @@ def test_a_weight_of_ours_is_not_called_published() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "dataset"), [("dm", "mnist"), ("mtt", "cifar10"), ("dc", "svhn")]
+    ("method", "dataset"),
+    [("dm", "mnist"), ("mtt", "cifar10"), ("dc", "svhn"), ("iid", "cifar10")],
 )
 def test_without_a_weight_one_is_asked_for(method: str, dataset: str) -> None:
     with pytest.raises(ValueError, match=f"cmi_weight: none is known for {method} on {dataset}"):
@@ -121,6 +124,8 @@ def settled(method: str, dataset: str, ipc: int) -> dict[str, Any]:
                     "max_start_epoch": 2, "lr_images": 100.0, "lr_step_size": 1e-7}),
         ("mtt", 10, {"student_steps": 30, "max_start_epoch": 20, "step_size": 1e-3}),
         ("mtt", 50, {"lr_images": 1000.0, "max_start_epoch": 40, "lr_step_size": 1e-5}),
+        ("iid", 10, {"iterations": 20000, "lr_images": 1.0, "covariance_weight": 0.01,
+                     "centre_weight": 0.05}),
     ],
 )  # fmt: skip
 def test_published_settings_for_cifar10(method: str, ipc: int, expected: dict[str, Any]) -> None:
@@ -172,7 +177,8 @@ def test_published_settings_of_mtt(dataset: str, ipc: int, published: tuple[Any,
 
 
 @pytest.mark.parametrize(
-    ("method", "init"), [("dm", "real"), ("dc", "noise"), ("dsa", "real"), ("mtt", "real")]
+    ("method", "init"),
+    [("dm", "real"), ("dc", "noise"), ("dsa", "real"), ("mtt", "real"), ("iid", "real")],
 )
 def test_methods_start_from_what_they_were_published_with(method: str, init: str) -> None:
     assert settled(method, "cifar10", 10)["init"] == init
@@ -183,7 +189,7 @@ def test_sets_of_dc_are_judged_without_augmentation_but_on_mnist() -> None:
     assert evaluation_of("dc", CIFAR10, 10) == {"epochs": 300, "augmentation": "none"}
     on_mnist = {"epochs": 1000, "augmentation": "crop_scale_rotate"}
     assert evaluation_of("dc", mnist, 10) == on_mnist
-    for method in ("dm", "dsa", "mtt"):
+    for method in ("dm", "dsa", "mtt", "iid"):
         assert evaluation_of(method, mnist, 10) == {"epochs": 1000, "augmentation": DSA}
 
 
@@ -205,7 +211,7 @@ def test_larger_images_have_deeper_networks(size: int, network: str) -> None:
     build_network(network, 3, size, 10)
 
 
-@pytest.mark.parametrize("method", ["dm", "dc", "dsa"])
+@pytest.mark.parametrize("method", ["dm", "dc", "dsa", "iid"])
 def test_every_method_fills_in_the_depth(method: str) -> None:
     images = replace(CIFAR10.train, images=torch.zeros(18, 1, 64, 64, dtype=torch.uint8))
     large = replace(CIFAR10, train=images, test=images)
@@ -251,6 +257,14 @@ def test_small_images_are_matched_in_a_network_that_is_less_deep() -> None:
             "(ours, for experts as cmidd experts trains them, for 10 images per class)",
         ),
         ("mtt", "svhn", 10, "(not published for svhn; the published program's default)"),
+        ("iid", "cifar10", 10, "(as published)"),
+        (
+            "iid",
+            "svhn",
+            50,
+            "(not published for svhn at 50 images per class; the weights are those for CIFAR-10 at "
+            "10, all else is DM's published default)",
+        ),
     ],
 )
 def test_where_settings_come_from_is_told(method: str, dataset: str, ipc: int, origin: str) -> None:

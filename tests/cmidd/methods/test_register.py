@@ -110,7 +110,9 @@ def test_a_name_is_given_once() -> None:
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="method: expected one of dm, dc, dsa, mtt, shrink, got"):
+    with pytest.raises(
+        ValueError, match="method: expected one of dm, dc, dsa, mtt, iid, shrink, got"
+    ):
         prepare("shrimp", tiny_dataset())
 
 

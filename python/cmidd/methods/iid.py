@@ -1,0 +1,165 @@
+"""IID, inter-sample and inter-feature relations (Deng et al., CVPR 2024), on DM: one step.
+
+    loss = sum over classes of  || mean phi(A_c(real)) - mean phi(A_c(synthetic)) ||^2
+                              + a || K(A_c(real)) - K(A_c(synthetic)) ||^2
+                              + b sum over synthetic images of || g(A_c(image)) - their mean ||^2
+    K(images) = mean over images of (F - mean F)(F - mean F)^T
+
+F is the embedding phi(image) as channels x positions, so that K relates the channels, and the mean
+of F is over the images. g is the embedding of a network trained on the real images, drawn from a
+bank in every iteration. All else is DM's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmidd.datasets import Dataset
+from cmidd.methods import dm
+from cmidd.methods.base import MethodEntry, Published
+from cmidd.methods.dm import DM, DMDraws, class_means, whole_classes
+from cmidd.networks import GPU_IMAGES_SECOND_ORDER, Network, images_per_chunk
+from cmidd.options.iid import IIDOptions
+from cmidd.pretrained.bank import Bank
+from cmidd.seeds import generator
+
+
+@dataclass(frozen=True, eq=False)
+class IIDDraws(DMDraws):
+    """What IID draws for an iteration."""
+
+    trained: int  # number of the network of the bank
+
+
+class IID(DM):
+    """The step of IID on one dataset, of the classes that are this rank's."""
+
+    options: IIDOptions
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        labels: Tensor,
+        options: IIDOptions,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Prepare steps on images whose labels are `labels`, ascending."""
+        super().__init__(dataset, labels, options, seed, device, dtype)
+        self.channels = self._channels()
+        # What a ResNet-18 keeps of an image is more than the ConvNet's.
+        chunk = images_per_chunk(device, dataset.shape.height, GPU_IMAGES_SECOND_ORDER)
+        self.chunks = whole_classes(self.share.counts, chunk)
+        self.bank: Bank | None = None
+        self.trained: Network | None = None
+        if options.centre_weight and torch.bincount(labels.cpu()).max() > 1:
+            self.bank = _load_bank(dataset, options, device)
+
+    def _channels(self) -> int:
+        """Channels of the embedding's maps."""
+        with torch.no_grad():
+            one = torch.zeros(1, *self.dataset.shape, device=self.device, dtype=self.dtype)
+            maps: Tensor = self.network.features(one)
+        if maps.dim() != 4 and self.options.covariance_weight:
+            raise ValueError(
+                "network: expected one whose embedding is of maps, as convnet's is, for "
+                f"covariances of their channels, got {self.network_spec}; "
+                "with covariance_weight 0 it may be any"
+            )
+        return maps.shape[1]
+
+    @property
+    def input_records(self) -> dict[str, Any]:
+        """The bank's record."""
+        return {} if self.bank is None else {"centre_bank": self.bank.record}
+
+    def draw(self, iteration: int, update: int) -> IIDDraws:
+        """What DM draws, and a network of the bank."""
+        draws = generator(self.seed, "centre", iteration)
+        count = 1 if self.bank is None else len(self.bank)
+        trained = int(torch.randint(count, (), generator=draws))
+        return IIDDraws(**vars(super().draw(iteration, update)), trained=trained)
+
+    def loss_and_gradient(self, images: Tensor, draws: DMDraws) -> tuple[Tensor, Tensor]:
+        """Loss and its gradient with respect to the synthetic images, `(N, ch, H, W)`."""
+        assert isinstance(draws, IIDDraws)
+        if self.bank is not None:
+            self.trained = self.bank[draws.trained].to(self.dtype)
+        return super().loss_and_gradient(images, draws)
+
+    def statistics(self, features: Tensor, counts: list[int]) -> list[Tensor]:
+        """Class means and covariances, these by the root of the weight that squares are to have."""
+        found = super().statistics(features, counts)
+        if self.options.covariance_weight:
+            root = self.options.covariance_weight**0.5
+            found.append(root * class_covariances(features, counts, self.channels))
+        return found
+
+    def loss_of(self, seen: Tensor, targets: list[Tensor], counts: list[int]) -> Tensor:
+        """DM's of both statistics, and the distances of images to their centre."""
+        loss = super().loss_of(seen, targets, counts)
+        if self.trained is None or max(counts) == 1:  # where an image is the centre
+            return loss
+        with self.as_network():
+            features = self.trained.embed(seen.contiguous()).to(seen.dtype)
+        return loss + self.options.centre_weight * distance_to_centres(features, counts)
+
+
+def class_covariances(features: Tensor, counts: list[int], channels: int) -> Tensor:
+    """Covariance of the channels of each class, `(C, channels, channels)`, summed over positions.
+
+    Args:
+        features: `(N, channels * positions)`, class by class.
+        counts: images of each class.
+        channels: how many there are.
+    """
+    if len(set(counts)) > 1:
+        parts = torch.split(features, counts)
+        return torch.cat([class_covariances(part, [len(part)], channels) for part in parts])
+    maps = features.view(len(counts), counts[0], channels, -1)
+    away = (maps - maps.mean(dim=1, keepdim=True)).transpose(1, 2).flatten(2)
+    return away @ away.mT / counts[0]
+
+
+def distance_to_centres(features: Tensor, counts: list[int]) -> Tensor:
+    """Sum over features `(N, M)` of the squared distance to the mean of their class."""
+    sizes = torch.tensor(counts, device=features.device)
+    centres = class_means(features, counts).repeat_interleave(
+        sizes, dim=0, output_size=len(features)
+    )
+    return (features - centres).square().sum()
+
+
+def _load_bank(dataset: Dataset, options: IIDOptions, device: torch.device) -> Bank:
+    if options.centre_bank is None:
+        raise ValueError(
+            "centre_bank: expected the file of a bank, made by cmidd pretrain, as centre_weight is "
+            f"{options.centre_weight:g}; with 0 none is needed"
+        )
+    bank = Bank.load(options.centre_bank, device)
+    dataset.check_made_for(bank.record, f"centre_bank: {options.centre_bank}")
+    dataset.check_unseen(bank.record, f"centre_bank: {options.centre_bank}")
+    return bank
+
+
+WEIGHTS: Mapping[str, float] = {"covariance_weight": 0.01, "centre_weight": 0.05}
+"""As published for CIFAR-10 at 10 images per class, and for nothing else."""
+
+
+def published(dataset: Dataset, ipc: int) -> Published:
+    """Settings of IID: its weights, and DM's for all else."""
+    of_dm = dm.published(dataset, ipc)
+    origin = "as published"
+    if (dataset.name, ipc) != ("cifar10", 10):
+        origin = f"not published for {dataset.name} at {ipc} images per class; "
+        origin += "the weights are those for CIFAR-10 at 10, all else is DM's published default"
+    return replace(of_dm, options={**of_dm.options, **WEIGHTS}, origin=origin)
+
+
+IID_ENTRY = MethodEntry(IID, IIDOptions, published)
