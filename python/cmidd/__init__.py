@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cmidd.options.distill import DistillOptions
     from cmidd.options.dm import DMOptions
     from cmidd.options.dsa import DSAOptions
+    from cmidd.options.idc import IDCOptions
     from cmidd.options.mtt import MTTOptions
     from cmidd.options.pretrained import BankOptions, ExpertOptions
     from cmidd.options.recipe import Recipe
@@ -47,6 +48,7 @@ _HOME = {
     "DMOptions": "options.dm",
     "DCOptions": "options.dc",
     "DSAOptions": "options.dsa",
+    "IDCOptions": "options.idc",
     "MTTOptions": "options.mtt",
     "distill": "loop",
     "prepare": "run",
@@ -78,6 +80,7 @@ __all__ = [
     "Dataset",
     "DistillOptions",
     "ExpertOptions",
+    "IDCOptions",
     "MTTOptions",
     "Method",
     "MethodEntry",

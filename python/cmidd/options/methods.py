@@ -6,6 +6,7 @@ from cmidd.options.dc import DCOptions
 from cmidd.options.dm import DMOptions
 from cmidd.options.dsa import DSAOptions
 from cmidd.options.fields import Options
+from cmidd.options.idc import IDCOptions
 from cmidd.options.mtt import MTTOptions
 
 METHOD_OPTIONS: dict[str, type[Options]] = {
@@ -13,5 +14,6 @@ METHOD_OPTIONS: dict[str, type[Options]] = {
     "dc": DCOptions,
     "dsa": DSAOptions,
     "mtt": MTTOptions,
+    "idc": IDCOptions,
 }
 """`cmidd.register` adds to it. The docstring of a class's file is the help of its command."""

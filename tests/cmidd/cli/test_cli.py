@@ -32,6 +32,7 @@ from cmidd.options.dsa import DSAOptions
 from cmidd.options.evaluation import EvaluateOptions, ScoreOptions
 from cmidd.options.exchange import ConvertOptions, ExportOptions
 from cmidd.options.fields import AS_PUBLISHED
+from cmidd.options.idc import IDCOptions
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 from tests.support.errors import error_of
@@ -44,6 +45,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "distill dc": (DataOptions, RunOptions, DistillOptions, CMIOptions, DCOptions),
     "distill dsa": (DataOptions, RunOptions, DistillOptions, CMIOptions, DSAOptions),
     "distill mtt": (DataOptions, RunOptions, DistillOptions, CMIOptions, MTTOptions),
+    "distill idc": (DataOptions, RunOptions, DistillOptions, CMIOptions, IDCOptions),
     "evaluate": (SetDataOptions, EvaluateOptions),
     "score": (SetDataOptions, ScoreOptions),
     "convert": (ConvertOptions,),
