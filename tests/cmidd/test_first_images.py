@@ -114,7 +114,7 @@ def test_cells_are_real_images_of_the_class_made_smaller_each_in_its_cell() -> N
     assert torch.equal(without, first_images(DATASET, 2, "real", 0)[0])
 
 
-@pytest.mark.parametrize(("size", "factor"), [(8, 1), (8, 2), (10, 3), (7, 2), (5, 4)])
+@pytest.mark.parametrize(("size", "factor"), [(8, 1), (8, 2), (10, 3), (7, 2), (7, 3)])
 def test_cells_lie_where_the_view_reads_them(size: int, factor: int) -> None:
     shades = torch.arange(1.0, 2 * factor**2 + 1).view(-1, 1, 1, 1).expand(-1, 3, size, size)
     stored = tiled(shades, factor)

@@ -74,10 +74,12 @@ class IDC(ClassMatching):
                 "cells, got whitened ones"
             )
         _, height, width = dataset.shape
-        if options.factor > min(height, width):
+        if any(
+            (options.factor - 1) * -(-side // options.factor) >= side for side in (height, width)
+        ):
             raise ValueError(
-                f"factor: expected at most {min(height, width)}, the side of images of "
-                f"{dataset.name}, got {options.factor}"
+                f"factor: expected one that leaves pixels of {height} x {width} in every cell, got "
+                f"{options.factor}"
             )
         super().__init__(
             dataset,

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,17 +14,11 @@ from cmidd.augment import Strategy, draw
 from cmidd.datasets import Dataset
 from cmidd.methods.class_gradients import GradientsClassByClass, GradientsVmapped
 from cmidd.methods.idc import IDC
-from cmidd.options.cmi import CMIOptions
-from cmidd.options.distill import DistillOptions
 from cmidd.options.idc import METRICS, IDCOptions
-from cmidd.pretrained.bank import Bank
-from cmidd.run import prepare
 from cmidd.seeds import generator
-from cmidd.storage.run_folder import read_log
-from cmikernels import fused_cmi
 from tests.support.compare import relative_error
 from tests.support.steps import step
-from tests.support.tiny import CPU, IDC_OPTIONS, quiet, tiny_dataset, tiny_run
+from tests.support.tiny import CPU
 
 RAGGED = (7, 12, 5)  # real images of each class; batches of 6 take all of some
 OPTIONS = IDCOptions(
@@ -214,7 +207,8 @@ def test_the_state_within_an_iteration_is_all_that_it_depends_on() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"factor": 9}, "factor: expected at most 8, the side of images of noise, got 9"),
+        ({"factor": 9}, "factor: expected one that leaves pixels of 8 x 8 in every cell, got 9"),
+        ({"factor": 5}, "factor: expected one that leaves pixels of 8 x 8 in every cell, got 5"),
         ({"metric": "l2"}, "metric: expected mse or l1 or rows or cosine, got 'l2'"),
         ({"cutmix_net": 1.5}, "cutmix_net: expected a probability from 0 to 1, got 1.5"),
         ({"batch_syn": 0}, "batch_syn: expected at least 1, got 0"),
@@ -241,73 +235,7 @@ def test_augmentation_is_flip_color_one_of_three_and_cutout_in_turn() -> None:
     assert counts.keys() == {"crop", "scale", "rotate"}
     assert min(counts.values()) > 60
     of_batch = draw(strategy, 300, generator("draws"), one_operation=True).operations
-    assert len(of_batch.unique(dim=0)) == 1
+    assert len(set(map(tuple, of_batch.tolist()))) == 1
     assert len(of_batch) == 300
     less = Strategy.parse("idc:color_crop_flip", mirror=False)
     assert draw(less, 2, generator("draws")).operations.tolist() == [[0, 1], [0, 1]]
-
-
-RUN = DistillOptions(
-    ipc=1, init="cells", iterations=3, lr_images=0.01, report_every=1, checkpoint_every=2
-)
-
-
-def test_a_run_stopped_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    method = "idc", IDC_OPTIONS
-    tiny_run(tmp_path / "whole", RUN, method=method)
-    train = IDC.train_network
-
-    def stopping(self: IDC, images: Tensor, draws: Any) -> None:
-        train(self, images, draws)
-        if draws.iteration == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(IDC, "train_network", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            tiny_run(tmp_path / "cut", RUN, method=method)
-    result = tiny_run(tmp_path / "cut", RUN, method=method, resume=True)
-    for name in ("result.safetensors", "log.jsonl"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert result.record["ipc"] == 1
-    assert (len(result.images), len(result.seen().images)) == (3, 12)
-    pixels = result.images * 0.25 + 0.5
-    assert (pixels > -1e-6).all()
-    assert (pixels < 1 + 1e-6).all()
-
-
-def test_a_run_goes_on_from_its_result(tmp_path: Path) -> None:
-    made = tiny_run(tmp_path / "one", RUN, method=("idc", IDC_OPTIONS))
-    init = f"file:{tmp_path / 'one'}"
-    options = replace(RUN, init=init, iterations=0)
-    again = tiny_run(tmp_path / "two", options, method=("idc", IDC_OPTIONS))
-    assert torch.equal(again.images, made.images)
-    other = replace(IDC_OPTIONS, factor=4)
-    with pytest.raises(ValueError, match=r"expected images stored with the view .*'factor': 4"):
-        tiny_run(tmp_path / "three", options, method=("idc", other))
-
-
-def test_cmi_is_the_sum_over_classes_of_decoded_images_by_a_network_an_update(
-    tmp_path: Path, cmi: CMIOptions
-) -> None:
-    weight, dataset = 5.0, tiny_dataset()
-    run = prepare("idc", dataset, RUN, IDC_OPTIONS, cmi, device=CPU, say=quiet)
-    assert cmi.bank is not None
-    bank, images, networks = Bank.load(cmi.bank, CPU), run.images, set()
-    for update in range(run.method.updates):
-        gradient = torch.zeros_like(images)
-        value = run.cmi.add(images, gradient, 1, update, logged=True)
-        assert run.method.view is not None
-        seen, labels = run.method.view(images, run.labels)
-        assert run.cmi._regularizer is not None
-        (number,) = run.cmi._regularizer.draw(run.method.updates + update)
-        networks.add(number)
-        of_classes = fused_cmi(bank[number].embed(seen), labels, num_classes=3, reduction="class")
-        assert of_classes.min() > 0  # of one stored image, which holds four
-        expected = weight * of_classes.sum()
-        torch.testing.assert_close(value, expected.detach(), rtol=1e-4, atol=0)
-        (by_hand,) = torch.autograd.grad(expected, images)
-        torch.testing.assert_close(gradient, by_hand, rtol=1e-3, atol=1e-6)
-    tiny_run(tmp_path, RUN, cmi, method=("idc", IDC_OPTIONS))
-    (line, *_) = read_log(tmp_path / "log.jsonl")
-    assert line["weighted_cmi"] == pytest.approx(3 * weight * line["cmi"])

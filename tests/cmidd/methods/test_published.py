@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from cmidd.options.dm import DMOptions
 from cmidd.options.dsa import DSAOptions
 from cmidd.options.idc import IDCOptions
 from cmidd.options.mtt import MTTOptions
-from cmidd.options.recipe import DSA, PUBLISHED_RECIPE
+from cmidd.options.recipe import DSA
 from tests.support.tiny import tiny_dataset
 
 MADE: dict[str, Any] = {
@@ -192,49 +191,6 @@ def test_sets_of_dc_are_judged_without_augmentation_but_on_mnist() -> None:
     assert evaluation_of("dc", mnist, 10) == on_mnist
     for method in ("dm", "dsa", "mtt"):
         assert evaluation_of(method, mnist, 10) == {"epochs": 1000, "augmentation": DSA}
-
-
-def sized(dataset: str, size: int) -> Dataset:
-    real = tiny_dataset(dataset, channels=1 if "mnist" in dataset else 3)
-    pixels = torch.zeros(*real.train.images.shape[:2], size, size, dtype=torch.uint8)
-    return replace(
-        real, train=replace(real.train, images=pixels), test=replace(real.test, images=pixels)
-    )
-
-
-@pytest.mark.parametrize(
-    ("dataset", "size", "published"),
-    [
-        ("cifar10", 32, ("mse", 5e-3, 2000, 0.5)),
-        ("cifar100", 32, ("mse", 5e-3, 2000, 0.5)),
-        ("svhn", 32, ("mse", 5e-3, 500, 0.5)),
-        ("mnist", 28, ("l1", 1e-4, 500, 0.0)),
-        ("fashionmnist", 28, ("l1", 1e-4 * (28 / 32) ** 2, 500, 0.5)),
-        ("tinyimagenet", 64, ("mse", 5e-3 * 4, 1000, 0.5)),
-    ],
-)
-def test_published_settings_of_idc(dataset: str, size: int, published: tuple[Any, ...]) -> None:
-    metric, rate, images_net, cutmix = published
-    real = sized(dataset, size)
-    for ipc in (1, 10, 20):
-        loop, options, _ = filled_in("idc", real, DistillOptions(ipc=ipc), IDCOptions())
-        assert loop.lr_images == pytest.approx(rate * ipc / 10)
-        assert (loop.iterations, loop.init, loop.momentum) == (2000, "cells", 0.5)
-        assert (options.metric, options.images_net, options.cutmix_net) == (
-            metric, images_net, cutmix
-        )  # fmt: skip
-        assert (options.factor, options.inner_steps) == (2, 100)
-        assert (options.batch_real, options.batch_syn, options.batch_net) == (64, 128, 64)
-        hole = "" if dataset == "mnist" else "_cutout"
-        assert options.augmentation == f"idc:color_crop{hole}"
-        evaluation = evaluation_of("idc", real, ipc)
-        recipe = replace(PUBLISHED_RECIPE, **evaluation)
-        assert (recipe.epochs, recipe.batch_size, recipe.cutmix) == (1000, 64, cutmix)
-        assert [math.ceil(1000 * at) for at in (recipe.drop_at, recipe.drop_again_at)] == [666, 833]
-        assert recipe.drop_by == 5
-    if dataset == "tinyimagenet":
-        loop, _, _ = filled_in("idc", real, DistillOptions(ipc=50), IDCOptions())
-        assert loop.lr_images == pytest.approx(1e-6 * 5 * 4)
 
 
 def test_only_what_is_none_is_filled_in() -> None:
