@@ -68,6 +68,7 @@ class IDC(ClassMatching):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """Prepare updates of images whose labels are `labels`, ascending."""
+        options.check()
         if dataset.whitening is not None:
             raise ValueError(
                 "zca: expected images without whitening, whose pixels idc clamps and cuts into "

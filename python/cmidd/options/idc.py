@@ -59,8 +59,8 @@ class IDCOptions(Options):
     per_class_step: bool = False
     precision: str | None = option(None, choices=PRECISIONS)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        """Raise where a probability is more than 1."""
         if self.cutmix_net is not AS_PUBLISHED and self.cutmix_net > 1:
             raise ValueError(
                 f"cutmix_net: expected a probability from 0 to 1, got {self.cutmix_net:g}"
