@@ -105,10 +105,6 @@ class PlainIDC(ClasswiseLoop):
             target = [each.detach() for each in self.gradients(both[: len(real)], c)]
         with record_function("idc.synthetic_gradients"):
             found = self.gradients(both[len(real) :], c)
-            if self.options.metric == "l1":
-                return torch.stack(
-                    [(s - r).abs().sum() for s, r in zip(found, target, strict=True)]
-                ).sum()
             return distance(found, target, self.options.metric)
 
     def gradients(self, images: Tensor, label: int) -> list[Tensor]:
