@@ -1,4 +1,4 @@
-"""What the plain loops of DM, IID and DC share: a class at a time, each with real images."""
+"""What the plain loops of DM, IID, DC and IDC share: a class at a time, each with real images."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
 from cmidd.networks import initialize
 from cmidd.options.dc import DCOptions
 from cmidd.options.dm import DMOptions
+from cmidd.options.idc import IDCOptions
 from cmidd.seeds import generator
 
 
@@ -28,7 +29,7 @@ class ClasswiseLoop:
         self,
         dataset: Dataset,
         labels: Tensor,
-        options: DMOptions | DCOptions,
+        options: DMOptions | DCOptions | IDCOptions,
         seed: int,
         device: torch.device,
         dtype: torch.dtype = torch.float32,

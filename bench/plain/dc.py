@@ -27,6 +27,8 @@ def distance(synthetic: list[Tensor], real: list[Tensor], metric: str) -> Tensor
     pairs = list(zip(synthetic, real, strict=True))
     if metric == "mse":
         return torch.stack([(s - r).square().sum() for s, r in pairs]).sum()
+    if metric == "l1":
+        return torch.stack([(s - r).abs().sum() for s, r in pairs]).sum()
     if metric == "cosine":
         s, r = (torch.cat([g.flatten() for g in side])[None] for side in (synthetic, real))
         return row_distance(s, r)

@@ -12,6 +12,7 @@ from torch import Tensor
 from bench.plain.cmi import PlainCMI
 from bench.plain.dc import PlainDC
 from bench.plain.dm import PlainDM
+from bench.plain.idc import PlainIDC
 from bench.plain.iid import PlainIID
 from bench.plain.mtt import PlainMTT
 
@@ -62,6 +63,11 @@ def _mtt(*given: Any, cmi: None) -> tuple[Step, int]:
     return step, 1
 
 
+def _idc(*given: Any, cmi: None) -> tuple[Step, int]:
+    loop = PlainIDC(*given)
+    return loop.step, loop.options.inner_steps
+
+
 def _graph_bytes(images: Sequence[int], student_steps: int) -> int:
     """Of all student steps: 3 MiB of an image of 32 x 32 and a step, as measured."""
     return (3 << 20) * student_steps * images[0] * prod(images[2:]) // 32**2
@@ -73,4 +79,5 @@ RIVALS = {
     "dc": Rival(_dc),
     "dsa": Rival(_dc),
     "mtt": Rival(_mtt, with_cmi=False, kept_bytes=_graph_bytes),
+    "idc": Rival(_idc, with_cmi=False),
 }

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cmidd.options.distill import DistillOptions
     from cmidd.options.dm import DMOptions
     from cmidd.options.dsa import DSAOptions
+    from cmidd.options.idc import IDCOptions
     from cmidd.options.iid import IIDOptions
     from cmidd.options.mtt import MTTOptions
     from cmidd.options.pretrained import BankOptions, ExpertOptions
@@ -48,6 +49,7 @@ _HOME = {
     "DMOptions": "options.dm",
     "DCOptions": "options.dc",
     "DSAOptions": "options.dsa",
+    "IDCOptions": "options.idc",
     "MTTOptions": "options.mtt",
     "IIDOptions": "options.iid",
     "distill": "loop",
@@ -80,6 +82,7 @@ __all__ = [
     "Dataset",
     "DistillOptions",
     "ExpertOptions",
+    "IDCOptions",
     "IIDOptions",
     "MTTOptions",
     "Method",

@@ -11,8 +11,10 @@ and synthetic images of a class that share a `Draw` are changed alike. With u un
     scale    the grid is stretched by u(1/scale, scale) along each side
     rotate   the grid is turned by u(-rotate, rotate) degrees
 
-A strategy is written `color_crop_flip`, one operation drawn for each group, or
-`all:color_crop_flip`, all of them in turn; `none` changes nothing.
+A strategy is written `color_crop_flip`, one operation drawn for each group,
+`all:color_crop_flip`, all of them in turn, or `idc:color_crop_flip_scale_rotate_cutout`, flip and
+color, then one of crop, scale and rotate, then cutout, of those that are named; `none` changes
+nothing.
 """
 
 from __future__ import annotations
@@ -156,10 +158,10 @@ NUM_NUMBERS = max(_ENDS.values())
 
 @dataclass(frozen=True)
 class Strategy:
-    """Operations, of which each group gets one ("single") or all in turn ("all")."""
+    """Operations: each group gets one ("single"), all ("all") or as IDC has it ("idc")."""
 
     operations: tuple[str, ...]
-    mode: Literal["single", "all"] = "single"
+    mode: Literal["single", "all", "idc"] = "single"
 
     def __post_init__(self) -> None:
         _check_names(self.operations)
@@ -168,10 +170,17 @@ class Strategy:
 
     @classmethod
     def parse(cls, text: str, *, mirror: bool = True) -> Strategy:
-        """Read `color_crop`, `all:color_crop` or `none`; without `mirror` less "flip"."""
-        names = text.removeprefix("all:")
+        """Read `color_crop`, `all:color_crop`, `idc:color_crop` or `none`.
+
+        Without `mirror` it is less "flip".
+        """
+        mode: Literal["single", "all", "idc"] = "single"
+        names = text
+        for prefix in ("all", "idc"):
+            if text.startswith(f"{prefix}:"):
+                mode, names = prefix, text.removeprefix(f"{prefix}:")
         operations = () if names == "none" else tuple(names.split("_"))
-        strategy = cls(operations, "single" if names == text else "all")
+        strategy = cls(operations, mode)
         return strategy if mirror else strategy.without("flip")
 
     def without(self, *names: str) -> Strategy:
@@ -181,7 +190,7 @@ class Strategy:
 
     def __str__(self) -> str:
         names = "_".join(self.operations) or "none"
-        return names if self.mode == "single" else f"all:{names}"
+        return names if self.mode == "single" else f"{self.mode}:{names}"
 
 
 def _check_names(names: tuple[str, ...]) -> None:
@@ -208,12 +217,28 @@ def draw(
     uniform = torch.rand(num_groups, 1 + NUM_NUMBERS, dtype=torch.float64, generator=generator)
     choice, numbers = uniform[:, :1], uniform[:, 1:]
     count = len(strategy.operations)
-    if strategy.mode == "all" or count == 0:
+    if strategy.mode == "idc":
+        operations = _as_idc(strategy, choice[:1] if one_operation else choice)
+        operations = operations.expand(num_groups, -1)
+    elif strategy.mode == "all" or count == 0:
         operations = torch.arange(count).expand(num_groups, count)
     else:
         operations = _whole(choice[:1] if one_operation else choice, count).long()
         operations = operations.expand(num_groups, 1)
     return Draw(operations, numbers)
+
+
+_IN_TURN = (("flip",), ("color",), ("crop", "scale", "rotate"), ("cutout",))  # one of each
+
+
+def _as_idc(strategy: Strategy, choice: Tensor) -> Tensor:
+    """Indices `(n, steps)` of operations, of `choice` (n, 1) uniform in [0, 1)."""
+    steps = []
+    for names in _IN_TURN:
+        there = [strategy.operations.index(name) for name in names if name in strategy.operations]
+        if there:
+            steps.append(torch.tensor(there)[_whole(choice, len(there)).long()])
+    return torch.cat(steps, 1) if steps else torch.empty(len(choice), 0, dtype=torch.int64)
 
 
 def augment(

@@ -105,6 +105,8 @@ def comparisons(
 def _augmented(comparison: Comparison, augmentation: str) -> Comparison:
     words = "without augmentation" if augmentation == "none" else "with augmentation"
     recipe = replace(comparison.recipe, augmentation=augmentation)
+    if augmentation == "none":
+        recipe = replace(recipe, cutmix=0.0)
     return replace(comparison, name=f"{comparison.name}, {words}", recipe=recipe)
 
 

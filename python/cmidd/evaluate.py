@@ -2,8 +2,9 @@
 
 The published protocol: SGD with learning rate 0.01 (a tenth from half of the epochs on), momentum
 0.9, weight decay 5e-4, batches of 256, 1000 epochs with DSA, accuracy of the last epoch; mean and
-standard deviation over several networks with their own seeds. Unlike some of the field's scripts we
-keep the optimiser's momentum where the learning rate drops.
+standard deviation over several networks with their own seeds. The record of a set may say that its
+method was published with another. Unlike some of the field's scripts we keep the optimiser's
+momentum where the learning rate drops.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class Accuracy:
 
     def as_record(self) -> dict[str, Any]:
         """For JSON."""
-        return {**asdict(self), "mean": self.mean, "std": self.std}
+        about = {"recipe": self.recipe.as_record(), "mean": self.mean, "std": self.std}
+        return {**asdict(self), **about}
 
 
 class Store:
@@ -102,7 +104,8 @@ def evaluation_protocol(
     whitening = synthetic_set.whitening
     zca = "none" if whitening is None else f"the set's own, eps {whitening.eps:g}"
     about = (
-        f"{recipe.epochs} epochs, augmentation {recipe.augmentation}, learning rate {rate:g} "
+        f"{recipe.epochs} epochs, augmentation {recipe.augmentation}"
+        f"{' and CutMix' if recipe.cutmix else ''}, learning rate {rate:g} "
         f"({origin}), {labels} labels, ZCA: {zca}"
     )
     return Protocol(synthetic_set.whiten(dataset), replace(recipe, lr=float(rate)), about)

@@ -138,7 +138,7 @@ class _Compared(Store):
         found = [
             tuple(each["accuracies"])
             for each in self.file.trained(self.about["crc32"])
-            if each["network"] == network and not differences(each["recipe"], asdict(recipe))
+            if each["network"] == network and not differences(each["recipe"], recipe.as_record())
         ]
         return max(found, key=len, default=())
 
@@ -160,7 +160,7 @@ class _OfSet(Store):
         if there is None:
             return ()
         what = f"{self.file.path} has {network} on {self.result['set']}"
-        check_same(what, differences(there["recipe"], asdict(recipe)))
+        check_same(what, differences(there["recipe"], recipe.as_record()))
         return tuple(there["accuracies"])
 
     def keep(self, accuracy: Accuracy) -> None:

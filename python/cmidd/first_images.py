@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cmidd.datasets import Dataset
@@ -37,8 +38,9 @@ def first_images(
         dataset: where real images come from.
         ipc: images per class.
         init: "noise" (normal numbers), "real" (real images of the class, each once), "mix" (two
-            real images of the class mixed, in a share drawn for each) or "file:PATH" (a synthetic
-            set made from `dataset`, with as many images, or the checkpoint of a run).
+            real images of the class mixed, in a share drawn for each), "cells" (real images made
+            smaller, one in each cell of the view) or "file:PATH" (a synthetic set made from
+            `dataset`, with as many images, or the checkpoint of a run).
         seed: of the draws.
         count_option: the option that asked for so many images, which an error names.
         view: how the images are to be stored. Those of a set that has it too are taken as they are;
@@ -54,8 +56,12 @@ def first_images(
     if init.startswith("file:"):
         path = file_of(Path(init.removeprefix("file:")))
         return _from_file(path, dataset, labels, view), labels
-    if init not in ("real", "mix"):
-        raise ValueError(f"init: expected noise, real, mix or file:PATH, got {init!r}")
+    if init not in ("real", "mix", "cells"):
+        raise ValueError(f"init: expected noise, real, mix, cells or file:PATH, got {init!r}")
+    if init == "cells":
+        factor = view.settings["factor"] if view is not None and view.name == "cells" else 1
+        there = _real(dataset, ipc * factor**2, seed, "start", count_option)
+        return tiled(there, factor), labels
     first = _real(dataset, ipc, seed, "start", count_option)
     if init == "mix":
         second = _real(dataset, ipc, seed, "start mix", count_option)
@@ -82,6 +88,16 @@ def _real(dataset: Dataset, ipc: int, seed: int, purpose: str, count_option: str
             )
         rows.append(first + torch.randperm(there, generator=generator(seed, purpose, c))[:ipc])
     return dataset.to_input(dataset.train.images[torch.cat(rows)])
+
+
+def tiled(images: Tensor, factor: int) -> Tensor:
+    """Images that hold factor x factor others each, row by row, as the view `cells` reads them."""
+    _, channels, height, width = images.shape
+    size = -(-height // factor), -(-width // factor)
+    small = F.interpolate(images, size=size, mode="nearest")
+    grid = small.view(-1, factor, factor, channels, *size).permute(0, 3, 1, 4, 2, 5)
+    whole = grid.reshape(len(grid), channels, factor * size[0], factor * size[1])
+    return whole[:, :, :height, :width].contiguous()
 
 
 def _from_file(path: Path, dataset: Dataset, labels: Tensor, view: View | None) -> Tensor:

@@ -90,9 +90,11 @@ class Loop:
             ],
             options.momentum,
         )
-        self.scale: Tensor | None = None
+        self.scales: list[Tensor] = []
         if method.class_scale is not None:
-            self.scale = method.class_scale[run.labels].to(run.images).view(-1, 1, 1, 1)
+            self.scales.append(method.class_scale[run.labels].to(run.images).view(-1, 1, 1, 1))
+        if method.channel_scale is not None:
+            self.scales.append(method.channel_scale.to(run.images).view(-1, 1, 1))
         self.made_with = {**method.input_records, **run.cmi.input_records}
         self.total = options.iterations * method.updates
         self.place = checkpoint.restore(folder, self.leaves, self.optimizer, method, self.made_with)
@@ -148,6 +150,8 @@ class Loop:
     def update(self, iteration: int, update: int, *, logged: bool) -> tuple[Tensor, Tensor]:
         """One step of the images; the method's loss and the weighted CMI before it."""
         method, images = self.run.method, self.run.images
+        if not update:
+            method.constrain_images(images.detach())
         with record_function("draws"):
             draws = method.draw(iteration, update)
         loss, gradient = method.loss_and_gradient(images, draws)
@@ -159,7 +163,7 @@ class Loop:
                 extra = [each.tensor.grad for each in method.extra_parameters.values()]
                 ranks.add_up(loss, value, gradient, *(each for each in extra if each is not None))
         with record_function("images_step"):
-            images.grad = gradient if self.scale is None else gradient * self.scale
+            images.grad = math.prod(self.scales, start=gradient)
             self.optimizer.step()
             method.constrain()
         return loss, value
@@ -177,7 +181,7 @@ class Loop:
     def numbers(self, value: Tensor) -> dict[str, float]:
         """What the log says of the iteration under way, after its last update."""
         found = {"loss": torch.stack(self.place.losses).mean().item()}
-        weight, weighted = self.run.cmi.weight, value.item()
+        weight, weighted = self.run.cmi.weight_of_mean, value.item()
         if weight:
             found["cmi"] = weighted / weight
         found |= {name: n.item() for name, n in self.run.method.log_values().items()}

@@ -87,7 +87,7 @@ class CMITerm:
         self.input_records["bank"] = bank.record
         self._regularizer = CMIRegularizer(
             bank,
-            self.weight,
+            self.weight_of_mean,
             chunk_size=options.cmi_chunk,
             layer=options.cmi_layer,
             networks_per_step=options.cmi_networks,
@@ -99,6 +99,11 @@ class CMITerm:
             self._classes = self._seen(images[self._mine], self._labels[self._mine])[1]
         if options.cmi_on == "batch" and batch is not None and options.cmi_centroids == "own":
             self._say_who_is_alone(images, batch, say)
+
+    @property
+    def weight_of_mean(self) -> float:
+        """The factor of the mean over images, which the method may multiply."""
+        return self.weight * self._method.cmi_factor
 
     def _say_who_is_alone(self, images: Tensor, batch: Tensor, say: Callable[[str], None]) -> None:
         rows = batch.to(images.device)

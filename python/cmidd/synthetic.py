@@ -3,11 +3,11 @@
 Format, one safetensors file: `images` (N, channels, height, width) float32 as networks take them,
 (pixel - mean) / std with pixels in [0, 1]; `labels` (N,) int64; and a JSON record with all that
 using them takes: dataset, class names, mean, std, images per class, how they were made, `network`,
-the architecture that they are made for, `evaluation`, the epochs and augmentation of networks that
-train on them. There may be `soft_labels` (N, C) float32; `learned_lr` in the record, the step size
-that networks take; `view` in the record, which makes of the stored images those that networks see;
-and, with the eps `zca` in the record, `whitening_mean` (D,) and `whitening_matrix` (D, D) float32
-of images that are whitened.
+the architecture that they are made for, `evaluation`, how networks that train on them are trained,
+as far as it is not as usual. There may be `soft_labels` (N, C) float32; `learned_lr` in the record,
+the step size that networks take; `view` in the record, which makes of the stored images those that
+networks see; and, with the eps `zca` in the record, `whitening_mean` (D,) and `whitening_matrix`
+(D, D) float32 of images that are whitened.
 """
 
 from __future__ import annotations
@@ -213,8 +213,26 @@ def _check_use(record: Mapping[str, Any]) -> None:
     network, evaluation = record.get("network"), record.get("evaluation", {})
     if network is not None and not isinstance(network, str):
         raise ValueError(f"expected the name of a network, got {network!r}")
-    known = {"epochs": int, "augmentation": str}
     if not isinstance(evaluation, dict) or any(
-        type(value) is not known.get(name) for name, value in evaluation.items()
+        type(value) is not _EVALUATION.get(name) for name, value in evaluation.items()
     ):
-        raise ValueError(f"expected an evaluation's epochs and augmentation, got {evaluation!r}")
+        raise ValueError(f"expected an evaluation's {', '.join(_EVALUATION)}, got {evaluation!r}")
+    shares = [evaluation.get(name, 0.0) for name in ("cutmix", "drop_at", "drop_again_at")]
+    counts = [evaluation.get(name, 1) for name in ("batch_size", "drop_by")]
+    if not all(0 <= share <= 1 for share in shares) or not all(count >= 1 for count in counts):
+        raise ValueError(
+            "expected an evaluation's cutmix, drop_at and drop_again_at from 0 to 1, and its "
+            f"batch_size and drop_by from 1 on, got {evaluation!r}"
+        )
+
+
+_EVALUATION = {
+    "epochs": int,
+    "augmentation": str,
+    "batch_size": int,
+    "cutmix": float,
+    "drop_at": float,
+    "drop_again_at": float,
+    "drop_by": float,
+}
+"""What may be said of a recipe of its own, and the type of each."""

@@ -8,15 +8,14 @@ own gradient. SGD works element by element and needs no change:
 
 Everything drawn (first weights, order of images, augmentation) is drawn for each network from its
 own seed, so a network is the same whether it is trained alone or in a stack, up to rounding.
-`draw_epochs` draws it, `train` takes what was drawn.
+`training_draws.py` draws it, `train` takes what was drawn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +23,12 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from cmidd import ranks
-from cmidd.augment import Draw, Strategy, augment, draw
+from cmidd.augment import Draw, Strategy, augment
 from cmidd.device import precision_on
 from cmidd.networks import Network, build_network, images_per_chunk, initialize
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator
+from cmidd.training_draws import EpochDraws, draw_epochs, mixed
 from cmikernels.precision import computing
 
 
@@ -47,7 +47,7 @@ class Stack:
         self.state = {name: torch.stack([s[name] for s in states]) for name in states[0]}
         trained = dict(self.network.named_parameters())
         self.parameters = [self.state[name].requires_grad_() for name in trained]
-        self.size = len(states)
+        self.size, self.num_classes = len(states), num_classes
         self.precision = precision  # of the forward and, in `train`, of the backward
         self._compiled: Callable[[dict[str, Tensor], Tensor], Tensor] | None = None
         self._compiled_for = 0
@@ -136,37 +136,6 @@ class Stack:
         return (right.double() / count).tolist()
 
 
-class EpochDraws(NamedTuple):
-    """What is drawn for an epoch of K networks, on the CPU."""
-
-    order: Tensor  # (K, N) int64: each network's order of the images
-    augmentation: list[Draw]  # for each step, with a group for each image of each network
-
-
-def draw_epochs(
-    seeds: Sequence[int], count: int, recipe: Recipe, strategy: Strategy, first: int = 0
-) -> Iterator[EpochDraws]:
-    """From epoch `first` on what is drawn to train networks of such seeds on `count` images."""
-    for epoch in range(first, recipe.epochs):
-        order = torch.stack(
-            [torch.randperm(count, generator=generator(s, "order", epoch)) for s in seeds]
-        )
-        sizes = [rows.shape[1] for rows in torch.split(order, recipe.batch_size, dim=1)]
-        steps = enumerate(sizes if strategy.operations else ())
-        yield EpochDraws(
-            order, [_draw_step(strategy, seeds, size, epoch, step) for step, size in steps]
-        )
-
-
-def _draw_step(strategy: Strategy, seeds: Sequence[int], size: int, epoch: int, step: int) -> Draw:
-    """One operation for each network's batch, parameters for each image."""
-    draws = [
-        draw(strategy, size, generator(s, "augmentation", epoch, step), one_operation=True)
-        for s in seeds
-    ]
-    return Draw(torch.cat([d.operations for d in draws]), torch.cat([d.numbers for d in draws]))
-
-
 Objective = Callable[[Stack, Tensor, Tensor], Tensor]
 """Of networks, images (K, B, ...) and targets (K, B) or (K, B, C): the sum of losses of all."""
 
@@ -220,10 +189,10 @@ def train(
         objective: what is minimised, a sum over networks and images.
         on_epoch: called with the number of finished epochs and the mean loss of the last, for which
             a GPU has to wait.
-        done: what the stack has been trained already.
+        done: what the stack has been trained already; its buffers of SGD are changed in place.
         stopping: asked after each step whether to end there.
-        shared: whether ranks share the images of each step; for one network, whose gradients are
-            then added up.
+        shared: whether ranks share the images of each step; for one network without CutMix, whose
+            gradients are then added up.
     """
     done = done or Progress()
     stack.network.train()
@@ -233,9 +202,10 @@ def train(
     for parameter, buffer in zip(stack.parameters, done.momentum, strict=False):
         optimizer.state[parameter]["momentum_buffer"] = buffer
     for epoch, drawn in enumerate(epochs, done.epoch):
-        if epoch >= math.ceil(recipe.epochs * recipe.drop_at):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr / 10
+        drops = (recipe.drop_at, recipe.drop_again_at)
+        passed = sum(epoch >= math.ceil(recipe.epochs * share) for share in drops)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr / recipe.drop_by**passed
         first_step = done.step if epoch == done.epoch else 0
         total = torch.full((), done.loss if first_step else 0.0, device=images.device)
         for step, rows in enumerate(torch.split(drawn.order, recipe.batch_size, dim=1)):
@@ -248,6 +218,8 @@ def train(
             if changes is not None and rows.numel():
                 x = augment(x.flatten(0, 1), strategy, changes).view_as(x)
             y = labels[rows.to(labels.device)]
+            if drawn.mixing:
+                x, y = mixed(x, y, drawn.mixing[step], stack.num_classes)
             optimizer.zero_grad()
             chunk = stack.images_per_chunk(images)
             for first in range(0, rows.shape[1], chunk):

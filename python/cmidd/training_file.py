@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from cmidd.augment import Strategy
 from cmidd.interruption import Stop
 from cmidd.options.recipe import Recipe
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
-from cmidd.training import Objective, Progress, Stack, cross_entropy, draw_epochs, train
+from cmidd.training import Objective, Progress, Stack, cross_entropy, train
+from cmidd.training_draws import draw_epochs
 
 KIND = "unfinished training"
 _STATE, _MOMENTUM = "state of ", "momentum of "
@@ -144,4 +144,4 @@ def about_training(
     seeds: Sequence[int], spec: str, recipe: Recipe, data: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What tells one group of networks from all others."""
-    return {"seeds": list(seeds), "network": spec, "recipe": asdict(recipe), "data": dict(data)}
+    return {"seeds": list(seeds), "network": spec, "recipe": recipe.as_record(), "data": dict(data)}

@@ -86,6 +86,14 @@ def test_both_loops_of_dc_are_measured(method: str, quick_run: QuickRun) -> None
     assert "ours, iteration: " in said
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
+def test_both_loops_of_idc_are_measured(quick_run: QuickRun) -> None:
+    rows, _ = quick_run("loops-idc", "--method", "idc")
+    parts = [part.replace("dc.", "idc.") for part in DC_PARTS if part != "cmi"]
+    assert_measured(rows, *parts)
+
+
 @pytest.mark.usefixtures("in_this_process")
 def test_both_loops_of_mtt_are_measured(quick_run: QuickRun) -> None:
     rows, said = quick_run("loops-mtt", "--method", "mtt")

@@ -66,6 +66,12 @@ def test_epochs_and_augmentation_are_the_users_or_the_sets_or_the_protocols() ->
     of_dc: dict[str, Any] = {"epochs": 300, "augmentation": "none"}
     assert EvaluateOptions().recipe({}) == PUBLISHED_RECIPE
     assert EvaluateOptions().recipe({"evaluation": of_dc}) == replace(PUBLISHED_RECIPE, **of_dc)
+    of_idc: dict[str, Any] = {"batch_size": 64, "cutmix": 0.5, "drop_at": 0.666, "drop_by": 5.0}
+    assert EvaluateOptions().recipe({"evaluation": of_idc}) == replace(PUBLISHED_RECIPE, **of_idc)
+    told = EvaluateOptions(batch_size=8, cutmix=0.0).recipe({"evaluation": of_idc})
+    assert (told.batch_size, told.cutmix, told.drop_by) == (8, 0.0, 5.0)
+    with pytest.raises(ValueError, match="cutmix: expected a probability from 0 to 1, got 2"):
+        EvaluateOptions(random_real=1, cutmix=2.0).check()
     given = EvaluateOptions(epochs=7, augmentation="crop", weight_decay=0.0, batch_size=3)
     expected = replace(
         PUBLISHED_RECIPE, epochs=7, augmentation="crop", weight_decay=0.0, batch_size=3

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmidd.first_images import first_images
+from cmidd.first_images import first_images, tiled
 from cmidd.synthetic import SyntheticSet
+from cmidd.view import view_of_cells
 from tests.support.tiny import CLASSES, PER_CLASS, tiny_dataset
 
 DATASET = tiny_dataset()
@@ -98,6 +100,30 @@ def test_a_start_from_a_file_of_another_dataset_is_an_error(tmp_path: Path) -> N
         first_images(DATASET, 2, f"file:{tmp_path / 'set'}", 0)
 
 
+def test_cells_are_real_images_of_the_class_made_smaller_each_in_its_cell() -> None:
+    view = view_of_cells(2, (8, 8), DATASET.mean, DATASET.std)
+    images, labels = first_images(DATASET, 1, "cells", 0, view=view)
+    assert images.shape == (3, 1, 8, 8)
+    assert labels.tolist() == [0, 1, 2]
+    taken = first_images(DATASET, 4, "real", 0)[0][:, :, ::2, ::2].view(3, 2, 2, 1, 4, 4)
+    for i, j in itertools.product(range(2), range(2)):
+        cell = images[:, :, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4]
+        assert torch.equal(cell, taken[:, i, j])
+    assert not torch.equal(first_images(DATASET, 1, "cells", 1, view=view)[0], images)
+    without = first_images(DATASET, 2, "cells", 0)[0]
+    assert torch.equal(without, first_images(DATASET, 2, "real", 0)[0])
+
+
+@pytest.mark.parametrize(("size", "factor"), [(8, 1), (8, 2), (10, 3), (7, 2), (7, 3)])
+def test_cells_lie_where_the_view_reads_them(size: int, factor: int) -> None:
+    shades = torch.arange(1.0, 2 * factor**2 + 1).view(-1, 1, 1, 1).expand(-1, 3, size, size)
+    stored = tiled(shades, factor)
+    assert stored.shape == (2, 3, size, size)
+    view = view_of_cells(factor, (size, size), (0.0,) * 3, (1.0,) * 3)
+    seen = stored if view is None else view(stored, torch.arange(2))[0]
+    assert torch.equal(seen[:, 0, 0, 0], shades[:, 0, 0, 0])  # the edge may hold grey
+
+
 @pytest.mark.parametrize("init", ["real", "mix"])
 def test_more_images_than_a_class_has_is_an_error_that_names_it(init: str) -> None:
     too_few = "class ant of tiny has 6 real images, fewer than 7; take fewer"
@@ -109,7 +135,7 @@ def test_more_images_than_a_class_has_is_an_error_that_names_it(init: str) -> No
 
 @pytest.mark.parametrize("init", ["", "Real", "zeros", "file"])
 def test_an_unknown_start_is_an_error(init: str) -> None:
-    with pytest.raises(ValueError, match="init: expected noise, real, mix or file:PATH"):
+    with pytest.raises(ValueError, match="init: expected noise, real, mix, cells or file:PATH"):
         first_images(DATASET, 1, init, 0)
 
 

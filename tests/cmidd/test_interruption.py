@@ -15,6 +15,7 @@ import torch
 from cmidd.interruption import Interrupted
 from cmidd.methods.dc import GradientMatching
 from cmidd.methods.dm import DM
+from cmidd.methods.idc import IDC
 from cmidd.methods.iid import IID
 from cmidd.methods.mtt import MTT
 from cmidd.options.cmi import CMIOptions
@@ -26,6 +27,7 @@ from tests.support.tiny import (
     CPU,
     DM_OPTIONS,
     DSA_OPTIONS,
+    IDC_OPTIONS,
     OPTIONS,
     expert_options,
     iid_options,
@@ -70,12 +72,13 @@ def methods(
         "dm": (DM_OPTIONS, DM, 8),
         "dsa": (dsa, GradientMatching, 8 * 3),
         "mtt": (mtt_options(experts), MTT, 8),
+        "idc": (IDC_OPTIONS, IDC, 8 * 2),
         "iid": (iid_options(bank_file), IID, 8),
     }
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("name", ["dm", "dsa", "mtt", "iid"])
+@pytest.mark.parametrize("name", ["dm", "dsa", "mtt", "idc", "iid"])
 def test_a_run_ends_after_the_update_under_way_and_goes_on_to_the_same_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -85,7 +88,7 @@ def test_a_run_ends_after_the_update_under_way_and_goes_on_to_the_same_bits(
     number: int,
 ) -> None:
     options, method_class, updates = methods[name]
-    run: Any = (OPTIONS, cmi)
+    run: Any = (replace(OPTIONS, init="real"), cmi)
     tiny_run(tmp_path / "whole", *run, method=(name, options))
     whole = [(tmp_path / "whole" / file).read_bytes() for file in FILES]
     for at in range(1, updates, 2 if updates < 10 else 5):

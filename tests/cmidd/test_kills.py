@@ -23,6 +23,7 @@ NETWORK = "convnet:width=8,depth=2"
 METHODS: dict[str, tuple[int, list[str]]] = {
     "dm": (20, ["--batch_real=8", f"--network={NETWORK}"]),
     "dsa": (6, ["--batch_real=8", f"--network={NETWORK}", "--inner_epochs=1"]),
+    "idc": (6, ["--batch_real=8", f"--network={NETWORK}", "--inner_steps=2", "--images_net=64"]),
     "mtt": (6, ["--student_steps=2", "--expert_epochs=1", "--max_start_epoch=2", "--batch_syn=7"]),
 }
 TIME_LIMIT = 60  # seconds that a process may take to come to the moment at which it is killed

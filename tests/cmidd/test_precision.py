@@ -36,7 +36,8 @@ from cmidd.options.recipe import Recipe
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.run import prepare
 from cmidd.synthetic import SyntheticSet
-from cmidd.training import Stack, draw_epochs, train
+from cmidd.training import Stack, train
+from cmidd.training_draws import draw_epochs
 from cmikernels.precision import PRECISIONS
 from tests.support import mtt_cases
 from tests.support.compare import relative_error

@@ -21,6 +21,7 @@ from tests.support.tiny import (
     CONFIG,
     DM_OPTIONS,
     DSA_OPTIONS,
+    IDC_OPTIONS,
     OPTIONS,
     iid_options,
     mtt_options,
@@ -67,7 +68,7 @@ def methods(tmp_path_factory: pytest.TempPathFactory, bank_file: Path) -> dict[s
     """The options of every method, tiny."""
     experts = tmp_path_factory.mktemp("resume") / "experts"
     tiny_experts(experts, tiny_dataset())
-    return {"dm": DM_OPTIONS, "dsa": DSA_OPTIONS, "mtt": mtt_options(experts),
+    return {"dm": DM_OPTIONS, "dsa": DSA_OPTIONS, "mtt": mtt_options(experts), "idc": IDC_OPTIONS,
             "iid": iid_options(bank_file)}  # fmt: skip
 
 
@@ -101,10 +102,7 @@ def run_until(count: int, path: Path, patch: pytest.MonkeyPatch, *run: Any, **mo
     [
         ("dm", 0.5),
         ("dm", 0.0),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("dsa", 0.5), ("mtt", 0.5), ("iid", 0.5))
-        ),
+        *(pytest.param(name, 0.5, marks=pytest.mark.slow) for name in ("dsa", "mtt", "idc", "iid")),
         pytest.param("mtt", 0.0, marks=pytest.mark.slow),
     ],
 )
@@ -116,7 +114,7 @@ def test_a_run_stopped_at_any_write_goes_on_to_the_same_files(
     name: str,
     momentum: float,
 ) -> None:
-    run: Any = replace(OPTIONS, momentum=momentum), cmi
+    run: Any = replace(OPTIONS, momentum=momentum, init="real"), cmi
     method = name, methods[name]
     tiny_run(tmp_path / "whole", *run, method=method)
     whole = [(tmp_path / "whole" / n).read_bytes() for n in ("result.safetensors", "log.jsonl")]

@@ -57,7 +57,9 @@ def test_pixels_are_those_of_the_real_images_and_clamped() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"class_names": ["a"]}, {"mean": "x"}, {"std": [1.0] * 7}, {"network": ["convnet"]},
-     {"evaluation": []}, {"evaluation": {"epochs": "3"}}, {"evaluation": {"lr": 1.0}}],
+     {"evaluation": []}, {"evaluation": {"epochs": "3"}}, {"evaluation": {"lr": 1.0}},
+     {"evaluation": {"cutmix": 2.0}}, {"evaluation": {"cutmix": 1}},
+     {"evaluation": {"batch_size": 0}}, {"evaluation": {"drop_by": 0.0}}],
 )  # fmt: skip
 def test_a_record_that_does_not_fit_its_images_is_an_error(
     tmp_path: Path, wrong: dict[str, Any]

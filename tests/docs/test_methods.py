@@ -8,6 +8,7 @@ import pytest
 
 from cmidd.methods import METHODS
 from cmidd.methods.dc import STEPS
+from cmidd.methods.idc import SETTINGS as SETTINGS_OF_IDC
 from cmidd.methods.iid import WEIGHTS
 from cmidd.methods.mtt import SETTINGS, Setting
 from cmidd.options.pretrained import BankOptions
@@ -17,6 +18,8 @@ NAMES = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
     "svhn": "SVHN",
+    "mnist": "MNIST",
+    "fashionmnist": "Fashion-MNIST",
     "tinyimagenet": "Tiny-ImageNet",
     "digits": "digits",
 }
@@ -90,4 +93,24 @@ def of_setting(dataset: str, ipc: int, setting: Setting) -> str:
 def test_settings_are_those_of_mtt() -> None:
     expected = [of_setting(*key, setting) for key, setting in SETTINGS.items()]
     found = [line for line in rows("mtt.md") if line.count("|") == 12]
+    assert found[2:] == expected
+
+
+SIDES = {"mnist": 28, "fashionmnist": 28, "tinyimagenet": 64}
+
+
+def test_settings_are_those_of_idc() -> None:
+    expected = [
+        row(
+            NAMES[dataset],
+            setting.metric,
+            f"{setting.lr_images * (SIDES.get(dataset, 32) / setting.side) ** 2:g}",
+            setting.images_net,
+            f"{setting.cutmix:g}",
+            f"`idc:{setting.augmentation}`",
+            "published",
+        )
+        for dataset, setting in SETTINGS_OF_IDC.items()
+    ]
+    found = [line for line in rows("idc.md") if line.count("|") == 8]
     assert found[2:] == expected

@@ -10,7 +10,8 @@ from torch import Tensor
 from cmidd.augment import Strategy
 from cmidd.methods import Method
 from cmidd.options.recipe import Recipe
-from cmidd.training import Stack, draw_epochs, train
+from cmidd.training import Stack, train
+from cmidd.training_draws import draw_epochs
 
 
 def step(method: Method, images: Tensor, iteration: int, update: int = 0) -> tuple[Tensor, Tensor]:

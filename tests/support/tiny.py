@@ -14,6 +14,7 @@ from cmidd.options.cmi import CMIOptions
 from cmidd.options.distill import DistillOptions
 from cmidd.options.dm import DMOptions
 from cmidd.options.dsa import DSAOptions
+from cmidd.options.idc import IDCOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
@@ -65,6 +66,10 @@ def tiny_bank(path: Path, dataset: Dataset, **changes: Any) -> Bank:
 OPTIONS = DistillOptions(ipc=2, iterations=8, report_every=2, checkpoint_every=3)
 DM_OPTIONS = DMOptions(network=NETWORK, batch_real=4)
 DSA_OPTIONS = DSAOptions(network=NETWORK, batch_real=3, outer_steps=2, inner_epochs=1)
+IDC_OPTIONS = IDCOptions(
+    NETWORK, batch_real=3, inner_steps=2, metric="mse", batch_net=4, images_net=7,
+    cutmix_net=0.5, augmentation="idc:color_crop_cutout",
+)  # fmt: skip
 NO_CMI = CMIOptions()
 CONFIG = {"method": "dm", "ipc": 2}
 

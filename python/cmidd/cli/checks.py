@@ -95,8 +95,8 @@ def _look_at_first_images(init: str) -> None:
             raise FileNotFoundError(
                 f"expected a synthetic set or the checkpoint of a run, found none at {path}"
             )
-    elif init not in ("noise", "real", "mix"):
-        raise ValueError(f"expected noise, real, mix or file:PATH, got {init}")
+    elif init not in ("noise", "real", "mix", "cells"):
+        raise ValueError(f"expected noise, real, mix, cells or file:PATH, got {init}")
 
 
 def _look_at_file(kind: str, maker: str) -> Callable[[Path], None]:

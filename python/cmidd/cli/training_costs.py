@@ -25,7 +25,8 @@ from cmidd.options.recipe import Recipe
 from cmidd.pretrained.experts import parameter_count
 from cmidd.storage.output import in_words
 from cmidd.synthetic import SyntheticSet
-from cmidd.training import Stack, draw_epochs, networks_together, train
+from cmidd.training import Stack, networks_together, train
+from cmidd.training_draws import draw_epochs
 
 _TRIED = 3  # steps that are counted
 _ENTRY, _ACCURACY = 400, 30  # bytes of an evaluation's file for an architecture and a network

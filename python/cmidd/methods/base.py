@@ -55,8 +55,12 @@ class Method(ABC):
     """How stored images become those that CMI, evaluation and report see; None: as they are."""
     bank_draw: Literal["iteration", "update"] = "iteration"
     """How often networks of the bank are drawn: once an "iteration" or for every "update"."""
+    cmi_factor: float = 1.0
+    """What CMI, a mean over images, is multiplied by beside its weight."""
     class_scale: Tensor | None = None
     """`(C,)` factors of the images' gradients, that of CMI included; None: 1."""
+    channel_scale: Tensor | None = None
+    """`(channels,)` factors of them; None: 1."""
 
     @property
     def input_records(self) -> dict[str, Any]:
@@ -89,6 +93,9 @@ class Method(ABC):
 
     def constrain(self) -> None:  # noqa: B027
         """Project the extra parameters back into their valid range after a step."""
+
+    def constrain_images(self, images: Tensor) -> None:  # noqa: B027
+        """Project the images back into their valid range, in place, before an iteration."""
 
     def first_batch(self, iteration: int) -> Tensor | None:  # noqa: ARG002
         """The batch of images that an iteration begins with, as row numbers; None: all at once."""

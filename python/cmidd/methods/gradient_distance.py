@@ -3,6 +3,7 @@
     rows    sum over rows of 1 - <s, r> / (|s| |r| + 1e-6)      of weights (out, ...), row by row
     cosine  1 - <s, r> / (|s| |r| + 1e-6)                       of all parameters as one row
     mse     |s - r|^2                                           of all parameters
+    l1      sum of |s - r| over all numbers                     of all parameters
 
 With q = |s| |r| + 1e-6 the derivative of a row is <s, r> |r| / (|s| q^2) s - r / q. Where s is zero
 it is set to zero: a filter that is dead for all images of a class has nothing to follow.
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cmidd.options.dc import METRICS
+from cmidd.options.idc import METRICS
 
 EPS = 1e-6
 
@@ -46,6 +47,9 @@ class GradientDistance:
         if self.metric == "mse":
             difference = synthetic - real
             return difference.square().sum(), 2 * difference
+        if self.metric == "l1":
+            difference = synthetic - real
+            return difference.abs().sum(), difference.sign()
         inner = self._sums(synthetic * real)  # (C, R)
         norm, norm_real = self._sums(synthetic.square()).sqrt(), self._sums(real.square()).sqrt()
         q = norm * norm_real + EPS

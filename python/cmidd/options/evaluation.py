@@ -24,11 +24,13 @@ class EvaluateOptions(Options):
             one that it was made for, for real images all of those
         repeats: networks of each architecture
         epochs: passes over a set; default: as the set's method was published, else 1000
-        lr: learning rate of SGD, a tenth from half of the epochs on; default: what the set
-            learned with its images, or 0.01
+        lr: learning rate of SGD, a tenth from half of the epochs on unless the set's method was
+            published otherwise; default: what the set learned with its images, or 0.01
         weight_decay: of SGD with momentum 0.9
-        batch_size: images a step
+        batch_size: images a step; default: as the set's method was published, else 256
         augmentation: DSA operations, or none; default: as the set's method was published, else all
+        cutmix: probability that a batch is mixed by CutMix; default: as the set's method was
+            published, else 0
         ddranking: also the scores LRS and ARS of DD-Ranking, by their formulas of shares: how far a
             set's accuracy is that of its images, and not of labels and augmentation
         real_accuracy: of networks on all real images, a share such as 0.85, for LRS; default: they
@@ -53,8 +55,9 @@ class EvaluateOptions(Options):
     epochs: int | None = option(None, least=1)
     lr: float | None = None
     weight_decay: float = 5e-4
-    batch_size: int = option(256, least=1)
+    batch_size: int | None = option(None, least=1)
     augmentation: str | None = option(None, names="augmentation")
+    cutmix: float | None = option(None, least=0)
     ddranking: bool = False
     real_accuracy: float | None = None
     lrs_weight: float = 0.5
@@ -77,6 +80,8 @@ class EvaluateOptions(Options):
             raise ValueError(
                 "sets: expected synthetic sets to score with ddranking; name the folder of a run"
             )
+        if self.cutmix is not None and self.cutmix > 1:
+            raise ValueError(f"cutmix: expected a probability from 0 to 1, got {self.cutmix:g}")
         for name in ("real_accuracy", "lrs_weight", "ars_weight"):
             share = getattr(self, name)
             if share is not None and not 0 <= share <= 1:
@@ -93,6 +98,7 @@ class EvaluateOptions(Options):
             weight_decay=self.weight_decay,
             batch_size=self.batch_size,
             augmentation=self.augmentation,
+            cutmix=self.cutmix,
             precision=self.precision,
         )
 

@@ -6,6 +6,7 @@ from cmidd.options.dc import DCOptions
 from cmidd.options.dm import DMOptions
 from cmidd.options.dsa import DSAOptions
 from cmidd.options.fields import Options
+from cmidd.options.idc import IDCOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
 
@@ -14,6 +15,7 @@ METHOD_OPTIONS: dict[str, type[Options]] = {
     "dc": DCOptions,
     "dsa": DSAOptions,
     "mtt": MTTOptions,
+    "idc": IDCOptions,
     "iid": IIDOptions,
 }
 """`cmidd.register` adds to it. The docstring of a class's file is the help of its command."""

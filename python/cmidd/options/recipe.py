@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 DSA = "color_crop_cutout_flip_scale_rotate"
@@ -26,6 +26,9 @@ class Recipe:
         drop_at: share of the epochs after which the learning rate is a tenth; 1: never
         augmentation: operations such as color_crop_cutout_flip_scale_rotate, or none
         precision: of networks: float32, tf32 or bfloat16; None: as suits the device
+        drop_by: what the learning rate is divided by, where it is not a tenth
+        drop_again_at: share of the epochs after which it is divided by that once more; 1: never
+        cutmix: probability that a batch is mixed by CutMix
     """
 
     epochs: int
@@ -36,7 +39,18 @@ class Recipe:
     drop_at: float = 0.5
     augmentation: str = "none"
     precision: str | None = None
+    drop_by: float = 10.0
+    drop_again_at: float = 1.0
+    cutmix: float = 0.0
 
+    def as_record(self) -> dict[str, Any]:
+        """For JSON; without what only some recipes have, so that older files stay the same."""
+        usual = {each.name: each.default for each in fields(self) if each.name in _LATER}
+        record = asdict(self)
+        return {name: v for name, v in record.items() if name not in usual or v != usual[name]}
+
+
+_LATER = ("drop_by", "drop_again_at", "cutmix")
 
 PUBLISHED_RECIPE = Recipe(epochs=1000, augmentation=DSA)
 

@@ -32,6 +32,7 @@ from cmidd.options.dsa import DSAOptions
 from cmidd.options.evaluation import EvaluateOptions, ScoreOptions
 from cmidd.options.exchange import ConvertOptions, ExportOptions
 from cmidd.options.fields import AS_PUBLISHED
+from cmidd.options.idc import IDCOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
@@ -45,6 +46,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "distill dc": (DataOptions, RunOptions, DistillOptions, CMIOptions, DCOptions),
     "distill dsa": (DataOptions, RunOptions, DistillOptions, CMIOptions, DSAOptions),
     "distill mtt": (DataOptions, RunOptions, DistillOptions, CMIOptions, MTTOptions),
+    "distill idc": (DataOptions, RunOptions, DistillOptions, CMIOptions, IDCOptions),
     "distill iid": (DataOptions, RunOptions, DistillOptions, CMIOptions, IIDOptions),
     "evaluate": (SetDataOptions, EvaluateOptions),
     "score": (SetDataOptions, ScoreOptions),

@@ -16,6 +16,7 @@ from cmidd.options.dc import DCOptions
 from cmidd.options.distill import DistillOptions
 from cmidd.options.dm import DMOptions
 from cmidd.options.dsa import DSAOptions
+from cmidd.options.idc import IDCOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.recipe import DSA
@@ -26,6 +27,7 @@ MADE: dict[str, Any] = {
     "dc": DCOptions(),
     "dsa": DSAOptions(),
     "mtt": MTTOptions(experts=Path("e")),
+    "idc": IDCOptions(),
     "iid": IIDOptions(),
 }
 
@@ -46,6 +48,9 @@ def filled_in(
         ("dsa", "svhn", 80000, 10000),
         ("dsa", "cifar10", 50000, 10000),
         ("dsa", "cifar100", 80000, 20000),
+        ("idc", "svhn", 50, 50),
+        ("idc", "cifar10", 100, 50),
+        ("idc", "cifar100", 100, 50),
     ],
 )
 def test_published_weights(method: str, dataset: str, at_10: float, at_50: float) -> None:
@@ -178,7 +183,14 @@ def test_published_settings_of_mtt(dataset: str, ipc: int, published: tuple[Any,
 
 @pytest.mark.parametrize(
     ("method", "init"),
-    [("dm", "real"), ("dc", "noise"), ("dsa", "real"), ("mtt", "real"), ("iid", "real")],
+    [
+        ("dm", "real"),
+        ("dc", "noise"),
+        ("dsa", "real"),
+        ("mtt", "real"),
+        ("idc", "cells"),
+        ("iid", "real"),
+    ],
 )
 def test_methods_start_from_what_they_were_published_with(method: str, init: str) -> None:
     assert settled(method, "cifar10", 10)["init"] == init

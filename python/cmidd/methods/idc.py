@@ -1,0 +1,272 @@
+"""IDC, efficient parametrisation by cells (Kim et al., ICML 2022).
+
+`class_matching.py` has the loss, in which the network sees the cells of stored images, enlarged.
+Convolutions alone take part in the distance. Between updates of an iteration the network trains on
+real images, by SGD with momentum whose buffers live as long as the network.
+
+One step of all classes. The published loop takes a step of SGD, of length a and momentum m, after
+each of C classes in turn. The gradient of one class moves the images of that class at once and,
+through the momentum, in the C - 1 steps that follow, before their own gradient is asked for again:
+
+    in all  a (1 + m + ... + m^(C-1)) = a (1 - m^C) / (1 - m),  and m^C of the buffer is left
+
+So a step of SGD for all classes together, of this length and momentum m^C, is the same, up to the
+part of a displacement that is still to come where images are clamped. `per_class_step` clamps them
+as they are then.
+
+Pixels. The published loop stores x in [0, 1] and normalises what it decodes. What is stored here is
+z = (x - mean) / std, channel by channel, of which the same step is
+
+    z <- z - (a / std^2) dL/dz,    clamped from -mean / std to (1 - mean) / std
+
+Decoding is linear, so it may come before or after; the grey that it adds is (0.5 - mean) / std.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cmidd.datasets import Dataset
+from cmidd.methods.base import CMIWeights, MethodEntry, Published, origin_on
+from cmidd.methods.class_matching import ClassMatching, MatchingDraws
+from cmidd.networks.usual import gradient_network
+from cmidd.options.idc import IDCOptions
+from cmidd.options.recipe import Recipe
+from cmidd.seeds import generator, seed_of
+from cmidd.synthetic import SyntheticSet
+from cmidd.training import Progress, train
+from cmidd.training_draws import EpochDraws, draw_epoch
+from cmidd.view import view_of_cells
+
+
+@dataclass(frozen=True, eq=False)
+class IDCDraws(MatchingDraws):
+    """What is drawn for an update."""
+
+    cells: list[Tensor]  # of each class, which of the images that the network may see it sees
+    training: EpochDraws | None  # of the network, before any update but the first
+
+
+class IDC(ClassMatching):
+    """The updates of IDC on one dataset."""
+
+    name = "idc"
+    bank_draw = "update"
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        labels: Tensor,
+        options: IDCOptions,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Prepare updates of images whose labels are `labels`, ascending."""
+        options.check()
+        if dataset.whitening is not None:
+            raise ValueError(
+                "zca: expected images without whitening, whose pixels idc clamps and cuts into "
+                "cells, got whitened ones"
+            )
+        _, height, width = dataset.shape
+        if any(
+            (options.factor - 1) * -(-side // options.factor) >= side for side in (height, width)
+        ):
+            raise ValueError(
+                f"factor: expected one that leaves pixels of {height} x {width} in every cell, got "
+                f"{options.factor}"
+            )
+        super().__init__(
+            dataset,
+            labels,
+            options,
+            options.inner_steps,
+            seed,
+            device,
+            dtype,
+            least_axes=3,
+            seen_of_stored=options.factor**2,
+        )
+        self.options = options
+        self.view = view_of_cells(options.factor, (height, width), dataset.mean, dataset.std)
+        self.cmi_factor = float(dataset.num_classes)
+        mean, std = torch.tensor((dataset.mean, dataset.std), dtype=torch.float64)
+        self.channel_scale = std**-2
+        self.black, self.white = (
+            edge.to(device, dtype).view(-1, 1, 1) for edge in (-mean / std, (1 - mean) / std)
+        )
+        self.recipe = Recipe(
+            1,
+            options.lr_net,
+            batch_size=options.batch_net,
+            drop_at=1.0,
+            augmentation=options.augmentation,
+            precision=self.stack.precision,
+            cutmix=options.cutmix_net,
+        )
+        self.network_strategy = self.strategy
+        if options.cutmix_net:
+            self.network_strategy = self.strategy.without("cutout")
+        self.velocity = [torch.zeros_like(each) for each in self.stack.parameters]
+        self.steps: torch.optim.SGD | None = None  # what moves the images, and their momentum
+        self.momentum = 0.0  # of a step after each class
+
+    def draw(self, iteration: int, update: int) -> IDCDraws:
+        """The network's weights or training, real images, cells and augmentations of an update."""
+        seed, training = self.seed, None
+        if update:
+            seeds, count = [seed_of(seed, "inner", iteration, update - 1)], len(self.images)
+            whole = -(-self.options.images_net // self.recipe.batch_size) * self.recipe.batch_size
+            training = draw_epoch(seeds, count, self.recipe, self.network_strategy, 0, whole)
+        cells = []
+        for c, stored in zip(self.share.classes, self.share.counts, strict=True):
+            there, most = stored * self.options.factor**2, self.options.batch_syn
+            draws = generator(seed, "cells", iteration, update, c)
+            cells.append(
+                torch.arange(there)
+                if there <= most
+                else torch.randperm(there, generator=draws)[:most]
+            )
+        matching = self.draw_matching(iteration, update)
+        return IDCDraws(**vars(matching), cells=cells, training=training)
+
+    def seen(
+        self, images: Tensor, labels: Tensor, classes: range, draws: IDCDraws
+    ) -> tuple[Tensor, Tensor]:
+        """The cells that were drawn of stored images, enlarged, and their labels."""
+        if self.view is not None:
+            images, labels = self.view(images, labels)
+        first, rows = 0, []
+        for c in classes:
+            rows.append(first + draws.cells[c])
+            first += self.share.counts[c] * self.options.factor**2
+        chosen = torch.cat(rows)
+        return images[chosen.to(images.device)], labels[chosen]
+
+    def train_network(self, images: Tensor, draws: IDCDraws) -> None:  # noqa: ARG002
+        """What the network learns from real images after an update."""
+        assert draws.training is not None
+        (rows,) = draws.training.order
+        real = self.dataset.to_input(self.images[rows.to(self.device)], self.dtype)
+        labels = self.dataset.train.labels[rows].to(self.device)
+        in_order = draws.training._replace(order=torch.arange(len(rows))[None])
+        before = Progress(momentum=self.velocity)
+        strategy = self.network_strategy
+        train(self.stack, real, labels, self.recipe, strategy, [in_order], done=before)
+
+    def load_network(self, weights: Mapping[str, Tensor]) -> None:
+        """Give the network the first weights of an iteration, and no momentum."""
+        super().load_network(weights)
+        torch._foreach_zero_(self.velocity)
+
+    def kept(self) -> dict[str, Tensor]:
+        """The network and its momentum."""
+        velocity = {f"velocity {k}": each for k, each in enumerate(self.velocity)}
+        return {**super().kept(), **velocity}
+
+    def optimizer(self, groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:
+        """SGD whose step is that of one step after each class."""
+        (images,) = groups
+        classes = self.dataset.num_classes
+        rate = images["lr"] * sum(momentum**k for k in range(classes))
+        self.momentum = momentum
+        self.steps = torch.optim.SGD([{**images, "lr": rate}], momentum=momentum**classes)
+        return self.steps
+
+    def constrain_images(self, images: Tensor) -> None:
+        """Clamp the images to pixels, with `per_class_step` before all steps of theirs are done."""
+        to_come = self._to_come() if self.options.per_class_step else None
+        if to_come is not None:
+            images += to_come
+        torch.clamp(images, self.black.to(images), self.white.to(images), out=images)
+        if to_come is not None:
+            images -= to_come
+
+    def _to_come(self) -> Tensor | None:
+        """By what the momentum has moved images in steps after the last class's."""
+        if self.steps is None:
+            return None
+        (group,) = self.steps.param_groups
+        velocity: Tensor | None = self.steps.state[group["params"][0]].get("momentum_buffer")
+        if velocity is None:
+            return None
+        m, classes = self.momentum, self.dataset.num_classes
+        rate = group["lr"] / sum(m**k for k in range(classes))
+        shares = [rate * sum(m ** (classes - 1 - k) for k in range(c)) for c in range(classes)]
+        of_images = velocity.new_tensor(shares)[self.share.labels.to(velocity.device)]
+        return of_images.view(-1, 1, 1, 1) * velocity
+
+    def finish(self, result: SyntheticSet) -> SyntheticSet:
+        """The set with its images clamped once more."""
+        edges = (edge.to(result.images) for edge in (self.black, self.white))
+        return replace(result, images=torch.clamp(result.images, *edges))
+
+
+class Setting(NamedTuple):
+    """What is published for a dataset."""
+
+    metric: str
+    lr_images: float
+    """For 10 stored images per class of `side`, in pixels from 0 to 1."""
+    images_net: int
+    cutmix: float = 0.5
+    """While the network trains and in evaluation."""
+    augmentation: str = "color_crop_cutout"
+    side: int = 32
+
+
+SETTINGS = {
+    "cifar10": Setting("mse", 5e-3, 2000),
+    "cifar100": Setting("mse", 5e-3, 2000),
+    "svhn": Setting("mse", 5e-3, 500),
+    "mnist": Setting("l1", 1e-4, 500, 0.0, "color_crop", 28),
+    "fashionmnist": Setting("l1", 1e-4, 500),
+    "tinyimagenet": Setting("mse", 5e-3, 1000),
+}
+
+
+def published(dataset: Dataset, ipc: int) -> Published:
+    """Settings of IDC with cells; the step size follows the images of a class and their area."""
+    setting = SETTINGS.get(dataset.name, SETTINGS["cifar10"])
+    size, network = dataset.shape.height, gradient_network(dataset.shape.height)
+    lr_images = 1e-6 if (dataset.name, ipc) == ("tinyimagenet", 50) else setting.lr_images
+    return Published(
+        loop={
+            "iterations": 2000,
+            "init": "cells",
+            "lr_images": lr_images * ipc / 10 * (size / setting.side) ** 2,
+            "report_every": 1,
+            "checkpoint_every": 1,
+        },
+        options={
+            "network": network,
+            "metric": setting.metric,
+            "images_net": setting.images_net,
+            "cutmix_net": setting.cutmix,
+            "augmentation": f"idc:{setting.augmentation}",
+        },
+        evaluation={
+            "epochs": 1000,
+            "augmentation": "idc:color_crop_flip_scale_rotate",
+            "batch_size": 64,
+            "drop_by": 5.0,
+            "drop_at": 0.666,  # of 1000 epochs after 666 and 833, as published
+            "drop_again_at": 0.833,
+            "cutmix": setting.cutmix,
+        },
+        origin=origin_on(dataset, "IDC's", exact=network != "convnet:depth=2"),
+    )
+
+
+IDC_ENTRY = MethodEntry(
+    IDC,
+    IDCOptions,
+    published,
+    CMIWeights(published={"svhn": (50, 50), "cifar10": (100, 50), "cifar100": (100, 50)}),
+)

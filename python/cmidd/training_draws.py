@@ -1,0 +1,122 @@
+"""What is drawn to train networks: the order of images, their augmentation, and CutMix.
+
+CutMix (Yun et al., ICCV 2019) puts a rectangle of another image of the batch into each image. With
+u uniform in [0, 1), its sides are sqrt(1 - u) of those of the image, its centre is anywhere, what
+lies outside of the image is cut off, and labels are mixed in the shares of the two images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmidd.augment import Draw, Strategy, draw
+from cmidd.options.recipe import Recipe
+from cmidd.seeds import generator
+
+
+class Mix(NamedTuple):
+    """CutMix of a step of K networks, on the CPU."""
+
+    partners: Tensor  # (K, B) int64: the place in the batch of the image that a rectangle is of
+    numbers: Tensor  # (K, 3) float64: u, and the centre's row and column as shares of the sides
+
+
+class EpochDraws(NamedTuple):
+    """What is drawn for an epoch of K networks, on the CPU."""
+
+    order: Tensor  # (K, N) int64: each network's order of the images
+    augmentation: list[Draw]  # for each step, with a group for each image of each network
+    mixing: Sequence[Mix] = ()  # for each step, where images are mixed
+
+
+def draw_epochs(
+    seeds: Sequence[int], count: int, recipe: Recipe, strategy: Strategy, first: int = 0
+) -> Iterator[EpochDraws]:
+    """From epoch `first` on what is drawn to train networks of such seeds on `count` images."""
+    for epoch in range(first, recipe.epochs):
+        yield draw_epoch(seeds, count, recipe, strategy, epoch)
+
+
+def draw_epoch(
+    seeds: Sequence[int],
+    count: int,
+    recipe: Recipe,
+    strategy: Strategy,
+    epoch: int,
+    taken: int | None = None,
+) -> EpochDraws:
+    """What is drawn for an epoch, or for the first `taken` images of it."""
+    order = torch.stack(
+        [torch.randperm(count, generator=generator(s, "order", epoch))[:taken] for s in seeds]
+    )
+    sizes = [rows.shape[1] for rows in torch.split(order, recipe.batch_size, dim=1)]
+    steps = enumerate(sizes if strategy.operations else ())
+    mixed_steps = enumerate(sizes if recipe.cutmix else ())
+    return EpochDraws(
+        order,
+        [_draw_step(strategy, seeds, size, epoch, step) for step, size in steps],
+        [_draw_mix(recipe.cutmix, seeds, size, epoch, step) for step, size in mixed_steps],
+    )
+
+
+def _draw_step(strategy: Strategy, seeds: Sequence[int], size: int, epoch: int, step: int) -> Draw:
+    """One operation for each network's batch, parameters for each image."""
+    draws = [
+        draw(strategy, size, generator(s, "augmentation", epoch, step), one_operation=True)
+        for s in seeds
+    ]
+    return Draw(torch.cat([d.operations for d in draws]), torch.cat([d.numbers for d in draws]))
+
+
+def _draw_mix(probability: float, seeds: Sequence[int], size: int, epoch: int, step: int) -> Mix:
+    """One rectangle for each network's batch, of no size where it is not mixed."""
+    partners, numbers = [], []
+    for seed in seeds:
+        draws = generator(seed, "cutmix", epoch, step)
+        chance, *of_box = torch.rand(4, dtype=torch.float64, generator=draws)
+        if chance >= probability:
+            of_box[0] = torch.ones(())
+        numbers.append(torch.stack(of_box))
+        partners.append(torch.randperm(size, generator=draws))
+    return Mix(torch.stack(partners), torch.stack(numbers))
+
+
+def box(numbers: Tensor, height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of the rectangle that was drawn for a batch."""
+    u, *centre = numbers.tolist()
+    cut = math.sqrt(1 - u)
+    sides = []
+    for share, side in zip(centre, (height, width), strict=True):
+        middle, half = int(share * side), int(side * cut) // 2
+        sides.append(slice(max(middle - half, 0), min(middle + half, side)))
+    return sides[0], sides[1]
+
+
+def mixed(images: Tensor, targets: Tensor, mix: Mix, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Batches with rectangles of other images in them, and the probabilities of their classes.
+
+    Args:
+        images: `(K, B, channels, height, width)`, a batch for each network.
+        targets: `(K, B)`, or `(K, B, C)` of probabilities.
+        mix: what was drawn.
+        num_classes: C.
+    """
+    images = images.clone()
+    if targets.ndim == 2:
+        targets = F.one_hot(targets, num_classes)
+    targets = targets.to(images)
+    height, width = images.shape[-2:]
+    of_networks = []
+    for batch, own, partners, numbers in zip(images, targets, *mix, strict=True):
+        rows, columns = box(numbers, height, width)
+        there = partners.to(batch.device)
+        batch[..., rows, columns] = batch[there][..., rows, columns]
+        share = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+        of_networks.append((1 - share) * own + share * own[there])
+    return images, torch.stack(of_networks)
