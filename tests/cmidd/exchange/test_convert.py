@@ -228,6 +228,14 @@ def test_pictures_are_read_class_by_class(
     assert torch.equal(found.labels, LABELS)
 
 
+def test_hidden_pictures_and_folders_are_left_out(tmp_path: Path) -> None:
+    flat = torch.full((N, *GREY), 128, dtype=torch.uint8)
+    folder = write_pictures(tmp_path / "syn", flat, rded)
+    (folder / "00000" / "._0.png").write_bytes(b"of another system, and no picture")
+    write_pictures(folder / ".ipynb_checkpoints", flat[:1], lambda c, k: f"{c}{k}.png")
+    assert torch.equal(converted(folder, "fashionmnist").labels, LABELS)
+
+
 # --- what we write comes back
 
 
