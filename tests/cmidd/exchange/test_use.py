@@ -82,6 +82,15 @@ def test_it_is_shown_beside_our_runs(sets: list[str]) -> None:
     assert [bool(run.log) for run in runs] == [True, False, False, False]
 
 
+def test_a_whitened_set_is_shown_with_a_bank_of_whitened_images(elsewhere: Path) -> None:
+    convert(write_pair(Path(), numbers(*SHAPE), LABELS), "--space=whitened")
+    main(["pretrain", NETWORK, "--zca", "--networks=1", "--epochs=1", "--device=cpu"])
+    main(["report", "images_best.safetensors", "--bank=runs/bank.safetensors"])
+    shown = Page(Path("runs/report.html").read_text())
+    assert "whitened (ZCA)" in shown.section("Synthetic images")
+    assert "CMI not known" in shown.section("Features")
+
+
 def test_a_method_begins_with_what_networks_see_of_it(sets: list[str]) -> None:
     words = ["distill", "dm", "--iterations=0", "--device=cpu", NETWORK, "--batch_real=2"]
     for name, ipc in zip(sets, (8, 2), strict=True):
