@@ -96,6 +96,7 @@ def read_peer(options: ConvertOptions, dataset: Callable[[], Mapping[str, Any]])
     path = options.source
     if not path.exists():
         raise FileNotFoundError(f"source: expected a file or a folder, found none at {path}")
+    _check_is_not_out(path, options)
     with reading(path):
         kind = "folder" if path.is_dir() else kind_of_file(path)
         content = _LOAD[kind](path)
@@ -146,6 +147,12 @@ def _is_channels_last(content: object) -> bool:
     )
 
 
+def _check_is_not_out(path: Path, options: ConvertOptions) -> None:
+    """Raise where the set would be written over a file that it is read from."""
+    if options.out.exists() and options.out.samefile(path):
+        raise ValueError(f"out: expected another file than {path}, which the set is read from")
+
+
 def _in_words(content: object) -> str:
     if isinstance(content, dict):
         names = [repr(key)[:40] for key in list(content)[:5] if isinstance(key, str)]
@@ -190,6 +197,7 @@ def _read_pair(source: Source) -> Peer:
     if path is None or not path.is_file():
         place = "beside it" if path is None else f"at {path}"
         raise ValueError(f"labels: expected a file with those of {source.path}, found none {place}")
+    _check_is_not_out(path, source.options)
     with reading(path):
         labels = tensor_of(load_torch(path), "labels", path.stat().st_size)
     return replace(source.peer("pair", images, labels), lr=_learned(source))
@@ -213,6 +221,7 @@ def _learned(source: Source) -> float | None:
         return None
     if not path.is_file():
         raise ValueError(f"lr: expected a number above 0 or a file of one, got {told}")
+    _check_is_not_out(path, source.options)
     with reading(path):
         content = load_torch(path)
         if isinstance(content, Tensor) and content.numel() == 1:

@@ -134,6 +134,27 @@ def test_a_set_that_is_there_is_replaced_if_that_is_asked_for(
     assert Path(sets[0]).read_bytes() != before
 
 
+def test_no_file_that_is_read_is_replaced(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_pair(Path(), numbers(*SHAPE), LABELS, torch.tensor(0.05))
+    Path("link.pt").symlink_to(path)
+    files = [path, Path("labels_best.pt"), Path("lr_best.pt")]
+    before = [file.read_bytes() for file in files]
+    words = ["convert", str(path), "--dataset=digits", "--space=normalised", "--overwrite"]
+    for out in (*files, Path("link.pt")):
+        text = error_of([*words, f"--out={out}"], capsys)
+        read = path if out.is_symlink() else out
+        assert f"--out: expected another file than {read}, which the set is read from" in text
+    told = [*words, "--labels=a.pt", "--lr=b.pt"]
+    for old, new in zip(files[1:], ("a.pt", "b.pt"), strict=True):
+        Path(new).write_bytes(old.read_bytes())
+        assert f"--out: expected another file than {new}" in error_of(
+            [*told, f"--out={new}"], capsys
+        )
+    assert [file.read_bytes() for file in files] == before
+
+
 def test_a_file_that_cannot_be_read_leaves_nothing(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
