@@ -216,8 +216,9 @@ def _learned(source: Source) -> float | None:
     with suppress(ValueError):
         if told is not None:
             return _step_size(float(told), "lr")
-    path = _beside(source.path, "lr", "syn_lr") if told is None else Path(told)
-    if path is None:
+    ours = source.path.with_name("lr.pt")  # as `cmidd export --pt` names it
+    path = (_beside(source.path, "lr", "syn_lr") or ours) if told is None else Path(told)
+    if told is None and not path.is_file():
         return None
     if not path.is_file():
         raise ValueError(f"lr: expected a number above 0 or a file of one, got {told}")

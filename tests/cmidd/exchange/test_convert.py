@@ -249,7 +249,7 @@ def soft_set(real: Dataset) -> SyntheticSet:
 
 def test_our_pair_comes_back_bit_by_bit(real: Dataset, soft_set: SyntheticSet) -> None:
     export_pt(soft_set, Path("pt"))
-    found = converted(Path("pt/images_best.pt"), real.name, space="whitened", lr="pt/lr.pt")
+    found = converted(Path("pt/images_best.pt"), real.name, space="whitened")
     assert torch.equal(found.images, soft_set.images)
     assert torch.equal(found.targets, soft_set.targets)
     assert found.learned_lr == 0.25
