@@ -2,7 +2,7 @@
 
 torch.save:   read by torch, with weights alone; of numpy's callables, which lists of accuracies are
               pickled with, nothing runs either
-pickle.dump:  of tensors, whose storages are files of torch.save inside the pickle
+pickle.dump:  of two tensors, whose storages are files of torch.save inside the pickle
 numpy.savez:  arrays without objects
 """
 
@@ -73,30 +73,28 @@ def load_torch(file: Path | io.BytesIO) -> object:
 
 
 def load_pickle(path: Path) -> object:
-    """What pickle.dump has written of tensors: they, and tuples, lists and dicts of them."""
+    """What pickle.dump has written: two tensors in a tuple or list, or anything else as it is."""
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of the storages that it writes itself
-        return _with_tensors(unpickled(file, _TENSOR_NAMES))
+        content = unpickled(file, _TENSOR_NAMES)
+        if not isinstance(content, tuple | list) or len(content) != 2:
+            return content
+        found = (_tensor(each) if isinstance(each, Record) else each for each in content)
+        return type(content)(found)
 
 
-def _with_tensors(content: object) -> object:
-    if isinstance(content, tuple | list):
-        return type(content)(_with_tensors(each) for each in content)
-    match content:
-        case Record(
-            arguments=(
-                Record(arguments=(bytes(data),)), int(offset), tuple(shape), tuple(strides), *_
-            )
-        ):  # fmt: skip
+def _tensor(record: Record) -> Tensor:
+    match record.arguments:
+        case (Record(arguments=(bytes(data),)), int(offset), tuple(shape), tuple(strides), *_) if (
+            all(type(number) is int for number in (*shape, *strides))
+        ):
             storage = load_torch(io.BytesIO(data))
             if not isinstance(storage, torch.storage.TypedStorage):
                 raise ValueError("expected tensors with a storage of numbers each")
             untyped = storage.untyped()  # type: ignore[no-untyped-call]
             numbers = torch.empty(0, dtype=storage.dtype).set_(untyped)
             return numbers.as_strided(shape, strides, offset)
-        case Record():
-            raise ValueError("expected tensors, numbers and lists of them")
-    return content
+    raise ValueError("expected two tensors")
 
 
 def load_arrays(path: Path) -> dict[str, object]:

@@ -6,6 +6,7 @@ import collections
 import io
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,49 @@ def test_hostile_names_stay_in_a_line_and_are_cut(elsewhere: Path) -> None:
     text = error_of(Path("acc.pkl"))
     assert text.startswith(r"acc.pkl: the pickle asks for a\nbbb")
     assert len(text) < 300
+
+
+# --- files that ask for too much
+
+
+def lists_of_lists(depth: int) -> bytes:
+    """A pickle of [x, x], where x is such a list too: few bytes, and 2**depth lists to a walker."""
+    each = (b"](h%ch%ceq%c" % (n, n, n + 1) for n in range(depth))
+    return b"\x80\x02]q\x00" + b"".join(each) + b"."
+
+
+DEEP: dict[str, tuple[bytes, str]] = {
+    "each twice": (lists_of_lists(60), "expected what one of res, .* got a list"),
+    "itself": (b"\x80\x02]q\x00(h\x00h\x00e.", "expected what one of res, .* got a list"),
+    "one in another": (
+        b"\x80\x02" + 200_000 * b"]" + 199_999 * b"a" + b".",
+        "expected what one of res, .* got a list",
+    ),
+    "a pair with one in another": (
+        b"\x80\x02" + 2 * (200_000 * b"]" + 199_999 * b"a") + b"\x86.",
+        "expected what one of res, .* got a tuple",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DEEP)
+def test_lists_in_lists_are_not_walked(case: str, elsewhere: Path) -> None:
+    content, message = DEEP[case]
+    Path("acc.pkl").write_bytes(content)
+    for told in (None, "idm"):
+        text = error_of(Path("acc.pkl"), format=told)
+        assert re.match(f"acc.pkl: {message if told is None else 'expected '}", text)
+        assert len(text) < 300
+
+
+@pytest.mark.parametrize("shape", [("a",), ((1,),), (-1,), (2**70,), (True,)])
+def test_a_shape_in_a_pickle_is_of_whole_numbers(shape: Any, elsewhere: Path) -> None:
+    inner = io.BytesIO()
+    torch.save(IMAGES.untyped_storage(), inner, _use_new_zipfile_serialization=False)
+    storage = Payload(torch.storage._load_from_bytes, inner.getvalue())
+    tensor = Payload(torch._utils._rebuild_tensor_v2, storage, 0, shape, (1,), False, {})
+    Path("acc.pkl").write_bytes(pickle.dumps((tensor, tensor), 4))
+    assert error_of(Path("acc.pkl")).startswith("acc.pkl: ")
 
 
 # --- files that are not whole, or something else
