@@ -1,7 +1,8 @@
 """Files of other tools, read with nothing in them executed.
 
 torch.save:   read by torch, with weights alone; of numpy's callables, which lists of accuracies are
-              pickled with, nothing runs either
+              pickled with, nothing runs either; before torch 1.6 it wrote no archive, and inside of
+              pickles it still writes none
 pickle.dump:  of two tensors, whose storages are files of torch.save inside the pickle
 numpy.savez:  arrays without objects
 """
@@ -9,11 +10,13 @@ numpy.savez:  arrays without objects
 from __future__ import annotations
 
 import io
+import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -31,6 +34,7 @@ _TENSOR_NAMES = {
     ("torch.storage", "_load_from_bytes"),
     ("collections", "OrderedDict"),
 }
+_ARCHIVE = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """What a file of torch.save begins with that is no archive."""
 
@@ -41,7 +45,7 @@ def kind_of_file(path: Path) -> str:
         start = file.read(len(_LEGACY))
     if start == _LEGACY:
         return "torch.save"
-    if start[:4] == b"PK\x03\x04":
+    if start.startswith(_ARCHIVE):
         try:
             with zipfile.ZipFile(path) as archive:
                 is_arrays = all(name.endswith(".npy") for name in archive.namelist())
@@ -59,7 +63,10 @@ def load_torch(file: Path | io.BytesIO) -> object:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_INERT):
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        with file.open("rb") if isinstance(file, Path) else file as again:
+            _check_has_numbers(again)
+        return content
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -70,6 +77,42 @@ def load_torch(file: Path | io.BytesIO) -> object:
             "expected a file that torch.save has written; it is cut short, damaged or of another "
             "kind"
         ) from None
+
+
+def _check_has_numbers(file: BinaryIO) -> None:
+    """Raise where a file that is no archive lacks numbers, for which torch gives unset memory."""
+    file.seek(0)
+    if file.read(len(_ARCHIVE)) == _ARCHIVE:
+        return
+    file.seek(0)
+    for _ in ("the mark of the format", "its version", "sizes of types"):
+        unpickled(file, ())
+    reader = _StorageKeys(file)
+    reader.load()
+    match unpickled(file, ()):
+        case list(stored) if reader.keys <= set(stored):
+            return
+    raise ValueError("expected the numbers of all tensors")
+
+
+class _StorageKeys(pickle.Unpickler):
+    """Notes which storages a file that torch has read asks for; nothing that it names is called."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding="utf-8")
+        self.keys: set[object] = set()
+
+    def find_class(self, module: str, name: str) -> type[Record]:
+        return _Anything
+
+    def persistent_load(self, saved_id: tuple[object, ...]) -> None:
+        _, _, key, *_ = saved_id
+        self.keys.add(key)
+
+
+class _Anything(Record):
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
 
 
 def load_pickle(path: Path) -> object:

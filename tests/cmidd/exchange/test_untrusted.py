@@ -6,6 +6,7 @@ import collections
 import io
 import os
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from cmidd.exchange import convert
 from cmidd.options.exchange import ConvertOptions
 from tests.support.dataset_files import Payload
 from tests.support.peer_files import (
+    ACCURACIES,
     CLASSES,
     LABELS,
     numbers,
@@ -136,6 +138,12 @@ def test_hostile_names_stay_in_a_line_and_are_cut(elsewhere: Path) -> None:
 # --- files that ask for too much
 
 
+def storage_of(images: torch.Tensor) -> torch.storage.TypedStorage:
+    """What a pickle of a tensor has its numbers in."""
+    untyped = images.untyped_storage()
+    return torch.storage.TypedStorage(wrap_storage=untyped, dtype=images.dtype, _internal=True)
+
+
 def lists_of_lists(depth: int) -> bytes:
     """A pickle of [x, x], where x is such a list too: few bytes, and 2**depth lists to a walker."""
     each = (b"](h%ch%ceq%c" % (n, n, n + 1) for n in range(depth))
@@ -169,11 +177,46 @@ def test_lists_in_lists_are_not_walked(case: str, elsewhere: Path) -> None:
 @pytest.mark.parametrize("shape", [("a",), ((1,),), (-1,), (2**70,), (True,)])
 def test_a_shape_in_a_pickle_is_of_whole_numbers(shape: Any, elsewhere: Path) -> None:
     inner = io.BytesIO()
-    torch.save(IMAGES.untyped_storage(), inner, _use_new_zipfile_serialization=False)
+    torch.save(storage_of(IMAGES), inner, _use_new_zipfile_serialization=False)
     storage = Payload(torch.storage._load_from_bytes, inner.getvalue())
     tensor = Payload(torch._utils._rebuild_tensor_v2, storage, 0, shape, (1,), False, {})
     Path("acc.pkl").write_bytes(pickle.dumps((tensor, tensor), 4))
     assert error_of(Path("acc.pkl")).startswith("acc.pkl: ")
+
+
+def without_numbers(content: object) -> bytes:
+    """What torch.save writes that is no archive, with an empty list of storages and no numbers."""
+    file = io.BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+    file.seek(0)
+    for _ in range(3):
+        pickle.load(file)
+    for _ in pickletools.genops(file):
+        pass
+    return file.getvalue()[: file.tell()] + pickle.dumps([], 2)
+
+
+def test_numbers_that_a_file_lacks_are_not_taken_from_memory(elsewhere: Path) -> None:
+    damaged = "expected a file that torch.save has written; it is cut short, damaged"
+    padding = bytes(8 * IMAGES.nbytes)
+    for content in ([IMAGES, LABELS], {"data": [[IMAGES, LABELS]]}):
+        Path("file").write_bytes(without_numbers(content) + padding)
+        assert error_of(Path("file")).startswith(f"file: {damaged}")
+    bare = without_numbers(storage_of(IMAGES)) + padding
+    storage = Payload(torch.storage._load_from_bytes, bare)
+    tensor = Payload(
+        torch._utils._rebuild_tensor_v2, storage, 0, (1,), (1,), False, collections.OrderedDict()
+    )
+    Path("acc.pkl").write_bytes(pickle.dumps((tensor, tensor), 4))
+    assert error_of(Path("acc.pkl")).startswith(f"acc.pkl: {damaged}")
+
+
+def test_files_of_before_torch_1_6_are_read(elsewhere: Path) -> None:
+    state = collections.OrderedDict(weight=numbers(2))
+    content = {"data": [[IMAGES, LABELS]], "accs_all_exps": ACCURACIES, "network": state}
+    torch.save(content, "res.pt", _use_new_zipfile_serialization=False)
+    made = convert(ConvertOptions(Path("res.pt"), Path("out"), "mnist", factor=1))
+    assert torch.equal(made.images, IMAGES)
 
 
 # --- files that are not whole, or something else
