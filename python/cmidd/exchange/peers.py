@@ -111,7 +111,7 @@ _LOAD: dict[str, Callable[[Path], object]] = {
     "folder": lambda path: path,
     "torch.save": load_torch,
     "pickle.dump": load_pickle,
-    "numpy.savez": load_arrays,
+    "numpy.savez": lambda path: load_arrays(path, ("images", "labels")),
 }
 
 
@@ -141,6 +141,7 @@ def _format_of(kind: str, content: object) -> str:
 def _is_channels_last(content: object) -> bool:
     return (
         isinstance(content, Tensor)
+        and not content.is_nested  # of which torch gives no shape
         and content.ndim == 4
         and content.shape[3] in _CHANNELS
         and content.shape[1] not in _CHANNELS

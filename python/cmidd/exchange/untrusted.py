@@ -14,7 +14,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +29,8 @@ _INERT: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
     *((Record, f"numpy.{core}.{name}") for core in ("core", "_core") for name in _NUMPY),
     *((Record, f"numpy.{name}") for name in ("dtype", "ndarray")),
 ]
+_MOST_UNPACKED = 100
+"""Times the size of a packed file; numbers of images hardly pack, and zeros a thousandfold."""
 _TENSOR_NAMES = {
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch.storage", "_load_from_bytes"),
@@ -102,7 +104,7 @@ class _StorageKeys(pickle.Unpickler):
         super().__init__(file, encoding="utf-8")
         self.keys: set[object] = set()
 
-    def find_class(self, module: str, name: str) -> type[Record]:
+    def find_class(self, module: str, name: str) -> type[Record]:  # noqa: ARG002
         return _Anything
 
     def persistent_load(self, saved_id: tuple[object, ...]) -> None:
@@ -136,32 +138,41 @@ def _tensor(record: Record) -> Tensor:
                 raise ValueError("expected tensors with a storage of numbers each")
             untyped = storage.untyped()  # type: ignore[no-untyped-call]
             numbers = torch.empty(0, dtype=storage.dtype).set_(untyped)
-            return numbers.as_strided(shape, strides, offset)
+            try:
+                return numbers.as_strided(shape, strides, offset)
+            except (RuntimeError, ValueError):
+                raise ValueError("expected tensors that lie within their storages") from None
     raise ValueError("expected two tensors")
 
 
-def load_arrays(path: Path) -> dict[str, object]:
-    """The arrays that numpy.savez has written, by their names."""
+def load_arrays(path: Path, names: Collection[str]) -> dict[str, object]:
+    """The arrays of these names that numpy.savez has written, and None for each other one."""
+    with zipfile.ZipFile(path) as archive:
+        members = [each for each in archive.infolist() if each.filename[: -len(".npy")] in names]
+    size, most = sum(each.file_size for each in members), _MOST_UNPACKED * path.stat().st_size
+    if size > most:
+        raise ValueError(f"expected arrays of at most {most:,} bytes, as images pack, got {size:,}")
     with np.load(path, allow_pickle=False) as content:
-        return {name: content[name] for name in content.files}
+        return {name: content[name] if name in names else None for name in content.files}
 
 
 def tensor_of(content: object, what: str, size: int) -> Tensor:
     """A tensor of a file of `size` bytes as float32 or int64; `what` is what an error calls it."""
     if isinstance(content, np.ndarray) and content.dtype.kind in "fiu":
-        content = torch.from_numpy(content.copy())
+        content = torch.from_numpy(content.astype(content.dtype.newbyteorder("=")))
         size = content.numel() * content.element_size()
     if not isinstance(content, Tensor):
         raise ValueError(f"expected {what} to be a tensor, got {type(content).__name__}")
     if (
-        content.layout != torch.strided
+        content.is_nested
+        or content.layout != torch.strided
         or content.device.type != "cpu"
         or content.is_quantized
         or content.is_complex()
     ):
         raise ValueError(
             f"expected {what} to be a plain tensor of numbers, got {content.dtype}, "
-            f"{content.layout}, {content.device}"
+            f"{content.layout}, {content.device}{', nested' if content.is_nested else ''}"
         )
     if content.numel() * content.element_size() > size:
         raise ValueError(

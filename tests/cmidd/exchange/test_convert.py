@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -207,6 +208,17 @@ def test_kip_has_channels_last_and_the_deviation_of_the_data(real: Dataset) -> N
     torch.testing.assert_close(found.pixels(), shown)
     assert torch.equal(found.labels, LABELS)
     assert found.soft_labels is None  # targets of a regression, which are no probabilities
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_arrays_may_be_of_either_order_of_bytes(order: str, tmp_path: Path) -> None:
+    shown = pixels(N, *GREY)
+    images, labels = shown.permute(0, 2, 3, 1).numpy(), LABELS.numpy()
+    path = tmp_path / "kip.npz"
+    np.savez(path, images=images.astype(f"{order}f4"), labels=labels.astype(f"{order}i8"))
+    found = converted(path, "mnist", space="pixels")
+    torch.testing.assert_close(found.pixels(), shown)
+    assert torch.equal(found.labels, LABELS)
 
 
 def test_a_list_of_kip_has_its_classes_in_order(real: Dataset) -> None:

@@ -8,6 +8,7 @@ import os
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,30 @@ def test_a_shape_in_a_pickle_is_of_whole_numbers(shape: Any, elsewhere: Path) ->
     assert error_of(Path("acc.pkl")).startswith("acc.pkl: ")
 
 
+def test_arrays_that_unpack_to_far_more_than_the_file_are_not_unpacked(elsewhere: Path) -> None:
+    np.savez_compressed("kip.npz", images=np.zeros((10_000, 28, 28, 1), np.float32))
+    text = error_of(Path("kip.npz"), space="standardised")
+    assert re.match(r"kip.npz: expected arrays of at most [\d,]+ bytes, .* got 31,360,128$", text)
+
+
+def test_arrays_that_are_not_used_are_not_read(elsewhere: Path) -> None:
+    path = WRITERS["kip.npz"](Path())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("more.npy", "no array")
+    made = convert(ConvertOptions(path, Path("out"), "mnist", space="pixels"))
+    torch.testing.assert_close(made.pixels(), IMAGES)
+
+
+def test_an_array_that_no_memory_holds_is_a_line(elsewhere: Path) -> None:
+    header = io.BytesIO()
+    about = {"descr": "<f4", "fortran_order": False, "shape": (10**15,)}
+    np.lib.format.write_array_header_1_0(header, about)
+    with zipfile.ZipFile("kip.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue())
+    text = error_of(Path("kip.npz"))
+    assert text == "kip.npz: needs more memory than there is"
+
+
 def without_numbers(content: object) -> bytes:
     """What torch.save writes that is no archive, with an empty list of storages and no numbers."""
     file = io.BytesIO()
@@ -259,6 +284,12 @@ def write_arrays(path: Path) -> None:
         np.savez(file, x=np.zeros(2))
 
 
+def write_nested(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of a prototype
+        torch.save([torch.nested.nested_tensor([*IMAGES]), LABELS], path)
+
+
 ANOTHER_KIND: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda path: path.write_text("<html>404"), "it is of another kind"),
     "archive": (write_archive, "expected a file that torch.save has written"),
@@ -277,6 +308,10 @@ ANOTHER_KIND: dict[str, tuple[Callable[[Path], object], str]] = {
     "sparse": (
         lambda path: torch.save([IMAGES.to_sparse(), LABELS], path),
         "expected images to be a plain tensor of numbers, got torch.float32, torch.sparse_coo",
+    ),
+    "nested": (
+        write_nested,
+        "expected images to be a plain tensor of numbers, got torch.float32, .*, nested",
     ),
     "complex": (
         lambda path: torch.save([IMAGES.to(torch.complex64), LABELS], path),
