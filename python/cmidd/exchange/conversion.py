@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -185,13 +186,8 @@ def _classes(
         )
     if not labels.isfinite().all():
         raise ValueError(f"{path}: expected finite labels, got NaN or Inf among them")
-    kind = options.soft_labels or _kind_of_labels(labels)
-    if kind is None:
-        raise ValueError(
-            f"soft_labels: {path} has rows of numbers from 0 on that do not add up to 1; say "
-            "whether they are logits or probabilities"
-        )
-    soft = labels.softmax(1) if kind == "logits" else labels
+    kind = options.soft_labels or _kind_of_labels(labels, path)
+    soft = labels.softmax(1) if kind == "logits" else _from_0_on(labels)
     try:
         check_probabilities(soft, (len(labels), num_classes))
     except ValueError as error:
@@ -199,12 +195,31 @@ def _classes(
     return soft.argmax(1), soft
 
 
-def _kind_of_labels(labels: Tensor) -> str | None:
-    """What rows are: probabilities add up to 1, and only logits are below 0."""
-    if (labels < 0).any():
-        return "logits"
-    adds_up = (labels.sum(1) - 1).abs() < SUM_TOLERANCE
-    return "probabilities" if adds_up.all() else None
+def _kind_of_labels(labels: Tensor, path: Path) -> str:
+    """What rows are: probabilities add up to 1, and logits are below 0.
+
+    Rounding may leave probabilities a little below 0, so that where both holds it has to be told.
+    """
+    adds_up = _add_up(labels)
+    if adds_up != bool((labels < 0).any()):
+        return "probabilities" if adds_up else "logits"
+    both, neither = "that add up to 1, and numbers below 0", "from 0 on that do not add up to 1"
+    raise ValueError(
+        f"soft_labels: {path} has rows of numbers {both if adds_up else neither}; say whether they "
+        "are logits or probabilities"
+    )
+
+
+def _add_up(labels: Tensor) -> bool:
+    return bool(((labels.sum(1) - 1).abs() < SUM_TOLERANCE).all())
+
+
+def _from_0_on(labels: Tensor) -> Tensor:
+    """Probabilities, without what rounding has left below 0."""
+    if labels.min() >= 0 or labels.min() <= -SUM_TOLERANCE or not _add_up(labels):
+        return labels
+    positive = labels.clamp_min(0)
+    return positive / positive.sum(1, keepdim=True)
 
 
 def _normalised(images: Tensor, space: str, real: _Real) -> Tensor:

@@ -154,6 +154,23 @@ def test_probabilities_are_told_from_logits(tmp_path: Path) -> None:
     torch.testing.assert_close(found.soft_labels, rows.softmax(1))
 
 
+def test_probabilities_that_rounding_left_below_0_are_asked_for(tmp_path: Path) -> None:
+    soft = torch.eye(CLASSES)[LABELS]
+    soft[:, 0] -= 1e-6
+    path = write_pair(tmp_path, numbers(N, *GREY), soft)
+    with pytest.raises(
+        ValueError, match=r"^soft_labels: .* add up to 1, and numbers below 0; say whe"
+    ):
+        converted(path, "mnist", space="normalised")
+    found = converted(path, "mnist", space="normalised", soft_labels="probabilities")
+    assert found.soft_labels is not None
+    assert found.soft_labels.min() == 0
+    assert torch.equal(found.labels, LABELS)
+    torch.testing.assert_close(found.soft_labels, torch.eye(CLASSES)[LABELS])
+    found = converted(path, "mnist", space="normalised", soft_labels="logits")
+    torch.testing.assert_close(found.soft_labels, soft.softmax(1))
+
+
 def test_whitened_images_take_the_whitening_of_the_real_ones(real: Dataset) -> None:
     images = numbers(N, 1, 8, 8)
     found = converted(write_pair(Path(), images, LABELS), real.name, space="whitened")
