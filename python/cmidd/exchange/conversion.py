@@ -1,6 +1,6 @@
 """A distilled set of another tool, made one of ours.
 
-normalised    (pixel - mean) / std of `datasets.known`: kept
+normalised    (pixel - mean) / std: kept where these are ours, else undone, then normalised
 whitened      as `--zca` does: kept, with the whitening of the real images
 pixels        normalised
 standardised  (pixel - mean) / std of all training pixels: undone, then normalised
@@ -28,7 +28,7 @@ from cmidd.datasets.known import KNOWN, known_record
 from cmidd.datasets.whitening import Whitening
 from cmidd.exchange.peers import FORMATS, Format, Peer, read_peer
 from cmidd.networks.usual import usual_network
-from cmidd.options.exchange import ConvertOptions
+from cmidd.options.exchange import NORMALISATIONS, ConvertOptions
 from cmidd.options.recipe import PUBLISHED_RECIPE
 from cmidd.storage.run_folder import versions
 from cmidd.synthetic import SUM_TOLERANCE, SyntheticSet, check_probabilities
@@ -107,6 +107,11 @@ class _Real:
             with _needed(what):
                 self._loaded = load_dataset(given.dataset, given.data, size=given.size)
         return self._loaded
+
+    def measured(self, what: str) -> tuple[list[float], list[float]]:
+        """Mean and deviation of the channels of its training pixels."""
+        mean, std = channel_statistics(self.dataset(what).train.images)
+        return list(mean), list(std)
 
     @cached_property
     def whitening(self) -> Whitening:
@@ -223,14 +228,39 @@ def _from_0_on(labels: Tensor) -> Tensor:
 
 
 def _normalised(images: Tensor, space: str, real: _Real) -> Tensor:
-    if space in ("normalised", "whitened"):
+    theirs, ours = _statistics(space, real), (real.record["mean"], real.record["std"])
+    if space == "whitened" or theirs == ours:
         return images
+    (mean, std), (our_mean, our_std) = _of_channels(*theirs), _of_channels(*ours)
+    return (images * std + mean - our_mean) / our_std
+
+
+def _statistics(space: str, real: _Real) -> tuple[list[float], list[float]]:
+    """Mean and deviation that a tool has normalised pixels by."""
+    about, told = real.record, real.options.normalised_by
+    name, channels = about["dataset"], about["shape"][0]
+    if told is not None and space != "normalised":
+        raise ValueError(f"normalised_by: expected it with normalised images, got {space} ones")
     if space == "standardised":
-        statistics = channel_statistics(real.dataset("KIP's normalisation").train.images)
-        theirs, deviation = _of_channels(*statistics)
-        images = images * deviation + theirs
-    mean, std = _of_channels(real.record["mean"], real.record["std"])
-    return (images - mean) / std
+        return real.measured("KIP's normalisation")
+    if space != "normalised":
+        return channels * [0.0], channels * [1.0]
+    if told is None and name not in KNOWN:
+        raise ValueError(
+            f"normalised_by: no mean and deviation of {name} are published, and the file does not "
+            f"say whose it has; expected one of {', '.join(NORMALISATIONS)}"
+        )
+    if told == "measured":
+        return real.measured("their mean and deviation")
+    if told == "half":
+        return channels * [0.5], channels * [0.5]
+    known = KNOWN[told or name]
+    if len(known.mean) != channels:
+        raise ValueError(
+            f"normalised_by: expected numbers of {channels} channels, as {name} has, got {told}, "
+            f"which has {len(known.mean)}"
+        )
+    return list(known.mean), list(known.std)
 
 
 def _of_channels(mean: Any, std: Any) -> tuple[Tensor, Tensor]:
@@ -269,6 +299,8 @@ def _how(options: ConvertOptions, peer: Peer, space: str, labels: Tensor) -> dic
         "config": asked,
         "versions": versions(),
     }
+    if options.normalised_by is not None:
+        found["converted"]["normalised_by"] = options.normalised_by
     if options.experiment is not None:
         found["converted"]["experiment"] = options.experiment
     if (counts == counts[0]).all():

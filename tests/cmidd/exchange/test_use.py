@@ -18,6 +18,7 @@ from tests.support.errors import error_of
 from tests.support.peer_files import LABELS, numbers, pixels, write_idc, write_pair, write_res
 from tests.support.report_files import Page
 
+MEASURED = "--normalised_by=measured"
 NETWORK = "--network=convnet:width=4,depth=1"
 SHAPE = (len(LABELS), 1, 8, 8)
 
@@ -31,7 +32,8 @@ def sets(elsewhere: Path) -> list[str]:
     """Sets of digits: one that is stored undecoded, and one with soft labels and a step size."""
     convert(write_idc(Path("data.pt"), pixels(*SHAPE)), "--factor=2")
     soft = numbers(len(LABELS), 10) + 9 * torch.eye(10)[LABELS]
-    convert(write_pair(Path(), numbers(*SHAPE), soft, torch.tensor(0.05)), "--space=normalised")
+    pair = write_pair(Path(), numbers(*SHAPE), soft, torch.tensor(0.05))
+    convert(pair, "--space=normalised", MEASURED)
     return ["data.safetensors", "images_best.safetensors"]
 
 
@@ -169,6 +171,7 @@ def test_a_file_that_cannot_be_read_leaves_nothing(
 def test_the_file_of_a_set_names_no_place_of_the_machine(elsewhere: Path) -> None:
     (elsewhere / "private").mkdir()
     path = write_res(elsewhere / "private" / "res.pt", numbers(*SHAPE))
-    main(["convert", str(path), "--out=set.safetensors", "--dataset=digits", "--factor=1"])
+    words = ["convert", str(path), "--out=set.safetensors", "--dataset=digits", "--factor=1"]
+    main([*words, MEASURED])
     assert SyntheticSet.load("set.safetensors").record["converted"]["file"] == "res.pt"
     assert b"private" not in Path("set.safetensors").read_bytes()
