@@ -124,8 +124,8 @@ def load_pickle(path: Path) -> object:
         content = unpickled(file, _TENSOR_NAMES)
         if not isinstance(content, tuple | list) or len(content) != 2:
             return content
-        found = (_tensor(each) if isinstance(each, Record) else each for each in content)
-        return type(content)(found)
+        found = [_tensor(each) if isinstance(each, Record) else each for each in content]
+        return tuple(found) if isinstance(content, tuple) else found
 
 
 def _tensor(record: Record) -> Tensor:
@@ -140,7 +140,7 @@ def _tensor(record: Record) -> Tensor:
             numbers = torch.empty(0, dtype=storage.dtype).set_(untyped)
             try:
                 return numbers.as_strided(shape, strides, offset)
-            except (RuntimeError, ValueError):
+            except (RuntimeError, TypeError, ValueError):
                 raise ValueError("expected tensors that lie within their storages") from None
     raise ValueError("expected two tensors")
 
