@@ -15,8 +15,7 @@ from torch import Tensor
 from cmidd.datasets import Dataset, DatasetNotFound, load_dataset
 from cmidd.datasets.images import channel_statistics
 from cmidd.datasets.known import KNOWN
-from cmidd.exchange import convert, export_ddranking, export_png, export_pt
-from cmidd.options.exchange import NORMALISATIONS, ConvertOptions
+from cmidd.exchange import export_ddranking, export_png, export_pt
 from cmidd.options.recipe import DSA
 from cmidd.synthetic import SyntheticSet
 from cmidd.view import cells
@@ -24,6 +23,7 @@ from tests.support.dataset_files import random_sets, write_npz, write_tinyimagen
 from tests.support.peer_files import (
     CLASSES,
     LABELS,
+    converted,
     numbers,
     pixels,
     rded,
@@ -41,17 +41,6 @@ COLOUR, GREY = (3, 32, 32), (1, 28, 28)
 MEAN, STD = (
     torch.tensor(each).view(3, 1, 1) for each in (KNOWN["cifar10"].mean, KNOWN["cifar10"].std)
 )
-
-
-def of_channels(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values).view(-1, 1, 1)
-
-
-def converted(source: Path, dataset: str = "cifar10", **options: Any) -> SyntheticSet:
-    """The set, as it comes back from its file."""
-    out = source.parent / "set.safetensors"
-    convert(ConvertOptions(source, out, dataset, **options)).save(out)
-    return SyntheticSet.load(out)
 
 
 @pytest.fixture
@@ -185,54 +174,6 @@ def test_whitened_images_take_the_whitening_of_the_real_ones(real: Dataset) -> N
     assert torch.equal(found.whitening.matrix, expected.whitening.matrix)
     assert found.record["zca"] == expected.whitening.eps
     torch.testing.assert_close(found.pixels(), expected.to_pixels(images))
-
-
-def test_whose_mean_and_deviation_a_tool_took_is_asked_for_where_none_are_published(
-    elsewhere: Path,
-) -> None:
-    write_npz(elsewhere / "real.npz", random_sets(CLASSES, 3, 8, 8))
-    real, shown = load_dataset("arrays:real.npz"), pixels(N, 3, 8, 8)
-    known = KNOWN["imagenet"]
-    mean, std = map(of_channels, (known.mean, known.std))
-    for images, name in (
-        ((shown - mean) / std, "imagenet"),
-        (2 * shown - 1, "half"),
-        ((shown - of_channels(real.mean)) / of_channels(real.std), "measured"),
-    ):
-        res = write_res(Path("res.pt"), images)
-        pair = write_pair(Path(), images, LABELS)
-        for path, told in ((res, {"factor": 1}), (pair, {"space": "normalised"})):
-            with pytest.raises(
-                ValueError, match=r"^normalised_by: no mean .* of arrays:real\.npz are published"
-            ):
-                converted(path, real.name, **told)
-            found = converted(path, real.name, normalised_by=name, **told)
-            torch.testing.assert_close(found.pixels(), shown)
-            assert found.record["converted"]["normalised_by"] == name
-            assert found.record["mean"] == list(real.mean)
-    assert torch.equal(found.images, images)  # measured: as ours are, bit by bit
-
-
-def test_a_tool_may_have_taken_other_numbers_than_are_published(tmp_path: Path) -> None:
-    shown = pixels(N, *COLOUR)
-    told: dict[str, Any] = {"space": "normalised", "normalised_by": "half"}
-    found = converted(write_pair(tmp_path, 2 * shown - 1, LABELS), **told)
-    torch.testing.assert_close(found.pixels(), shown)
-
-
-def test_what_images_are_normalised_by_is_of_their_channels_and_of_normalised_ones(
-    tmp_path: Path,
-) -> None:
-    path = write_pair(tmp_path, numbers(N, *COLOUR), LABELS)
-    with pytest.raises(ValueError, match=r"^normalised_by: .* 3 channels, as cifar10 has, got mni"):
-        converted(path, space="normalised", normalised_by="mnist")
-    with pytest.raises(ValueError, match=r"^normalised_by: expected it with .*, got pixels ones"):
-        converted(write_idc(tmp_path / "data.pt", pixels(N, *COLOUR)), factor=1,
-                  normalised_by="imagenet")  # fmt: skip
-
-
-def test_names_of_what_images_are_normalised_by_are_those_with_published_numbers() -> None:
-    assert ("measured", "half", *KNOWN) == NORMALISATIONS
 
 
 def test_images_zca_of_mtt_are_pixels_again(tmp_path: Path) -> None:
