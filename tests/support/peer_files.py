@@ -1,15 +1,21 @@
-"""Distilled sets as other tools write them, by the calls that the tools make."""
+"""Distilled sets as other tools write them, by the calls of those tools, and converted ones."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+
+from cmidd.exchange import convert
+from cmidd.options.exchange import ConvertOptions
+from cmidd.synthetic import SyntheticSet
 
 IPC, CLASSES = 2, 10
 LABELS = torch.arange(CLASSES).repeat_interleave(IPC)
@@ -80,3 +86,32 @@ def sre2l(c: int, k: int) -> str:
 
 def rded(c: int, k: int) -> str:
     return f"{c:05d}/class{c:05d}_id{k:05d}.jpg"
+
+
+def converted(source: Path, dataset: str = "cifar10", **options: Any) -> SyntheticSet:
+    """The set, as it comes back from its file."""
+    out = source.parent / "set.safetensors"
+    convert(ConvertOptions(source, out, dataset, **options)).save(out)
+    return SyntheticSet.load(out)
+
+
+IMAGES = pixels(len(LABELS), 1, 28, 28)
+
+
+def error_of(source: Path, dataset: str = "mnist", **options: Any) -> str:
+    """The line that converting ends with."""
+    told = {"factor": 1, "space": "pixels", **options}
+    with pytest.raises((ValueError, OSError)) as raised:
+        convert(ConvertOptions(source, Path("out"), dataset, **told))
+    text = str(raised.value)
+    assert "\n" not in text
+    return text
+
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "res.pt": lambda folder: write_res(folder / "res.pt", IMAGES),
+    "images_best.pt": lambda folder: write_pair(folder, IMAGES, LABELS),
+    "data.pt": lambda folder: write_idc(folder / "data.pt", IMAGES),
+    "acc.pkl": lambda folder: write_idm(folder / "acc.pkl", IMAGES),
+    "kip.npz": lambda folder: write_kip(folder / "kip.npz", IMAGES),
+}

@@ -40,4 +40,6 @@ def reading(source: Path | str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
+        if isinstance(error, MemoryError):
+            raise ValueError(f"{source}: needs more memory than there is") from error
         raise ValueError(f"{source}: {str(error) or type(error).__name__}") from error

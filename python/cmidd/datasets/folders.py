@@ -97,17 +97,19 @@ def _decode(
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if _is_class(entry)))
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if is_class_folder(entry)))
     if not names:
         raise ValueError(f"{folder}: has no class folders")
     return names
 
 
-def _is_class(entry: Path) -> bool:
+def is_class_folder(entry: Path) -> bool:
+    """Whether an entry is the folder of a class; hidden ones are none."""
     return entry.is_dir() and not entry.name.startswith(".")
 
 
-def _is_image(entry: Path) -> bool:
+def is_image(entry: Path) -> bool:
+    """Whether an entry of the folder of a class is a picture; hidden ones are none."""
     return entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".")
 
 
@@ -121,7 +123,7 @@ def _by_class(folder: Path, class_names: tuple[str, ...]) -> _Listing:
     pictures, labels = [], []
     for label, class_name in enumerate(class_names):
         class_folder = folder / class_name
-        files = sorted(file for file in class_folder.rglob("*") if _is_image(file))
+        files = sorted(file for file in class_folder.rglob("*") if is_image(file))
         if not files:
             raise ValueError(f"{class_folder}: has no images ({', '.join(SUFFIXES)})")
         pictures += [Picture(str(file), file) for file in files]

@@ -1,6 +1,6 @@
 """A distilled set of another tool, made one of ours.
 
-normalised    (pixel - mean) / std of `datasets.known`: kept
+normalised    (pixel - mean) / std: kept where these are ours, else undone, then normalised
 whitened      as `--zca` does: kept, with the whitening of the real images
 pixels        normalised
 standardised  (pixel - mean) / std of all training pixels: undone, then normalised
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from cmidd.datasets.known import KNOWN, known_record
 from cmidd.datasets.whitening import Whitening
 from cmidd.exchange.peers import FORMATS, Format, Peer, read_peer
 from cmidd.networks.usual import usual_network
-from cmidd.options.exchange import ConvertOptions
+from cmidd.options.exchange import NORMALISATIONS, ConvertOptions
 from cmidd.options.recipe import PUBLISHED_RECIPE
 from cmidd.storage.run_folder import versions
 from cmidd.synthetic import SUM_TOLERANCE, SyntheticSet, check_probabilities
@@ -107,6 +108,11 @@ class _Real:
                 self._loaded = load_dataset(given.dataset, given.data, size=given.size)
         return self._loaded
 
+    def measured(self, what: str) -> tuple[list[float], list[float]]:
+        """Mean and deviation of the channels of its training pixels."""
+        mean, std = channel_statistics(self.dataset(what).train.images)
+        return list(mean), list(std)
+
     @cached_property
     def whitening(self) -> Whitening:
         """As `--zca` does it."""
@@ -185,13 +191,8 @@ def _classes(
         )
     if not labels.isfinite().all():
         raise ValueError(f"{path}: expected finite labels, got NaN or Inf among them")
-    kind = options.soft_labels or _kind_of_labels(labels)
-    if kind is None:
-        raise ValueError(
-            f"soft_labels: {path} has rows of numbers from 0 on that do not add up to 1; say "
-            "whether they are logits or probabilities"
-        )
-    soft = labels.softmax(1) if kind == "logits" else labels
+    kind = options.soft_labels or _kind_of_labels(labels, path)
+    soft = labels.softmax(1) if kind == "logits" else _from_0_on(labels)
     try:
         check_probabilities(soft, (len(labels), num_classes))
     except ValueError as error:
@@ -199,23 +200,67 @@ def _classes(
     return soft.argmax(1), soft
 
 
-def _kind_of_labels(labels: Tensor) -> str | None:
-    """What rows are: probabilities add up to 1, and only logits are below 0."""
-    if (labels < 0).any():
-        return "logits"
-    adds_up = (labels.sum(1) - 1).abs() < SUM_TOLERANCE
-    return "probabilities" if adds_up.all() else None
+def _kind_of_labels(labels: Tensor, path: Path) -> str:
+    """What rows are: probabilities add up to 1, and logits are below 0.
+
+    Rounding may leave probabilities a little below 0, so that where both holds it has to be told.
+    """
+    adds_up = _add_up(labels)
+    if adds_up != bool((labels < 0).any()):
+        return "probabilities" if adds_up else "logits"
+    both, neither = "that add up to 1, and numbers below 0", "from 0 on that do not add up to 1"
+    raise ValueError(
+        f"soft_labels: {path} has rows of numbers {both if adds_up else neither}; say whether they "
+        "are logits or probabilities"
+    )
+
+
+def _add_up(labels: Tensor) -> bool:
+    return bool(((labels.sum(1) - 1).abs() < SUM_TOLERANCE).all())
+
+
+def _from_0_on(labels: Tensor) -> Tensor:
+    """Probabilities, without what rounding has left below 0."""
+    if labels.min() >= 0 or labels.min() <= -SUM_TOLERANCE or not _add_up(labels):
+        return labels
+    positive = labels.clamp_min(0)
+    return positive / positive.sum(1, keepdim=True)
 
 
 def _normalised(images: Tensor, space: str, real: _Real) -> Tensor:
-    if space in ("normalised", "whitened"):
+    theirs, ours = _statistics(space, real), (real.record["mean"], real.record["std"])
+    if space == "whitened" or theirs == ours:
         return images
+    (mean, std), (our_mean, our_std) = _of_channels(*theirs), _of_channels(*ours)
+    return (images * std + mean - our_mean) / our_std
+
+
+def _statistics(space: str, real: _Real) -> tuple[list[float], list[float]]:
+    """Mean and deviation that a tool has normalised pixels by."""
+    about, told = real.record, real.options.normalised_by
+    name, channels = about["dataset"], about["shape"][0]
+    if told is not None and space != "normalised":
+        raise ValueError(f"normalised_by: expected it with normalised images, got {space} ones")
     if space == "standardised":
-        statistics = channel_statistics(real.dataset("KIP's normalisation").train.images)
-        theirs, deviation = _of_channels(*statistics)
-        images = images * deviation + theirs
-    mean, std = _of_channels(real.record["mean"], real.record["std"])
-    return (images - mean) / std
+        return real.measured("KIP's normalisation")
+    if space != "normalised":
+        return channels * [0.0], channels * [1.0]
+    if told is None and name not in KNOWN:
+        raise ValueError(
+            f"normalised_by: no mean and deviation of {name} are published, and the file does not "
+            f"say whose it has; expected one of {', '.join(NORMALISATIONS)}"
+        )
+    if told == "measured":
+        return real.measured("their mean and deviation")
+    if told == "half":
+        return channels * [0.5], channels * [0.5]
+    known = KNOWN[told or name]
+    if len(known.mean) != channels:
+        raise ValueError(
+            f"normalised_by: expected numbers of {channels} channels, as {name} has, got {told}, "
+            f"which has {len(known.mean)}"
+        )
+    return list(known.mean), list(known.std)
 
 
 def _of_channels(mean: Any, std: Any) -> tuple[Tensor, Tensor]:
@@ -254,6 +299,8 @@ def _how(options: ConvertOptions, peer: Peer, space: str, labels: Tensor) -> dic
         "config": asked,
         "versions": versions(),
     }
+    if options.normalised_by is not None:
+        found["converted"]["normalised_by"] = options.normalised_by
     if options.experiment is not None:
         found["converted"]["experiment"] = options.experiment
     if (counts == counts[0]).all():

@@ -25,7 +25,9 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 
 
 _WHITENED = (
-    'exact = load_file(f"{name}/result.safetensors")  # a file of the same folder',
+    "# Of a set on the hub, hf_hub_download of huggingface_hub gives the place of this file:",
+    '# hf_hub_download(name, "result.safetensors", repo_type="dataset")',
+    'exact = load_file(f"{name}/result.safetensors")',
     'white = (images.flatten(1) - exact["whitening_mean"]) @ exact["whitening_matrix"]',
     "images = white.view_as(images)",
 )
@@ -72,8 +74,7 @@ def dataset_card(
         "## Accuracy",
         *_accuracy(evaluation or {}),
         "## Licence",
-        "No licence is given yet. Whoever publishes this set adds one here, and as `license:` in "
-        f"the header of this file. The licence of {source} may restrict the choice.",
+        _licence(record),
         "## Citation",
         _citation(record),
     ]
@@ -97,11 +98,19 @@ def _header(record: Mapping[str, Any], count: int) -> str:
 
 def _title(record: Mapping[str, Any]) -> str:
     made = f"distilled by {str(record['method']).upper()}" if "method" in record else "distilled"
+    if _origin(record):
+        made += " by another tool"
     if record.get("cmi_weight"):
         made += " with CMI"
     ipc = record.get("ipc")
     images = "" if ipc is None else f", {ipc} {'image' if ipc == 1 else 'images'} per class"
     return f"{_plain(record['dataset'])} {made}{images}"
+
+
+def _origin(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a set of another tool came from; nothing of one of ours."""
+    found = record.get("converted")
+    return found if isinstance(found, dict) else {}
 
 
 def _example(seen: SyntheticSet, name: str) -> str:
@@ -158,11 +167,18 @@ def _exactness(seen: SyntheticSet, rounding: Rounding) -> str:
 
 
 def _making(record: Mapping[str, Any]) -> list[str]:
-    parts = []
+    parts, origin = [], _origin(record)
+    if origin:
+        parts.append(
+            f"Another tool distilled the set and wrote it as {_plain(origin.get('file'))}, in the "
+            f"format that `cmidd convert` calls {_plain(origin.get('format'))}. cmidd converted "
+            "it. What the tool was told is not known here."
+        )
     if record.get("command"):
         parts.append(textwrap.indent(str(record["command"]), "    "))
     config = dict(record.get("config") or {})
     facts = {
+        **{f"converted: {name}": origin[name] for name in origin},
         "network": record.get("network"),
         "step size that was learned": record.get("learned_lr"),
         "ZCA whitening, eps": record.get("zca"),
@@ -192,7 +208,23 @@ def _accuracy(evaluation: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _licence(record: Mapping[str, Any]) -> str:
+    parts = ["No licence is given yet."]
+    if _origin(record):
+        parts.append("Ask the authors of the tool, and of the file, which one they give.")
+    parts.append(
+        "Whoever publishes this set adds one here, and as `license:` in the header of this file. "
+        f"The licence of {_plain(record['dataset'])} may restrict the choice."
+    )
+    return " ".join(parts)
+
+
 def _citation(record: Mapping[str, Any]) -> str:
+    if _origin(record):
+        return (
+            "Please cite the tool that distilled the set, and its method. This card does not know "
+            "them: whoever publishes the set names them here."
+        )
     if record.get("cmi_weight"):
         return f"Please cite the method, and the regulariser that it was distilled with: {_PAPER}."
     return (

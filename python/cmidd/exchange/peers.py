@@ -96,6 +96,7 @@ def read_peer(options: ConvertOptions, dataset: Callable[[], Mapping[str, Any]])
     path = options.source
     if not path.exists():
         raise FileNotFoundError(f"source: expected a file or a folder, found none at {path}")
+    _check_is_not_out(path, options)
     with reading(path):
         kind = "folder" if path.is_dir() else kind_of_file(path)
         content = _LOAD[kind](path)
@@ -110,7 +111,7 @@ _LOAD: dict[str, Callable[[Path], object]] = {
     "folder": lambda path: path,
     "torch.save": load_torch,
     "pickle.dump": load_pickle,
-    "numpy.savez": load_arrays,
+    "numpy.savez": lambda path: load_arrays(path, ("images", "labels")),
 }
 
 
@@ -140,10 +141,17 @@ def _format_of(kind: str, content: object) -> str:
 def _is_channels_last(content: object) -> bool:
     return (
         isinstance(content, Tensor)
+        and not content.is_nested  # of which torch gives no shape
         and content.ndim == 4
         and content.shape[3] in _CHANNELS
         and content.shape[1] not in _CHANNELS
     )
+
+
+def _check_is_not_out(path: Path, options: ConvertOptions) -> None:
+    """Raise where the set would be written over a file that it is read from."""
+    if options.out.exists() and options.out.samefile(path):
+        raise ValueError(f"out: expected another file than {path}, which the set is read from")
 
 
 def _in_words(content: object) -> str:
@@ -190,6 +198,7 @@ def _read_pair(source: Source) -> Peer:
     if path is None or not path.is_file():
         place = "beside it" if path is None else f"at {path}"
         raise ValueError(f"labels: expected a file with those of {source.path}, found none {place}")
+    _check_is_not_out(path, source.options)
     with reading(path):
         labels = tensor_of(load_torch(path), "labels", path.stat().st_size)
     return replace(source.peer("pair", images, labels), lr=_learned(source))
@@ -208,11 +217,13 @@ def _learned(source: Source) -> float | None:
     with suppress(ValueError):
         if told is not None:
             return _step_size(float(told), "lr")
-    path = _beside(source.path, "lr", "syn_lr") if told is None else Path(told)
-    if path is None:
+    ours = source.path.with_name("lr.pt")  # as `cmidd export --pt` names it
+    path = (_beside(source.path, "lr", "syn_lr") or ours) if told is None else Path(told)
+    if told is None and not path.is_file():
         return None
     if not path.is_file():
         raise ValueError(f"lr: expected a number above 0 or a file of one, got {told}")
+    _check_is_not_out(path, source.options)
     with reading(path):
         content = load_torch(path)
         if isinstance(content, Tensor) and content.numel() == 1:

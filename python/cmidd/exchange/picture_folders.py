@@ -2,7 +2,7 @@
 
     new003/class003_id000.jpg    00003/class00003_id00000.jpg    003_<class>/0000.png
 
-A folder is named by its class, or begins with its number.
+A folder is named by its class, or begins with its number. Hidden files and folders are left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmidd.datasets.folders import is_class_folder, is_image
 from cmidd.datasets.images import ImageShape
 from cmidd.datasets.pictures import SUFFIXES, Picture, common_shape, decode
 
@@ -28,9 +29,9 @@ def read_folder(folder: Path, about: Mapping[str, Any], *, resize: bool) -> tupl
         resize: make pictures of any size to that of the dataset.
     """
     pictures, labels = [], []
-    places = [each for each in folder.iterdir() if each.is_dir()] if folder.is_dir() else []
+    places = filter(is_class_folder, folder.iterdir() if folder.is_dir() else ())
     for place in sorted(places):
-        files = sorted(each for each in place.iterdir() if each.suffix.lower() in SUFFIXES)
+        files = sorted(filter(is_image, place.iterdir()))
         pictures += [Picture(str(file), file) for file in files]
         labels += [_class_of(place, about)] * len(files)
     if not pictures:

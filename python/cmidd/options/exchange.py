@@ -15,6 +15,12 @@ FORMATS = ("res", "pair", "idc", "idm", "kip", "pictures")
 SPACES = ("normalised", "whitened", "pixels", "standardised")
 """What the numbers of images may be."""
 
+NORMALISATIONS = (
+    *("measured", "half"),
+    *("cifar10", "cifar100", "svhn", "mnist", "fashionmnist", "tinyimagenet", "imagenet"),
+)
+"""What images may be normalised by: two words, and the datasets with published numbers."""
+
 
 @dataclass(frozen=True)
 class ConvertOptions(Options):
@@ -31,9 +37,13 @@ class ConvertOptions(Options):
         format: of the file, where it cannot be told: res (DC, DSA, DM, IDM, IID, CAFE, DataDAM),
             pair (MTT, DATM, DD-Ranking), idc (IDC, NCFM), idm (its .pkl), kip, pictures (SRe2L,
             RDED)
-        space: of the images: normalised (by the published mean and deviation), whitened (ZCA, as by
+        space: of the images: normalised (by a mean and deviation of channels), whitened (ZCA, as by
             MTT), pixels (from 0 to 1), standardised (by the mean and deviation of all training
             pixels, as by KIP); asked for with pair and kip
+        normalised_by: whose mean and deviation normalised images have: those of a dataset by its
+            name (imagenet's are the usual ones), measured (of the training pixels of this dataset)
+            or half (0.5, so that they are from -1 to 1); asked for where none are published for the
+            dataset, which is the default
         factor: each stored image holds factor x factor cells, which networks see enlarged; asked
             for with res, idc and idm; 1 where it holds one image
         experiment: the one to take of a file of several, from 0 on
@@ -50,6 +60,7 @@ class ConvertOptions(Options):
     size: int | None = option(None, least=1)
     format: str | None = option(None, choices=FORMATS)
     space: str | None = option(None, choices=SPACES)
+    normalised_by: str | None = option(None, choices=NORMALISATIONS)
     factor: int | None = option(None, least=1)
     experiment: int | None = option(None, least=0)
     labels: Path | None = None

@@ -121,7 +121,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if folder.is_file():
         record = SyntheticSet.load(folder).record
         config = record.get("config")
-        return {"dataset": record["dataset"], **(config if isinstance(config, dict) else {})}
+        found = config if isinstance(config, dict) else {}
+        return {"dataset": record["dataset"], **found, "zca": record.get("zca") is not None}
     path = folder / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(

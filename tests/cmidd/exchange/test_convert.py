@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,8 +15,7 @@ from torch import Tensor
 from cmidd.datasets import Dataset, DatasetNotFound, load_dataset
 from cmidd.datasets.images import channel_statistics
 from cmidd.datasets.known import KNOWN
-from cmidd.exchange import convert, export_ddranking, export_png, export_pt
-from cmidd.options.exchange import ConvertOptions
+from cmidd.exchange import export_ddranking, export_png, export_pt
 from cmidd.options.recipe import DSA
 from cmidd.synthetic import SyntheticSet
 from cmidd.view import cells
@@ -23,6 +23,7 @@ from tests.support.dataset_files import random_sets, write_npz, write_tinyimagen
 from tests.support.peer_files import (
     CLASSES,
     LABELS,
+    converted,
     numbers,
     pixels,
     rded,
@@ -40,13 +41,6 @@ COLOUR, GREY = (3, 32, 32), (1, 28, 28)
 MEAN, STD = (
     torch.tensor(each).view(3, 1, 1) for each in (KNOWN["cifar10"].mean, KNOWN["cifar10"].std)
 )
-
-
-def converted(source: Path, dataset: str = "cifar10", **options: Any) -> SyntheticSet:
-    """The set, as it comes back from its file."""
-    out = source.parent / "set.safetensors"
-    convert(ConvertOptions(source, out, dataset, **options)).save(out)
-    return SyntheticSet.load(out)
 
 
 @pytest.fixture
@@ -153,6 +147,23 @@ def test_probabilities_are_told_from_logits(tmp_path: Path) -> None:
     torch.testing.assert_close(found.soft_labels, rows.softmax(1))
 
 
+def test_probabilities_that_rounding_left_below_0_are_asked_for(tmp_path: Path) -> None:
+    soft = torch.eye(CLASSES)[LABELS]
+    soft[:, 0] -= 1e-6
+    path = write_pair(tmp_path, numbers(N, *GREY), soft)
+    with pytest.raises(
+        ValueError, match=r"^soft_labels: .* add up to 1, and numbers below 0; say whe"
+    ):
+        converted(path, "mnist", space="normalised")
+    found = converted(path, "mnist", space="normalised", soft_labels="probabilities")
+    assert found.soft_labels is not None
+    assert found.soft_labels.min() == 0
+    assert torch.equal(found.labels, LABELS)
+    torch.testing.assert_close(found.soft_labels, torch.eye(CLASSES)[LABELS])
+    found = converted(path, "mnist", space="normalised", soft_labels="logits")
+    torch.testing.assert_close(found.soft_labels, soft.softmax(1))
+
+
 def test_whitened_images_take_the_whitening_of_the_real_ones(real: Dataset) -> None:
     images = numbers(N, 1, 8, 8)
     found = converted(write_pair(Path(), images, LABELS), real.name, space="whitened")
@@ -209,6 +220,17 @@ def test_kip_has_channels_last_and_the_deviation_of_the_data(real: Dataset) -> N
     assert found.soft_labels is None  # targets of a regression, which are no probabilities
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_arrays_may_be_of_either_order_of_bytes(order: str, tmp_path: Path) -> None:
+    shown = pixels(N, *GREY)
+    images, labels = shown.permute(0, 2, 3, 1).numpy(), LABELS.numpy()
+    path = tmp_path / "kip.npz"
+    np.savez(path, images=images.astype(f"{order}f4"), labels=labels.astype(f"{order}i8"))
+    found = converted(path, "mnist", space="pixels")
+    torch.testing.assert_close(found.pixels(), shown)
+    assert torch.equal(found.labels, LABELS)
+
+
 def test_a_list_of_kip_has_its_classes_in_order(real: Dataset) -> None:
     shown = pixels(N, 1, 8, 8)
     torch.save([standardised(real, shown).permute(0, 2, 3, 1)], "kip_ipc2.pt")
@@ -228,6 +250,14 @@ def test_pictures_are_read_class_by_class(
     assert torch.equal(found.labels, LABELS)
 
 
+def test_hidden_pictures_and_folders_are_left_out(tmp_path: Path) -> None:
+    flat = torch.full((N, *GREY), 128, dtype=torch.uint8)
+    folder = write_pictures(tmp_path / "syn", flat, rded)
+    (folder / "00000" / "._0.png").write_bytes(b"of another system, and no picture")
+    write_pictures(folder / ".ipynb_checkpoints", flat[:1], lambda c, k: f"{c}{k}.png")
+    assert torch.equal(converted(folder, "fashionmnist").labels, LABELS)
+
+
 # --- what we write comes back
 
 
@@ -241,7 +271,7 @@ def soft_set(real: Dataset) -> SyntheticSet:
 
 def test_our_pair_comes_back_bit_by_bit(real: Dataset, soft_set: SyntheticSet) -> None:
     export_pt(soft_set, Path("pt"))
-    found = converted(Path("pt/images_best.pt"), real.name, space="whitened", lr="pt/lr.pt")
+    found = converted(Path("pt/images_best.pt"), real.name, space="whitened")
     assert torch.equal(found.images, soft_set.images)
     assert torch.equal(found.targets, soft_set.targets)
     assert found.learned_lr == 0.25

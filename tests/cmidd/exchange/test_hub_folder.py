@@ -162,6 +162,26 @@ def test_the_card_says_how_the_set_was_made() -> None:
     assert "not evaluated" in text
 
 
+def test_the_card_of_a_converted_set_says_that_another_tool_made_it() -> None:
+    about = {"format": "res", "file": "res_DM|x.pt", "space": "normalised"}
+    header, text = card_of(a_set(converted=about, ipc=2, config={"size": None}))
+    assert header["pretty_name"] == "tiny distilled by another tool, 2 images per class"
+    assert "Another tool distilled the set and wrote it as res_DM\\|x.pt" in text
+    assert "cmidd converted it" in text
+    for row in ("| converted: format | res |", "| converted: space | normalised |"):
+        assert f"\n{row}\n" in text
+    assert "Ask the authors of the tool, and of the file, which one they give." in text
+    assert "Please cite the tool that distilled the set, and its method." in text
+    for ours in ("regulariser", "distilled by the program", "arxiv"):
+        assert ours not in text
+
+
+def test_the_card_says_where_a_file_on_the_hub_is_got_if_the_example_needs_it() -> None:
+    got = 'hf_hub_download(name, "result.safetensors", repo_type="dataset")'
+    assert got in card_of(a_set(DATASET.whitened()))[1]
+    assert got not in card_of(a_set())[1]
+
+
 def test_settings_of_cmi_are_of_sets_that_were_distilled_with_it() -> None:
     config = {"cmi_every": 3, "iterations": 7}
     for weight, shown in ((0.0, False), (5.0, True)):

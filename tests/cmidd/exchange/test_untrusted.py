@@ -6,6 +6,7 @@ import collections
 import io
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,39 +21,19 @@ from cmidd.options.exchange import ConvertOptions
 from tests.support.dataset_files import Payload
 from tests.support.peer_files import (
     CLASSES,
+    IMAGES,
     LABELS,
+    WRITERS,
+    error_of,
     numbers,
-    pixels,
     sre2l,
     write_idc,
-    write_idm,
-    write_kip,
     write_pair,
     write_pictures,
     write_res,
 )
 
 N, SHAPE = len(LABELS), (1, 28, 28)
-IMAGES = pixels(N, *SHAPE)
-
-
-def error_of(source: Path, dataset: str = "mnist", **options: Any) -> str:
-    """The line that converting ends with."""
-    told = {"factor": 1, "space": "pixels", **options}
-    with pytest.raises((ValueError, OSError)) as raised:
-        convert(ConvertOptions(source, Path("out"), dataset, **told))
-    text = str(raised.value)
-    assert "\n" not in text
-    return text
-
-
-WRITERS: dict[str, Callable[[Path], Path]] = {
-    "res.pt": lambda folder: write_res(folder / "res.pt", IMAGES),
-    "images_best.pt": lambda folder: write_pair(folder, IMAGES, LABELS),
-    "data.pt": lambda folder: write_idc(folder / "data.pt", IMAGES),
-    "acc.pkl": lambda folder: write_idm(folder / "acc.pkl", IMAGES),
-    "kip.npz": lambda folder: write_kip(folder / "kip.npz", IMAGES),
-}
 
 
 # --- nothing is executed
@@ -172,6 +153,12 @@ def write_arrays(path: Path) -> None:
         np.savez(file, x=np.zeros(2))
 
 
+def write_nested(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of a prototype
+        torch.save([torch.nested.nested_tensor([*IMAGES]), LABELS], path)
+
+
 ANOTHER_KIND: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda path: path.write_text("<html>404"), "it is of another kind"),
     "archive": (write_archive, "expected a file that torch.save has written"),
@@ -190,6 +177,10 @@ ANOTHER_KIND: dict[str, tuple[Callable[[Path], object], str]] = {
     "sparse": (
         lambda path: torch.save([IMAGES.to_sparse(), LABELS], path),
         "expected images to be a plain tensor of numbers, got torch.float32, torch.sparse_coo",
+    ),
+    "nested": (
+        write_nested,
+        "expected images to be a plain tensor of numbers, got torch.float32, .*, nested",
     ),
     "complex": (
         lambda path: torch.save([IMAGES.to(torch.complex64), LABELS], path),

@@ -18,6 +18,7 @@ from tests.support.errors import error_of
 from tests.support.peer_files import LABELS, numbers, pixels, write_idc, write_pair, write_res
 from tests.support.report_files import Page
 
+MEASURED = "--normalised_by=measured"
 NETWORK = "--network=convnet:width=4,depth=1"
 SHAPE = (len(LABELS), 1, 8, 8)
 
@@ -31,7 +32,8 @@ def sets(elsewhere: Path) -> list[str]:
     """Sets of digits: one that is stored undecoded, and one with soft labels and a step size."""
     convert(write_idc(Path("data.pt"), pixels(*SHAPE)), "--factor=2")
     soft = numbers(len(LABELS), 10) + 9 * torch.eye(10)[LABELS]
-    convert(write_pair(Path(), numbers(*SHAPE), soft, torch.tensor(0.05)), "--space=normalised")
+    pair = write_pair(Path(), numbers(*SHAPE), soft, torch.tensor(0.05))
+    convert(pair, "--space=normalised", MEASURED)
     return ["data.safetensors", "images_best.safetensors"]
 
 
@@ -82,6 +84,15 @@ def test_it_is_shown_beside_our_runs(sets: list[str]) -> None:
     assert [bool(run.log) for run in runs] == [True, False, False, False]
 
 
+def test_a_whitened_set_is_shown_with_a_bank_of_whitened_images(elsewhere: Path) -> None:
+    convert(write_pair(Path(), numbers(*SHAPE), LABELS), "--space=whitened")
+    main(["pretrain", NETWORK, "--zca", "--networks=1", "--epochs=1", "--device=cpu"])
+    main(["report", "images_best.safetensors", "--bank=runs/bank.safetensors"])
+    shown = Page(Path("runs/report.html").read_text())
+    assert "whitened (ZCA)" in shown.section("Synthetic images")
+    assert "CMI not known" in shown.section("Features")
+
+
 def test_a_method_begins_with_what_networks_see_of_it(sets: list[str]) -> None:
     words = ["distill", "dm", "--iterations=0", "--device=cpu", NETWORK, "--batch_real=2"]
     for name, ipc in zip(sets, (8, 2), strict=True):
@@ -125,6 +136,27 @@ def test_a_set_that_is_there_is_replaced_if_that_is_asked_for(
     assert Path(sets[0]).read_bytes() != before
 
 
+def test_no_file_that_is_read_is_replaced(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_pair(Path(), numbers(*SHAPE), LABELS, torch.tensor(0.05))
+    Path("link.pt").symlink_to(path)
+    files = [path, Path("labels_best.pt"), Path("lr_best.pt")]
+    before = [file.read_bytes() for file in files]
+    words = ["convert", str(path), "--dataset=digits", "--space=normalised", "--overwrite"]
+    for out in (*files, Path("link.pt")):
+        text = error_of([*words, f"--out={out}"], capsys)
+        read = path if out.is_symlink() else out
+        assert f"--out: expected another file than {read}, which the set is read from" in text
+    told = [*words, "--labels=a.pt", "--lr=b.pt"]
+    for old, new in zip(files[1:], ("a.pt", "b.pt"), strict=True):
+        Path(new).write_bytes(old.read_bytes())
+        assert f"--out: expected another file than {new}" in error_of(
+            [*told, f"--out={new}"], capsys
+        )
+    assert [file.read_bytes() for file in files] == before
+
+
 def test_a_file_that_cannot_be_read_leaves_nothing(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +171,7 @@ def test_a_file_that_cannot_be_read_leaves_nothing(
 def test_the_file_of_a_set_names_no_place_of_the_machine(elsewhere: Path) -> None:
     (elsewhere / "private").mkdir()
     path = write_res(elsewhere / "private" / "res.pt", numbers(*SHAPE))
-    main(["convert", str(path), "--out=set.safetensors", "--dataset=digits", "--factor=1"])
+    words = ["convert", str(path), "--out=set.safetensors", "--dataset=digits", "--factor=1"]
+    main([*words, MEASURED])
     assert SyntheticSet.load("set.safetensors").record["converted"]["file"] == "res.pt"
     assert b"private" not in Path("set.safetensors").read_bytes()
