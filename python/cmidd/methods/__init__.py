@@ -100,8 +100,8 @@ def cmi_weight(method: str, dataset: str, ipc: int) -> Weight:
     known = sorted({**weights.published, **weights.ours})
     only = f" (only for {', '.join(known)})" if known else ""
     raise ValueError(
-        f"cmi_weight: none is known for {method} on {dataset}{only}; give one. It multiplies a "
-        "mean over images: start where weight x CMI is a tenth of the loss"
+        f"cmi_weight: none is known for {method} on {dataset}{only}; give one: start where "
+        "weighted_cmi in the log is a tenth of the loss"
     )
 
 

@@ -74,6 +74,7 @@ class ClassMatching(Method):
         *,
         least_axes: int = 0,
         seen_of_stored: int = 1,
+        seen_at_most: int | None = None,
     ) -> None:
         """Prepare updates of images whose labels are `labels`, ascending.
 
@@ -87,6 +88,7 @@ class ClassMatching(Method):
             dtype: of the images and the network.
             least_axes: axes that parameters whose gradients are matched have at least.
             seen_of_stored: images that the network sees of each stored one.
+            seen_at_most: of a class, images that it sees at once; None: all.
         """
         check_filled_in(options)
         self.network_spec, self.updates = options.network, updates
@@ -105,14 +107,20 @@ class ClassMatching(Method):
             precision_on(device, options.precision),
         )
         taken = {name: each for name, each in state.items() if each.ndim >= least_axes}
+        if not taken:
+            raise ValueError(
+                "network: expected one with convolutions, whose gradients are matched, got "
+                f"{options.network}"
+            )
         self.distance = GradientDistance(options.metric, taken)
         self.share = ClassShare.of(dataset, labels)
         self.images = self.share.real_images(dataset.train).to(device)
         names = self.distance.names
         self.part = images_per_chunk(device, size, GPU_IMAGES_SECOND_ORDER)
+        of_class = max(self.share.counts) * seen_of_stored
         together = min(
             images_per_chunk(device, size, GPU_IMAGES_FORWARD) // options.batch_real,
-            self.part // (max(self.share.counts) * seen_of_stored),
+            self.part // min(of_class, seen_at_most or of_class),
         )
         self.gradients: GradientsClassByClass | GradientsVmapped
         if device.type == "cpu" or not together:

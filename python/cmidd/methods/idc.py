@@ -92,6 +92,7 @@ class IDC(ClassMatching):
             dtype,
             least_axes=3,
             seen_of_stored=options.factor**2,
+            seen_at_most=options.batch_syn,
         )
         self.options = options
         self.view = view_of_cells(options.factor, (height, width), dataset.mean, dataset.std)
@@ -260,7 +261,7 @@ def published(dataset: Dataset, ipc: int) -> Published:
             "drop_again_at": 0.833,
             "cutmix": setting.cutmix,
         },
-        origin=origin_on(dataset, "IDC's", exact=network != "convnet:depth=2"),
+        origin=origin_on(dataset, "IDC's", exact=network != "convnet:depth=2") + ", for factor 2",
     )
 
 

@@ -212,6 +212,10 @@ def test_the_state_within_an_iteration_is_all_that_it_depends_on() -> None:
         ({"metric": "l2"}, "metric: expected mse or l1 or rows or cosine, got 'l2'"),
         ({"cutmix_net": 1.5}, "cutmix_net: expected a probability from 0 to 1, got 1.5"),
         ({"batch_syn": 0}, "batch_syn: expected at least 1, got 0"),
+        (
+            {"network": "mlp"},
+            "network: expected one with convolutions, whose gradients are matched",
+        ),
         ({"network": "convnet:norm=batch"}, "network: expected one whose features depend on one"),
     ],
 )
