@@ -209,6 +209,10 @@ class Draw:
     operations: Tensor  # (G, steps) int64: indices into strategy.operations, applied in turn
     numbers: Tensor  # (G, NUM_NUMBERS) float64, uniform in [0, 1)
 
+    def __getitem__(self, groups: slice) -> Draw:
+        """Of some of the groups."""
+        return Draw(self.operations[groups], self.numbers[groups])
+
 
 def draw(
     strategy: Strategy, num_groups: int, generator: torch.Generator, *, one_operation: bool = False

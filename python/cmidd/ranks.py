@@ -62,6 +62,12 @@ def share_of(things: int) -> range:
     return range(things * number() // count(), things * (number() + 1) // count())
 
 
+def slice_of(things: int) -> slice:
+    """As `share_of`, for rows."""
+    share = share_of(things)
+    return slice(share.start, share.stop)
+
+
 def add_up(*tensors: Tensor) -> None:
     """Put the sum over all ranks in the place of each rank's tensors."""
     if count() > 1:

@@ -94,9 +94,10 @@ class CMITerm:
             seed=seed,
             precision=precision_on(images.device, options.cmi_precision, "cmi_precision"),
         )
-        self._mine = self._of_rank(torch.arange(len(labels)))
-        with torch.no_grad():
-            self._classes = self._seen(images[self._mine], self._labels[self._mine])[1]
+        self._mine, self._classes = self._of_rank(torch.arange(len(labels))), self._all
+        if ranks.count() > 1:
+            with torch.no_grad():
+                self._classes = self._seen(images[self._mine], self._labels[self._mine])[1]
         if options.cmi_on == "batch" and batch is not None and options.cmi_centroids == "own":
             self._say_who_is_alone(images, batch, say)
 

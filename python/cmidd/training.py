@@ -242,11 +242,8 @@ def train(
 
 def _of_rank(rows: Tensor, changes: Draw | None) -> tuple[Tensor, Draw | None]:
     """The part of this rank in a step of one network."""
-    share = ranks.share_of(rows.shape[1])
-    mine = slice(share.start, share.stop)
-    if changes is not None:
-        changes = Draw(changes.operations[mine], changes.numbers[mine])
-    return rows[:, mine], changes
+    mine = ranks.slice_of(rows.shape[1])
+    return rows[:, mine], None if changes is None else changes[mine]
 
 
 def fresh_and_trained(

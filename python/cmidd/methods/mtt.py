@@ -189,10 +189,8 @@ class MTT(Method):
 
     def batch(self, images: Tensor, rows: Tensor, drawn: Draw) -> tuple[Tensor, Tensor]:
         """Augmented images of a student's step that are this rank's, and their labels."""
-        share = ranks.share_of(len(rows))
-        mine = slice(share.start, share.stop)
-        drawn = Draw(drawn.operations[mine], drawn.numbers[mine])
-        rows_there = rows[mine].to(self.device)
+        mine = ranks.slice_of(len(rows))
+        drawn, rows_there = drawn[mine], rows[mine].to(self.device)
         targets = self.labels if self.label_logits is None else self.label_logits.softmax(dim=1)
         return augment(images[rows_there], self.strategy, drawn).contiguous(), targets[rows_there]
 
