@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bench.harness.command import benchmark_parser, finish, new_record
-from bench.harness.processes import KEPT
+from bench.harness.processes import KEPT, allocating
 from bench.harness.race import four_digits
 from bench.harness.records import Record, Row, head_of
 from bench.harness.tables import ratio_text, seconds_text, table
@@ -61,18 +61,13 @@ class Timed(NamedTuple):
 
 def on_ranks(count: int, method: str, sizes: Sizes) -> Timed:
     """The medians of so many ranks, of the one that took longest."""
-    inherited = dict(os.environ)
-    os.environ.update(KEPT)
-    try:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            ProcessPoolExecutor(count, mp_context=get_context("spawn")) as processes,
-        ):
-            given = [(rank, count, method, sizes, Path(folder)) for rank in range(count)]
-            return max(processes.map(on_one, *zip(*given, strict=True)))
-    finally:
-        os.environ.clear()
-        os.environ.update(inherited)
+    with (
+        allocating(KEPT),
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(count, mp_context=get_context("spawn")) as processes,
+    ):
+        given = [(rank, count, method, sizes, Path(folder)) for rank in range(count)]
+        return max(processes.map(on_one, *zip(*given, strict=True)))
 
 
 def on_one(rank: int, count: int, method: str, sizes: Sizes, folder: Path) -> Timed:

@@ -21,6 +21,7 @@ from bench.harness.race import four_digits
 from bench.harness.records import Record, Row
 from bench.harness.tables import seconds_text, table
 from cmidd.methods.dc import LONG, steps
+from cmidd.networks import build_network
 
 GPUS = (1, 8, 64)
 ASSUMED: dict[str, Any] = {
@@ -79,8 +80,6 @@ class Work:
 @cache
 def operations(spec: str, pixels: int, classes: int, what: str) -> float:
     """Of an image: `forward`, to the `image` and back, to the `weights`, or of `second` order."""
-    from cmidd.networks import build_network
-
     network = build_network(spec, 3, pixels, classes)
     image = torch.randn(1, 3, pixels, pixels)
     weights = {name: p.detach() for name, p in network.named_parameters()}
@@ -100,8 +99,6 @@ def operations(spec: str, pixels: int, classes: int, what: str) -> float:
 
 def parameters(spec: str, pixels: int, classes: int) -> int:
     """How many a network has."""
-    from cmidd.networks import build_network
-
     with torch.device("meta"):
         return sum(p.numel() for p in build_network(spec, 3, pixels, classes).parameters())
 
