@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 from cmidd.evaluation_file import results_of
 from cmidd.exchange import check_folders, convert, export_ddranking, export_png, export_pt
 from cmidd.exchange.hub_folder import check_library, export_hub
 from cmidd.options.exchange import ConvertOptions, ExportOptions
-from cmidd.storage.output import check_writable
+from cmidd.storage.output import check_replaced, check_writable
 from cmidd.synthetic import SyntheticSet, file_of
 
 
 def run_convert(options: ConvertOptions) -> None:
     """Make a synthetic set of the file of another tool."""
-    check_out(options.out, overwrite=options.overwrite)
+    check_replaced(options.out, overwrite=options.overwrite)
     made = convert(options)
     check_writable(options.out.parent, "out")
     made.save(options.out)
     print(f"{options.source}: {_in_words(made)}")
     print(f"the synthetic set: {options.out}")
-
-
-def check_out(out: Path, *, overwrite: bool) -> None:
-    """Raise where nothing may be written to a file."""
-    if out.is_dir():
-        raise IsADirectoryError(f"out: {out} is a folder; name a file in it")
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"out: {out} exists already; add --overwrite, or name another file")
 
 
 def _in_words(made: SyntheticSet) -> str:

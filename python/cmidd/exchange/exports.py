@@ -51,8 +51,7 @@ def export_pt(synthetic_set: SyntheticSet, folder: Path) -> None:
     seen = synthetic_set.seen()
     torch.save(seen.images, folder / "images_best.pt")
     torch.save(seen.targets, folder / "labels_best.pt")
-    if seen.learned_lr is not None:
-        torch.save(torch.tensor(float(seen.learned_lr)), folder / "lr.pt")
+    _save_rate(seen, folder)
 
 
 def export_ddranking(synthetic_set: SyntheticSet, folder: Path) -> None:
@@ -66,6 +65,10 @@ def export_ddranking(synthetic_set: SyntheticSet, folder: Path) -> None:
         labels = seen.soft_labels[order].clamp_min(torch.finfo(torch.float32).tiny).log()
     torch.save(seen.images[order], folder / "images.pt")
     torch.save(labels, folder / "labels.pt")
+    _save_rate(seen, folder)
+
+
+def _save_rate(seen: SyntheticSet, folder: Path) -> None:
     if seen.learned_lr is not None:
         torch.save(torch.tensor(float(seen.learned_lr)), folder / "lr.pt")
 

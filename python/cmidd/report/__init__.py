@@ -30,7 +30,7 @@ from cmidd.report.page import (
 from cmidd.report.pictures import MOST_CLASSES, Curve, curves, line_key, strip
 from cmidd.report.runs import RunSummary, read_runs
 from cmidd.report.summary import summary
-from cmidd.storage.output import check_writable, write_text
+from cmidd.storage.output import check_replaced, check_writable, write_text
 
 __all__ = ["write_report"]
 
@@ -59,7 +59,7 @@ def write_report(
         device: where the networks run.
         overwrite: whether a page that is there may be replaced.
     """
-    _check_out(out, overwrite)
+    check_replaced(out, overwrite=overwrite, such_as="report.html")
     read, dataset = read_runs(runs, with_dataset=bank is not None)
     evaluated = [read_evaluation(path) for path in evaluations]
     _check_evaluations(evaluated, read[0])
@@ -78,13 +78,6 @@ def write_report(
         ),
     )
     return summary(read, evaluated)
-
-
-def _check_out(out: Path, overwrite: bool) -> None:
-    if out.is_dir():
-        raise IsADirectoryError(f"out: {out} is a folder; name a file in it, such as report.html")
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"out: {out} exists already; add --overwrite, or name another file")
 
 
 def _check_evaluations(evaluations: Sequence[Evaluation], run: RunSummary) -> None:

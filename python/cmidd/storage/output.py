@@ -29,6 +29,15 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(reason) from None
 
 
+def check_replaced(out: Path, *, overwrite: bool, such_as: str = "") -> None:
+    """Raise where nothing may be written to the file `out`; `such_as` is one in a folder."""
+    if out.is_dir():
+        example = such_as and f", such as {such_as}"
+        raise IsADirectoryError(f"out: {out} is a folder; name a file in it{example}")
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"out: {out} exists already; add --overwrite, or name another file")
+
+
 def check_writable(folder: Path, argument: str) -> None:
     """Make a folder and write to it, or raise an error that begins with the argument's name."""
     if folder.exists() and not folder.is_dir():
