@@ -14,11 +14,11 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 from cmikernels import ClassIndex, EmpiricalCMI, class_centroids, fused_cmi, ncmi
 from cmikernels.metric_base import MetricBase
 from tests.cmikernels.metrics.conftest import without_torchmetrics
+from tests.support.ranks import on_ranks
 
 
 def rows(
@@ -186,9 +186,8 @@ def test_errors_name_the_argument() -> None:
     assert metric.counts().sum() == 0
 
 
-def _in_a_process(rank: int, folder: str, alone: bool) -> None:
-    store = f"file://{folder}/rendezvous{alone}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+def _in_a_process(alone: bool) -> None:
+    rank = dist.get_rank()
     features, labels = rows(90, 3, 16, 1.0)
     metric = (without_torchmetrics().EmpiricalCMI if alone else EmpiricalCMI)(3, 16)
     if rank == 0:  # the other one has seen nothing
@@ -200,18 +199,14 @@ def _in_a_process(rank: int, folder: str, alone: bool) -> None:
     metric.update(features[mine], labels[mine])
     torch.testing.assert_close(metric.compute(), fused_cmi(features, labels), rtol=1e-12, atol=0)
     assert metric.counts().sum() == (20 if rank else 70)  # its own again
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("alone", [False, True])
-def test_two_processes_give_the_value_of_all_rows(
-    alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_give_the_value_of_all_rows(alone: bool, tmp_path: Path) -> None:
     if not alone:
         pytest.importorskip("torchmetrics")
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    spawn(_in_a_process, (str(tmp_path), alone), nprocs=2)  # type: ignore[no-untyped-call]
+    on_ranks(2, _in_a_process, tmp_path, alone)
 
 
 def test_a_merge_after_a_value_changes_it(empirical_cmi: Any) -> None:
