@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from cmidd.datasets.files import find, reading
-from cmidd.datasets.images import Dataset, ImageSet, channel_statistics
+from cmidd.datasets.images import Dataset, ImageSet
+from cmidd.datasets.pixels import channel_statistics
 
 
 def load(name: str, root: Path, size: int | None) -> Dataset:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cmidd.datasets.images import Dataset, ImageSet, channel_statistics
+from cmidd.datasets.images import Dataset, ImageSet
+from cmidd.datasets.pixels import channel_statistics
 from cmidd.seeds import seed_of
 
 _TEST_SHARE = 0.2

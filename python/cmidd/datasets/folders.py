@@ -14,9 +14,10 @@ import numpy as np
 
 from cmidd.datasets.files import DatasetNotFound, find, reading
 from cmidd.datasets.given import Array
-from cmidd.datasets.images import Dataset, ImageSet, ImageShape, channel_statistics
+from cmidd.datasets.images import Dataset, ImageSet, ImageShape
 from cmidd.datasets.known import standard
 from cmidd.datasets.pictures import SUFFIXES, Picture, common_shape, decode
+from cmidd.datasets.pixels import channel_statistics
 
 _TINY_SIZE = 64
 

@@ -17,9 +17,10 @@ import numpy as np
 
 from cmidd.datasets.files import DatasetNotFound, reading
 from cmidd.datasets.given import Array
-from cmidd.datasets.images import Dataset, ImageSet, channel_statistics
+from cmidd.datasets.images import Dataset, ImageSet
 from cmidd.datasets.known import KNOWN, standard
 from cmidd.datasets.pictures import Picture, common_shape, decode
+from cmidd.datasets.pixels import channel_statistics
 
 _TEST_SPLITS = ("test", "validation", "valid")
 

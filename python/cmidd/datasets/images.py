@@ -7,7 +7,7 @@ input   = (pixel / 255 - mean) / std        per channel, then whitened where tha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from cmidd.datasets.given import Array, channels_first, labels_as_int64
+from cmidd.datasets.pixels import normalise, to_pixels
 from cmidd.datasets.whitening import EPS, Whitening
 from cmidd.seeds import generator
-
-_LEAST_STD = 1 / 255  # one grey level: images of one colour are not divided by zero
 
 
 class ImageShape(NamedTuple):
@@ -201,8 +200,7 @@ class Dataset:
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, got {images.dtype}")
         pixels = images.to(torch.promote_types(dtype, torch.float32)) / 255
-        mean, std = _of_channels(pixels, self.mean, self.std)
-        normalised = pixels.sub_(mean).div_(std)
+        normalised = normalise(pixels, self.mean, self.std)
         if self.whitening is not None:
             normalised = self.whitening.apply(normalised)
         return normalised.to(dtype)
@@ -267,45 +265,3 @@ class Dataset:
                 f"{what}: expected one made with held_out {self.held_out:g} or more, because the "
                 f"images held out now judge, got one made with {theirs:g}"
             )
-
-
-def to_pixels(
-    images: Tensor, mean: Sequence[float], std: Sequence[float], whitening: Whitening | None
-) -> Tensor:
-    """Pixels in [0, 1] of what networks see, (N, channels, H, W)."""
-    if not images.is_floating_point():
-        raise TypeError(f"images must be floating point, got {images.dtype}")
-    normalised = images.to(torch.promote_types(images.dtype, torch.float32))
-    of_channels = _of_channels(normalised, mean, std)
-    if whitening is not None:
-        normalised = whitening.invert(normalised)
-    return (normalised * of_channels[1] + of_channels[0]).clamp(0, 1)
-
-
-def _of_channels(
-    images: Tensor, mean: Sequence[float], std: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """Mean and deviation as `images` (N, channels, H, W) take them, (1, channels, 1, 1) each."""
-    if images.ndim != 4 or images.shape[1] != len(mean):
-        raise ValueError(
-            f"images must be (N, {len(mean)}, height, width), got {tuple(images.shape)}"
-        )
-    both = torch.tensor((mean, std), dtype=images.dtype, device=images.device)
-    centre, scale = both[:, None, :, None, None]
-    return centre, scale
-
-
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of pixels in [0, 1], exact to float64.
-
-    Pixels are counted by value first, so no image is turned into floating point.
-    """
-    values = torch.arange(256, dtype=torch.float64) / 255
-    mean, std = [], []
-    for channel in range(images.shape[1]):
-        count = torch.bincount(images[:, channel].flatten(), minlength=256).double()
-        share = count / count.sum()
-        centre = (share * values).sum()
-        mean.append(float(centre))
-        std.append(max(float((share * (values - centre) ** 2).sum().sqrt()), _LEAST_STD))
-    return tuple(mean), tuple(std)

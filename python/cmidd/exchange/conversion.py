@@ -23,8 +23,8 @@ from torch import Tensor
 from cmidd.datasets import Dataset, DatasetNotFound, load_dataset
 from cmidd.datasets.folders import listed
 from cmidd.datasets.given import labels_as_int64
-from cmidd.datasets.images import channel_statistics
 from cmidd.datasets.known import KNOWN, known_record
+from cmidd.datasets.pixels import channel_statistics
 from cmidd.datasets.whitening import Whitening
 from cmidd.exchange.peers import FORMATS, Format, Peer, read_peer
 from cmidd.networks.usual import usual_network

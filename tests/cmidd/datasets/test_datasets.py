@@ -19,8 +19,8 @@ from cmidd.datasets import (
     ImageShape,
     load_dataset,
 )
-from cmidd.datasets.images import channel_statistics
 from cmidd.datasets.known import KNOWN
+from cmidd.datasets.pixels import channel_statistics
 from tests.support.dataset_files import Sets, Split, random_sets, write_idx
 
 

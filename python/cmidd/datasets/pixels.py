@@ -1,0 +1,60 @@
+"""Pixels in [0, 1] and the normalised numbers that networks see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cmidd.datasets.whitening import Whitening
+
+_LEAST_STD = 1 / 255  # one grey level: images of one colour are not divided by zero
+
+
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(pixel - mean) / std of each channel of (N, channels, H, W), in place."""
+    centre, scale = _of_channels(pixels, mean, std)
+    return pixels.sub_(centre).div_(scale)
+
+
+def to_pixels(
+    images: Tensor, mean: Sequence[float], std: Sequence[float], whitening: Whitening | None
+) -> Tensor:
+    """Pixels in [0, 1] of what networks see, (N, channels, H, W)."""
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating point, got {images.dtype}")
+    normalised = images.to(torch.promote_types(images.dtype, torch.float32))
+    of_channels = _of_channels(normalised, mean, std)
+    if whitening is not None:
+        normalised = whitening.invert(normalised)
+    return (normalised * of_channels[1] + of_channels[0]).clamp(0, 1)
+
+
+def _of_channels(
+    images: Tensor, mean: Sequence[float], std: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Mean and deviation as `images` (N, channels, H, W) take them, (1, channels, 1, 1) each."""
+    if images.ndim != 4 or images.shape[1] != len(mean):
+        raise ValueError(
+            f"images must be (N, {len(mean)}, height, width), got {tuple(images.shape)}"
+        )
+    both = torch.tensor((mean, std), dtype=images.dtype, device=images.device)
+    centre, scale = both[:, None, :, None, None]
+    return centre, scale
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of pixels in [0, 1], exact to float64.
+
+    Pixels are counted by value first, so no image is turned into floating point.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in range(images.shape[1]):
+        count = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        share = count / count.sum()
+        centre = (share * values).sum()
+        mean.append(float(centre))
+        std.append(max(float((share * (values - centre) ** 2).sum().sqrt()), _LEAST_STD))
+    return tuple(mean), tuple(std)
