@@ -72,7 +72,7 @@ def _stage(case: Case, stage: int, folder: Path) -> Step:
     words = [*_data(held_out=case.held_out), f"--out={result}", "--resume"]
     words += [f"--repeats={case.networks_after(stage)}", f"--seed={case.seed}"]
     if case.epochs is not None:
-        words.append(f"--epochs={case.epochs}")
+        words.append(f"--{'all_real_' if case.method == 'all' else ''}epochs={case.epochs}")
     if not case.is_distilled:
         real = f"--random_real={case.ipc}" if case.method == "random" else "--all_real"
         return Step(case.name, (("evaluate", real, *words),), (), result)
