@@ -14,7 +14,6 @@ import numpy as np
 import yaml
 
 from cmidd.datasets import Dataset, ImageSet
-from cmidd.datasets.known import standard
 from cmidd.methods import METHODS, Options, cmi_weight, fill_in_published
 from cmidd.methods.mtt import SETTINGS
 from cmidd.options.cmi import CMIOptions
@@ -51,7 +50,7 @@ def stand_in(name: str) -> Dataset:
     classes, size = IMAGES[name]
     images = np.zeros((classes, size, size, 3), np.uint8)
     part = ImageSet.from_arrays(images, np.arange(classes), classes)
-    return standard(name, part, part, tuple(map(str, range(classes))))
+    return Dataset.known(name, part, part, tuple(map(str, range(classes))))
 
 
 def config_of(name: str, method: str, ipc: int) -> tuple[str, str]:

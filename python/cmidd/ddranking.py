@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from cmidd.datasets import Dataset
+from cmidd.datasets.encoded import whole
 from cmidd.evaluate import Accuracy
 from cmidd.first_images import first_images
 from cmidd.options.recipe import DSA, Recipe
@@ -96,7 +97,7 @@ def comparisons(
         "random_plain": random_plain,
     }
     if real_recipe is not None:
-        real = judge.to_input(judge.train.images)
+        real = judge.to_input(whole(judge.train.source, "training on all real images"))
         images = SyntheticSet.of(judge, real, judge.train.labels)
         found["real"] = Comparison("all real images", images, real_recipe, (lr,))
     return found

@@ -87,7 +87,7 @@ def _real(dataset: Dataset, ipc: int, seed: int, purpose: str, count_option: str
                 f"than {ipc}; take fewer{also if count_option == 'ipc' else ''}"
             )
         rows.append(first + torch.randperm(there, generator=generator(seed, purpose, c))[:ipc])
-    return dataset.to_input(dataset.train.images[torch.cat(rows)])
+    return dataset.to_input(dataset.train.source[torch.cat(rows)])
 
 
 def tiled(images: Tensor, factor: int) -> Tensor:

@@ -57,6 +57,11 @@ def is_first() -> bool:
     return number() == 0
 
 
+def are_of_a_command() -> bool:
+    """Whether there are several, and they run one command from its beginning to its end."""
+    return count() > 1 and _store is not None
+
+
 def share_of(things: int) -> range:
     """Those of so many things that are this rank's, side by side; all in one process."""
     return range(things * number() // count(), things * (number() + 1) // count())

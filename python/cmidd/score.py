@@ -103,9 +103,7 @@ def batches_of(images: Tensor, labels: Tensor) -> Batches:
 
 def train_batches(dataset: Dataset, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """All training images of a dataset."""
-    images, labels = dataset.train.images, dataset.train.labels
-    for some, of in zip(torch.split(images, BATCH), torch.split(labels, BATCH), strict=True):
-        yield dataset.to_input(some.to(device)), of.to(device)
+    return dataset.batches(dataset.train, device, BATCH)
 
 
 @torch.no_grad()

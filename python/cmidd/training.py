@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from cmidd import ranks
-from cmidd.augment import Draw, Strategy, augment
+from cmidd.augment import Strategy, augment
+from cmidd.datasets.encoded import Images, one_after_another
 from cmidd.device import precision_on
 from cmidd.networks import Network, build_network, images_per_chunk, initialize
 from cmidd.options.recipe import Recipe
@@ -118,7 +119,7 @@ class Stack:
             for k in range(self.size)
         ]
 
-    def images_per_chunk(self, images: Tensor) -> int:
+    def images_per_chunk(self, images: Images) -> int:
         """How many images (N, channels, height, width) to put through all networks together."""
         if images.device.type != "cpu" or self.size > 1 or self.sees_batches:
             return len(images)
@@ -162,7 +163,7 @@ def _never() -> bool:
 
 def train(
     stack: Stack,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     recipe: Recipe,
     strategy: Strategy,
@@ -180,7 +181,7 @@ def train(
 
     Args:
         stack: networks, on the images' device.
-        images: `(N, channels, height, width)`, normalised.
+        images: `(N, channels, height, width)`, as networks see them.
         labels: `(N,)`, or `(N, C)` of probabilities.
         recipe: the hyper-parameters.
         strategy: how images are augmented.
@@ -208,13 +209,14 @@ def train(
             group["lr"] = recipe.lr / recipe.drop_by**passed
         first_step = done.step if epoch == done.epoch else 0
         total = torch.full((), done.loss if first_step else 0.0, device=images.device)
-        for step, rows in enumerate(torch.split(drawn.order, recipe.batch_size, dim=1)):
-            if step < first_step:
-                continue
-            size, changes = rows.shape[1], drawn.augmentation[step] if drawn.augmentation else None
-            if shared:
-                rows, changes = _of_rank(rows, changes)
-            x = images[rows.to(images.device)]  # (K, B, channels, height, width)
+        batches = torch.split(drawn.order, recipe.batch_size, dim=1)[first_step:]
+        mine = [rows[:, ranks.slice_of(rows.shape[1])] if shared else rows for rows in batches]
+        pixels = one_after_another(images, mine)  # (K, B, channels, height, width) of each step
+        of_steps = zip(batches, mine, pixels, strict=True)
+        for step, (batch, rows, x) in enumerate(of_steps, first_step):
+            size, changes = batch.shape[1], drawn.augmentation[step] if drawn.augmentation else None
+            if changes is not None and shared:
+                changes = changes[ranks.slice_of(size)]
             if changes is not None and rows.numel():
                 x = augment(x.flatten(0, 1), strategy, changes).view_as(x)
             y = labels[rows.to(labels.device)]
@@ -238,12 +240,6 @@ def train(
         if on_epoch is not None:
             on_epoch(epoch + 1, total.item() / (len(images) * stack.size))
     return None
-
-
-def _of_rank(rows: Tensor, changes: Draw | None) -> tuple[Tensor, Draw | None]:
-    """The part of this rank in a step of one network."""
-    mine = ranks.slice_of(rows.shape[1])
-    return rows[:, mine], None if changes is None else changes[mine]
 
 
 def fresh_and_trained(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cmidd.augment import Strategy
+from cmidd.datasets.encoded import Images
 from cmidd.interruption import Stop
 from cmidd.options.recipe import Recipe
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
@@ -81,7 +82,7 @@ class TrainingFile:
 
 def train_or_go_on(
     stack: Stack,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     recipe: Recipe,
     strategy: Strategy,

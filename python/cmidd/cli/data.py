@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cmidd import ranks
 from cmidd.datasets import Dataset, DatasetNotFound, load_dataset
 from cmidd.first_images import first_images
 from cmidd.options.commands import DataOptions, SetDataOptions
@@ -23,7 +24,13 @@ _ORIGIN: dict[str, Any] = {
 
 def load(data: DataOptions) -> Dataset:
     """The real images."""
-    dataset = load_dataset(data.dataset, data.data, size=data.size)
+    dataset = load_dataset(
+        data.dataset,
+        data.data,
+        size=data.size,
+        keep_decoded=int(data.keep_decoded * 2**30),
+        on_demand=ranks.count() > 1,  # each needs the images of its classes
+    )
     _, height, width = dataset.shape
     if height != width:
         raise ValueError(

@@ -14,6 +14,7 @@ from cmidd.cli.filling import filling
 from cmidd.cli.flags import command_line
 from cmidd.cli.training_costs import Evaluated, cost_of_evaluation
 from cmidd.datasets import Dataset
+from cmidd.datasets.encoded import whole
 from cmidd.ddranking import Comparison, comparisons, random_like, robust_scores
 from cmidd.device import usable_device
 from cmidd.evaluate import Accuracy, Store, evaluate_set, evaluation_protocol
@@ -55,8 +56,9 @@ class _Plan(NamedTuple):
         sets = load_sets(dataset, options.sets, options.random_real, options.seed)
         recipes = {name: options.recipe(each.record) for name, each in sets.items()}
         if options.all_real:
-            train, name = dataset.train, "all real images"
-            sets[name] = SyntheticSet.of(dataset, dataset.to_input(train.images), train.labels)
+            name = "all real images"
+            real = dataset.to_input(whole(dataset.train.source, "evaluation on all real images"))
+            sets[name] = SyntheticSet.of(dataset, real, dataset.train.labels)
             recipes[name] = options.real_recipe()
         networks = _networks(dataset, sets, options.networks)
         plan = cls(options, dataset, device, sets, recipes, networks)

@@ -18,6 +18,7 @@ from torch import Tensor
 from cmidd.augment import Strategy
 from cmidd.cli.costs import duration, peak
 from cmidd.datasets import Dataset
+from cmidd.datasets.encoded import Images
 from cmidd.networks import build_network
 from cmidd.networks.usual import bank_network, gradient_network
 from cmidd.options.pretrained import BankOptions, ExpertOptions
@@ -100,7 +101,7 @@ def _estimate_on_real(
     networks: int,
     device: torch.device,
 ) -> TrainingCost:
-    images = dataset.to_input(dataset.train.images.to(device))
+    images = dataset.inputs(device)
     labels = dataset.train.labels.to(device)
     recipe = options.recipe()
     return estimate_training(spec, images, labels, dataset, recipe, networks, options.together)
@@ -149,7 +150,7 @@ class _Clock:
 
 def estimate_training(
     spec: str,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     judge: Dataset,
     recipe: Recipe,

@@ -1,7 +1,7 @@
 """Real images to distil, by name.
 
-A new dataset is one loader, `(name, root, size) -> Dataset`, one line of the table below, and one
-of `options/names.py`, which is its help.
+A new dataset is one loader, `(name, root, decoding) -> Dataset`, one line of the table below, and
+one of `options/names.py`, which is its help.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cmidd.datasets import arrays, cifar, digits, folders, hub, idx, svhn
+from cmidd.datasets.encoded import KEEP_DECODED, Decoding
 from cmidd.datasets.files import DatasetNotFound
-from cmidd.datasets.images import Dataset, ImageSet, ImageShape
+from cmidd.datasets.images import Dataset, ImageSet
+from cmidd.datasets.pixels import ImageShape
 from cmidd.options.names import DATASETS, dataset_key
 
 __all__ = ["DATASETS", "Dataset", "DatasetNotFound", "ImageSet", "ImageShape", "load_dataset"]
 
-_LOADERS: dict[str, Callable[[str, Path, int | None], Dataset]] = {
+_LOADERS: dict[str, Callable[[str, Path, Decoding], Dataset]] = {
     "digits": digits.load,
     "cifar10": cifar.load,
     "cifar100": cifar.load,
@@ -31,14 +33,28 @@ _LOADERS: dict[str, Callable[[str, Path, int | None], Dataset]] = {
 }
 
 
-def load_dataset(name: str, root: Path | str = "data", *, size: int | None = None) -> Dataset:
-    """Load a dataset into memory.
+def load_dataset(
+    name: str,
+    root: Path | str = "data",
+    *,
+    size: int | None = None,
+    keep_decoded: int = KEEP_DECODED,
+    on_demand: bool = False,
+) -> Dataset:
+    """Load a dataset, into memory unless it is of pictures that are too many.
+
+    Pictures that take more memory than `keep_decoded` stay encoded; those whose rows are asked for
+    are decoded then, and as many are kept as take that much.
 
     Args:
         name: one of `DATASETS`, such as `cifar10` or `folder:flowers`.
         root: the folder that datasets with a name of their own are in.
         size: the height and width to make images of, for datasets of image files: the middle of
             each is cut out and scaled.
+        keep_decoded: bytes of decoded pictures to keep, of the training and of the test images
+            each.
+        on_demand: let pictures stay encoded even if they could be kept, so that only those that
+            are used are decoded.
 
     Raises:
         DatasetNotFound: it is not on disk; the message says where it should be and how to get it.
@@ -56,4 +72,7 @@ def load_dataset(name: str, root: Path | str = "data", *, size: int | None = Non
         raise ValueError(f"size is for {resizing}; the images of {name} are of one size")
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
-    return _LOADERS[known](name, Path(root).expanduser(), size)
+    if keep_decoded < 0:
+        raise ValueError(f"keep_decoded: expected a number of bytes, got {keep_decoded}")
+    decoding = Decoding(size, keep_decoded, not on_demand)
+    return _LOADERS[known](name, Path(root).expanduser(), decoding)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from cmidd.datasets.encoded import Decoding
 from cmidd.datasets.files import find, reading
 from cmidd.datasets.images import Dataset, ImageSet
-from cmidd.datasets.pixels import channel_statistics
+from cmidd.datasets.statistics import channel_statistics
 
 
-def load(name: str, root: Path, size: int | None) -> Dataset:
+def load(name: str, root: Path, decoding: Decoding) -> Dataset:
     """Read the file that `arrays:PATH.npz` names; the classes are those of the training labels."""
     path = find(name, [Path(name.partition(":")[2]).expanduser()])
     with reading(path), path.open("rb") as file:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from cmidd.datasets.encoded import Decoding
 from cmidd.datasets.files import find, reading
 from cmidd.datasets.given import Array, labels_as_int64
 from cmidd.datasets.images import Dataset, ImageSet
-from cmidd.datasets.known import standard
 from cmidd.datasets.pickles import read_pickle
 
 _SHAPE = (3, 32, 32)
@@ -108,7 +108,7 @@ _LAYOUTS = {
 }
 
 
-def load(name: str, root: Path, size: int | None) -> Dataset:
+def load(name: str, root: Path, decoding: Decoding) -> Dataset:
     """Read `cifar10` or `cifar100` from the first of its two layouts that is under `root`."""
     folder = find(name, [root / layout.folder for layout in _LAYOUTS[name]])
     layout = next(layout for layout in _LAYOUTS[name] if layout.folder == folder.name)
@@ -123,7 +123,7 @@ def load(name: str, root: Path, size: int | None) -> Dataset:
         class_names = tuple(layout.read_names(names_file, name))
         if len(class_names) != _CLASSES[name]:
             raise ValueError(f"expected {_CLASSES[name]} class names, got {len(class_names)}")
-    return standard(name, image_set(layout.train), image_set((layout.test,)), class_names)
+    return Dataset.known(name, image_set(layout.train), image_set((layout.test,)), class_names)
 
 
 def _batch(layout: _Layout, path: Path, name: str) -> tuple[Array, Array]:

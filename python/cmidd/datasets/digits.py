@@ -12,14 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from cmidd.datasets.encoded import Decoding
 from cmidd.datasets.images import Dataset, ImageSet
-from cmidd.datasets.pixels import channel_statistics
+from cmidd.datasets.statistics import channel_statistics
 from cmidd.seeds import seed_of
 
 _TEST_SHARE = 0.2
 
 
-def load(name: str, root: Path, size: int | None) -> Dataset:
+def load(name: str, root: Path, decoding: Decoding) -> Dataset:
     """The digits of scikit-learn, which brings them itself: nothing is read from `root`."""
     from sklearn.datasets import load_digits
 

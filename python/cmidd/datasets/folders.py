@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cmidd.datasets.encoded import Decoding
 from cmidd.datasets.files import DatasetNotFound, find, reading
 from cmidd.datasets.given import Array
-from cmidd.datasets.images import Dataset, ImageSet, ImageShape
-from cmidd.datasets.known import standard
-from cmidd.datasets.pictures import SUFFIXES, Picture, common_shape, decode
-from cmidd.datasets.pixels import channel_statistics
+from cmidd.datasets.images import Dataset, ImageSet
+from cmidd.datasets.pictures import SUFFIXES, Picture, common_shape
+from cmidd.datasets.pixels import ImageShape
+from cmidd.datasets.statistics import channel_statistics
 
 _TINY_SIZE = 64
 
@@ -27,35 +28,35 @@ class _Listing(NamedTuple):
     labels: Array  # (N,)
 
 
-def load(name: str, root: Path, size: int | None) -> Dataset:
+def load(name: str, root: Path, decoding: Decoding) -> Dataset:
     """Read the tree that `folder:PATH` names."""
     folder = find(name, [Path(name.partition(":")[2]).expanduser()])
     train_folder = _part(folder, "training", "train")
     test_folder = _part(folder, "test", "test", "val")
     class_names = _classes(train_folder)
     listings = _by_class(train_folder, class_names), _by_class(test_folder, class_names)
-    shape = common_shape([listing.pictures for listing in listings], size)
-    train, test = _decode(listings, len(class_names), shape, size)
-    mean, std = channel_statistics(train.images)
+    shape = common_shape([listing.pictures for listing in listings], decoding.size)
+    train, test = _image_sets(listings, len(class_names), shape, decoding)
+    mean, std = channel_statistics(train.source)
     return Dataset(name, train, test, class_names, mean, std, mirror=True)
 
 
-def load_imagenet(name: str, root: Path, size: int | None) -> Dataset:
+def load_imagenet(name: str, root: Path, decoding: Decoding) -> Dataset:
     """Read `train/<wnid>` and `val/<wnid>` of ImageNet, whose images are of many sizes."""
-    train_folder, class_names, shape = listed(name, root, size)
+    train_folder, class_names, shape = listed(name, root, decoding.size)
     test_folder = find(name, [train_folder.with_name("val")])
     listings = _by_class(train_folder, class_names), _by_class(test_folder, class_names)
-    train, test = _decode(listings, len(class_names), shape, size)
-    return standard(name, train, test, class_names)
+    train, test = _image_sets(listings, len(class_names), shape, decoding)
+    return Dataset.known(name, train, test, class_names)
 
 
-def load_tinyimagenet(name: str, root: Path, size: int | None) -> Dataset:
+def load_tinyimagenet(name: str, root: Path, decoding: Decoding) -> Dataset:
     """Read `tiny-imagenet-200/`; its validation images are the test set."""
-    train_folder, class_names, shape = listed(name, root, size)
+    train_folder, class_names, shape = listed(name, root, decoding.size)
     val_folder = train_folder.with_name("val")
     listings = _by_class(train_folder, class_names), _annotated(val_folder, class_names)
-    train, test = _decode(listings, len(class_names), shape, size)
-    return standard(name, train, test, class_names)
+    train, test = _image_sets(listings, len(class_names), shape, decoding)
+    return Dataset.known(name, train, test, class_names)
 
 
 def listed(name: str, root: Path, size: int | None) -> tuple[Path, tuple[str, ...], ImageShape]:
@@ -82,16 +83,12 @@ def _part(folder: Path, what: str, *names: str) -> Path:
     )
 
 
-def _decode(
-    listings: tuple[_Listing, _Listing], num_classes: int, shape: ImageShape, size: int | None
+def _image_sets(
+    listings: tuple[_Listing, _Listing], num_classes: int, shape: ImageShape, decoding: Decoding
 ) -> tuple[ImageSet, ImageSet]:
     """The training set and the test set."""
     train, test = (
-        ImageSet.from_arrays(
-            decode(listing.pictures, shape, resize=size is not None, title=title),
-            listing.labels,
-            num_classes,
-        )
+        ImageSet.from_arrays(decoding(listing.pictures, shape, title), listing.labels, num_classes)
         for listing, title in zip(listings, ("train", "test"), strict=True)
     )
     return train, test

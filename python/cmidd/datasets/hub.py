@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from cmidd.datasets.encoded import Decoding
 from cmidd.datasets.files import DatasetNotFound, reading
 from cmidd.datasets.given import Array
 from cmidd.datasets.images import Dataset, ImageSet
-from cmidd.datasets.known import KNOWN, standard
-from cmidd.datasets.pictures import Picture, common_shape, decode
-from cmidd.datasets.pixels import channel_statistics
+from cmidd.datasets.known import KNOWN
+from cmidd.datasets.pictures import Picture, common_shape
+from cmidd.datasets.statistics import channel_statistics
 
 _TEST_SPLITS = ("test", "validation", "valid")
 
@@ -50,7 +51,7 @@ class _Column:
         return Picture(name, io.BytesIO(image["bytes"]))
 
 
-def load(name: str, root: Path, size: int | None) -> Dataset:
+def load(name: str, root: Path, decoding: Decoding) -> Dataset:
     """Read the set that `hub:` names; downloads are kept where `datasets` keeps them."""
     source = name.partition(":")[2]
     splits = _open(source)
@@ -60,10 +61,10 @@ def load(name: str, root: Path, size: int | None) -> Dataset:
         used = ("train", _test_split(splits, label_column))
     class_names = tuple(splits["train"].features[label_column].names)
     columns = {split: _Column(splits[split], image_column, f"{name} {split}") for split in used}
-    shape = common_shape(list(columns.values()), size)
+    shape = common_shape(list(columns.values()), decoding.size)
 
     def image_set(split: str) -> ImageSet:
-        images = decode(columns[split], shape, resize=size is not None, title=split)
+        images = decoding(columns[split], shape, split)
         labels = _labels(splits[split], label_column)
         with reading(f"{name} {split}"):
             return ImageSet.from_arrays(images, labels, len(class_names))
@@ -71,8 +72,8 @@ def load(name: str, root: Path, size: int | None) -> Dataset:
     train, test = map(image_set, used)
     for known_name, known in KNOWN.items():
         if known.hub == source:
-            return standard(known_name, train, test, class_names)
-    mean, std = channel_statistics(train.images)
+            return Dataset.known(known_name, train, test, class_names)
+    mean, std = channel_statistics(train.source)
     return Dataset(name, train, test, class_names, mean, std, mirror=True)
 
 

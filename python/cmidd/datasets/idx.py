@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cmidd.datasets.encoded import Decoding
 from cmidd.datasets.files import find, reading
 from cmidd.datasets.given import Array, labels_as_int64
 from cmidd.datasets.images import Dataset, ImageSet
-from cmidd.datasets.known import KNOWN, standard
+from cmidd.datasets.known import KNOWN
 
 _FOLDERS = {
     "mnist": ("MNIST/raw", "MNIST", "mnist", "."),
@@ -28,7 +29,7 @@ _UNSIGNED_BYTES = 0x08
 _GZIP_MOST = 1032  # a byte packed by deflate cannot become more
 
 
-def load(name: str, root: Path, size: int | None) -> Dataset:
+def load(name: str, root: Path, decoding: Decoding) -> Dataset:
     """Read `mnist` or `fashionmnist`, each file from the first folder that has it."""
     folders = [root / folder for folder in _FOLDERS[name]]
     if name in SYSTEM_FOLDERS:
@@ -46,7 +47,7 @@ def load(name: str, root: Path, size: int | None) -> Dataset:
         with reading(files[0]):
             return ImageSet.from_arrays(images, labels, num_classes=10)
 
-    return standard(name, image_set("train"), image_set("t10k"), KNOWN[name].class_names)
+    return Dataset.known(name, image_set("train"), image_set("t10k"), KNOWN[name].class_names)
 
 
 def read_idx(path: Path, axes: int) -> Array:

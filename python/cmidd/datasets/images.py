@@ -1,4 +1,4 @@
-"""Images in memory: uint8, sorted by class, so that the rows of a class are one slice.
+"""Images, uint8 and sorted by class, so that the rows of a class are one slice.
 
 class c = images[offsets[c] : offsets[c + 1]]
 input   = (pixel / 255 - mean) / std        per channel, then whitened where that was asked for
@@ -9,23 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cmidd.datasets.encoded import EncodedImages, Images, one_after_another, rows_of, whole
 from cmidd.datasets.given import Array, channels_first, labels_as_int64
-from cmidd.datasets.pixels import normalise, to_pixels
+from cmidd.datasets.known import KNOWN
+from cmidd.datasets.pixels import ImageShape, normalise, to_pixels
 from cmidd.datasets.whitening import EPS, Whitening
 from cmidd.seeds import generator
-
-
-class ImageShape(NamedTuple):
-    """Channels, height and width of every image of a dataset."""
-
-    channels: int
-    height: int
-    width: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,30 +27,31 @@ class ImageSet:
     """Images with their classes, classes ascending.
 
     Attributes:
-        images: (N, channels, height, width) uint8; inside a class in the order they came in.
+        source: (N, channels, height, width) uint8 by rows, inside a class in the order they came
+            in: a tensor, or pictures that are decoded when their rows are asked for.
         labels: (N,) int64, ascending.
         offsets: (num_classes + 1,) int64; class c is rows `offsets[c]` to `offsets[c + 1]`.
 
     """
 
-    images: Tensor
+    source: Images
     labels: Tensor
     offsets: Tensor
 
     @classmethod
     def from_arrays(
-        cls, images: Tensor | Array, labels: Tensor | Array, num_classes: int
+        cls, images: Images | Array, labels: Tensor | Array, num_classes: int
     ) -> ImageSet:
         """Sort images by class; memory is shared where they are in order already.
 
         Args:
             images: (N, H, W), (N, channels, H, W) or (N, H, W, channels) uint8 with 1 or 3
-                channels; channels come first where both could be meant.
+                channels; channels come first where both could be meant. Encoded ones stay so.
             labels: (N,) integers from 0 to num_classes - 1.
             num_classes: how many classes there are, those without images included.
 
         """
-        pixels = channels_first(images)
+        pixels = images if isinstance(images, EncodedImages) else channels_first(images)
         classes = labels_as_int64(labels, num_classes)
         if len(pixels) != len(classes):
             raise ValueError(
@@ -66,7 +61,7 @@ class ImageSet:
             raise ValueError("images must be at least one, got none")
         if bool((classes[1:] < classes[:-1]).any()):
             classes, order = torch.sort(classes, stable=True)
-            pixels = pixels[order]
+            pixels = rows_of(pixels, order)
         offsets = torch.zeros(num_classes + 1, dtype=torch.int64, device=classes.device)
         offsets[1:] = torch.bincount(classes, minlength=num_classes).cumsum(0)
         return cls(pixels, classes, offsets)
@@ -76,19 +71,24 @@ class ImageSet:
         """How many classes there are."""
         return len(self.offsets) - 1
 
+    @property
+    def images(self) -> Tensor:
+        """All images at once, if they can be kept."""
+        return whole(self.source, "the tensor of them")
+
     def __len__(self) -> int:
         """How many images there are."""
-        return len(self.images)
+        return len(self.labels)
 
     def chosen(self, rows: Tensor) -> ImageSet:
         """The images in these rows, which are ascending."""
-        return ImageSet.from_arrays(self.images[rows], self.labels[rows], self.num_classes)
+        return ImageSet.from_arrays(rows_of(self.source, rows), self.labels[rows], self.num_classes)
 
     def of_class(self, c: int) -> Tensor:
-        """The images of class `c`, a view."""
+        """The images of class `c`, a view of those that are decoded already."""
         if not 0 <= c < self.num_classes:
             raise ValueError(f"c must be a class from 0 to {self.num_classes - 1}, got {c}")
-        return self.images[int(self.offsets[c]) : int(self.offsets[c + 1])]
+        return self.source[int(self.offsets[c]) : int(self.offsets[c + 1])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +118,16 @@ class Dataset:
     whitening: Whitening | None = None
     held_out: float | None = None
 
+    @classmethod
+    def known(
+        cls, name: str, train: ImageSet, test: ImageSet, class_names: tuple[str, ...]
+    ) -> Dataset:
+        """One of `KNOWN`, with what is published about it."""
+        about = KNOWN[name]
+        return cls(name, train, test, class_names, about.mean, about.std, about.mirror)
+
     def __post_init__(self) -> None:
-        of_train, of_test = tuple(self.train.images.shape[1:]), tuple(self.test.images.shape[1:])
+        of_train, of_test = tuple(self.train.source.shape[1:]), tuple(self.test.source.shape[1:])
         if of_train != of_test:
             raise ValueError(
                 f"{self.name}: train and test images must be alike, "
@@ -150,7 +158,7 @@ class Dataset:
     @property
     def shape(self) -> ImageShape:
         """Channels, height and width of an image."""
-        return ImageShape(*self.train.images.shape[1:])
+        return ImageShape(*self.train.source.shape[1:])
 
     @property
     def num_classes(self) -> int:
@@ -170,7 +178,8 @@ class Dataset:
         """
         if eps is None:
             eps = EPS / (sum(self.std) / len(self.std)) ** 2
-        return replace(self, whitening=Whitening.of(self.train.images, self.mean, self.std, eps))
+        images = whole(self.train.source, "zca")
+        return replace(self, whitening=Whitening.of(images, self.mean, self.std, eps))
 
     def holding_out(self, share: float) -> Dataset:
         """The dataset with a share of each class's training images in the place of `test`.
@@ -205,6 +214,13 @@ class Dataset:
             normalised = self.whitening.apply(normalised)
         return normalised.to(dtype)
 
+    def inputs(self, device: torch.device) -> Images:
+        """What networks see of the training images, on the device, by rows."""
+        images = self.train.source.to(device)
+        if isinstance(images, Tensor):
+            return self.to_input(images)
+        return images.seen_by(self.to_input)
+
     def to_pixels(self, images: Tensor) -> Tensor:
         """The inverse of `to_input`: (N, channels, H, W) pixels, clamped to [0, 1]."""
         return to_pixels(images, self.mean, self.std, self.whitening)
@@ -213,9 +229,10 @@ class Dataset:
         self, part: ImageSet, device: torch.device, size: int = 500
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images of `train` or `test` as networks see them, with their labels, in order."""
-        for first in range(0, len(part), size):
-            rows = slice(first, first + size)
-            yield self.to_input(part.images[rows].to(device)), part.labels[rows].to(device)
+        rows = torch.split(torch.arange(len(part)), size)
+        pixels = one_after_another(part.source, rows)
+        for some, labels in zip(pixels, torch.split(part.labels, size), strict=True):
+            yield self.to_input(some.to(device)), labels.to(device)
 
     def describe(self) -> dict[str, Any]:
         """What a file made from these images has to remember of them, as JSON gives it back."""

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cmidd.datasets.images import Dataset, ImageSet
-
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _DIGITS = tuple("0123456789")
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -131,9 +129,3 @@ def known_record(name: str, shape: Sequence[int], class_names: Sequence[str]) ->
         "std": list(KNOWN[name].std),
         "class_names": list(class_names),
     }
-
-
-def standard(name: str, train: ImageSet, test: ImageSet, class_names: tuple[str, ...]) -> Dataset:
-    """The dataset `name` of `KNOWN`, with what is published about it."""
-    known = KNOWN[name]
-    return Dataset(name, train, test, class_names, known.mean, known.std, known.mirror)

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cmidd.datasets.files import reading
-from cmidd.datasets.images import ImageShape
+from cmidd.datasets.pixels import ImageShape
 from cmidd.progress import progress
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -27,7 +27,7 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _GREY = ("1", "L", "LA")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-_AT_ONCE = 64  # images a thread takes from the queue
+_AT_ONCE = 64  # images that a thread takes from the queue at most
 
 
 class Picture(NamedTuple):
@@ -53,16 +53,24 @@ def common_shape(sets: Sequence[Pictures], size: int | None) -> ImageShape:
     return ImageShape(1 if grey else 3, size or height, size or width)
 
 
-def decode(pictures: Pictures, shape: ImageShape, resize: bool, title: str) -> Tensor:
-    """(N, channels, height, width) uint8 of `pictures`, with a bar called `title` on a terminal.
+def decode(
+    pictures: Pictures, rows: Tensor, shape: ImageShape, *, resize: bool, title: str | None = None
+) -> Tensor:
+    """(N, channels, height, width) uint8 of pictures.
 
-    With `resize` the middle of each picture is cut out in the proportions of `shape` and scaled;
-    without, a picture of another size is an error.
+    Args:
+        pictures: encoded.
+        rows: (N,), which of them.
+        shape: of each image.
+        resize: cut the middle of each picture out in the proportions of `shape` and scale it; else
+            a picture of another size is an error.
+        title: of a bar.
     """
-    images = torch.empty(len(pictures), *shape, dtype=torch.uint8)
+    images = torch.empty(len(rows), *shape, dtype=torch.uint8)
+    wanted = rows.tolist()
 
-    def decode_row(row: int) -> None:
-        with _open(pictures[row]) as image:
+    def decode_one(place: int) -> None:
+        with _open(pictures[wanted[place]]) as image:
             pixels = image.convert("L" if shape.channels == 1 else "RGB")
             if resize:
                 pixels = ImageOps.fit(pixels, (shape.width, shape.height))
@@ -72,11 +80,14 @@ def decode(pictures: Pictures, shape: ImageShape, resize: bool, title: str) -> T
                     f"{shape.width} x {shape.height}; give a size to make all alike"
                 )
             array = np.array(pixels).reshape(shape.height, shape.width, shape.channels)
-            images[row] = torch.from_numpy(array).permute(2, 0, 1)
+            images[place] = torch.from_numpy(array).permute(2, 0, 1)
 
     with ThreadPool() as pool:
-        rows = pool.imap(decode_row, range(len(pictures)), chunksize=_AT_ONCE)
-        for _ in progress(rows, desc=title, total=len(pictures), unit=" images", leave=False):
+        at_once = max(1, min(len(wanted) // 32, _AT_ONCE))
+        done = pool.imap(decode_one, range(len(wanted)), chunksize=at_once)
+        if title is not None:
+            done = progress(done, desc=title, total=len(wanted), unit=" images", leave=False)
+        for _ in done:
             pass
     return images
 

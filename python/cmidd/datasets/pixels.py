@@ -1,15 +1,22 @@
-"""Pixels in [0, 1] and the normalised numbers that networks see."""
+"""The shape of images, their pixels in [0, 1], and the normalised numbers that networks see."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cmidd.datasets.whitening import Whitening
 
-_LEAST_STD = 1 / 255  # one grey level: images of one colour are not divided by zero
+
+class ImageShape(NamedTuple):
+    """Channels, height and width of every image of a dataset."""
+
+    channels: int
+    height: int
+    width: int
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -42,19 +49,3 @@ def _of_channels(
     both = torch.tensor((mean, std), dtype=images.dtype, device=images.device)
     centre, scale = both[:, None, :, None, None]
     return centre, scale
-
-
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of pixels in [0, 1], exact to float64.
-
-    Pixels are counted by value first, so no image is turned into floating point.
-    """
-    values = torch.arange(256, dtype=torch.float64) / 255
-    mean, std = [], []
-    for channel in range(images.shape[1]):
-        count = torch.bincount(images[:, channel].flatten(), minlength=256).double()
-        share = count / count.sum()
-        centre = (share * values).sum()
-        mean.append(float(centre))
-        std.append(max(float((share * (values - centre) ** 2).sum().sqrt()), _LEAST_STD))
-    return tuple(mean), tuple(std)

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cmidd.datasets.encoded import Decoding
 from cmidd.datasets.files import find, reading
 from cmidd.datasets.given import labels_as_int64
 from cmidd.datasets.images import Dataset, ImageSet
-from cmidd.datasets.known import KNOWN, standard
+from cmidd.datasets.known import KNOWN
 
 _FOLDERS = ("svhn", "SVHN", ".")
 
 
-def load(name: str, root: Path, size: int | None) -> Dataset:
+def load(name: str, root: Path, decoding: Decoding) -> Dataset:
     """Read `train_32x32.mat` and `test_32x32.mat`."""
 
     def image_set(file: str) -> ImageSet:
         return _read(find(name, [root / folder / file for folder in _FOLDERS]))
 
     train, test = image_set("train_32x32.mat"), image_set("test_32x32.mat")
-    return standard(name, train, test, KNOWN[name].class_names)
+    return Dataset.known(name, train, test, KNOWN[name].class_names)
 
 
 def _read(path: Path) -> ImageSet:

@@ -24,7 +24,7 @@ from cmidd.datasets import Dataset, DatasetNotFound, load_dataset
 from cmidd.datasets.folders import listed
 from cmidd.datasets.given import labels_as_int64
 from cmidd.datasets.known import KNOWN, known_record
-from cmidd.datasets.pixels import channel_statistics
+from cmidd.datasets.statistics import channel_statistics
 from cmidd.datasets.whitening import Whitening
 from cmidd.exchange.peers import FORMATS, Format, Peer, read_peer
 from cmidd.networks.usual import usual_network
@@ -110,7 +110,7 @@ class _Real:
 
     def measured(self, what: str) -> tuple[list[float], list[float]]:
         """Mean and deviation of the channels of its training pixels."""
-        mean, std = channel_statistics(self.dataset(what).train.images)
+        mean, std = channel_statistics(self.dataset(what).train.source)
         return list(mean), list(std)
 
     @cached_property

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from cmidd.datasets.folders import is_class_folder, is_image
-from cmidd.datasets.images import ImageShape
 from cmidd.datasets.pictures import SUFFIXES, Picture, common_shape, decode
+from cmidd.datasets.pixels import ImageShape
 
 
 def read_folder(folder: Path, about: Mapping[str, Any], *, resize: bool) -> tuple[Tensor, Tensor]:
@@ -44,7 +44,9 @@ def read_folder(folder: Path, about: Mapping[str, Any], *, resize: bool) -> tupl
             f"{pictures[0].name}: expected {shape.height} x {shape.width} pixels as "
             f"{about['dataset']} has them, got {first.height} x {first.width}"
         )
-    return decode(pictures, shape, resize, "pictures").float() / 255, torch.tensor(labels)
+    rows = torch.arange(len(pictures))
+    images = decode(pictures, rows, shape, resize=resize, title="pictures")
+    return images.float() / 255, torch.tensor(labels)
 
 
 def _class_of(place: Path, about: Mapping[str, Any]) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from cmidd import ranks
 from cmidd.augment import Draw, Strategy, draw
 from cmidd.datasets import Dataset, ImageSet
+from cmidd.datasets.encoded import Images, rows_of
 from cmidd.seeds import generator
 
 
@@ -43,9 +44,10 @@ class ClassShare:
         first_real = int(dataset.train.offsets[classes.start])
         return cls(classes, rows, labels.cpu()[rows], mine, first_real)
 
-    def real_images(self, real: ImageSet) -> Tensor:
+    def real_images(self, real: ImageSet, device: torch.device) -> Images:
         """Those of its classes, of which `first_real` is the first."""
-        return real.images[self.first_real : int(real.offsets[self.classes.stop])]
+        mine = slice(self.first_real, int(real.offsets[self.classes.stop]))
+        return rows_of(real.source, mine).to(device)
 
     def whole(self, gradient: Tensor, images: Tensor) -> Tensor:
         """The gradient of its images as a share in that of all `images`: 0 for the others."""

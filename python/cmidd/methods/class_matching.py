@@ -23,6 +23,7 @@ from torch.profiler import record_function
 
 from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
+from cmidd.datasets.encoded import taken
 from cmidd.device import precision_on
 from cmidd.methods.base import Method
 from cmidd.methods.class_draws import ClassShare, draw_for_classes, draw_real_rows
@@ -114,7 +115,7 @@ class ClassMatching(Method):
             )
         self.distance = GradientDistance(options.metric, taken)
         self.share = ClassShare.of(dataset, labels)
-        self.images = self.share.real_images(dataset.train).to(device)
+        self.images = self.share.real_images(dataset.train, device)
         names = self.distance.names
         self.part = images_per_chunk(device, size, GPU_IMAGES_SECOND_ORDER)
         of_class = max(self.share.counts) * seen_of_stored
@@ -211,8 +212,8 @@ class ClassMatching(Method):
             last = min(first + at_once, len(counts))
             with record_function(f"{self.name}.real_gradients"):
                 chosen = torch.cat(draws.real[first:last])
-                there = (chosen - self.share.first_real).to(self.device)
-                x = self.dataset.to_input(self.images[there], self.dtype)
+                there = taken(self.images, chosen - self.share.first_real)
+                x = self.dataset.to_input(there, self.dtype)
                 labels = self.dataset.train.labels[chosen]
                 x = augment(x, self.strategy, draws.augmentation, labels - first_class)
                 real = self.gradients(x, labels)

@@ -20,6 +20,7 @@ from torch.profiler import record_function
 
 from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
+from cmidd.datasets.encoded import taken
 from cmidd.device import precision_on
 from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published, origin_on
 from cmidd.methods.class_draws import ClassShare, draw_for_classes, draw_real_rows
@@ -76,7 +77,7 @@ class DM(Method):
         self.share = ClassShare.of(dataset, labels)
         self.chunk = images_per_chunk(device, size, GPU_IMAGES_FORWARD)
         self.chunks = whole_classes(self.share.counts, self.chunk)
-        self.images = self.share.real_images(dataset.train).to(device)
+        self.images = self.share.real_images(dataset.train, device)
         self.network_spec = options.network
         network = build_network(options.network, channels, size, dataset.num_classes)
         self.network = self.placed(network, dtype)
@@ -143,9 +144,9 @@ class DM(Method):
     def real_batch(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Normalised real images of every class, and the place of the class of each."""
         chosen = torch.cat(rows)
-        there = (chosen - self.share.first_real).to(self.device)
+        there = taken(self.images, chosen - self.share.first_real)
         return (
-            self.dataset.to_input(self.images[there], self.dtype),
+            self.dataset.to_input(there, self.dtype),
             self.dataset.train.labels[chosen] - self.share.classes.start,
         )
 

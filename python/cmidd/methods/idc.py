@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from cmidd.datasets import Dataset
+from cmidd.datasets.encoded import taken
 from cmidd.methods.base import CMIWeights, MethodEntry, Published, origin_on
 from cmidd.methods.class_matching import ClassMatching, MatchingDraws
 from cmidd.networks.usual import gradient_network
@@ -154,7 +155,7 @@ class IDC(ClassMatching):
         """What the network learns from real images after an update."""
         assert draws.training is not None
         (rows,) = draws.training.order
-        real = self.dataset.to_input(self.images[rows.to(self.device)], self.dtype)
+        real = self.dataset.to_input(taken(self.images, rows), self.dtype)
         labels = self.dataset.train.labels[rows].to(self.device)
         in_order = draws.training._replace(order=torch.arange(len(rows))[None])
         before = Progress(momentum=self.velocity)

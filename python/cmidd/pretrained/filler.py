@@ -67,7 +67,7 @@ def fill(
         say(f"{count - len(missing)} of {count} {task.name}s are there already")
     if not missing:
         return
-    images = dataset.to_input(dataset.train.images.to(device))
+    images = dataset.inputs(device)
     labels = dataset.train.labels.to(device)
     strategy = Strategy.parse(recipe.augmentation, mirror=dataset.mirror)
     size = networks_together(task.spec, device, task.together)

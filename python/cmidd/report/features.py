@@ -88,7 +88,7 @@ def _place(runs: Sequence[RunSummary], loaded: LoadedBank) -> _Placed:
     network, dataset = loaded.bank[0], loaded.dataset
     order = torch.randperm(len(dataset.test), generator=generator("report"))
     rows = order[dataset.test.labels[order] < MOST_CLASSES][:_MOST_REAL]
-    groups = [(dataset.to_input(dataset.test.images[rows]), dataset.test.labels[rows])]
+    groups = [(dataset.to_input(dataset.test.source[rows]), dataset.test.labels[rows])]
     for run in runs:
         shown = run.seen.labels < MOST_CLASSES
         groups.append((run.seen.images[shown], run.seen.labels[shown]))

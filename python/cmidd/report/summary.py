@@ -88,7 +88,7 @@ def _effects_of_cmi(
 
 def _but_for_cmi(run: RunSummary) -> dict[str, object]:
     """What it was told, but for CMI and for the options that decide nothing."""
-    left_out = {"bank", "checkpoint_every", "data", "device", "report_every"}
+    left_out = {"bank", "checkpoint_every", "data", "device", "keep_decoded", "report_every"}
     names = [name for name in run.config if not (name in left_out or name.startswith("cmi_"))]
     return {name: run.config[name] for name in names}
 

@@ -35,7 +35,7 @@ from cmidd.storage.tensor_file import FileError, read_tensors, record_of, write_
 
 KIND = "checkpoint"
 # What the result does not depend on.
-_MAY_CHANGE = ("checkpoint_every", "data", "device", "report_every")
+_MAY_CHANGE = ("checkpoint_every", "data", "device", "keep_decoded", "report_every")
 _OWN = (".partial", LOCK_NAME)  # how names end of what is left of a process that ended
 
 

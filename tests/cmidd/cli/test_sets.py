@@ -135,7 +135,7 @@ def test_a_set_of_the_hub_is_loaded_as_its_run_was_told(
     SyntheticSet(made.images, made.labels, {**made.record, "config": "?"}).save(tmp_path / "odd")
     with pytest.raises(ValueError, match="odd was made from tiny, which --dataset cannot load"):
         load_for([tmp_path / "odd"], SetDataOptions())
-    there = [Path("there"), {"size": None}]
+    there = [Path("there"), {"size": None, "keep_decoded": 4 * 2**30, "on_demand": False}]
     assert asked == ["hub:ants", *there, "tiny", *there, "hub:other", *there]
 
 

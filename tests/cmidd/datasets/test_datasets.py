@@ -20,7 +20,7 @@ from cmidd.datasets import (
     load_dataset,
 )
 from cmidd.datasets.known import KNOWN
-from cmidd.datasets.pixels import channel_statistics
+from cmidd.datasets.statistics import channel_statistics
 from tests.support.dataset_files import Sets, Split, random_sets, write_idx
 
 

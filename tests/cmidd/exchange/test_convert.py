@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cmidd.datasets import Dataset, DatasetNotFound, load_dataset
 from cmidd.datasets.known import KNOWN
-from cmidd.datasets.pixels import channel_statistics
+from cmidd.datasets.statistics import channel_statistics
 from cmidd.exchange import export_ddranking, export_png, export_pt
 from cmidd.options.recipe import DSA
 from cmidd.synthetic import SyntheticSet

@@ -117,7 +117,7 @@ def sized(dataset: str, size: int) -> Dataset:
     real = tiny_dataset(dataset, channels=1 if "mnist" in dataset else 3)
     pixels = torch.zeros(*real.train.images.shape[:2], size, size, dtype=torch.uint8)
     return replace(
-        real, train=replace(real.train, images=pixels), test=replace(real.test, images=pixels)
+        real, train=replace(real.train, source=pixels), test=replace(real.test, source=pixels)
     )
 
 

@@ -225,7 +225,7 @@ def test_larger_images_have_deeper_networks(size: int, network: str) -> None:
 
 @pytest.mark.parametrize("method", ["dm", "dc", "dsa", "iid"])
 def test_every_method_fills_in_the_depth(method: str) -> None:
-    images = replace(CIFAR10.train, images=torch.zeros(18, 1, 64, 64, dtype=torch.uint8))
+    images = replace(CIFAR10.train, source=torch.zeros(18, 1, 64, 64, dtype=torch.uint8))
     large = replace(CIFAR10, train=images, test=images)
     _, options, _ = filled_in(method, large, DistillOptions(), MADE[method])
     assert options.network == "convnet:depth=4"

@@ -1,0 +1,235 @@
+"""Pictures that stay encoded give what all would, decoded, and no more are than are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmidd import ranks
+from cmidd.datasets import Dataset, encoded, load_dataset
+from cmidd.datasets.encoded import EncodedImages, one_after_another, taken
+from cmidd.datasets.pictures import decode
+from cmidd.loop import distill
+from cmidd.options.pretrained import BankOptions
+from cmidd.pretrained.bank import Bank, train_bank
+from cmidd.run import prepare
+from cmidd.score import score_batches, train_batches
+from cmidd.seeds import generator
+from cmidd.synthetic import SyntheticSet
+from tests.support.dataset_files import (
+    Sets,
+    Split,
+    random_sets,
+    save_image,
+    smooth,
+    write_tinyimagenet,
+    write_tree,
+)
+from tests.support.ranks import on_ranks
+from tests.support.tiny import CPU, DM_OPTIONS, NETWORK, OPTIONS, quiet
+
+CLASSES, PER_CLASS, SIDE = 4, 6, 8
+ONE_IMAGE = 3 * SIDE * SIDE
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    draws, splits = generator("pictures"), []
+    for per_class in (PER_CLASS, 2):
+        labels = torch.arange(CLASSES).repeat(per_class)
+        pixels = torch.randint(0, 256, (len(labels), 3, SIDE, SIDE), generator=draws)
+        splits.append(Split(pixels.to(torch.uint8).numpy(), labels.numpy()))
+    return write_tree(tmp_path / "set", Sets(*splits))
+
+
+@pytest.fixture
+def decoded_rows(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The rows of pictures that are decoded, call by call."""
+    rows: list[Tensor] = []
+
+    def counted(pictures: Any, wanted: Tensor, *arguments: Any, **settings: Any) -> Tensor:
+        rows.append(wanted)
+        return decode(pictures, wanted, *arguments, **settings)
+
+    monkeypatch.setattr(encoded, "decode", counted)
+    return rows
+
+
+def in_memory(folder: Path) -> Dataset:
+    data = load_dataset(f"folder:{folder}")
+    assert isinstance(data.train.source, Tensor)
+    return data
+
+
+def on_demand(folder: Path, keep: int = 0) -> Dataset:
+    data = load_dataset(f"folder:{folder}", keep_decoded=keep, on_demand=True)
+    assert isinstance(data.train.source, EncodedImages)
+    assert isinstance(data.test.source, EncodedImages)
+    return data
+
+
+@pytest.mark.parametrize("keep", [0, ONE_IMAGE, 5 * ONE_IMAGE + 1, 2**20])
+def test_rows_are_those_of_the_decoded_images(folder: Path, keep: int) -> None:
+    whole, images = in_memory(folder), on_demand(folder, keep).train.source
+    expected = whole.train.images
+    assert images.shape == expected.shape
+    assert len(images) == len(expected)
+    rows = torch.tensor([[3, 0, 3], [len(expected) - 1, 7, -1]])
+    for _ in range(2):  # decoded, then in part kept
+        assert torch.equal(images[rows], expected[rows])
+        assert torch.equal(images[2:5], expected[2:5])
+        assert torch.equal(images[:0], expected[:0])
+        assert torch.equal(images[:], expected[:])
+
+
+@pytest.mark.parametrize("keep", [0, 2**20])
+def test_a_dataset_is_the_same_in_all_it_is_asked_for(folder: Path, keep: int) -> None:
+    whole, data = in_memory(folder).holding_out(0.3), on_demand(folder, keep).holding_out(0.3)
+    assert data.describe() == whole.describe()
+    assert data.shape == whole.shape
+    for c in range(CLASSES):
+        assert torch.equal(data.train.of_class(c), whole.train.of_class(c))
+    for part in ("train", "test"):
+        ours, theirs = (
+            list(each.batches(getattr(each, part), CPU, size=5)) for each in (data, whole)
+        )
+        for (images, labels), expected in zip(ours, theirs, strict=True):
+            assert torch.equal(images, expected[0])
+            assert torch.equal(labels, expected[1])
+    rows = torch.tensor([[2, 1], [0, 2]])
+    inputs, expected_inputs = data.inputs(CPU), whole.inputs(CPU)
+    assert torch.equal(taken(inputs, rows), taken(expected_inputs, rows))
+
+
+def test_whitening_needs_all_images_at_once(folder: Path) -> None:
+    ours = on_demand(folder, 2**20).whitened().whitening
+    theirs = in_memory(folder).whitened().whitening
+    assert ours is not None
+    assert theirs is not None
+    assert torch.equal(ours.matrix, theirs.matrix)
+    with pytest.raises(
+        ValueError, match=r"keep_decoded: zca needs all .* at once; expected .* GiB"
+    ):
+        on_demand(folder, 5 * ONE_IMAGE).whitened()
+
+
+def test_what_is_kept_is_decoded_once(folder: Path, decoded_rows: list[Tensor]) -> None:
+    images = on_demand(folder, 2**20).train.source
+    decoded_rows.clear()  # those of the mean
+    for _ in range(3):
+        images[torch.tensor([5, 2, 5])]
+    assert not decoded_rows
+    fresh = load_dataset(f"folder:{folder}", keep_decoded=4 * ONE_IMAGE, on_demand=True)
+    decoded_rows.clear()
+    for _ in range(3):
+        fresh.train.source[torch.tensor([1, 0, 1])]
+        fresh.train.source[torch.tensor([9, 8])]
+    assert [rows.tolist() for rows in decoded_rows] == [[8, 9]] * 3
+
+
+def test_no_more_than_a_batch_is_decoded_at_once(
+    folder: Path, decoded_rows: list[Tensor], tmp_path: Path
+) -> None:
+    data = on_demand(folder)
+    options = BankOptions(network=NETWORK, networks=1, epochs=2, batch_size=4)
+    bank = tmp_path / "bank.safetensors"
+    decoded_rows.clear()
+    train_bank(bank, data, options, device=CPU, say=quiet)
+    of_training = [len(rows) for rows in decoded_rows if len(rows) <= 4]
+    assert sum(of_training) >= 2 * len(data.train)
+    assert max(len(rows) for rows in decoded_rows) <= max(4, len(data.test))
+
+
+def test_sets_too_large_to_keep_stay_encoded(folder: Path) -> None:
+    train = CLASSES * PER_CLASS * ONE_IMAGE
+    for keep, kind in ((train - 1, EncodedImages), (train, Tensor)):
+        images = load_dataset(f"folder:{folder}", keep_decoded=keep).train.source
+        assert isinstance(images, kind), keep
+
+
+def test_banks_runs_and_scores_are_the_same(folder: Path, tmp_path: Path) -> None:
+    made: dict[str, tuple[Tensor, Tensor, tuple[float, ...]]] = {}
+    for name, data in (("memory", in_memory(folder)), ("demand", on_demand(folder))):
+        place = tmp_path / name
+        options = BankOptions(network=NETWORK, networks=1, epochs=1, batch_size=5)
+        train_bank(place / "bank.safetensors", data, options, device=CPU, say=quiet)
+        bank = Bank.load(place / "bank.safetensors", "cpu")
+        score = score_batches(bank, lambda data=data: train_batches(data, CPU))  # type: ignore[misc]
+        loop = replace(OPTIONS, lr_images=1.0)
+        run = prepare("dm", data, loop, DM_OPTIONS, device=CPU, say=quiet)
+        distill(run, run.folder(place / "run", resume=False), say=quiet)
+        weights = torch.cat([each.flatten() for each in bank[0].state_dict().values()])
+        made[name] = weights, SyntheticSet.load(place / "run").images, score.of_network
+    for ours, theirs in zip(made["demand"][:2], made["memory"][:2], strict=True):
+        assert torch.equal(ours, theirs)
+    assert made["demand"][2] == made["memory"][2]
+
+
+def test_a_broken_picture_is_named_when_it_is_asked_for(folder: Path) -> None:
+    data = on_demand(folder)
+    broken = sorted((folder / "test" / "c001").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:60])
+    data.test.of_class(0)
+    with pytest.raises(ValueError, match=str(broken)):
+        data.test.of_class(1)
+
+
+def test_a_batch_is_decoded_ahead_and_no_more(folder: Path, decoded_rows: list[Tensor]) -> None:
+    images = on_demand(folder).train.source
+    decoded_rows.clear()
+    asked: list[int] = []
+
+    def batches() -> Iterator[Tensor]:
+        for k in range(5):
+            asked.append(k)
+            yield torch.tensor([k])
+
+    found = one_after_another(images, batches())
+    for k in range(3):
+        assert torch.equal(next(found), images[k : k + 1])
+        assert asked == list(range(k + 2))
+    found.close()  # type: ignore[attr-defined]
+    assert asked == [0, 1, 2, 3]
+
+
+def distil_of_a_rank(folder: Path, out: Path) -> None:
+    """A run whose rank would fail if it decoded a picture of another rank's classes."""
+    name = "tinyimagenet"
+    data = load_dataset(name, folder, on_demand=True)
+    mine = ranks.share_of(data.num_classes)
+
+    def checked(pictures: Any, rows: Tensor, *arguments: Any, **settings: Any) -> Tensor:
+        assert {int(c) for c in data.train.labels[rows]} <= {*mine}
+        return decode(pictures, rows, *arguments, **settings)
+
+    loop = replace(OPTIONS, lr_images=1.0, init="noise")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoded, "decode", checked)
+        run = prepare("dm", data, loop, DM_OPTIONS, device=CPU, say=quiet)
+        distill(run, run.folder(out, resume=False), say=quiet)
+
+
+def test_a_rank_decodes_the_pictures_of_its_classes_alone(tmp_path: Path) -> None:
+    sets = random_sets(4, 3, 64, 64)
+    write_tinyimagenet(tmp_path, Sets(smooth(sets.train), smooth(sets.test)))
+    distil_of_a_rank(tmp_path, tmp_path / "one")
+    on_ranks(2, distil_of_a_rank, tmp_path, tmp_path, tmp_path / "shared")
+    one, shared = (SyntheticSet.load(tmp_path / name) for name in ("one", "shared"))
+    assert torch.equal(shared.images, one.images)
+
+
+def test_pictures_of_any_kind_are_taken(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for c in range(2):
+            for k in range(2):
+                grey = torch.full((1, 5, 6), 40 * c + k, dtype=torch.uint8)
+                save_image(tmp_path / part / f"c{c}" / f"{k}.png", grey.numpy())
+    data = load_dataset(f"folder:{tmp_path}", size=4, on_demand=True)
+    assert data.shape == (1, 4, 4)
+    assert data.train.images[:].flatten(1).float().mean(1).tolist() == [0, 1, 40, 41]
