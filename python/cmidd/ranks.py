@@ -143,6 +143,9 @@ def are_started() -> bool:
 @contextlib.contextmanager
 def together(on_gpu: bool) -> Iterator[None]:
     """While it lasts, the ranks that were started are a group, and one alone prints."""
+    # Its functions have the group that there is when it is imported for a default argument. If that
+    # were this one, its threads would be left when Python ends, which they can abort.
+    import torch.distributed.nn.functional  # noqa: F401
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 

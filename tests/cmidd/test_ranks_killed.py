@@ -166,3 +166,30 @@ def test_torchrun_starts_ranks_and_a_signal_saves_what_there_is(tmp_path: Path) 
     subprocess.run([*ranks, *RUN, f"--out={out}"], env=ENVIRONMENT, check=True, capture_output=True)
     main([*RUN, f"--out={tmp_path / 'whole'}"])
     assert torch.equal(finished(out)[0], finished(tmp_path / "whole")[0])
+
+
+THREADS = """
+import os
+from cmidd import ranks
+with ranks.together(on_gpu=False):
+    ranks.wait()
+    import torch.distributed.nn.functional
+for thread in os.listdir("/proc/self/task"):
+    with open(f"/proc/self/task/{thread}/comm") as name:
+        print(name.read(), end="")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed by Linux")
+def test_no_thread_of_the_group_is_left_that_could_abort_the_end_of_python() -> None:
+    alone = {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "RANK": "0"}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ended = subprocess.run(
+        [sys.executable, "-c", THREADS],
+        env={**ENVIRONMENT, **alone, **where},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "python" in ended.stdout
+    assert "gloo" not in ended.stdout
