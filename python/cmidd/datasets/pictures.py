@@ -7,9 +7,10 @@ among them, whatever a file is called.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -82,13 +83,23 @@ def decode(
             array = np.array(pixels).reshape(shape.height, shape.width, shape.channels)
             images[place] = torch.from_numpy(array).permute(2, 0, 1)
 
-    with ThreadPool() as pool:
-        at_once = max(1, min(len(wanted) // 32, _AT_ONCE))
-        done = pool.imap(decode_one, range(len(wanted)), chunksize=at_once)
-        if title is not None:
-            done = progress(done, desc=title, total=len(wanted), unit=" images", leave=False)
-        for _ in done:
-            pass
+    def decode_some(first: int) -> int:
+        places = range(len(wanted))[first : first + at_once]
+        for place in places:
+            decode_one(place)
+        return len(places)
+
+    threads = os.cpu_count() or 1
+    at_once = max(1, min(len(wanted) // (4 * threads), _AT_ONCE))
+    # It waits for its threads: one that is left when the interpreter ends can end it badly.
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        progress(
+            total=len(wanted), desc=title, unit=" images", leave=False, disable=title is None
+        ) as bar,
+    ):
+        for count in pool.map(decode_some, range(0, len(wanted), at_once)):
+            bar.update(count)
     return images
 
 

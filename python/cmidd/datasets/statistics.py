@@ -23,7 +23,9 @@ def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, 
     if isinstance(images, EncodedImages):
         shared = ranks.are_of_a_command()
         rows = torch.arange(len(images))[ranks.slice_of(len(images)) if shared else slice(None)]
-        batches = progress(torch.split(rows, _BATCH), desc="mean and deviation", unit="batch", leave=False)
+        batches = progress(
+            torch.split(rows, _BATCH), desc="mean and deviation", unit="batch", leave=False
+        )
         pieces = one_after_another(images, batches)
     else:
         shared, pieces = False, iter([images])
