@@ -191,8 +191,8 @@ def train(
             a GPU has to wait.
         done: what the stack has been trained already; its buffers of SGD are changed in place.
         stopping: asked after each step whether to end there.
-        shared: whether ranks share the images of each step; for one network without CutMix, whose
-            gradients are then added up.
+        shared: whether ranks share the images of each step; for one network, whose gradients are
+            then added up.
     """
     done = done or Progress()
     stack.network.train()
@@ -212,7 +212,7 @@ def train(
             if step < first_step:
                 continue
             size, changes = rows.shape[1], drawn.augmentation[step] if drawn.augmentation else None
-            if shared:
+            if shared and not drawn.mixing:  # else images need others of the whole batch
                 rows, changes = _of_rank(rows, changes)
             x = images[rows.to(images.device)]  # (K, B, channels, height, width)
             if changes is not None and rows.numel():
@@ -220,9 +220,12 @@ def train(
             y = labels[rows.to(labels.device)]
             if drawn.mixing:
                 x, y = mixed(x, y, drawn.mixing[step], stack.num_classes)
+                if shared:
+                    mine = ranks.slice_of(size)
+                    x, y = x[:, mine], y[:, mine]
             optimizer.zero_grad()
             chunk = stack.images_per_chunk(images)
-            for first in range(0, rows.shape[1], chunk):
+            for first in range(0, x.shape[1], chunk):
                 some = slice(first, first + chunk)
                 loss = objective(stack, x[:, some], y[:, some])
                 with computing(stack.precision, images.device.type):

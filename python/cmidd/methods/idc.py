@@ -94,7 +94,10 @@ class IDC(ClassMatching):
             seen_of_stored=options.factor**2,
             seen_at_most=options.batch_syn,
         )
-        self.options = options
+        self.options, self.labels = options, labels.cpu()
+        self.all_real = self.images  # which the network trains on
+        if len(self.images) < len(dataset.train.images):
+            self.all_real = dataset.train.images.to(device)
         self.view = view_of_cells(options.factor, (height, width), dataset.mean, dataset.std)
         self.cmi_factor = float(dataset.num_classes)
         mean, std = torch.tensor((dataset.mean, dataset.std), dtype=torch.float64)
@@ -122,7 +125,7 @@ class IDC(ClassMatching):
         """The network's weights or training, real images, cells and augmentations of an update."""
         seed, training = self.seed, None
         if update:
-            seeds, count = [seed_of(seed, "inner", iteration, update - 1)], len(self.images)
+            seeds, count = [seed_of(seed, "inner", iteration, update - 1)], len(self.all_real)
             whole = -(-self.options.images_net // self.recipe.batch_size) * self.recipe.batch_size
             training = draw_epoch(seeds, count, self.recipe, self.network_strategy, 0, whole)
         cells = []
@@ -154,12 +157,20 @@ class IDC(ClassMatching):
         """What the network learns from real images after an update."""
         assert draws.training is not None
         (rows,) = draws.training.order
-        real = self.dataset.to_input(self.images[rows.to(self.device)], self.dtype)
+        real = self.dataset.to_input(self.all_real[rows.to(self.device)], self.dtype)
         labels = self.dataset.train.labels[rows].to(self.device)
         in_order = draws.training._replace(order=torch.arange(len(rows))[None])
         before = Progress(momentum=self.velocity)
-        strategy = self.network_strategy
-        train(self.stack, real, labels, self.recipe, strategy, [in_order], done=before)
+        train(
+            self.stack,
+            real,
+            labels,
+            self.recipe,
+            self.network_strategy,
+            [in_order],
+            done=before,
+            shared=self.shares_training(real[: self.recipe.batch_size]),
+        )
 
     def load_network(self, weights: Mapping[str, Tensor]) -> None:
         """Give the network the first weights of an iteration, and no momentum."""
@@ -200,7 +211,7 @@ class IDC(ClassMatching):
         m, classes = self.momentum, self.dataset.num_classes
         rate = group["lr"] / sum(m**k for k in range(classes))
         shares = [rate * sum(m ** (classes - 1 - k) for k in range(c)) for c in range(classes)]
-        of_images = velocity.new_tensor(shares)[self.share.labels.to(velocity.device)]
+        of_images = velocity.new_tensor(shares)[self.labels.to(velocity.device)]
         return of_images.view(-1, 1, 1, 1) * velocity
 
     def finish(self, result: SyntheticSet) -> SyntheticSet:
