@@ -8,16 +8,20 @@ over seeds.
     python -m bench.digits                                        # the README's table: DM
     python -m bench.digits --methods dc dsa mtt --ipc 1 10        # and its other methods
     python -m bench.digits --sweep 0 0.1 1 10 100 --seeds 100 101 # weights of CMI
+    python -m bench.digits --methods idc --ipc 1 --seeds 100 101 --settings "" "factor=1" "factor=2"
 
-A sweep judges by the real *training* images, so that the table's test images stay unseen. Runs go
+A sweep judges by the real *training* images, so that the table's test images stay unseen. Settings
+of a method are judged by a fifth of the training images, which are held out from the start. Runs go
 into a folder that a second start picks up where the first was cut.
 """
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import os
+import shlex
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -56,8 +60,9 @@ EVALUATION = {1: Recipe(epochs=600, augmentation=DSA), 50: Recipe(epochs=300, au
 ALL_REAL = Recipe(epochs=100, augmentation=DSA)
 NETWORKS = 2  # trained on every set
 EXPERTS = ExpertOptions(experts=10, epochs=15, lr=0.05)
-UPDATES = {"dm": 300, "dc": 60, "dsa": 60, "mtt": 80}  # of the images in a run
-USUAL_UPDATES = 60
+# Updates of the images in a run; a method that is not here has as many as it is published with.
+UPDATES = {"dm": 300, "iid": 300, "dc": 60, "dsa": 60, "mtt": 80}
+HELD_OUT = 0.2
 # Options of methods that train a network between updates; what else they have is as published.
 SHORTER = {"batch_real": 64, "inner_epochs": 5}
 
@@ -70,25 +75,43 @@ class Case:
     ipc: int
     weight: float  # of CMI
     seed: int
-    judge: str  # "test" or, in a sweep, "train"
+    judge: str  # "test" or, in a sweep, "train" or "held out"
+    settings: str = ""  # of the method or the loop that are not the usual ones: "factor=1 ..."
 
     @property
-    def name(self) -> str:
-        """For its folder."""
-        return f"{self.method}-{self.ipc}-{self.weight:g}-{self.seed}-{self.judge}"
+    def run(self) -> str:
+        """For the folder of its images."""
+        words = "".join(f"-{word}" for word in self.settings.split())
+        return f"{self.method}-{self.ipc}-{self.weight:g}-{self.seed}{words}"
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Its settings as options."""
+        pairs = (word.split("=", 1) for word in self.settings.split())
+        return {name: _value(text) for name, text in pairs}
 
 
-def settings() -> dict[str, Any]:
-    """What a result depends on."""
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def settings(methods: Sequence[str]) -> dict[str, Any]:
+    """What a result of these methods depends on."""
     digits = load_dataset("digits")
+    known = [name for name in METHODS if name in methods]
     published = {
-        f"{name} {ipc}": METHODS[name].published(digits, ipc).options
-        for name in UPDATES
+        f"{name} {ipc}": {**found.loop, **found.options}
+        for name in known
         for ipc in (1, 10, 50)
+        for found in (METHODS[name].published(digits, ipc),)
     }
     recipes = {str(ipc): asdict(recipe) for ipc, recipe in EVALUATION.items()}
     return {
-        "updates": UPDATES, "shorter": SHORTER, "published": published,
+        "updates": {name: UPDATES[name] for name in known if name in UPDATES},
+        "shorter": SHORTER, "published": published,
         "experts": asdict(EXPERTS), "bank": asdict(BANK),
         "networks": NETWORKS, "evaluation": {**recipes, "all real": asdict(ALL_REAL)},
     }  # fmt: skip
@@ -96,15 +119,17 @@ def settings() -> dict[str, Any]:
 
 def distilled_and_judged(case: Case, folder: Path) -> dict[str, Any]:
     """Distil and evaluate; what is there already is not done again."""
-    dataset = load_dataset("digits")
-    recipe = ALL_REAL if case.method == "all" else EVALUATION[1 if case.ipc < 50 else 50]
+    dataset = _dataset(case.judge)
     if case.method in METHODS:
         images, labels, learned_lr = _distilled(case, dataset, folder)
-        recipe = replace(recipe, lr=learned_lr or recipe.lr)
     elif case.method == "random":
-        images, labels = first_images(dataset, case.ipc, "real", case.seed)
+        (images, labels), learned_lr = first_images(dataset, case.ipc, "real", case.seed), None
     else:
         images, labels = dataset.to_input(dataset.train.images), dataset.train.labels
+        learned_lr = None
+    few = len(images) <= 25 * dataset.num_classes
+    recipe = ALL_REAL if case.method == "all" else EVALUATION[1 if few else 50]
+    recipe = replace(recipe, lr=learned_lr or recipe.lr)
     if case.judge == "train":
         dataset = replace(dataset, test=dataset.train)
     (found,) = evaluate(
@@ -114,30 +139,54 @@ def distilled_and_judged(case: Case, folder: Path) -> dict[str, Any]:
     return {**asdict(case), "accuracy": found.mean, "accuracies": list(found.accuracies)}
 
 
+def _dataset(judge: str) -> Dataset:
+    """The digits, of which a part is held out from the start where it is to judge."""
+    digits = load_dataset("digits")
+    return digits.holding_out(HELD_OUT) if judge == "held out" else digits
+
+
 def _options_of(method: str) -> set[str]:
     return {field.name for field in fields(METHODS[method].options)} if method in METHODS else set()
 
 
+def _has_weight(method: str) -> bool:
+    """Whether a weight of CMI for the digits is known of a method, as a sweep finds it."""
+    known = METHODS[method].cmi_weights
+    return "digits" in {**known.published, **known.ours}
+
+
+def _seen_of_stored(method: str, ipc: int) -> int:
+    """How many images networks see of a stored one of a method; 0 where it makes none."""
+    if method not in METHODS:
+        return 0
+    known = METHODS[method].published(load_dataset("digits"), ipc).options
+    factor: int = known.get("factor", getattr(METHODS[method].options, "factor", 1))
+    return factor**2
+
+
 def _distilled(case: Case, dataset: Dataset, folder: Path) -> tuple[Tensor, Tensor, float | None]:
-    """Images, labels and, if one was learned, the learning rate to train with."""
-    kind = METHODS[case.method].options
-    names = _options_of(case.method)
-    of_method: dict[str, Any] = SHORTER if "inner_epochs" in names else {}
-    if "experts" in names:
-        of_method = {**of_method, "experts": folder / "experts.safetensors"}
-    loop = DistillOptions(case.ipc, init="real", seed=case.seed)
-    _, method_options, _ = fill_in_published(
-        case.method, dataset, case.ipc, loop, kind(**of_method)
+    """What networks see, labels and, if one was learned, the learning rate to train with."""
+    names, bank = _options_of(case.method), folder / "bank.safetensors"
+    of_method: dict[str, Any] = dict(SHORTER) if "inner_epochs" in names else {}
+    files = {"experts": folder / "experts.safetensors", "centre_bank": bank}
+    of_method |= {name: path for name, path in files.items() if name in names}
+    of_method |= {name: value for name, value in case.given.items() if name in names}
+    of_loop = {name: value for name, value in case.given.items() if name not in names}
+    # Real images, in the cells of stored ones where a method has these.
+    init = "cells" if "factor" in names else "real"
+    loop = DistillOptions(case.ipc, init, seed=case.seed)
+    _, options, _ = fill_in_published(
+        case.method, dataset, case.ipc, loop, METHODS[case.method].options(**of_method)
     )
-    updates = UPDATES.get(case.method, USUAL_UPDATES)
-    loop = replace(loop, iterations=updates // getattr(method_options, "outer_steps", 1))
-    bank = folder / "bank.safetensors" if case.weight else None
-    cmi = CMIOptions(bank=bank, cmi_weight=case.weight or None)
-    place = folder / f"{case.method}-{case.ipc}-{case.weight:g}-{case.seed}"
-    run_folder = RunFolder(place, {"case": place.name}, resume=True)
-    run = prepare(case.method, dataset, loop, method_options, cmi, device=CPU, say=_quiet)
-    synthetic_set = distill(run, run_folder, say=_quiet)
-    return synthetic_set.images, synthetic_set.labels, synthetic_set.record.get("learned_lr")
+    if case.method in UPDATES:
+        updates = UPDATES[case.method] // getattr(options, "outer_steps", 1)
+        loop = replace(loop, iterations=updates)
+    loop = replace(loop, **of_loop)
+    cmi = CMIOptions(bank=bank if case.weight else None, cmi_weight=case.weight or None)
+    run_folder = RunFolder(folder / case.run, {"case": case.run}, resume=True)
+    run = prepare(case.method, dataset, loop, options, cmi, device=CPU, say=_quiet)
+    made = distill(run, run_folder, say=_quiet).seen()
+    return made.images, made.labels, made.record.get("learned_lr")
 
 
 def _quiet(text: str) -> None:
@@ -145,11 +194,14 @@ def _quiet(text: str) -> None:
 
 
 def table_cases(methods: Sequence[str], ipcs: Sequence[int], seeds: Sequence[int]) -> list[Case]:
-    """Everything that the README's table shows; the longest first."""
+    """Everything that the README's table shows; the longest first.
+
+    CMI is left out where it is 0, of one image per class, and where no weight is known yet.
+    """
     cases = [Case("all", 0, 0.0, seed, "test") for seed in seeds if "all" in methods]
     chosen = [method for method in methods if method != "all"]
     for ipc, seed, method in itertools.product(sorted(ipcs, reverse=True), seeds, chosen):
-        if method in METHODS and ipc > 1:  # with one image per class CMI is 0
+        if ipc * _seen_of_stored(method, ipc) > 1 and _has_weight(method):
             weight = cmi_weight(method, "digits", ipc).value
             cases.append(Case(method, ipc, weight, seed, "test"))
         cases.append(Case(method, ipc, 0.0, seed, "test"))
@@ -165,12 +217,25 @@ def sweep_cases(
     return [Case(method, ipc, weight, seed, "train") for ipc, method, weight, seed in every]
 
 
+def settings_cases(
+    methods: Sequence[str], given: Sequence[str], ipcs: Sequence[int], seeds: Sequence[int]
+) -> list[Case]:
+    """Every setting on every seed, without CMI, judged by training images that are held out."""
+    every = itertools.product(sorted(ipcs, reverse=True), methods, given, seeds)
+    return [
+        Case(method, ipc, 0.0, seed, "held out", " ".join(words.split()))
+        for ipc, method, words, seed in every
+    ]
+
+
 def run_all(cases: Sequence[Case], folder: Path, jobs: int) -> list[dict[str, Any]]:
-    """All cases, `jobs` at a time, by processes that have one thread each."""
-    digits = load_dataset("digits")
-    if not (bank := folder / "bank.safetensors").exists():
+    """All cases, which are judged alike, `jobs` at a time, by processes that have one thread."""
+    digits = _dataset(cases[0].judge)
+    names = set().union(*(_options_of(case.method) for case in cases))
+    bank = folder / "bank.safetensors"
+    if ("centre_bank" in names or any(case.weight for case in cases)) and not bank.exists():
         train_bank(bank, digits, BANK, CPU, resume=True)
-    if any("experts" in _options_of(case.method) for case in cases):
+    if "experts" in names:
         train_experts(folder / "experts.safetensors", digits, EXPERTS, CPU, resume=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -180,7 +245,7 @@ def run_all(cases: Sequence[Case], folder: Path, jobs: int) -> list[dict[str, An
 
 def saved_row(case: Case, folder: Path) -> dict[str, Any]:
     """The case's row, which is kept in a file."""
-    file = folder / f"{case.name}.json"
+    file = folder / f"{case.run}-{case.judge}.json"
     if not file.exists():
         write_text(file, json.dumps(distilled_and_judged(case, folder)))
     row: dict[str, Any] = json.loads(file.read_text())
@@ -189,20 +254,25 @@ def saved_row(case: Case, folder: Path) -> dict[str, Any]:
 
 def report(record: Record) -> str:
     """Mean and standard deviation over seeds, in Markdown."""
-    groups: dict[tuple[str, int, float], list[float]] = {}
+    groups: dict[tuple[str, int, float, str], list[float]] = {}
     for row in record.rows:
-        key = row["method"], row["ipc"], row["weight"]
+        key = row["method"], row["ipc"], row["weight"], row.get("settings", "")
         groups.setdefault(key, []).append(row["accuracy"] * 100)
     lines = []
     real = {"random": "random real images", "all": "all real images"}
-    for (method, ipc, weight), found in sorted(groups.items(), key=lambda g: (g[0][1], g[0])):
+    for (method, ipc, weight, given), found in sorted(
+        groups.items(), key=lambda g: (g[0][1], g[0])
+    ):
         spread = statistics.stdev(found) if len(found) > 1 else 0.0
         name = real.get(method, method.upper()) + (" + CMI" if weight else "")
+        name += f", {given}" if given else ""
         accuracy = f"{statistics.mean(found):.1f} ± {spread:.1f}"
         lines.append([ipc or "all", name, f"{weight:g}", accuracy, len(found)])
     shown = table(["images per class", "set", "weight of CMI", "accuracy, %", "seeds"], lines)
     networks = f"{record.settings['networks']} networks on every set."
-    return f"{shown}\n\nJudged by the real {record.rows[0]['judge']} images; {networks}"
+    judged = {"held out": "training images that were held out"}
+    judge = record.rows[0]["judge"]
+    return f"{shown}\n\nJudged by {judged.get(judge, f'the real {judge} images')}; {networks}"
 
 
 def main() -> None:
@@ -212,23 +282,35 @@ def main() -> None:
     add("--methods", nargs="+", default=["dm", "random", "all"], choices=shown)
     add("--ipc", type=int, nargs="+", default=[1, 10, 50])
     add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    add("--sweep", type=float, nargs="+", metavar="WEIGHT")
+    sweep = parser.add_mutually_exclusive_group().add_argument
+    sweep("--sweep", type=float, nargs="+", metavar="WEIGHT", help="weights of CMI to try")
+    sweep("--settings", nargs="+", metavar="'NAME=VALUE ...'", help="settings of methods to try")
     add("--jobs", type=int, default=os.cpu_count(), help="(%(default)s)")
     add("--folder", type=Path, default=Path("out/digits"), help="(%(default)s)")
     given = parser.parse_args()
     if given.sweep:
         cases = sweep_cases(given.methods, given.sweep, given.ipc, given.seeds)
+    elif given.settings:
+        cases = settings_cases(given.methods, given.settings, given.ipc, given.seeds)
     else:
         cases = table_cases(given.methods, given.ipc, given.seeds)
+        lacking = [name for name in given.methods if name in METHODS and not _has_weight(name)]
+        if lacking:
+            print(f"without CMI, of which --sweep has found no weight yet: {', '.join(lacking)}")
     # Runs of other settings are others, though they have the same names.
-    folder = given.folder / f"{seed_of(json.dumps(settings())):016x}"
+    about = settings(given.methods)
+    folder = given.folder / f"{seed_of(json.dumps(about)):016x}"
+    if given.settings:
+        folder /= "held out"
     rows = run_all(cases, folder, given.jobs)
-    if given.sweep and given.name == "digits":
+    if (given.sweep or given.settings) and given.name == "digits":
         given.name = "digits-sweep"
-    options = {"methods": given.methods, "ipc": given.ipc, "seeds": given.seeds}
-    options |= {"sweep": given.sweep} if given.sweep else {}
-    arguments = " ".join(f"--{n} {' '.join(map(str, values))}" for n, values in options.items())
-    record = new_record("digits", given, {**settings(), "arguments": arguments})
+    options = {name: getattr(given, name) for name in ("methods", "ipc", "seeds")}
+    options |= {name: getattr(given, name) for name in ("sweep", "settings") if vars(given)[name]}
+    arguments = " ".join(
+        f"--{name} {shlex.join(map(str, values))}" for name, values in options.items()
+    )
+    record = new_record("digits", given, {**about, "arguments": arguments})
     record.rows = rows
     finish(record, given, report)
 

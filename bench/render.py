@@ -149,7 +149,8 @@ KINDS = {
     "digits": Kind(
         "bench.digits",
         "Does CMI help, on scikit-learn's digits",
-        "Accuracy of networks trained on distilled sets, on random real images and on all.",
+        "Accuracy of networks trained on distilled sets, on random real images and on all. Images "
+        "that hold several, as those of IDC do, are counted as they are stored.",
         digits.report,
     ),
 }

@@ -20,7 +20,8 @@ from bench.harness.command import benchmark_parser, finish, new_record
 from bench.harness.race import four_digits
 from bench.harness.records import Record, Row
 from bench.harness.tables import seconds_text, table
-from cmidd.methods.dc import LONG, steps
+from cmidd.methods.class_matching import LONG
+from cmidd.methods.dc import steps
 from cmidd.networks import build_network
 
 GPUS = (1, 8, 64)

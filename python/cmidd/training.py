@@ -192,8 +192,8 @@ def train(
             a GPU has to wait.
         done: what the stack has been trained already; its buffers of SGD are changed in place.
         stopping: asked after each step whether to end there.
-        shared: whether ranks share the images of each step; for one network without CutMix, whose
-            gradients are then added up.
+        shared: whether ranks share the images of each step; for one network, whose gradients are
+            then added up.
     """
     done = done or Progress()
     stack.network.train()
@@ -210,21 +210,24 @@ def train(
         first_step = done.step if epoch == done.epoch else 0
         total = torch.full((), done.loss if first_step else 0.0, device=images.device)
         batches = torch.split(drawn.order, recipe.batch_size, dim=1)[first_step:]
-        mine = [rows[:, ranks.slice_of(rows.shape[1])] if shared else rows for rows in batches]
+        cut = shared and not drawn.mixing  # mixed images need others of the whole batch
+        mine = [rows[:, ranks.slice_of(rows.shape[1])] if cut else rows for rows in batches]
         pixels = one_after_another(images, mine)  # (K, B, channels, height, width) of each step
         of_steps = zip(batches, mine, pixels, strict=True)
         for step, (batch, rows, x) in enumerate(of_steps, first_step):
             size, changes = batch.shape[1], drawn.augmentation[step] if drawn.augmentation else None
-            if changes is not None and shared:
+            if changes is not None and cut:
                 changes = changes[ranks.slice_of(size)]
             if changes is not None and rows.numel():
                 x = augment(x.flatten(0, 1), strategy, changes).view_as(x)
             y = labels[rows.to(labels.device)]
             if drawn.mixing:
                 x, y = mixed(x, y, drawn.mixing[step], stack.num_classes)
+                if shared:
+                    x, y = x[:, ranks.slice_of(size)], y[:, ranks.slice_of(size)]
             optimizer.zero_grad()
             chunk = stack.images_per_chunk(images)
-            for first in range(0, rows.shape[1], chunk):
+            for first in range(0, x.shape[1], chunk):
                 some = slice(first, first + chunk)
                 loss = objective(stack, x[:, some], y[:, some])
                 with computing(stack.precision, images.device.type):

@@ -24,6 +24,7 @@ METHODS: dict[str, tuple[int, list[str]]] = {
     "dm": (20, ["--batch_real=8", f"--network={NETWORK}"]),
     "dsa": (6, ["--batch_real=8", f"--network={NETWORK}", "--inner_epochs=1"]),
     "idc": (6, ["--batch_real=8", f"--network={NETWORK}", "--inner_steps=2", "--images_net=64"]),
+    "iid": (6, ["--batch_real=8", f"--network={NETWORK}"]),
     "mtt": (6, ["--student_steps=2", "--expert_epochs=1", "--max_start_epoch=2", "--batch_syn=7"]),
 }
 TIME_LIMIT = 60  # seconds that a process may take to come to the moment at which it is killed
@@ -72,6 +73,8 @@ def kill_and_go_on(method: str, tmp_path: Path, server: Forks) -> None:
     bank, experts, out = tmp_path / "bank", tmp_path / "experts", tmp_path / "run"
     limit, special = METHODS[method]
     main(["pretrain", f"--network={NETWORK}", "--networks=2", "--epochs=1", f"--out={bank}"])
+    if method == "iid":
+        special = [*special, f"--centre_bank={bank}"]
     if method == "mtt":
         made = [f"--network={NETWORK}", "--experts=2", "--epochs=2", f"--out={experts}"]
         main(["experts", *made])

@@ -31,6 +31,13 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ],
         ("result.safetensors", "log.jsonl", "config.yaml"),
     ),
+    "distill idc": (
+        [
+            *["--ipc=2", "--iterations=4", "--inner_steps=4", "--images_net=256"],
+            *["--batch_real=8", SMALL],
+        ],
+        ("result.safetensors", "log.jsonl", "config.yaml"),
+    ),
     "pretrain": (["--networks=2", "--epochs=2", SMALL], ("",)),
     "experts": (["--experts=2", "--epochs=2", SMALL], ("",)),
     "evaluate": (

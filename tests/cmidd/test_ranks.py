@@ -32,6 +32,7 @@ from tests.support.tiny import (
     CPU,
     DM_OPTIONS,
     DSA_OPTIONS,
+    IDC_OPTIONS,
     NETWORK,
     OPTIONS,
     expert_options,
@@ -63,6 +64,7 @@ def run_all(folder: Path, experts: Path, bank: Path) -> None:
     """Every method, with and without CMI of several kinds."""
     dc = DCOptions(network=NETWORK, batch_real=3, outer_steps=2, inner_epochs=1)
     some = mtt_options(experts, batch_syn=3)
+    idc = replace(IDC_OPTIONS, per_class_step=True, batch_syn=5)
     on_batch = {"cmi_weight": 5.0, "cmi_on": "batch", "cmi_centroids": "real"}
     for name, method, options, cmi in (
         ("dm", "dm", DM_OPTIONS, NO_CMI),
@@ -72,9 +74,12 @@ def run_all(folder: Path, experts: Path, bank: Path) -> None:
         ("mtt", "mtt", mtt_options(experts, batch_syn=None), NO_CMI),
         ("mtt-cmi", "mtt", some, on_batch),
         ("iid", "iid", iid_options(bank), NO_CMI),
+        ("idc", "idc", IDC_OPTIONS, NO_CMI),
+        ("idc-cmi", "idc", idc, {"cmi_weight": 5.0}),
     ):
         term = CMIOptions(bank=bank if cmi else None, **cmi)
-        run(folder / name, method, options, term, replace(OPTIONS, lr_images=1.0))
+        loop = replace(OPTIONS, lr_images=1.0, init="real")
+        run(folder / name, method, options, term, loop)
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -86,7 +91,7 @@ def test_every_method_makes_the_images_of_one_process(
     run_all(tmp_path / "one", experts, bank_file)
     on_ranks(count, run_all, tmp_path, tmp_path / "shared", experts, bank_file)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(names) == 7
+    assert len(names) == 9
     for name in names:
         one, shared = tmp_path / "one" / name, tmp_path / "shared" / name
         check_alike(SyntheticSet.load(shared), SyntheticSet.load(one), name)
@@ -98,8 +103,8 @@ def test_every_method_makes_the_images_of_one_process(
 
 
 def check_alike(shared: SyntheticSet, one: SyntheticSet, name: str) -> None:
-    # DM and IID alone add up nothing but zeros over ranks. DC, DSA and MTT add up what networks
-    # learn by, and their images go on from what it led to.
+    # DM and IID alone add up nothing but zeros over ranks. DC, DSA, IDC and MTT add up what their
+    # networks learn by, and their images go on from what it led to.
     room = {"dm": 0.0, "iid": 0.0, "dm-cmi": 1e-6}.get(name, 1e-5)
     for found, expected in ((shared.images, one.images), (shared.targets, one.targets)):
         torch.testing.assert_close(
@@ -109,7 +114,7 @@ def check_alike(shared: SyntheticSet, one: SyntheticSet, name: str) -> None:
 
 
 def steps(experts: Path, bank: Path) -> dict[str, list[Tensor]]:
-    """Loss and gradients of an update of every method in float64."""
+    """Loss and gradients of the first updates of every method in float64."""
     data = tiny_dataset()
     images = data.to_input(data.train.images[::3], torch.float64)
     labels = data.train.labels[::3]
@@ -119,12 +124,15 @@ def steps(experts: Path, bank: Path) -> dict[str, list[Tensor]]:
         ("dsa", DSA_OPTIONS),
         ("mtt", mtt_options(experts)),
         ("iid", iid_options(bank)),
+        ("idc", replace(IDC_OPTIONS, cutmix_net=1.0)),
     ):
         _, of_method, _ = fill_in_published(name, data, 2, OPTIONS, options)
         method = METHODS[name].make(data, labels, of_method, 0, CPU, torch.float64)
-        loss, gradient = method.loss_and_gradient(images, method.draw(0, 0))
-        extra = [each.tensor.grad for each in method.extra_parameters.values()]
-        found[name] = [loss, gradient, *(each for each in extra if each is not None)]
+        for update in range(method.updates):  # with training of the network between two
+            loss, gradient = method.loss_and_gradient(images, method.draw(0, update))
+            extra = [each.tensor.grad for each in method.extra_parameters.values()]
+            there = [each for each in extra if each is not None]
+            found[f"{name}, update {update}"] = [loss, gradient, *there]
     return found
 
 

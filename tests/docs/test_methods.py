@@ -96,7 +96,7 @@ def test_settings_are_those_of_mtt() -> None:
     assert found[2:] == expected
 
 
-SIDES = {"mnist": 28, "fashionmnist": 28, "tinyimagenet": 64}
+SIDES = {"mnist": 28, "fashionmnist": 28, "tinyimagenet": 64, "digits": 8}
 
 
 def test_settings_are_those_of_idc() -> None:
@@ -108,7 +108,7 @@ def test_settings_are_those_of_idc() -> None:
             setting.images_net,
             f"{setting.cutmix:g}",
             f"`idc:{setting.augmentation}`",
-            "published",
+            setting.origin,
         )
         for dataset, setting in SETTINGS_OF_IDC.items()
     ]

@@ -67,7 +67,7 @@ OPTIONS = DistillOptions(ipc=2, iterations=8, report_every=2, checkpoint_every=3
 DM_OPTIONS = DMOptions(network=NETWORK, batch_real=4)
 DSA_OPTIONS = DSAOptions(network=NETWORK, batch_real=3, outer_steps=2, inner_epochs=1)
 IDC_OPTIONS = IDCOptions(
-    NETWORK, batch_real=3, inner_steps=2, metric="mse", batch_net=4, images_net=7,
+    NETWORK, factor=2, batch_real=3, inner_steps=2, metric="mse", batch_net=4, images_net=7,
     cutmix_net=0.5, augmentation="idc:color_crop_cutout",
 )  # fmt: skip
 NO_CMI = CMIOptions()

@@ -7,6 +7,9 @@ The network has fresh random weights in every iteration and learns between updat
 from what, a method says. A_c is one augmentation drawn for class and update, used on both sides.
 The distance gives its derivative by the synthetic gradients itself, and autograd goes on from there
 to the images.
+
+A rank matches the gradients of its classes, and takes a share of the network's training where its
+steps are long.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from cmidd import ranks
 from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
 from cmidd.datasets.encoded import taken
@@ -44,6 +48,9 @@ from cmidd.seeds import generator
 from cmidd.training import Stack
 from cmikernels.precision import computing
 
+LONG = 256 * 3 * 64 * 64
+"""Numbers in a batch from which on ranks share a step of the network on a GPU."""
+
 
 @dataclass(frozen=True, eq=False)
 class MatchingDraws:
@@ -59,6 +66,7 @@ class MatchingDraws:
 class ClassMatching(Method):
     """Updates by gradients of classes on one dataset, of the classes that are this rank's."""
 
+    shares_work = True
     options_that_may_diverge = ("lr_net",)
     name = "dc"
     """What profiles call its parts."""
@@ -163,6 +171,12 @@ class ClassMatching(Method):
         with computing(self.stack.precision, self.device.type):
             loss, gradient = self.match(images.detach()[self.share.rows], draws)
         return loss, self.share.whole(gradient, images)
+
+    def shares_training(self, batch: Tensor) -> bool:
+        """Whether ranks share the steps of the network on batches such as this one."""
+        # Shorter steps on a GPU would take no less with a sum over ranks (docs/guide/scaling.md).
+        is_long = self.device.type == "cpu" or batch.numel() >= LONG
+        return ranks.count() > 1 and is_long
 
     @abstractmethod
     def train_network(self, images: Tensor, draws: Any) -> None:

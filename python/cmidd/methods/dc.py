@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmidd import ranks
 from cmidd.datasets import Dataset
 from cmidd.methods.base import CMIWeights, MethodEntry, Published, origin_on
 from cmidd.methods.class_matching import ClassMatching, MatchingDraws
@@ -25,9 +24,6 @@ from cmidd.seeds import seed_of
 from cmidd.training import train
 from cmidd.training_draws import EpochDraws, draw_epochs
 
-LONG = 256 * 3 * 64 * 64
-"""Numbers in a batch from which on ranks share a step of the network on a GPU."""
-
 
 @dataclass(frozen=True, eq=False)
 class DCDraws(MatchingDraws):
@@ -37,13 +33,7 @@ class DCDraws(MatchingDraws):
 
 
 class GradientMatching(ClassMatching):
-    """The updates of DC and DSA on one dataset.
-
-    A rank matches the gradients of its classes, and takes a share of the network's training where
-    its steps are long.
-    """
-
-    shares_work = True
+    """The updates of DC and DSA on one dataset."""
 
     def __init__(
         self,
@@ -82,9 +72,7 @@ class GradientMatching(ClassMatching):
     def train_network(self, images: Tensor, draws: DCDraws) -> None:
         """What the network learns from the images after an update."""
         labels, epochs = self.labels.to(self.device), draws.epochs
-        # Shorter steps on a GPU would take no less with a sum over ranks (docs/guide/scaling.md).
-        is_long = self.device.type == "cpu" or images[: self.recipe.batch_size].numel() >= LONG
-        shared = ranks.count() > 1 and is_long
+        shared = self.shares_training(images[: self.recipe.batch_size])
         train(self.stack, images, labels, self.recipe, self.strategy, epochs, shared=shared)
 
 

@@ -24,10 +24,11 @@ class IDCOptions(Options):
     Args:
         network: architecture of the random networks; default: convnet, of depth 2 for images of
             8 x 8 and deeper from 64 x 64 on
-        factor: a stored image holds factor x factor of what networks see; 1 is IDC-I
+        factor: a stored image holds factor x factor of what networks see; 1 is IDC-I; default: 2,
+            but 1 for digits
         batch_real: real images per class and update
         batch_syn: images that the network sees per class and update at most, drawn from all
-        inner_steps: updates of the images in one iteration
+        inner_steps: updates of the images in one iteration; default: 100, but fewer for digits
         metric: of gradients of convolutions: mse (squared distance), l1 (sum of absolute
             differences), rows (cosine of each output's weights) or cosine (of all); default: as
             published for the dataset
@@ -46,10 +47,10 @@ class IDCOptions(Options):
     """
 
     network: str = option(AS_PUBLISHED, names="network")
-    factor: int = option(2, least=1)
+    factor: int = option(AS_PUBLISHED, least=1)
     batch_real: int = option(64, least=1)
     batch_syn: int = option(128, least=1)
-    inner_steps: int = option(100, least=1)
+    inner_steps: int = option(AS_PUBLISHED, least=1)
     metric: str = option(AS_PUBLISHED, choices=METRICS)
     lr_net: float = option(0.01, least=0)
     batch_net: int = option(64, least=1)

@@ -23,6 +23,7 @@ from tests.support.tiny import CPU
 RAGGED = (7, 12, 5)  # real images of each class; batches of 6 take all of some
 OPTIONS = IDCOptions(
     "convnet:depth=2,width=4",
+    factor=2,
     batch_real=6,
     batch_syn=10,
     inner_steps=5,

@@ -269,6 +269,14 @@ def test_small_images_are_matched_in_a_network_that_is_less_deep() -> None:
             "(ours, for experts as cmidd experts trains them, for 10 images per class)",
         ),
         ("mtt", "svhn", 10, "(not published for svhn; the published program's default)"),
+        ("idc", "digits", 10, "(ours, chosen by training images that were held out, for factor 1)"),
+        (
+            "idc",
+            "folder:pics",
+            10,
+            "(not published for folder:pics; as near as it goes to IDC's published default, found "
+            "on CIFAR-10, for factor 2)",
+        ),
         ("iid", "cifar10", 10, "(as published)"),
         (
             "iid",
