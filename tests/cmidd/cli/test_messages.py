@@ -154,7 +154,8 @@ EARLY = {
     "found none at none; cmidd pretrain makes one",
     "distill dm --bank list.yaml": "--bank: list.yaml: expected a safetensors file with a bank of "
     "networks; it is damaged or something else (",
-    "distill dm --init zeros": "--init: expected noise, real, mix, cells or file:PATH, got zeros",
+    "distill dm --init zeros": "--init: expected noise, real, mix, cells, "
+    "smooth_cells or file:PATH, got zeros",
     "distill dm --init file:none": "--init: expected a synthetic set or the checkpoint of a run, "
     "found none at none",
     "distill dm --network nosuch": f"--network: no 'nosuch'; {NETWORKS}",
