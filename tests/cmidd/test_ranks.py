@@ -32,6 +32,7 @@ from tests.support.tiny import (
     CPU,
     DM_OPTIONS,
     DSA_OPTIONS,
+    IDM_OPTIONS,
     NETWORK,
     OPTIONS,
     expert_options,
@@ -72,6 +73,8 @@ def run_all(folder: Path, experts: Path, bank: Path) -> None:
         ("mtt", "mtt", mtt_options(experts, batch_syn=None), NO_CMI),
         ("mtt-cmi", "mtt", some, on_batch),
         ("iid", "iid", iid_options(bank), NO_CMI),
+        ("idm", "idm", IDM_OPTIONS, NO_CMI),
+        ("iid-idm-cmi", "iid", iid_options(bank, "idm"), {"cmi_weight": 5.0}),
     ):
         term = CMIOptions(bank=bank if cmi else None, **cmi)
         run(folder / name, method, options, term, replace(OPTIONS, lr_images=1.0))
@@ -86,7 +89,7 @@ def test_every_method_makes_the_images_of_one_process(
     run_all(tmp_path / "one", experts, bank_file)
     on_ranks(count, run_all, tmp_path, tmp_path / "shared", experts, bank_file)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(names) == 7
+    assert len(names) == 9
     for name in names:
         one, shared = tmp_path / "one" / name, tmp_path / "shared" / name
         check_alike(SyntheticSet.load(shared), SyntheticSet.load(one), name)
@@ -98,8 +101,8 @@ def test_every_method_makes_the_images_of_one_process(
 
 
 def check_alike(shared: SyntheticSet, one: SyntheticSet, name: str) -> None:
-    # DM and IID alone add up nothing but zeros over ranks. DC, DSA and MTT add up what networks
-    # learn by, and their images go on from what it led to.
+    # DM and IID alone add up nothing but zeros over ranks. DC, DSA, MTT and IDM add up what
+    # networks learn by, and their images go on from what it led to.
     room = {"dm": 0.0, "iid": 0.0, "dm-cmi": 1e-6}.get(name, 1e-5)
     for found, expected in ((shared.images, one.images), (shared.targets, one.targets)):
         torch.testing.assert_close(
@@ -119,6 +122,7 @@ def steps(experts: Path, bank: Path) -> dict[str, list[Tensor]]:
         ("dsa", DSA_OPTIONS),
         ("mtt", mtt_options(experts)),
         ("iid", iid_options(bank)),
+        ("idm", IDM_OPTIONS),
     ):
         _, of_method, _ = fill_in_published(name, data, 2, OPTIONS, options)
         method = METHODS[name].make(data, labels, of_method, 0, CPU, torch.float64)
