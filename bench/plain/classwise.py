@@ -1,4 +1,4 @@
-"""What the plain loops of DM, IID, DC and IDC share: a class at a time, each with real images."""
+"""What the plain loops of DM, IID, DC, IDC and IDM share: a class and its real images at a time."""
 
 from __future__ import annotations
 

@@ -25,13 +25,13 @@ HERE = Path(__file__).parent
 IMAGES = {"cifar10": (10, 32), "cifar100": (100, 32), "svhn": (10, 32), "tinyimagenet": (200, 64)}
 """Classes, and height and width of images."""
 METHODS_OF = {
-    "cifar10": ("dm", "dc", "dsa", "mtt", "iid"),
-    "cifar100": ("dm", "dsa", "mtt"),
+    "cifar10": ("dm", "dc", "dsa", "mtt", "idm", "iid", "iid-idm"),
+    "cifar100": ("dm", "dsa", "mtt", "idm"),
     "svhn": ("dm", "dsa"),
-    "tinyimagenet": ("mtt",),
+    "tinyimagenet": ("mtt", "idm"),
 }
-IPCS: dict[str, tuple[int, ...]] = dict.fromkeys(("dm", "dc", "dsa", "mtt"), (1, 10, 50))
-IPCS["iid"] = (10,)
+IPCS: dict[str, tuple[int, ...]] = dict.fromkeys(("dm", "dc", "dsa", "mtt", "idm"), (1, 10, 50))
+IPCS |= {"iid": (10,), "iid-idm": (10,)}
 NO_PART_OF_IT = {
     "seed",
     "report_every",
@@ -53,10 +53,11 @@ def stand_in(name: str) -> Dataset:
     return Dataset.known(name, part, part, tuple(map(str, range(classes))))
 
 
-def config_of(name: str, method: str, ipc: int) -> tuple[str, str]:
-    """The path below this folder, and the text, of a published setting."""
+def config_of(name: str, setting: str, ipc: int) -> tuple[str, str]:
+    """The path below this folder, and the text, of a published setting: a method, and its base."""
+    method, _, base = setting.partition("-")
     has_cmi = ipc > 1 and name in METHODS[method].cmi_weights.published
-    stem = f"{method}-ipc{ipc}{'-cmi' if has_cmi else ''}"
+    stem = f"{setting}-ipc{ipc}{'-cmi' if has_cmi else ''}"
     values: dict[str, Any] = {"method": method, "dataset": name}
     first: list[str] = []
     if method == "mtt":
@@ -67,7 +68,7 @@ def config_of(name: str, method: str, ipc: int) -> tuple[str, str]:
     elif method == "iid":
         file = f"runs/{name}/iid-bank.safetensors"
         first.append(f"cmidd pretrain --dataset {name} --weight_decay 0.0005 --out {file}")
-        given = IIDOptions(centre_bank=Path(file))
+        given = IIDOptions(centre_bank=Path(file), base=base or "dm")
     else:
         given = METHODS[method].options()
     loop, options, _ = fill_in_published(method, stand_in(name), ipc, DistillOptions(ipc), given)
@@ -91,10 +92,10 @@ def config_of(name: str, method: str, ipc: int) -> tuple[str, str]:
 
 def configs() -> Iterator[tuple[str, str]]:
     """Path and text of every file."""
-    for name, methods in METHODS_OF.items():
-        for method in methods:
-            for ipc in IPCS[method]:
-                yield config_of(name, method, ipc)
+    for name, settings in METHODS_OF.items():
+        for setting in settings:
+            for ipc in IPCS[setting]:
+                yield config_of(name, setting, ipc)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cmidd.options.dm import DMOptions
     from cmidd.options.dsa import DSAOptions
     from cmidd.options.idc import IDCOptions
+    from cmidd.options.idm import IDMOptions
     from cmidd.options.iid import IIDOptions
     from cmidd.options.mtt import MTTOptions
     from cmidd.options.pretrained import BankOptions, ExpertOptions
@@ -50,6 +51,7 @@ _HOME = {
     "DCOptions": "options.dc",
     "DSAOptions": "options.dsa",
     "IDCOptions": "options.idc",
+    "IDMOptions": "options.idm",
     "MTTOptions": "options.mtt",
     "IIDOptions": "options.iid",
     "distill": "loop",
@@ -83,6 +85,7 @@ __all__ = [
     "DistillOptions",
     "ExpertOptions",
     "IDCOptions",
+    "IDMOptions",
     "IIDOptions",
     "MTTOptions",
     "Method",

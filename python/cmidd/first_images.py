@@ -17,6 +17,9 @@ from cmidd.storage.tensor_file import kind_of, read_tensors
 from cmidd.synthetic import SyntheticSet, file_of
 from cmidd.view import View
 
+INITS = ("noise", "real", "mix", "cells", "smooth_cells")
+"""What images may start from, beside those of a file."""
+
 
 def class_by_class(dataset: Dataset, ipc: int) -> Tensor:
     """Labels of `ipc` images of each class."""
@@ -39,8 +42,10 @@ def first_images(
         ipc: images per class.
         init: "noise" (normal numbers), "real" (real images of the class, each once), "mix" (two
             real images of the class mixed, in a share drawn for each), "cells" (real images made
-            smaller, one in each cell of the view) or "file:PATH" (a synthetic set made from
-            `dataset`, with as many images, or the checkpoint of a run).
+            smaller, one in each cell of the view and each once), "smooth_cells" (the same, made
+            smaller bilinearly and drawn for each cell of all images apart, so that one may come in
+            several) or "file:PATH" (a synthetic set made from `dataset`, with as many images, or
+            the checkpoint of a run).
         seed: of the draws.
         count_option: the option that asked for so many images, which an error names.
         view: how the images are to be stored. Those of a set that has it too are taken as they are;
@@ -56,12 +61,21 @@ def first_images(
     if init.startswith("file:"):
         path = file_of(Path(init.removeprefix("file:")))
         return _from_file(path, dataset, labels, view), labels
-    if init not in ("real", "mix", "cells"):
-        raise ValueError(f"init: expected noise, real, mix, cells or file:PATH, got {init!r}")
-    if init == "cells":
-        factor = view.settings["factor"] if view is not None and view.name == "cells" else 1
-        there = _real(dataset, ipc * factor**2, seed, "start", count_option)
-        return tiled(there, factor), labels
+    if init not in INITS:
+        raise ValueError(f"init: expected {', '.join(INITS)} or file:PATH, got {init!r}")
+    if init in ("cells", "smooth_cells"):
+        in_cells = view is not None and view.name == "cells"
+        settings: Mapping[str, Any] = view.settings if view and in_cells else {}
+        factor, order = settings.get("factor", 1), settings.get("order", "rows")
+        if init == "cells":
+            there = _real(dataset, ipc * factor**2, seed, "start", count_option)
+            return tiled(there, factor, order), labels
+        of_cells = [
+            _real(dataset, ipc, seed, f"start of cell {cell}", count_option)
+            for cell in range(factor**2)
+        ]
+        there = torch.stack(of_cells, dim=1).flatten(0, 1)
+        return tiled(there, factor, order, mode="bilinear"), labels
     first = _real(dataset, ipc, seed, "start", count_option)
     if init == "mix":
         second = _real(dataset, ipc, seed, "start mix", count_option)
@@ -90,12 +104,22 @@ def _real(dataset: Dataset, ipc: int, seed: int, purpose: str, count_option: str
     return dataset.to_input(dataset.train.source[torch.cat(rows)])
 
 
-def tiled(images: Tensor, factor: int) -> Tensor:
-    """Images that hold factor x factor others each, row by row, as the view `cells` reads them."""
+def tiled(images: Tensor, factor: int, order: str = "rows", mode: str = "nearest") -> Tensor:
+    """Images that hold factor x factor others each, as the view `cells` of that order reads them.
+
+    Args:
+        images: `(N, channels, height, width)`; those of one image follow each other.
+        factor: cells in a row and in a column.
+        order: of the cells of an image, "rows" or "columns".
+        mode: how images are made smaller, as `torch.nn.functional.interpolate` calls it.
+    """
     _, channels, height, width = images.shape
     size = -(-height // factor), -(-width // factor)
-    small = F.interpolate(images, size=size, mode="nearest")
-    grid = small.view(-1, factor, factor, channels, *size).permute(0, 3, 1, 4, 2, 5)
+    small = F.interpolate(images, size=size, mode=mode)
+    grid = small.view(-1, factor, factor, channels, *size)
+    if order == "columns":
+        grid = grid.transpose(1, 2)
+    grid = grid.permute(0, 3, 1, 4, 2, 5)
     whole = grid.reshape(len(grid), channels, factor * size[0], factor * size[1])
     return whole[:, :, :height, :width].contiguous()
 

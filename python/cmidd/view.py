@@ -108,6 +108,15 @@ _AXES = {"rows": (0, 2, 4, 1, 3, 5), "columns": (0, 4, 2, 1, 3, 5)}
 register_view("cells", cells)
 
 
+def check_factor(factor: int, size: tuple[int, int]) -> None:
+    """Raise unless every one of factor x factor cells has pixels of an image of some size."""
+    if any((factor - 1) * -(-side // factor) >= side for side in size):
+        raise ValueError(
+            f"factor: expected one that leaves pixels of {size[0]} x {size[1]} in every cell, got "
+            f"{factor}"
+        )
+
+
 def view_of_cells(
     factor: int,
     size: tuple[int, int],

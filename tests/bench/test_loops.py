@@ -72,6 +72,15 @@ def test_both_loops_of_iid_are_measured(quick_run: QuickRun) -> None:
     assert "times as fast as the plain loop" in said
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_both_loops_of_idm_are_measured(quick_run: QuickRun) -> None:
+    rows, said = quick_run("loops-idm", "--method", "idm")
+    assert_measured(rows, "iteration", "dm.network", "dm.real_images", "dm.real_branch",
+                    "dm.synthetic_branch", "idm.training", "images_step")  # fmt: skip
+    assert of(rows, "idm.training", "ours")["convolution_seconds"] > 0
+    assert "times as fast as the plain loop" in said
+
+
 DC_PARTS = ("first step", "later steps", "iteration", "dc.network", "dc.real_gradients",
             "dc.synthetic_gradients", "cmi", "dc.inner_training", "images_step")  # fmt: skip
 

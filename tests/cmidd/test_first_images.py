@@ -114,12 +114,32 @@ def test_cells_are_real_images_of_the_class_made_smaller_each_in_its_cell() -> N
     assert torch.equal(without, first_images(DATASET, 2, "real", 0)[0])
 
 
+def test_smooth_cells_are_means_of_real_images_drawn_for_each_cell() -> None:
+    view = view_of_cells(2, (8, 8), DATASET.mean, DATASET.std, order="columns")
+    images, _ = first_images(DATASET, PER_CLASS, "smooth_cells", 0, view=view)
+    for c in range(len(CLASSES)):
+        of_class = images[c * PER_CLASS : (c + 1) * PER_CLASS]
+        small = torch.nn.functional.avg_pool2d(real_of(c), 2)
+        taken = []
+        for i, j in itertools.product(range(2), range(2)):
+            cells = of_class[:, :, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4]
+            near = (cells[:, None] - small[None]).abs().amax(dim=(2, 3, 4)) < 1e-5
+            assert near.sum(0).tolist() == near.sum(1).tolist() == [1] * PER_CLASS
+            taken.append(near.long().argmax(1).tolist())
+        assert len(set(map(tuple, taken))) > 1  # a cell's are not those of the next
+    without = first_images(DATASET, 2, "smooth_cells", 0)[0]
+    assert {tuple(each.flatten().tolist()) for each in without[:2]} <= {
+        tuple(each.flatten().tolist()) for each in real_of(0)
+    }
+
+
+@pytest.mark.parametrize("order", ["rows", "columns"])
 @pytest.mark.parametrize(("size", "factor"), [(8, 1), (8, 2), (10, 3), (7, 2), (7, 3)])
-def test_cells_lie_where_the_view_reads_them(size: int, factor: int) -> None:
+def test_cells_lie_where_the_view_reads_them(size: int, factor: int, order: str) -> None:
     shades = torch.arange(1.0, 2 * factor**2 + 1).view(-1, 1, 1, 1).expand(-1, 3, size, size)
-    stored = tiled(shades, factor)
+    stored = tiled(shades, factor, order)
     assert stored.shape == (2, 3, size, size)
-    view = view_of_cells(factor, (size, size), (0.0,) * 3, (1.0,) * 3)
+    view = view_of_cells(factor, (size, size), (0.0,) * 3, (1.0,) * 3, order)
     seen = stored if view is None else view(stored, torch.arange(2))[0]
     assert torch.equal(seen[:, 0, 0, 0], shades[:, 0, 0, 0])  # the edge may hold grey
 
@@ -135,7 +155,8 @@ def test_more_images_than_a_class_has_is_an_error_that_names_it(init: str) -> No
 
 @pytest.mark.parametrize("init", ["", "Real", "zeros", "file"])
 def test_an_unknown_start_is_an_error(init: str) -> None:
-    with pytest.raises(ValueError, match="init: expected noise, real, mix, cells or file:PATH"):
+    words = "init: expected noise, real, mix, cells, smooth_cells or file:PATH"
+    with pytest.raises(ValueError, match=words):
         first_images(DATASET, 1, init, 0)
 
 

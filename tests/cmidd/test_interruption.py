@@ -16,6 +16,7 @@ from cmidd.interruption import Interrupted
 from cmidd.methods.dc import GradientMatching
 from cmidd.methods.dm import DM
 from cmidd.methods.idc import IDC
+from cmidd.methods.idm import IDM
 from cmidd.methods.iid import IID
 from cmidd.methods.mtt import MTT
 from cmidd.options.cmi import CMIOptions
@@ -28,6 +29,7 @@ from tests.support.tiny import (
     DM_OPTIONS,
     DSA_OPTIONS,
     IDC_OPTIONS,
+    IDM_OPTIONS,
     OPTIONS,
     expert_options,
     iid_options,
@@ -74,11 +76,12 @@ def methods(
         "mtt": (mtt_options(experts), MTT, 8),
         "idc": (IDC_OPTIONS, IDC, 8 * 2),
         "iid": (iid_options(bank_file), IID, 8),
+        "idm": (IDM_OPTIONS, IDM, 8),
     }
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("name", ["dm", "dsa", "mtt", "idc", "iid"])
+@pytest.mark.parametrize("name", ["dm", "dsa", "mtt", "idc", "idm", "iid"])
 def test_a_run_ends_after_the_update_under_way_and_goes_on_to_the_same_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

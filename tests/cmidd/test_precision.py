@@ -25,12 +25,14 @@ from cmidd.methods.base import Method
 from cmidd.methods.class_gradients import GradientsVmapped
 from cmidd.methods.dc import GradientMatching
 from cmidd.methods.dm import DM
+from cmidd.methods.idm import IDM
 from cmidd.methods.iid import IID
 from cmidd.methods.mtt import MTT
 from cmidd.options import recipe as options_of_recipe
 from cmidd.options.cmi import CMIOptions
 from cmidd.options.dm import DMOptions
 from cmidd.options.dsa import DSAOptions
+from cmidd.options.idm import IDMOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.options.recipe import Recipe
 from cmidd.pretrained.bank import Bank, train_bank
@@ -93,8 +95,14 @@ def iid(precision: str, experts: Path) -> Method:
     return method
 
 
+def idm(precision: str, _: Path) -> Method:
+    options = IDMOptions(WIDE, batch_real=8, precision=precision, accuracy_weight=0.1,
+                         push_interval=1, steps_net=2, batch_net=8)  # fmt: skip
+    return IDM(random_dataset((8, 8, 8), 8), LABELS, options, 0, CPU)
+
+
 Make = Callable[[str, Path], Method]
-MAKES: tuple[Make, ...] = (dm, dsa, dsa_vmapped, mtt, iid)
+MAKES: tuple[Make, ...] = (dm, dsa, dsa_vmapped, mtt, iid, idm)
 METHODS = pytest.mark.parametrize("make", MAKES, ids=lambda make: make.__name__)
 
 

@@ -33,6 +33,7 @@ from tests.support.tiny import (
     DM_OPTIONS,
     DSA_OPTIONS,
     IDC_OPTIONS,
+    IDM_OPTIONS,
     NETWORK,
     OPTIONS,
     expert_options,
@@ -76,6 +77,8 @@ def run_all(folder: Path, experts: Path, bank: Path) -> None:
         ("iid", "iid", iid_options(bank), NO_CMI),
         ("idc", "idc", IDC_OPTIONS, NO_CMI),
         ("idc-cmi", "idc", idc, {"cmi_weight": 5.0}),
+        ("idm", "idm", IDM_OPTIONS, NO_CMI),
+        ("iid-idm-cmi", "iid", iid_options(bank, "idm"), {"cmi_weight": 5.0}),
     ):
         term = CMIOptions(bank=bank if cmi else None, **cmi)
         loop = replace(OPTIONS, lr_images=1.0, init="real")
@@ -91,7 +94,7 @@ def test_every_method_makes_the_images_of_one_process(
     run_all(tmp_path / "one", experts, bank_file)
     on_ranks(count, run_all, tmp_path, tmp_path / "shared", experts, bank_file)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(names) == 9
+    assert len(names) == 11
     for name in names:
         one, shared = tmp_path / "one" / name, tmp_path / "shared" / name
         check_alike(SyntheticSet.load(shared), SyntheticSet.load(one), name)
@@ -103,7 +106,7 @@ def test_every_method_makes_the_images_of_one_process(
 
 
 def check_alike(shared: SyntheticSet, one: SyntheticSet, name: str) -> None:
-    # DM and IID alone add up nothing but zeros over ranks. DC, DSA, IDC and MTT add up what their
+    # DM and IID on it add up nothing but zeros over ranks. DC, DSA, IDC, IDM and MTT add up what
     # networks learn by, and their images go on from what it led to.
     room = {"dm": 0.0, "iid": 0.0, "dm-cmi": 1e-6}.get(name, 1e-5)
     for found, expected in ((shared.images, one.images), (shared.targets, one.targets)):
@@ -125,6 +128,7 @@ def steps(experts: Path, bank: Path) -> dict[str, list[Tensor]]:
         ("mtt", mtt_options(experts)),
         ("iid", iid_options(bank)),
         ("idc", replace(IDC_OPTIONS, cutmix_net=1.0)),
+        ("idm", IDM_OPTIONS),
     ):
         _, of_method, _ = fill_in_published(name, data, 2, OPTIONS, options)
         method = METHODS[name].make(data, labels, of_method, 0, CPU, torch.float64)

@@ -9,7 +9,9 @@ import pytest
 from cmidd.methods import METHODS
 from cmidd.methods.dc import STEPS
 from cmidd.methods.idc import SETTINGS as SETTINGS_OF_IDC
-from cmidd.methods.iid import WEIGHTS
+from cmidd.methods.idm import IPCS
+from cmidd.methods.idm import SETTINGS as SETTINGS_OF_IDM
+from cmidd.methods.iid import WEIGHTS, WEIGHTS_ON_IDM
 from cmidd.methods.mtt import SETTINGS, Setting
 from cmidd.options.pretrained import BankOptions
 
@@ -70,6 +72,7 @@ def test_weights_of_the_terms_are_those_of_iid() -> None:
         (line,) = (line for line in rows("iid.md") if f" `--{name}` " in line)
         assert line.split(" | ")[2:] == [
             str(weight),
+            str(WEIGHTS_ON_IDM[name]),
             "published for CIFAR-10 at 10 images per class |",
         ]
 
@@ -113,4 +116,20 @@ def test_settings_are_those_of_idc() -> None:
         for dataset, setting in SETTINGS_OF_IDC.items()
     ]
     found = [line for line in rows("idc.md") if line.count("|") == 8]
+    assert found[2:] == expected
+
+
+def test_settings_are_those_of_idm() -> None:
+    expected = [
+        row(
+            NAMES[dataset],
+            ipc,
+            f"{setting.accuracy_weight[k]:g}",
+            setting.steps_net[k],
+            "published",
+        )
+        for dataset, setting in SETTINGS_OF_IDM.items()
+        for k, ipc in enumerate(IPCS)
+    ]
+    found = [line for line in rows("idm.md") if line.count("|") == 6]
     assert found[2:] == expected

@@ -53,6 +53,9 @@ def test_the_command_in_its_first_line_takes_all_of_it(
         ("cifar100/mtt-ipc50.yaml", "zca", True),
         ("tinyimagenet/mtt-ipc10.yaml", "zca", False),
         ("cifar10/iid-ipc10.yaml", "centre_weight", 0.05),
+        ("cifar10/iid-idm-ipc10.yaml", "centre_weight", 0.01),
+        ("cifar100/idm-ipc10.yaml", "steps_net", 50),
+        ("tinyimagenet/idm-ipc50.yaml", "accuracy_weight", 0.8),
     ],
 )
 def test_some_numbers_of_the_papers(path: str, name: str, value: object) -> None:

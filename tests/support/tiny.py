@@ -15,7 +15,8 @@ from cmidd.options.distill import DistillOptions
 from cmidd.options.dm import DMOptions
 from cmidd.options.dsa import DSAOptions
 from cmidd.options.idc import IDCOptions
-from cmidd.options.iid import IIDOptions
+from cmidd.options.idm import IDMOptions
+from cmidd.options.iid import OF_IDM_ALONE, IIDOptions
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 from cmidd.pretrained.bank import Bank, train_bank
@@ -70,6 +71,9 @@ IDC_OPTIONS = IDCOptions(
     NETWORK, factor=2, batch_real=3, inner_steps=2, metric="mse", batch_net=4, images_net=7,
     cutmix_net=0.5, augmentation="idc:color_crop_cutout",
 )  # fmt: skip
+IDM_OPTIONS = IDMOptions(
+    NETWORK, 4, accuracy_weight=0.02, queue_size=4, push_interval=2, steps_net=2, batch_net=5
+)
 NO_CMI = CMIOptions()
 CONFIG = {"method": "dm", "ipc": 2}
 
@@ -91,9 +95,12 @@ def mtt_options(experts: Path, **changes: Any) -> MTTOptions:
     return MTTOptions(experts, **{**options, "soft_labels": True, "lr_step_size": 1e-3, **changes})
 
 
-def iid_options(bank: Path) -> IIDOptions:
+def iid_options(bank: Path, base: str = "dm") -> IIDOptions:
     """Four real images a class, and weights that make all terms count."""
-    return IIDOptions(NETWORK, 4, covariance_weight=1.0, centre_weight=0.5, centre_bank=bank)
+    of_idm = {name: getattr(IDM_OPTIONS, name) for name in OF_IDM_ALONE if base == "idm"}
+    return IIDOptions(
+        NETWORK, 4, covariance_weight=1.0, centre_weight=0.5, centre_bank=bank, base=base, **of_idm
+    )
 
 
 def tiny_run(

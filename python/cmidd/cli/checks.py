@@ -12,6 +12,7 @@ import torch
 
 from cmidd.augment import Strategy
 from cmidd.device import precision_on, usable_device
+from cmidd.first_images import INITS
 from cmidd.networks import NetworkSpec
 from cmidd.options.commands import DataOptions
 from cmidd.options.fields import AS_PUBLISHED, Options
@@ -95,8 +96,8 @@ def _look_at_first_images(init: str) -> None:
             raise FileNotFoundError(
                 f"expected a synthetic set or the checkpoint of a run, found none at {path}"
             )
-    elif init not in ("noise", "real", "mix", "cells"):
-        raise ValueError(f"expected noise, real, mix, cells or file:PATH, got {init}")
+    elif init not in INITS:
+        raise ValueError(f"expected {', '.join(INITS)} or file:PATH, got {init}")
 
 
 def _look_at_file(kind: str, maker: str) -> Callable[[Path], None]:

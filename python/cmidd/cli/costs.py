@@ -64,7 +64,7 @@ def disk_of(run: Run) -> int:
     made = sum(leaf.nbytes for leaf in run.leaves.values())
     lines = run.options.iterations // run.options.report_every
     disk = 4 * made + lines * _LINE
-    disk += sum(tensor.nbytes for tensor in run.method.state().values())
+    disk += run.method.state_bytes(run.options.iterations)
     if run.dataset.whitening is not None:
         disk += run.dataset.whitening.matrix.nbytes
     return disk

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cmidd.methods import dc, dm, idc, iid, mtt
+from cmidd.methods import dc, dm, idc, idm, iid, mtt
 from cmidd.methods.base import CMIWeights, ExtraParameter, Method, MethodEntry, Published
 from cmidd.options.fields import AS_PUBLISHED, Options, fill_in, option
 from cmidd.options.methods import METHOD_OPTIONS
@@ -49,6 +49,7 @@ METHODS: dict[str, MethodEntry] = {
     "dsa": dc.DSA_ENTRY,
     "mtt": mtt.MTT_ENTRY,
     "idc": idc.IDC_ENTRY,
+    "idm": idm.IDM_ENTRY,
     "iid": iid.IID_ENTRY,
 }
 """Every method by its name; `register` adds to it."""
@@ -118,7 +119,7 @@ def fill_in_published(
 
     The line for the user says what that was and where it comes from.
     """
-    published = method_entry(method).published(dataset, ipc)
+    published = method_entry(method).published_for(dataset, ipc, options)
     loop, of_loop = fill_in(loop, published.loop)
     options, of_method = fill_in(options, published.options)
     words = [

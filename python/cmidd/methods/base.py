@@ -114,6 +114,10 @@ class Method(ABC):
         if state:
             raise ValueError(f"expected no state of the method, got {', '.join(state)}")
 
+    def state_bytes(self, iterations: int) -> int:  # noqa: ARG002
+        """Bytes of `state` after so many iterations, at most."""
+        return sum(tensor.nbytes for tensor in self.state().values())
+
     def finish(self, result: SyntheticSet) -> SyntheticSet:
         """The distilled set with what the method adds to it."""
         return result
@@ -175,3 +179,10 @@ class MethodEntry:
     """Gives what is published, of dataset and images per class."""
     cmi_weights: CMIWeights = field(default_factory=CMIWeights)
     """Weights of CMI that are known."""
+    published_on: Mapping[str, Callable[[Dataset, int], Published]] = field(default_factory=dict)
+    """The same as `published` where the option `base` of the method is one of these."""
+
+    def published_for(self, dataset: Dataset, ipc: int, options: Options) -> Published:
+        """What is published where the user gave some options."""
+        base = getattr(options, "base", None)
+        return self.published_on.get(str(base), self.published)(dataset, ipc)

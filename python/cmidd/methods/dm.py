@@ -57,6 +57,8 @@ class DM(Method):
     """The step of DM on one dataset, of the classes that are this rank's."""
 
     shares_work = True
+    seen_of_stored: int = 1
+    """Images that the network sees of each stored one."""
 
     def __init__(
         self,
@@ -75,8 +77,9 @@ class DM(Method):
         self.precision = precision_on(device, options.precision)
         self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
         self.share = ClassShare.of(dataset, labels)
+        self.counts = [count * self.seen_of_stored for count in self.share.counts]  # seen
         self.chunk = images_per_chunk(device, size, GPU_IMAGES_FORWARD)
-        self.chunks = whole_classes(self.share.counts, self.chunk)
+        self.chunks = whole_classes(self.share.counts, self.chunk // self.seen_of_stored)
         self.images = self.share.real_images(dataset.train, device)
         self.network_spec = options.network
         network = build_network(options.network, channels, size, dataset.num_classes)
@@ -93,10 +96,14 @@ class DM(Method):
 
     def draw(self, iteration: int, update: int) -> DMDraws:  # noqa: ARG002
         """The network, real images and augmentations of an iteration."""
+        weights = draw_weights(self.network, generator(self.seed, "network", iteration))
+        return DMDraws(weights, *self.draw_images(iteration))
+
+    def draw_images(self, iteration: int) -> tuple[list[Tensor], Draw]:
+        """The real images and augmentations of an iteration."""
         seed, classes = self.seed, self.share.classes
         count = self.options.batch_real
-        return DMDraws(
-            draw_weights(self.network, generator(seed, "network", iteration)),
+        return (
             draw_real_rows(self.dataset.train, classes, count, seed, "real", iteration),
             draw_for_classes(self.strategy, classes, seed, "dsa", iteration),
         )
@@ -154,11 +161,19 @@ class DM(Method):
         """What is matched of embeddings `(N, M)` that stand class by class, each `(C, ...)`."""
         return [class_means(features, counts)]
 
-    def loss_of(self, seen: Tensor, targets: list[Tensor], counts: list[int]) -> Tensor:
+    def seen(self, images: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network sees of stored images, and the place of the class of each."""
+        return (images, places) if self.view is None else self.view(images, places)
+
+    def loss_of(self, seen: Tensor, targets: list[Tensor], classes: slice) -> Tensor:
         """Loss of augmented images `seen` of whole classes, whose real images have `targets`."""
         with self.as_network():
             features = self.network.embed(seen)
-        found = self.statistics(features.to(seen.dtype), counts)
+        return self.loss_of_features(features.to(seen.dtype), targets, classes)
+
+    def loss_of_features(self, features: Tensor, targets: list[Tensor], classes: slice) -> Tensor:
+        """The same of their embeddings `(N, M)`."""
+        found = self.statistics(features, self.counts[classes])
         distances = [(t - f).square().sum() for t, f in zip(targets, found, strict=True)]
         return torch.stack(distances).sum()
 
@@ -187,8 +202,9 @@ class DM(Method):
         places = self.share.labels - self.share.classes.start
         for classes, rows in self.chunks:
             x = images[rows].requires_grad_()
-            seen = augmented(x, places[rows]).contiguous(memory_format=self.layout(x.dtype))
-            loss = self.loss_of(seen, [t[classes] for t in targets], self.share.counts[classes])
+            seen = augmented(*self.seen(x, places[rows]))
+            seen = seen.contiguous(memory_format=self.layout(x.dtype))
+            loss = self.loss_of(seen, [t[classes] for t in targets], classes)
             losses.append(loss.detach())
             gradients += torch.autograd.grad(loss, x)
         return torch.stack(losses).sum(), torch.cat(gradients)

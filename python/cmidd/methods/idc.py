@@ -4,15 +4,9 @@
 Convolutions alone take part in the distance. Between updates of an iteration the network trains on
 real images, by SGD with momentum whose buffers live as long as the network.
 
-One step of all classes. The published loop takes a step of SGD, of length a and momentum m, after
-each of C classes in turn. The gradient of one class moves the images of that class at once and,
-through the momentum, in the C - 1 steps that follow, before their own gradient is asked for again:
-
-    in all  a (1 + m + ... + m^(C-1)) = a (1 - m^C) / (1 - m),  and m^C of the buffer is left
-
-So a step of SGD for all classes together, of this length and momentum m^C, is the same, up to the
-part of a displacement that is still to come where images are clamped. `per_class_step` clamps them
-as they are then.
+One step of all classes (`class_steps.py`) is the same as the published step after each of them, up
+to the part of a displacement that is still to come where images are clamped. `per_class_step`
+clamps them as they are then.
 
 Pixels. The published loop stores x in [0, 1] and normalises what it decodes. What is stored here is
 z = (x - mean) / std, channel by channel, of which the same step is
@@ -35,6 +29,7 @@ from cmidd.datasets import Dataset
 from cmidd.datasets.encoded import taken
 from cmidd.methods.base import CMIWeights, MethodEntry, Published, origin_on
 from cmidd.methods.class_matching import ClassMatching, MatchingDraws
+from cmidd.methods.class_steps import sgd_after_each_class, steps_in_one
 from cmidd.networks.usual import gradient_network
 from cmidd.options.fields import check_filled_in
 from cmidd.options.idc import IDCOptions
@@ -43,7 +38,7 @@ from cmidd.seeds import generator, seed_of
 from cmidd.synthetic import SyntheticSet
 from cmidd.training import Progress, train
 from cmidd.training_draws import EpochDraws, draw_epoch
-from cmidd.view import view_of_cells
+from cmidd.view import check_factor, view_of_cells
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +73,7 @@ class IDC(ClassMatching):
                 "cells, got whitened ones"
             )
         _, height, width = dataset.shape
-        if any(
-            (options.factor - 1) * -(-side // options.factor) >= side for side in (height, width)
-        ):
-            raise ValueError(
-                f"factor: expected one that leaves pixels of {height} x {width} in every cell, got "
-                f"{options.factor}"
-            )
+        check_factor(options.factor, (height, width))
         super().__init__(
             dataset,
             labels,
@@ -187,11 +176,8 @@ class IDC(ClassMatching):
 
     def optimizer(self, groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:
         """SGD whose step is that of one step after each class."""
-        (images,) = groups
-        classes = self.dataset.num_classes
-        rate = images["lr"] * sum(momentum**k for k in range(classes))
         self.momentum = momentum
-        self.steps = torch.optim.SGD([{**images, "lr": rate}], momentum=momentum**classes)
+        self.steps = sgd_after_each_class(groups, momentum, self.dataset.num_classes)
         return self.steps
 
     def constrain_images(self, images: Tensor) -> None:
@@ -212,7 +198,7 @@ class IDC(ClassMatching):
         if velocity is None:
             return None
         m, classes = self.momentum, self.dataset.num_classes
-        rate = group["lr"] / sum(m**k for k in range(classes))
+        rate = group["lr"] / steps_in_one(m, classes)
         shares = [rate * sum(m ** (classes - 1 - k) for k in range(c)) for c in range(classes)]
         of_images = velocity.new_tensor(shares)[self.labels.to(velocity.device)]
         return of_images.view(-1, 1, 1, 1) * velocity

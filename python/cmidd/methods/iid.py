@@ -1,13 +1,13 @@
-"""IID, inter-sample and inter-feature relations (Deng et al., CVPR 2024), on DM: one step.
+"""IID, inter-sample and inter-feature relations (Deng et al., CVPR 2024), on DM or IDM: one step.
 
-    loss = sum over classes of  || mean phi(A_c(real)) - mean phi(A_c(synthetic)) ||^2
-                              + a || K(A_c(real)) - K(A_c(synthetic)) ||^2
-                              + b sum over synthetic images of || g(A_c(image)) - their mean ||^2
+    loss = the base's + sum over classes of
+               a || K(A_c(real)) - K(A_c(synthetic)) ||^2
+             + b sum over synthetic images of || g(A_c(image)) - their mean ||^2
     K(images) = mean over images of (F - mean F)(F - mean F)^T
 
 F is the embedding phi(image) as channels x positions, so that K relates the channels, and the mean
 of F is over the images. g is the embedding of a network trained on the real images, drawn from a
-bank in every iteration. All else is DM's.
+bank in every iteration. Synthetic images are what networks see of stored ones, on IDM the cells.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ import torch
 from torch import Tensor
 
 from cmidd.datasets import Dataset
-from cmidd.methods import dm
+from cmidd.methods import dm, idm
 from cmidd.methods.base import MethodEntry, Published
 from cmidd.methods.dm import DM, DMDraws, class_means, whole_classes
+from cmidd.methods.idm import IDM, IDMDraws
 from cmidd.networks import GPU_IMAGES_SECOND_ORDER, Network, images_per_chunk
+from cmidd.options.dm import DMOptions
+from cmidd.options.idm import IDMOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.pretrained.bank import Bank
 from cmidd.seeds import generator
@@ -37,7 +40,7 @@ class IIDDraws(DMDraws):
 
 
 class IID(DM):
-    """The step of IID on one dataset, of the classes that are this rank's."""
+    """The step of IID on DM on one dataset, of the classes that are this rank's."""
 
     options: IIDOptions
 
@@ -51,14 +54,16 @@ class IID(DM):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """Prepare steps on images whose labels are `labels`, ascending."""
+        options.check()
         super().__init__(dataset, labels, options, seed, device, dtype)
         self.channels = self._channels()
         # What a ResNet-18 keeps of an image is more than the ConvNet's.
         chunk = images_per_chunk(device, dataset.shape.height, GPU_IMAGES_SECOND_ORDER)
-        self.chunks = whole_classes(self.share.counts, chunk)
+        self.chunks = whole_classes(self.share.counts, chunk // self.seen_of_stored)
         self.bank: Bank | None = None
         self.trained: Network | None = None
-        if options.centre_weight and torch.bincount(labels.cpu()).max() > 1:
+        most = int(torch.bincount(labels.cpu()).max()) * self.seen_of_stored
+        if options.centre_weight and most > 1:
             self.bank = _load_bank(dataset, options, device)
 
     def _channels(self) -> int:
@@ -81,10 +86,14 @@ class IID(DM):
 
     def draw(self, iteration: int, update: int) -> IIDDraws:
         """What DM draws, and a network of the bank."""
+        trained = self.draw_trained(iteration)
+        return IIDDraws(**vars(super().draw(iteration, update)), trained=trained)
+
+    def draw_trained(self, iteration: int) -> int:
+        """The number of a network of the bank."""
         draws = generator(self.seed, "centre", iteration)
         count = 1 if self.bank is None else len(self.bank)
-        trained = int(torch.randint(count, (), generator=draws))
-        return IIDDraws(**vars(super().draw(iteration, update)), trained=trained)
+        return int(torch.randint(count, (), generator=draws))
 
     def loss_and_gradient(self, images: Tensor, draws: DMDraws) -> tuple[Tensor, Tensor]:
         """Loss and its gradient with respect to the synthetic images, `(N, ch, H, W)`."""
@@ -101,14 +110,41 @@ class IID(DM):
             found.append(root * class_covariances(features, counts, self.channels))
         return found
 
-    def loss_of(self, seen: Tensor, targets: list[Tensor], counts: list[int]) -> Tensor:
-        """DM's of both statistics, and the distances of images to their centre."""
-        loss = super().loss_of(seen, targets, counts)
+    def loss_of(self, seen: Tensor, targets: list[Tensor], classes: slice) -> Tensor:
+        """The base's of both statistics, and the distances of images to their centre."""
+        loss, counts = super().loss_of(seen, targets, classes), self.counts[classes]
         if self.trained is None or max(counts) == 1:  # where an image is the centre
             return loss
         with self.as_network():
             features = self.trained.embed(seen.contiguous()).to(seen.dtype)
         return loss + self.options.centre_weight * distance_to_centres(features, counts)
+
+
+@dataclass(frozen=True, eq=False)
+class IIDOnIDMDraws(IIDDraws, IDMDraws):
+    """What IID on IDM draws for an iteration."""
+
+
+class IIDOnIDM(IID, IDM):
+    """The step of IID on IDM: IID's terms in the place where IDM has DM's."""
+
+    def draw(self, iteration: int, update: int) -> IIDOnIDMDraws:
+        """What IDM draws, and a network of the bank."""
+        trained = self.draw_trained(iteration)
+        return IIDOnIDMDraws(**vars(IDM.draw(self, iteration, update)), trained=trained)
+
+
+def make(
+    dataset: Dataset,
+    labels: Tensor,
+    options: IIDOptions,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> IID:
+    """IID on the base that the options name."""
+    base = IIDOnIDM if options.base == "idm" else IID
+    return base(dataset, labels, options, seed, device, dtype)
 
 
 def class_covariances(features: Tensor, counts: list[int], channels: int) -> Tensor:
@@ -149,17 +185,32 @@ def _load_bank(dataset: Dataset, options: IIDOptions, device: torch.device) -> B
 
 
 WEIGHTS: Mapping[str, float] = {"covariance_weight": 0.01, "centre_weight": 0.05}
+WEIGHTS_ON_IDM: Mapping[str, float] = {"covariance_weight": 0.03, "centre_weight": 0.01}
 """As published for CIFAR-10 at 10 images per class, and for nothing else."""
 
 
 def published(dataset: Dataset, ipc: int) -> Published:
-    """Settings of IID: its weights, and DM's for all else."""
+    """Settings of IID on DM: its weights, and DM's for all else."""
     of_dm = dm.published(dataset, ipc)
-    origin = "as published"
-    if (dataset.name, ipc) != ("cifar10", 10):
-        origin = f"not published for {dataset.name} at {ipc} images per class; "
-        origin += "the weights are those for CIFAR-10 at 10, all else is DM's published default"
-    return replace(of_dm, options={**of_dm.options, **WEIGHTS}, origin=origin)
+    batch_real = DMOptions().batch_real
+    options = {**of_dm.options, "batch_real": batch_real, **WEIGHTS}
+    return replace(of_dm, options=options, origin=_origin(dataset, ipc, "DM"))
 
 
-IID_ENTRY = MethodEntry(IID, IIDOptions, published)
+def published_on_idm(dataset: Dataset, ipc: int) -> Published:
+    """Settings of IID on IDM: its weights, and IDM's for all else."""
+    of_idm = idm.published(dataset, ipc)
+    options = {**vars(IDMOptions()), **of_idm.options, **WEIGHTS_ON_IDM}
+    return replace(of_idm, options=options, origin=_origin(dataset, ipc, "IDM"))
+
+
+def _origin(dataset: Dataset, ipc: int, base: str) -> str:
+    if (dataset.name, ipc) == ("cifar10", 10):
+        return "as published"
+    return (
+        f"not published for {dataset.name} at {ipc} images per class; the weights are those for "
+        f"CIFAR-10 at 10, all else is {base}'s published default"
+    )
+
+
+IID_ENTRY = MethodEntry(make, IIDOptions, published, published_on={"idm": published_on_idm})

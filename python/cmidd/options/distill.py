@@ -13,9 +13,9 @@ class DistillOptions(Options):
 
     Args:
         ipc: images per class
-        init: first images: real, noise, mix (of two real ones), cells (real ones in the cells of an
-            image of idc) or file:PATH (those of a set or of a checkpoint); default: as published
-            for the method, which --dry_run prints
+        init: first images: real, noise, mix (of two real ones), cells or smooth_cells (real ones in
+            the cells of an image of idc or idm) or file:PATH (those of a set or of a checkpoint);
+            default: as published for the method, which --dry_run prints
         iterations: of the method; default: as published for it
         lr_images: step size on the images; default: as published for the method, dataset and ipc
         momentum: of the steps on the images and on what is learned beside them

@@ -7,6 +7,7 @@ from cmidd.options.dm import DMOptions
 from cmidd.options.dsa import DSAOptions
 from cmidd.options.fields import Options
 from cmidd.options.idc import IDCOptions
+from cmidd.options.idm import IDMOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
 
@@ -16,6 +17,7 @@ METHOD_OPTIONS: dict[str, type[Options]] = {
     "dsa": DSAOptions,
     "mtt": MTTOptions,
     "idc": IDCOptions,
+    "idm": IDMOptions,
     "iid": IIDOptions,
 }
 """`cmidd.register` adds to it. The docstring of a class's file is the help of its command."""

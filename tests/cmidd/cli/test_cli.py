@@ -33,6 +33,7 @@ from cmidd.options.evaluation import EvaluateOptions, ScoreOptions
 from cmidd.options.exchange import ConvertOptions, ExportOptions
 from cmidd.options.fields import AS_PUBLISHED
 from cmidd.options.idc import IDCOptions
+from cmidd.options.idm import IDMOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
@@ -47,6 +48,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "distill dsa": (DataOptions, RunOptions, DistillOptions, CMIOptions, DSAOptions),
     "distill mtt": (DataOptions, RunOptions, DistillOptions, CMIOptions, MTTOptions),
     "distill idc": (DataOptions, RunOptions, DistillOptions, CMIOptions, IDCOptions),
+    "distill idm": (DataOptions, RunOptions, DistillOptions, CMIOptions, IDMOptions),
     "distill iid": (DataOptions, RunOptions, DistillOptions, CMIOptions, IIDOptions),
     "evaluate": (SetDataOptions, EvaluateOptions),
     "score": (SetDataOptions, ScoreOptions),

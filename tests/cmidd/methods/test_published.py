@@ -17,6 +17,7 @@ from cmidd.options.distill import DistillOptions
 from cmidd.options.dm import DMOptions
 from cmidd.options.dsa import DSAOptions
 from cmidd.options.idc import IDCOptions
+from cmidd.options.idm import IDMOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.recipe import DSA
@@ -28,6 +29,7 @@ MADE: dict[str, Any] = {
     "dsa": DSAOptions(),
     "mtt": MTTOptions(experts=Path("e")),
     "idc": IDCOptions(),
+    "idm": IDMOptions(),
     "iid": IIDOptions(),
 }
 
@@ -78,7 +80,7 @@ def test_a_weight_of_ours_is_not_called_published() -> None:
 
 @pytest.mark.parametrize(
     ("method", "dataset"),
-    [("dm", "mnist"), ("mtt", "cifar10"), ("dc", "svhn"), ("iid", "cifar10")],
+    [("dm", "mnist"), ("mtt", "cifar10"), ("dc", "svhn"), ("idm", "cifar10"), ("iid", "cifar10")],
 )
 def test_without_a_weight_one_is_asked_for(method: str, dataset: str) -> None:
     with pytest.raises(ValueError, match=f"cmi_weight: none is known for {method} on {dataset}"):
@@ -189,6 +191,7 @@ def test_published_settings_of_mtt(dataset: str, ipc: int, published: tuple[Any,
         ("dsa", "real"),
         ("mtt", "real"),
         ("idc", "cells"),
+        ("idm", "smooth_cells"),
         ("iid", "real"),
     ],
 )
@@ -201,7 +204,7 @@ def test_sets_of_dc_are_judged_without_augmentation_but_on_mnist() -> None:
     assert evaluation_of("dc", CIFAR10, 10) == {"epochs": 300, "augmentation": "none"}
     on_mnist = {"epochs": 1000, "augmentation": "crop_scale_rotate"}
     assert evaluation_of("dc", mnist, 10) == on_mnist
-    for method in ("dm", "dsa", "mtt", "iid"):
+    for method in ("dm", "dsa", "mtt", "idm", "iid"):
         assert evaluation_of(method, mnist, 10) == {"epochs": 1000, "augmentation": DSA}
 
 
@@ -223,7 +226,7 @@ def test_larger_images_have_deeper_networks(size: int, network: str) -> None:
     build_network(network, 3, size, 10)
 
 
-@pytest.mark.parametrize("method", ["dm", "dc", "dsa", "iid"])
+@pytest.mark.parametrize("method", ["dm", "dc", "dsa", "idm", "iid"])
 def test_every_method_fills_in_the_depth(method: str) -> None:
     images = replace(CIFAR10.train, source=torch.zeros(18, 1, 64, 64, dtype=torch.uint8))
     large = replace(CIFAR10, train=images, test=images)
