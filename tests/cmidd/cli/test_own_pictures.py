@@ -98,7 +98,7 @@ def test_pictures_go_through_every_command_with_every_method(method: str) -> Non
 def check_set(made: SyntheticSet, method: str) -> None:
     """Squares of the asked size, which decode to whole ones, class by class."""
     config: dict[str, Any] = made.record["config"]
-    per_image = config.get("factor", 1) ** 2
+    per_image = (config.get("factor") or 1) ** 2
     seen = made.seen()
     assert made.record["method"] == method
     assert made.images.shape == (len(CLASSES) * IPC, 3, SIZE, SIZE)
