@@ -157,7 +157,7 @@ class IDC(ClassMatching):
         real = self.dataset.to_input(self.images[rows.to(self.device)], self.dtype)
         labels = self.dataset.train.labels[rows].to(self.device)
         in_order = draws.training._replace(order=torch.arange(len(rows))[None])
-        before = Progress(momentum=self.velocity)
+        before = Progress(optimizer=[{"momentum_buffer": each} for each in self.velocity])
         strategy = self.network_strategy
         train(self.stack, real, labels, self.recipe, strategy, [in_order], done=before)
 
@@ -257,8 +257,7 @@ def published(dataset: Dataset, ipc: int) -> Published:
             "augmentation": "idc:color_crop_flip_scale_rotate",
             "batch_size": 64,
             "drop_by": 5.0,
-            "drop_at": 0.666,  # of 1000 epochs after 666 and 833, as published
-            "drop_again_at": 0.833,
+            "drop_at": [0.666, 0.833],  # of 1000 epochs after 666 and 833, as published
             "cutmix": setting.cutmix,
         },
         origin=origin_on(dataset, "IDC's", exact=network != "convnet:depth=2") + ", for factor 2",

@@ -8,7 +8,6 @@ network by network, as `growing_file.py` says.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, overload
 
@@ -129,8 +128,7 @@ def train_bank(
     (options,) = with_precision((options,), place)
     channels, size, _ = dataset.shape
     spec = options.network or bank_network(dataset.name, size)
-    settings = {name: value for name, value in asdict(options).items() if name != "together"}
-    record = {**dataset.describe(), **settings, "network": spec}
+    record = {**dataset.describe(), **options.as_record(), "network": spec}
     if objective is not cross_entropy:  # a key that older files lack
         record["objective"] = f"{objective.__module__}.{objective.__qualname__}"
     state = build_network(spec, channels, size, dataset.num_classes).state_dict()

@@ -69,6 +69,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     str: TEXT,
     Path: TEXT.map(Path),
     tuple[str, ...]: st.lists(TEXT, max_size=3).map(tuple),
+    tuple[float, ...]: st.lists(st.floats(1e-9, 1e12), max_size=3).map(tuple),
     tuple[Path, ...]: st.lists(TEXT.map(Path), max_size=3).map(tuple),
 }
 
