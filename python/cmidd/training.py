@@ -28,7 +28,7 @@ from torch.func import functional_call, vmap
 from cmidd import ranks
 from cmidd.augment import Draw, Strategy, augment
 from cmidd.device import precision_on
-from cmidd.networks import Network, build_network, images_per_chunk, initialize
+from cmidd.networks import Network, build_network, draw_weights, images_per_chunk
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator
 from cmidd.training_draws import EpochDraws, draw_epochs, mixed
@@ -75,7 +75,7 @@ class Stack:
         states = []
         for seed in seeds:
             network = build_network(spec, shape[0], shape[1], num_classes)
-            initialize(network, generator(seed, "first weights"))
+            network.load_state_dict(first_weights(network, seed))
             states.append({k: v.detach().to(device) for k, v in network.state_dict().items()})
         return cls(spec, shape, num_classes, states, precision_on(device, precision))
 
@@ -271,6 +271,11 @@ def fresh_and_trained(
     epochs = draw_epochs(seeds, len(images), recipe, strategy)
     train(stack, images, labels, recipe, strategy, epochs, objective=objective, on_epoch=on_epoch)
     return stack
+
+
+def first_weights(network: Network, seed: int) -> dict[str, Tensor]:
+    """The state of such a network, on the CPU, that training by a seed begins with."""
+    return draw_weights(network, generator(seed, "first weights"))
 
 
 def networks_together(spec: str, device: torch.device, asked: int | None) -> int:

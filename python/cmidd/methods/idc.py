@@ -14,12 +14,10 @@ So a step of SGD for all classes together, of this length and momentum m^C, is t
 part of a displacement that is still to come where images are clamped. `per_class_step` clamps them
 as they are then.
 
-Pixels. The published loop stores x in [0, 1] and normalises what it decodes. What is stored here is
-z = (x - mean) / std, channel by channel, of which the same step is
+Pixels. The published loop stores x in [0, 1] and normalises what it decodes. The same step of what
+is stored here, z = (x - mean) / std as in `stored_cells.py`, is
 
-    z <- z - (a / std^2) dL/dz,    clamped from -mean / std to (1 - mean) / std
-
-Decoding is linear, so it may come before or after; the grey that it adds is (0.5 - mean) / std.
+    z <- z - (a / std^2) dL/dz
 """
 
 from __future__ import annotations
@@ -34,6 +32,7 @@ from torch import Tensor
 from cmidd.datasets import Dataset
 from cmidd.methods.base import CMIWeights, MethodEntry, Published, origin_on
 from cmidd.methods.class_matching import ClassMatching, MatchingDraws
+from cmidd.methods.stored_cells import StoredCells
 from cmidd.networks.usual import gradient_network
 from cmidd.options.idc import IDCOptions
 from cmidd.options.recipe import Recipe
@@ -41,7 +40,6 @@ from cmidd.seeds import generator, seed_of
 from cmidd.synthetic import SyntheticSet
 from cmidd.training import Progress, train
 from cmidd.training_draws import EpochDraws, draw_epoch
-from cmidd.view import view_of_cells
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,19 +67,7 @@ class IDC(ClassMatching):
     ) -> None:
         """Prepare updates of images whose labels are `labels`, ascending."""
         options.check()
-        if dataset.whitening is not None:
-            raise ValueError(
-                "zca: expected images without whitening, whose pixels idc clamps and cuts into "
-                "cells, got whitened ones"
-            )
-        _, height, width = dataset.shape
-        if any(
-            (options.factor - 1) * -(-side // options.factor) >= side for side in (height, width)
-        ):
-            raise ValueError(
-                f"factor: expected one that leaves pixels of {height} x {width} in every cell, got "
-                f"{options.factor}"
-            )
+        self.stored = StoredCells(dataset, options.factor, self.name, device, dtype)
         super().__init__(
             dataset,
             labels,
@@ -91,17 +77,13 @@ class IDC(ClassMatching):
             device,
             dtype,
             least_axes=3,
-            seen_of_stored=options.factor**2,
+            seen_of_stored=self.stored.in_one,
             seen_at_most=options.batch_syn,
         )
         self.options = options
-        self.view = view_of_cells(options.factor, (height, width), dataset.mean, dataset.std)
+        self.view = self.stored.view
         self.cmi_factor = float(dataset.num_classes)
-        mean, std = torch.tensor((dataset.mean, dataset.std), dtype=torch.float64)
-        self.channel_scale = std**-2
-        self.black, self.white = (
-            edge.to(device, dtype).view(-1, 1, 1) for edge in (-mean / std, (1 - mean) / std)
-        )
+        self.channel_scale = self.stored.std_of_channels**-2
         self.recipe = Recipe(
             1,
             options.lr_net,
@@ -127,7 +109,7 @@ class IDC(ClassMatching):
             training = draw_epoch(seeds, count, self.recipe, self.network_strategy, 0, whole)
         cells = []
         for c, stored in zip(self.share.classes, self.share.counts, strict=True):
-            there, most = stored * self.options.factor**2, self.options.batch_syn
+            there, most = stored * self.stored.in_one, self.options.batch_syn
             draws = generator(seed, "cells", iteration, update, c)
             cells.append(
                 torch.arange(there)
@@ -146,7 +128,7 @@ class IDC(ClassMatching):
         first, rows = 0, []
         for c in classes:
             rows.append(first + draws.cells[c])
-            first += self.share.counts[c] * self.options.factor**2
+            first += self.share.counts[c] * self.stored.in_one
         chosen = torch.cat(rows)
         return images[chosen.to(images.device)], labels[chosen]
 
@@ -185,7 +167,7 @@ class IDC(ClassMatching):
         to_come = self._to_come() if self.options.per_class_step else None
         if to_come is not None:
             images += to_come
-        torch.clamp(images, self.black.to(images), self.white.to(images), out=images)
+        images.copy_(self.stored.clamped(images))
         if to_come is not None:
             images -= to_come
 
@@ -205,8 +187,7 @@ class IDC(ClassMatching):
 
     def finish(self, result: SyntheticSet) -> SyntheticSet:
         """The set with its images clamped once more."""
-        edges = (edge.to(result.images) for edge in (self.black, self.white))
-        return replace(result, images=torch.clamp(result.images, *edges))
+        return replace(result, images=self.stored.clamped(result.images))
 
 
 class Setting(NamedTuple):
