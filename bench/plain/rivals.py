@@ -15,6 +15,7 @@ from bench.plain.dm import PlainDM
 from bench.plain.idc import PlainIDC
 from bench.plain.iid import PlainIID
 from bench.plain.mtt import PlainMTT
+from bench.plain.ncfm import PlainNCFM
 
 Step = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
 """Of images, iteration and update: the loss, CMI included, and its gradient by the images."""
@@ -68,6 +69,11 @@ def _idc(*given: Any, cmi: None) -> tuple[Step, int]:
     return loop.step, loop.options.inner_steps
 
 
+def _ncfm(*given: Any, cmi: None) -> tuple[Step, int]:
+    loop = PlainNCFM(*given)
+    return lambda images, iteration, _: loop.step(images, iteration), 1
+
+
 def _graph_bytes(images: Sequence[int], student_steps: int) -> int:
     """Of all student steps: 3 MiB of an image of 32 x 32 and a step, as measured."""
     return (3 << 20) * student_steps * images[0] * prod(images[2:]) // 32**2
@@ -80,4 +86,5 @@ RIVALS = {
     "dsa": Rival(_dc),
     "mtt": Rival(_mtt, with_cmi=False, kept_bytes=_graph_bytes),
     "idc": Rival(_idc, with_cmi=False),
+    "ncfm": Rival(_ncfm, with_cmi=False),
 }

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cmidd.options.idc import IDCOptions
     from cmidd.options.iid import IIDOptions
     from cmidd.options.mtt import MTTOptions
+    from cmidd.options.ncfm import NCFMOptions
     from cmidd.options.pretrained import BankOptions, ExpertOptions
     from cmidd.options.recipe import Recipe
     from cmidd.pretrained.bank import Bank, train_bank
@@ -52,6 +53,7 @@ _HOME = {
     "IDCOptions": "options.idc",
     "MTTOptions": "options.mtt",
     "IIDOptions": "options.iid",
+    "NCFMOptions": "options.ncfm",
     "distill": "loop",
     "prepare": "run",
     "evaluate_set": "evaluate",
@@ -87,6 +89,7 @@ __all__ = [
     "MTTOptions",
     "Method",
     "MethodEntry",
+    "NCFMOptions",
     "Published",
     "Recipe",
     "SyntheticSet",

@@ -36,6 +36,7 @@ from tests.support.tiny import (
     expert_options,
     iid_options,
     mtt_options,
+    ncfm_options,
     quiet,
     tiny_bank,
     tiny_dataset,
@@ -65,10 +66,10 @@ def methods(tmp_path_factory: pytest.TempPathFactory, bank_file: Path) -> dict[s
     experts = tmp_path_factory.mktemp("going on") / "experts"
     tiny_experts(experts, DATASET)
     return {"dm": DM_OPTIONS, "dsa": DSA_OPTIONS, "mtt": mtt_options(experts),
-            "iid": iid_options(bank_file)}  # fmt: skip
+            "iid": iid_options(bank_file), "ncfm": ncfm_options(bank_file)}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["dm", "dsa", "mtt", "iid"])
+@pytest.mark.parametrize("name", ["dm", "dsa", "mtt", "iid", "ncfm"])
 def test_a_finished_run_goes_on_to_more_iterations_with_the_same_bits(
     tmp_path: Path, cmi: CMIOptions, methods: dict[str, Any], name: str
 ) -> None:

@@ -27,11 +27,13 @@ from cmidd.methods.dc import GradientMatching
 from cmidd.methods.dm import DM
 from cmidd.methods.iid import IID
 from cmidd.methods.mtt import MTT
+from cmidd.methods.ncfm import NCFM
 from cmidd.options import recipe as options_of_recipe
 from cmidd.options.cmi import CMIOptions
 from cmidd.options.dm import DMOptions
 from cmidd.options.dsa import DSAOptions
 from cmidd.options.iid import IIDOptions
+from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.recipe import Recipe
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.run import prepare
@@ -93,8 +95,17 @@ def iid(precision: str, experts: Path) -> Method:
     return method
 
 
+def ncfm(precision: str, experts: Path) -> Method:
+    data, bank = random_dataset((8, 8, 8), 8), experts.with_name("bank")
+    write_bank(bank, data, WIDE)
+    options = NCFMOptions(bank, batch_real=8, frequencies=64, precision=precision)
+    method = NCFM(data, LABELS, replace(options, optimizer="adamw"), 0, CPU)
+    assert len(list(method.bank)) == 3  # which builds them, by a convolution of their own
+    return method
+
+
 Make = Callable[[str, Path], Method]
-MAKES: tuple[Make, ...] = (dm, dsa, dsa_vmapped, mtt, iid)
+MAKES: tuple[Make, ...] = (dm, dsa, dsa_vmapped, mtt, iid, ncfm)
 METHODS = pytest.mark.parametrize("make", MAKES, ids=lambda make: make.__name__)
 
 

@@ -37,6 +37,7 @@ from tests.support.tiny import (
     expert_options,
     iid_options,
     mtt_options,
+    ncfm_options,
     quiet,
     tiny_dataset,
     tiny_experts,
@@ -72,9 +73,12 @@ def run_all(folder: Path, experts: Path, bank: Path) -> None:
         ("mtt", "mtt", mtt_options(experts, batch_syn=None), NO_CMI),
         ("mtt-cmi", "mtt", some, on_batch),
         ("iid", "iid", iid_options(bank), NO_CMI),
+        ("ncfm", "ncfm", ncfm_options(bank), NO_CMI),
+        ("ncfm-cmi", "ncfm", ncfm_options(bank), {"cmi_weight": 5.0}),
     ):
         term = CMIOptions(bank=bank if cmi else None, **cmi)
-        run(folder / name, method, options, term, replace(OPTIONS, lr_images=1.0))
+        loop = replace(OPTIONS, lr_images=0.01 if method == "ncfm" else 1.0, init="real")
+        run(folder / name, method, options, term, loop)
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -86,7 +90,7 @@ def test_every_method_makes_the_images_of_one_process(
     run_all(tmp_path / "one", experts, bank_file)
     on_ranks(count, run_all, tmp_path, tmp_path / "shared", experts, bank_file)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(names) == 7
+    assert len(names) == 9
     for name in names:
         one, shared = tmp_path / "one" / name, tmp_path / "shared" / name
         check_alike(SyntheticSet.load(shared), SyntheticSet.load(one), name)
@@ -119,6 +123,7 @@ def steps(experts: Path, bank: Path) -> dict[str, list[Tensor]]:
         ("dsa", DSA_OPTIONS),
         ("mtt", mtt_options(experts)),
         ("iid", iid_options(bank)),
+        ("ncfm", ncfm_options(bank)),
     ):
         _, of_method, _ = fill_in_published(name, data, 2, OPTIONS, options)
         method = METHODS[name].make(data, labels, of_method, 0, CPU, torch.float64)

@@ -17,6 +17,7 @@ from cmidd.options.dsa import DSAOptions
 from cmidd.options.idc import IDCOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
+from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.pretrained.experts import Experts, train_experts
@@ -94,6 +95,12 @@ def mtt_options(experts: Path, **changes: Any) -> MTTOptions:
 def iid_options(bank: Path) -> IIDOptions:
     """Four real images a class, and weights that make all terms count."""
     return IIDOptions(NETWORK, 4, covariance_weight=1.0, centre_weight=0.5, centre_bank=bank)
+
+
+def ncfm_options(bank: Path, **changes: Any) -> NCFMOptions:
+    """Three real images a class, few frequencies, and a step size that is soon halved."""
+    few = {"batch_real": 3, "frequencies": 32, "optimizer": "adamw", "patience": 1}
+    return NCFMOptions(bank, **{**few, **changes})
 
 
 def tiny_run(

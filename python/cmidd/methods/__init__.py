@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cmidd.methods import dc, dm, idc, iid, mtt
+from cmidd.methods import dc, dm, idc, iid, mtt, ncfm
 from cmidd.methods.base import CMIWeights, ExtraParameter, Method, MethodEntry, Published
 from cmidd.options.fields import AS_PUBLISHED, Options, fill_in, option
 from cmidd.options.methods import METHOD_OPTIONS
@@ -50,6 +50,7 @@ METHODS: dict[str, MethodEntry] = {
     "mtt": mtt.MTT_ENTRY,
     "idc": idc.IDC_ENTRY,
     "iid": iid.IID_ENTRY,
+    "ncfm": ncfm.NCFM_ENTRY,
 }
 """Every method by its name; `register` adds to it."""
 

@@ -9,6 +9,7 @@ from cmidd.options.fields import Options
 from cmidd.options.idc import IDCOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
+from cmidd.options.ncfm import NCFMOptions
 
 METHOD_OPTIONS: dict[str, type[Options]] = {
     "dm": DMOptions,
@@ -17,5 +18,6 @@ METHOD_OPTIONS: dict[str, type[Options]] = {
     "mtt": MTTOptions,
     "idc": IDCOptions,
     "iid": IIDOptions,
+    "ncfm": NCFMOptions,
 }
 """`cmidd.register` adds to it. The docstring of a class's file is the help of its command."""

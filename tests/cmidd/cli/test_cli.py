@@ -35,6 +35,7 @@ from cmidd.options.fields import AS_PUBLISHED
 from cmidd.options.idc import IDCOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
+from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 from tests.support.errors import error_of
 from tests.support.parsed import made
@@ -48,6 +49,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "distill mtt": (DataOptions, RunOptions, DistillOptions, CMIOptions, MTTOptions),
     "distill idc": (DataOptions, RunOptions, DistillOptions, CMIOptions, IDCOptions),
     "distill iid": (DataOptions, RunOptions, DistillOptions, CMIOptions, IIDOptions),
+    "distill ncfm": (DataOptions, RunOptions, DistillOptions, CMIOptions, NCFMOptions),
     "evaluate": (SetDataOptions, EvaluateOptions),
     "score": (SetDataOptions, ScoreOptions),
     "convert": (ConvertOptions,),
@@ -56,6 +58,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
 }
 REQUIRED = {
     "distill mtt": ["--experts=e"],
+    "distill ncfm": ["--matching_bank=b"],
     "score": ["--bank=b"],
     "convert": ["s", "--out=o", "--dataset=digits"],
     "export": ["s"],
@@ -152,6 +155,7 @@ def test_the_commands_of_the_help_are_commands(capsys: pytest.CaptureFixture[str
 def test_without_flags_the_options_are_their_defaults(command: str) -> None:
     required: dict[type, Any] = {
         MTTOptions: {"experts": Path("e")},
+        NCFMOptions: {"matching_bank": Path("b")},
         ScoreOptions: {"bank": Path("b")},
         ConvertOptions: {"source": Path("s"), "out": Path("o"), "dataset": "digits"},
         ExportOptions: {"set": Path("s")},
