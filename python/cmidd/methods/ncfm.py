@@ -16,7 +16,8 @@ iteration, as `pixel_steps.py` says; the published loop takes one after each cla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,18 +97,16 @@ class NCFM(Method):
         channels, size, _ = dataset.shape
         network = build_network(self.network_spec, channels, size, dataset.num_classes)
         check_images_are_independent(network, self.network_spec, "matching_bank")
+        self.network = self.real_network = freeze(network.to(device, dtype))
         self.layout = LAYOUT.get((device.type, dtype), torch.contiguous_format)
-        self.network = self._placed(freeze(network.to(device)))
+        if self.layout != torch.contiguous_format:  # in which the synthetic branch is faster
+            self.real_network = deepcopy(network).to(memory_format=self.layout)  # type: ignore[call-overload]
         self._first_weights(0)  # so that a bank without them is an error now
         self.share = ClassShare.of(dataset, labels)
         self.images = self.share.real_images(dataset.train).to(device)
         self.chunk = images_per_chunk(device, size, GPU_IMAGES_FORWARD)
         self.chunks = whole_classes(self.share.counts, max(1, self.chunk // self.stored.in_one))
         self.steps: PixelSteps | None = None  # once there is what moves the images
-
-    def _placed(self, network: Network) -> Network:
-        """The network in the precision of the images and the layout that is fast."""
-        return network.to(self.dtype).to(memory_format=self.layout)  # type: ignore[call-overload, no-any-return]
 
     def _first_weights(self, number: int) -> dict[str, Tensor]:
         try:
@@ -154,10 +153,14 @@ class NCFM(Method):
     @torch.no_grad()
     def load_network(self, draws: NCFMDraws) -> Network:
         """Give the network the weights of an iteration; the one with the last weights."""
-        last = self._placed(self.bank[draws.trained])
+        last = self.bank[draws.trained].to(self.dtype)
         of_last = last.state_dict()
-        for name, tensor in self.network.state_dict().items():
-            tensor.copy_(torch.lerp(of_last[name], draws.first[name].to(tensor), draws.share))
+        between = {
+            name: torch.lerp(of_last[name], first.to(of_last[name]), draws.share)
+            for name, first in draws.first.items()
+        }
+        for network in (self.network, self.real_network):
+            network.load_state_dict(between)
         return last
 
     @torch.no_grad()
@@ -171,17 +174,16 @@ class NCFM(Method):
                 places = torch.full((len(rows),), place)
                 x = augment(x, self.strategy, draws.augmentation, places)
             with record_function("ncfm.real_branch"):
-                parts = torch.split(x, self.chunk)
-                features = torch.cat([self.embedded(self.network, part) for part in parts])
-                rows_of_class = directions(features)
-                found.append(characteristic_functions(rows_of_class, [len(rows)], frequencies))
+                x = x.to(memory_format=self.layout)
+                units = directions(self.in_parts(self.real_network.embed, x))
+                found.append(characteristic_functions(units, [len(rows)], frequencies))
         return torch.cat(found)
 
-    def embedded(self, network: Network, images: Tensor) -> Tensor:
-        """Features of images, in their dtype."""
+    def in_parts(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """What a network makes of images, in their dtype; parts suit a CPU's caches."""
         with computing(self.precision, self.device.type, network=True):
-            features = network.embed(images.contiguous(memory_format=self.layout))
-        return features.to(images.dtype)
+            found = torch.cat([network(part) for part in torch.split(images, self.chunk)])
+        return found.to(images.dtype)
 
     def match(
         self,
@@ -204,7 +206,7 @@ class NCFM(Method):
             seen = augment(seen, self.strategy, draws.augmentation, places)
             counts = [count * self.stored.in_one for count in self.share.counts[classes]]
             found = characteristic_functions(
-                directions(self.embedded(self.network, seen)), counts, frequencies
+                directions(self.in_parts(self.network.embed, seen)), counts, frequencies
             )
             apart = distances(
                 found, targets[classes], options.amplitude_weight, options.phase_weight
@@ -220,9 +222,8 @@ class NCFM(Method):
 
     def calibration(self, last: Network, seen: Tensor, labels: Tensor, counts: list[int]) -> Tensor:
         """The sum over classes of the mean cross-entropy of the last weights."""
-        with computing(self.precision, self.device.type, network=True):
-            logits = last(seen.contiguous(memory_format=self.layout))
-        of_images = F.cross_entropy(logits.to(seen.dtype), labels.to(seen.device), reduction="none")
+        logits = self.in_parts(last, seen)
+        of_images = F.cross_entropy(logits, labels.to(seen.device), reduction="none")
         return class_means(of_images[:, None], counts).sum()
 
     def optimizer(self, groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:

@@ -111,7 +111,9 @@ def test_ncfm_takes_a_bank_and_its_sets_are_judged_by_adamw(
           "--drop_at", "0.5", "--drop_by=10", "--out=sgd.json"])  # fmt: skip
     assert "of batches of 128, augmentation" in capsys.readouterr().out
     main(["report", "runs/ncfm", "--evaluations=runs/evaluation.json"])
-    assert "NCFM, 1 image per class" in Path("runs/report.html").read_text()
+    page = Path("runs/report.html").read_text()
+    assert "NCFM, 1 image per class" in page
+    assert "seen as 4 images each" in page
 
 
 def test_dsa_runs_with_cmi(elsewhere: Path) -> None:
