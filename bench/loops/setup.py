@@ -154,10 +154,10 @@ class Setup:
     def _bank(self) -> list[Network]:
         return untrained_bank(self.sizes.bank, self.sizes.pixels, self.sizes.classes)
 
-    @cached_property
-    def _bank_file(self) -> Path:
-        path = self.folder / "bank.safetensors"
-        write_bank(path, self.dataset, self.sizes.bank)
+    def _bank_of(self, network: str) -> Path:
+        path = self.folder / f"bank-{network.partition(':')[0]}.safetensors"
+        if not path.exists():
+            write_bank(path, self.dataset, network)
         return path
 
     def _options(self, **changes: Any) -> Any:
@@ -169,7 +169,9 @@ class Setup:
             write_expert(path, self.dataset, sizes.network)
             given |= {"experts": path, "expert_epochs": 1, "max_start_epoch": 1}
         if "centre_bank" in names:
-            given["centre_bank"] = self._bank_file
+            given["centre_bank"] = self._bank_of(sizes.bank)
+        if "matching_bank" in names:
+            given["matching_bank"] = self._bank_of(sizes.network)
         options = method_entry(self.method).options(**{**given, **changes})
         loop = DistillOptions(self.ipc)
         return fill_in_published(self.method, self.dataset, self.ipc, loop, options)[1]

@@ -1,4 +1,4 @@
-"""What the plain loops of DM, IID, DC, IDC and IDM share: a class and its real images at a time."""
+"""What the plain loops share but that of MTT: a class at a time, each with real images."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from cmidd.networks import initialize
 from cmidd.options.dc import DCOptions
 from cmidd.options.dm import DMOptions
 from cmidd.options.idc import IDCOptions
+from cmidd.options.ncfm import NCFMOptions
 from cmidd.seeds import generator
 
 
@@ -29,7 +30,7 @@ class ClasswiseLoop:
         self,
         dataset: Dataset,
         labels: Tensor,
-        options: DMOptions | DCOptions | IDCOptions,
+        options: DMOptions | DCOptions | IDCOptions | NCFMOptions,
         seed: int,
         device: torch.device,
         dtype: torch.dtype = torch.float32,

@@ -46,13 +46,13 @@ def save_each(networks: Sequence[nn.Module], folder: Path) -> list[Path]:
 
 
 def write_bank(path: Path, dataset: Dataset, spec: str) -> None:
-    """A bank of untrained networks, which take as long as others."""
+    """A bank of untrained networks, which take as long; their seed gives other first weights."""
     _, pixels, _ = dataset.shape
     states = [each.state_dict() for each in untrained_bank(spec, pixels, dataset.num_classes)]
     content = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     content["accuracy"] = torch.zeros(len(states))
     content["trained"] = torch.ones(len(states), dtype=torch.uint8)
-    record = {"network": spec, "networks": len(states)}
+    record = {"network": spec, "networks": len(states), "seed": 0}
     write_tensors(path, BANK, content, {**dataset.describe(), **record})
 
 

@@ -16,6 +16,7 @@ from bench.plain.idc import PlainIDC
 from bench.plain.idm import PlainIDM
 from bench.plain.iid import PlainIID
 from bench.plain.mtt import PlainMTT
+from bench.plain.ncfm import PlainNCFM
 
 Step = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
 """Of images, iteration and update: the loss, CMI included, and its gradient by the images."""
@@ -74,6 +75,11 @@ def _idm(*given: Any, cmi: None) -> tuple[Step, int]:
     return lambda images, iteration, _: loop.step(images, iteration), 1
 
 
+def _ncfm(*given: Any, cmi: None) -> tuple[Step, int]:
+    loop = PlainNCFM(*given)
+    return lambda images, iteration, _: loop.step(images, iteration), 1
+
+
 def _graph_bytes(images: Sequence[int], student_steps: int) -> int:
     """Of all student steps: 3 MiB of an image of 32 x 32 and a step, as measured."""
     return (3 << 20) * student_steps * images[0] * prod(images[2:]) // 32**2
@@ -87,4 +93,5 @@ RIVALS = {
     "mtt": Rival(_mtt, with_cmi=False, kept_bytes=_graph_bytes),
     "idc": Rival(_idc, with_cmi=False),
     "idm": Rival(_idm, with_cmi=False),
+    "ncfm": Rival(_ncfm, with_cmi=False),
 }

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cmidd.options.idm import IDMOptions
     from cmidd.options.iid import IIDOptions
     from cmidd.options.mtt import MTTOptions
+    from cmidd.options.ncfm import NCFMOptions
     from cmidd.options.pretrained import BankOptions, ExpertOptions
     from cmidd.options.recipe import Recipe
     from cmidd.pretrained.bank import Bank, train_bank
@@ -54,6 +55,7 @@ _HOME = {
     "IDMOptions": "options.idm",
     "MTTOptions": "options.mtt",
     "IIDOptions": "options.iid",
+    "NCFMOptions": "options.ncfm",
     "distill": "loop",
     "prepare": "run",
     "evaluate_set": "evaluate",
@@ -90,6 +92,7 @@ __all__ = [
     "MTTOptions",
     "Method",
     "MethodEntry",
+    "NCFMOptions",
     "Published",
     "Recipe",
     "SyntheticSet",

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from cmidd import ranks
 from cmidd.methods import Method
+from cmidd.storage.optimizer_state import named, state_of
 from cmidd.storage.run_folder import RunFolder
 from cmidd.storage.tensor_file import FileError
 
 _STATE = "state of "
 _LOSSES = "losses"
-_WORDS = {"momentum_buffer": "momentum"}  # what files call a state of the optimizer
 
 
 @dataclass
@@ -57,22 +57,16 @@ def restore(
     owners = {name.partition(" of ")[2] for name in found if " of " in name}
     if of_leaves != expected or not owners <= expected.keys():
         raise FileError(f"{folder.path}: expected a checkpoint with {expected}, got {found}")
-    words = {word: name for name, word in _WORDS.items()}
     for name, leaf in leaves.items():
         with torch.no_grad():
             leaf.copy_(tensors[name])
-        for key in found:
-            word, _, owner = key.partition(" of ")
-            if owner != name:
-                continue
-            if word == "momentum" and tensors[key].shape != leaf.shape:
-                raise FileError(
-                    f"{folder.path}: expected a checkpoint with {key} of {expected[name]}, got "
-                    f"{found[key]}"
-                )
-            # A counter of steps stays on the CPU, where optimizers keep it.
-            device = torch.device("cpu") if word == "step" else leaf.device
-            optimizer.state[leaf][words.get(word, word)] = tensors[key].to(device)
+        key = f"momentum of {name}"
+        if key in found and found[key] != expected[name]:
+            raise FileError(
+                f"{folder.path}: expected a checkpoint with {key} of {expected[name]}, got "
+                f"{found[key]}"
+            )
+        optimizer.state[leaf].update(state_of(tensors, name, leaf.device))
     now = method.state()
     state = {}
     for key, tensor in of_method.items():
@@ -98,15 +92,7 @@ def save(
         return
     tensors = dict(leaves)
     for name, leaf in leaves.items():
-        for key, value in optimizer.state[leaf].items():
-            if value is None:
-                continue
-            if not isinstance(value, Tensor):
-                raise TypeError(
-                    f"optimizer: expected tensors in its state, which a checkpoint can hold, got "
-                    f"{key} {value!r} of {name}"
-                )
-            tensors[f"{_WORDS.get(key, key)} of {name}"] = value
+        tensors |= named(optimizer.state[leaf], name)
     tensors |= {f"{_STATE}{name}": tensor for name, tensor in method.state().items()}
     if place.losses:
         tensors[_LOSSES] = torch.stack(place.losses)

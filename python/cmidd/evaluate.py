@@ -103,15 +103,7 @@ def evaluation_protocol(
     labels = "hard" if synthetic_set.soft_labels is None else "soft"
     whitening = synthetic_set.whitening
     zca = "none" if whitening is None else f"the set's own, eps {whitening.eps:g}"
-    usual = recipe.batch_size == PUBLISHED_RECIPE.batch_size and recipe.drop_again_at == 1
-    falls = f" of batches of {recipe.batch_size}"
-    if recipe.drop_again_at < 1:
-        falls += f" whose learning rate falls twice, by {recipe.drop_by:g}"
-    about = (
-        f"{recipe.epochs} epochs{'' if usual else falls}, augmentation {recipe.augmentation}"
-        f"{' and CutMix' if recipe.cutmix else ''}, learning rate {rate:g} "
-        f"({origin}), {labels} labels, ZCA: {zca}"
-    )
+    about = f"{recipe.in_words()}, learning rate {rate:g} ({origin}), {labels} labels, ZCA: {zca}"
     return Protocol(synthetic_set.whiten(dataset), replace(recipe, lr=float(rate)), about)
 
 

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cmidd import ranks
 from cmidd.evaluate import Accuracy, Store
-from cmidd.options.recipe import Recipe
+from cmidd.options.recipe import Recipe, as_today
 from cmidd.storage.going_on import check_new, check_same, differences
 from cmidd.storage.output import write_text
 from cmidd.storage.tensor_file import FileError, checksum
@@ -138,7 +137,7 @@ class _Compared(Store):
         found = [
             tuple(each["accuracies"])
             for each in self.file.trained(self.about["crc32"])
-            if each["network"] == network and not differences(each["recipe"], recipe.as_record())
+            if each["network"] == network and not _other_recipe(each, recipe)
         ]
         return max(found, key=len, default=())
 
@@ -160,7 +159,7 @@ class _OfSet(Store):
         if there is None:
             return ()
         what = f"{self.file.path} has {network} on {self.result['set']}"
-        check_same(what, differences(there["recipe"], recipe.as_record()))
+        check_same(what, _other_recipe(there, recipe))
         return tuple(there["accuracies"])
 
     def keep(self, accuracy: Accuracy) -> None:
@@ -170,6 +169,11 @@ class _OfSet(Store):
             self.result["evaluations"].append(there)
         there.update(accuracy.as_record())
         self.file.keep(self.result)
+
+
+def _other_recipe(evaluation: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """In what networks of an evaluation were trained otherwise."""
+    return differences(as_today(evaluation["recipe"]), recipe.as_record())
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -195,5 +199,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _check_evaluation(evaluation: Mapping[str, Any]) -> None:
     str(evaluation["network"])
-    asdict(Recipe(**evaluation["recipe"]))
+    Recipe.of_record(evaluation["recipe"])
     sum(evaluation["accuracies"])

@@ -164,7 +164,7 @@ class Loop:
                 ranks.add_up(loss, value, gradient, *(each for each in extra if each is not None))
         with record_function("images_step"):
             images.grad = math.prod(self.scales, start=gradient)
-            self.optimizer.step()
+            method.take_step(self.optimizer, images, loss)
             method.constrain()
         return loss, value
 

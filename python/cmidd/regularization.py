@@ -80,9 +80,7 @@ class CMITerm:
             )
             return
         self.weight = weight() if options.cmi_weight is None else options.cmi_weight
-        bank = Bank.load(options.bank, images.device)
-        dataset.check_made_for(bank.record, f"bank: {options.bank}")
-        dataset.check_unseen(bank.record, f"bank: {options.bank}")
+        bank = Bank.load_for(dataset, options.bank, "bank", images.device)
         _check_against(options, bank)
         self.input_records["bank"] = bank.record
         self._regularizer = CMIRegularizer(

@@ -25,6 +25,7 @@ from cmidd.datasets import Dataset
 from cmidd.datasets.given import labels_as_int64
 from cmidd.datasets.pixels import to_pixels
 from cmidd.datasets.whitening import Whitening
+from cmidd.options.recipe import OPTIMIZERS
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
 from cmidd.view import View
 
@@ -214,25 +215,35 @@ def _check_use(record: Mapping[str, Any]) -> None:
     if network is not None and not isinstance(network, str):
         raise ValueError(f"expected the name of a network, got {network!r}")
     if not isinstance(evaluation, dict) or any(
-        type(value) is not _EVALUATION.get(name) for name, value in evaluation.items()
+        type(value) not in _EVALUATION.get(name, ()) for name, value in evaluation.items()
     ):
         raise ValueError(f"expected an evaluation's {', '.join(_EVALUATION)}, got {evaluation!r}")
-    shares = [evaluation.get(name, 0.0) for name in ("cutmix", "drop_at", "drop_again_at")]
-    counts = [evaluation.get(name, 1) for name in ("batch_size", "drop_by")]
-    if not all(0 <= share <= 1 for share in shares) or not all(count >= 1 for count in counts):
+    drops = evaluation.get("drop_at", 0.0)
+    shares = [*(drops if isinstance(drops, list) else [drops])]
+    shares += [evaluation.get(name, 0.0) for name in ("cutmix", "drop_again_at")]
+    counts = [evaluation.get(name, 1) for name in ("epochs", "batch_size", "drop_by")]
+    if (
+        not all(type(share) is float and 0 <= share <= 1 for share in shares)
+        or not all(count >= 1 for count in counts)
+        or not 0 < evaluation.get("lr", 1.0) < math.inf
+        or evaluation.get("optimizer", "sgd") not in OPTIMIZERS
+    ):
         raise ValueError(
-            "expected an evaluation's cutmix, drop_at and drop_again_at from 0 to 1, and its "
-            f"batch_size and drop_by from 1 on, got {evaluation!r}"
+            "expected an evaluation's cutmix and drop_at from 0 to 1, its epochs, batch_size and "
+            f"drop_by from 1 on, its lr above 0 and its optimizer {' or '.join(OPTIMIZERS)}, got "
+            f"{evaluation!r}"
         )
 
 
-_EVALUATION = {
-    "epochs": int,
-    "augmentation": str,
-    "batch_size": int,
-    "cutmix": float,
-    "drop_at": float,
-    "drop_again_at": float,
-    "drop_by": float,
+_EVALUATION: dict[str, tuple[type, ...]] = {
+    "epochs": (int,),
+    "augmentation": (str,),
+    "batch_size": (int,),
+    "cutmix": (float,),
+    "drop_at": (float, list),
+    "drop_again_at": (float,),  # of older sets
+    "drop_by": (float,),
+    "lr": (float,),
+    "optimizer": (str,),
 }
-"""What may be said of a recipe of its own, and the type of each."""
+"""What may be said of a recipe of its own, and the types of each."""

@@ -2,9 +2,12 @@
 
 Several networks of one architecture are one stack: every parameter has a leading axis (K, ...), the
 forward pass is mapped over it, and the loss is the sum over networks, so that each sees exactly its
-own gradient. SGD works element by element and needs no change:
+own gradient. SGD and AdamW work element by element and need no change:
 
-    v <- momentum v + gradient + weight_decay w,    w <- w - lr v
+    SGD      v <- momentum v + gradient + weight_decay w,    w <- w - lr v
+    AdamW    w <- (1 - lr weight_decay) w - lr m / (sqrt(s) + 1e-8)
+
+where m and s are the averages of the gradient over about 10 steps and of its square over 1000.
 
 Everything drawn (first weights, order of images, augmentation) is drawn for each network from its
 own seed, so a network is the same whether it is trained alone or in a stack, up to rounding.
@@ -26,7 +29,7 @@ from cmidd import ranks
 from cmidd.augment import Strategy, augment
 from cmidd.datasets.encoded import Images, one_after_another
 from cmidd.device import precision_on
-from cmidd.networks import Network, build_network, images_per_chunk, initialize
+from cmidd.networks import Network, build_network, draw_weights, images_per_chunk
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator
 from cmidd.training_draws import EpochDraws, draw_epochs, mixed
@@ -73,7 +76,7 @@ class Stack:
         states = []
         for seed in seeds:
             network = build_network(spec, shape[0], shape[1], num_classes)
-            initialize(network, generator(seed, "first weights"))
+            network.load_state_dict(first_weights(network, seed))
             states.append({k: v.detach().to(device) for k, v in network.state_dict().items()})
         return cls(spec, shape, num_classes, states, precision_on(device, precision))
 
@@ -153,8 +156,8 @@ class Progress:
     epoch: int = 0  # epochs that are done
     step: int = 0  # steps that are done of the next one
     loss: float = 0.0  # sum over the images of these steps
-    momentum: list[Tensor] = field(default_factory=list)
-    """SGD's buffer of each parameter of the stack; none before the first step."""
+    optimizer: list[dict[str, Tensor]] = field(default_factory=list)
+    """The optimizer's state of each parameter of the stack; none before the first step."""
 
 
 def _never() -> bool:
@@ -190,21 +193,19 @@ def train(
         objective: what is minimised, a sum over networks and images.
         on_epoch: called with the number of finished epochs and the mean loss of the last, for which
             a GPU has to wait.
-        done: what the stack has been trained already; its buffers of SGD are changed in place.
+        done: what the stack has been trained already; its state of the optimizer is changed in
+            place.
         stopping: asked after each step whether to end there.
         shared: whether ranks share the images of each step; for one network, whose gradients are
             then added up.
     """
     done = done or Progress()
     stack.network.train()
-    optimizer = torch.optim.SGD(
-        stack.parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
-    )
-    for parameter, buffer in zip(stack.parameters, done.momentum, strict=False):
-        optimizer.state[parameter]["momentum_buffer"] = buffer
+    optimizer = _optimizer(stack.parameters, recipe)
+    for parameter, state in zip(stack.parameters, done.optimizer, strict=False):
+        optimizer.state[parameter].update(state)
     for epoch, drawn in enumerate(epochs, done.epoch):
-        drops = (recipe.drop_at, recipe.drop_again_at)
-        passed = sum(epoch >= math.ceil(recipe.epochs * share) for share in drops)
+        passed = sum(epoch >= math.ceil(recipe.epochs * share) for share in recipe.drops)
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr / recipe.drop_by**passed
         first_step = done.step if epoch == done.epoch else 0
@@ -213,8 +214,8 @@ def train(
         cut = shared and not drawn.mixing  # mixed images need others of the whole batch
         mine = [rows[:, ranks.slice_of(rows.shape[1])] if cut else rows for rows in batches]
         pixels = one_after_another(images, mine)  # (K, B, channels, height, width) of each step
-        of_steps = zip(batches, mine, pixels, strict=True)
-        for step, (batch, rows, x) in enumerate(of_steps, first_step):
+        for step, (batch, rows) in enumerate(zip(batches, mine, strict=True), first_step):
+            x = next(pixels)
             size, changes = batch.shape[1], drawn.augmentation[step] if drawn.augmentation else None
             if changes is not None and cut:
                 changes = changes[ranks.slice_of(size)]
@@ -237,12 +238,17 @@ def train(
                 ranks.add_up_gradients(stack.parameters)
             optimizer.step()
             if stopping():
-                buffers = [optimizer.state[p].get("momentum_buffer") for p in stack.parameters]
-                momentum = [buffer for buffer in buffers if buffer is not None]
-                return Progress(epoch, step + 1, total.item(), momentum)
+                kept = [dict(optimizer.state[parameter]) for parameter in stack.parameters]
+                return Progress(epoch, step + 1, total.item(), kept)
         if on_epoch is not None:
             on_epoch(epoch + 1, total.item() / (len(images) * stack.size))
     return None
+
+
+def _optimizer(parameters: list[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
 
 
 def fresh_and_trained(
@@ -264,6 +270,11 @@ def fresh_and_trained(
     epochs = draw_epochs(seeds, len(images), recipe, strategy)
     train(stack, images, labels, recipe, strategy, epochs, objective=objective, on_epoch=on_epoch)
     return stack
+
+
+def first_weights(network: Network, seed: int) -> dict[str, Tensor]:
+    """The state of such a network, on the CPU, that training by a seed begins with."""
+    return draw_weights(network, generator(seed, "first weights"))
 
 
 def networks_together(spec: str, device: torch.device, asked: int | None) -> int:

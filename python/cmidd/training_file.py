@@ -1,6 +1,7 @@
 """Training that a signal stopped, in a file beside the one it is for, and how it goes on.
 
-    FILE.K.training: `state of NAME` and `momentum of NAME` (K, ...) of K networks trained together
+    FILE.K.training: `state of NAME` (K, ...) of K networks trained together, and what the optimizer
+                     keeps of parameter number P: `momentum of P`, or `exp_avg of P` and others
 
 K is the number of the first of them. The file's record describes these networks and what they learn
 from; for others it is as if there were none.
@@ -22,12 +23,13 @@ from cmidd.augment import Strategy
 from cmidd.datasets.encoded import Images
 from cmidd.interruption import Stop
 from cmidd.options.recipe import Recipe
+from cmidd.storage.optimizer_state import named, state_of
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
 from cmidd.training import Objective, Progress, Stack, cross_entropy, train
 from cmidd.training_draws import draw_epochs
 
 KIND = "unfinished training"
-_STATE, _MOMENTUM = "state of ", "momentum of "
+_STATE = "state of "
 
 
 def training_path(path: Path, number: int) -> Path:
@@ -58,10 +60,9 @@ class TrainingFile:
             with torch.no_grad():
                 for name, tensor in stack.state.items():
                     tensor.copy_(tensors[_STATE + name])
-            buffers = {k: v for k, v in tensors.items() if k.startswith(_MOMENTUM)}
             device = stack.parameters[0].device
-            momentum = [buffers[f"{_MOMENTUM}{k}"].to(device) for k in range(len(buffers))]
-            return Progress(record["epoch"], record["step"], record["loss"], momentum)
+            kept = [state_of(tensors, str(k), device) for k in range(len(stack.parameters))]
+            return Progress(record["epoch"], record["step"], record["loss"], kept)
         except (FileError, LookupError, RuntimeError) as error:
             raise FileError(
                 f"{self.path}: expected training that was stopped, got something else ({error}); "
@@ -71,7 +72,8 @@ class TrainingFile:
     def save(self, stack: Stack, done: Progress) -> None:
         """Keep what `restore` puts back."""
         tensors = {_STATE + name: tensor for name, tensor in stack.state.items()}
-        tensors |= {f"{_MOMENTUM}{k}": buffer for k, buffer in enumerate(done.momentum)}
+        for k, state in enumerate(done.optimizer):
+            tensors |= named(state, str(k))
         record = {"about": self.about, "epoch": done.epoch, "step": done.step, "loss": done.loss}
         write_tensors(self.path, KIND, tensors, record)
 

@@ -104,6 +104,14 @@ def test_both_loops_of_idc_are_measured(quick_run: QuickRun) -> None:
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_both_loops_of_ncfm_are_measured(quick_run: QuickRun) -> None:
+    rows, said = quick_run("loops-ncfm", "--method", "ncfm")
+    parts = ["network", "real_images", "real_branch", "synthetic_branch"]
+    assert_measured(rows, "iteration", *(f"ncfm.{part}" for part in parts), "images_step")
+    assert "times as fast as the plain loop" in said
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_both_loops_of_mtt_are_measured(quick_run: QuickRun) -> None:
     rows, said = quick_run("loops-mtt", "--method", "mtt")
     of_time = [row for row in rows if row["part"] != "peak"]

@@ -37,6 +37,7 @@ from tests.support.tiny import (
     expert_options,
     iid_options,
     mtt_options,
+    ncfm_options,
     quiet,
     tiny_bank,
     tiny_dataset,
@@ -54,7 +55,7 @@ def continued(
     path: Path, run: tuple[str, Any], cmi: CMIOptions, *, resume: bool, **changes: Any
 ) -> tuple[SyntheticSet, list[str]]:
     """A run in a folder that knows all its settings."""
-    options = replace(OPTIONS, **changes)
+    options = replace(OPTIONS, **{"init": "real", **changes})
     made = prepare(run[0], DATASET, options, run[1], cmi, device=CPU, say=quiet)
     said: list[str] = []
     result = distill(made, made.folder(path, resume=resume), say=said.append)
@@ -66,10 +67,11 @@ def methods(tmp_path_factory: pytest.TempPathFactory, bank_file: Path) -> dict[s
     experts = tmp_path_factory.mktemp("going on") / "experts"
     tiny_experts(experts, DATASET)
     return {"dm": DM_OPTIONS, "dsa": DSA_OPTIONS, "mtt": mtt_options(experts),
-            "iid": iid_options(bank_file), "idm": IDM_OPTIONS}  # fmt: skip
+            "iid": iid_options(bank_file), "idm": IDM_OPTIONS,
+            "ncfm": ncfm_options(bank_file)}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["dm", "dsa", "mtt", "idm", "iid"])
+@pytest.mark.parametrize("name", ["dm", "dsa", "mtt", "idm", "iid", "ncfm"])
 def test_a_finished_run_goes_on_to_more_iterations_with_the_same_bits(
     tmp_path: Path, cmi: CMIOptions, methods: dict[str, Any], name: str
 ) -> None:
@@ -174,7 +176,7 @@ def evaluated(
             raise CutError
 
     store.keep = counted  # type: ignore[method-assign]
-    recipe = Recipe(epochs, batch_size=4)
+    recipe = Recipe(epochs, batch_size=4, optimizer=more.pop("optimizer", "sgd"))
     networks = more.pop("networks", [NETWORK, "mlp:width=8"])
     evaluate_set(
         made, DATASET, networks, recipe=recipe, store=store, seed=seed, say=said.append, **more
@@ -220,16 +222,18 @@ def test_an_evaluation_tells_of_all_commands_that_made_it(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "file").read_text())["command"] == "one\ntwo"
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(("at", "epoch"), [(2, 1), (5, 2)])
 def test_an_evaluation_says_in_which_epoch_it_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, epoch: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, epoch: int, optimizer: str
 ) -> None:
-    evaluated(tmp_path / "whole", repeats=1)
+    options: dict[str, Any] = {"repeats": 1, "optimizer": optimizer}
+    evaluated(tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
         patch.setattr(Stack, "__call__", signalling(Stack.__call__, at, signal.SIGINT))
         with pytest.raises(Interrupted):
-            evaluated(tmp_path / "cut", repeats=1)
-    said = evaluated(tmp_path / "cut", resume=True, repeats=1)
+            evaluated(tmp_path / "cut", **options)
+    said = evaluated(tmp_path / "cut", resume=True, **options)
     assert said[1] == f"network 1 of 1 ({NETWORK}): going on in epoch {epoch}"
     assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
 

@@ -19,6 +19,7 @@ from cmidd.methods.idc import IDC
 from cmidd.methods.idm import IDM
 from cmidd.methods.iid import IID
 from cmidd.methods.mtt import MTT
+from cmidd.methods.ncfm import NCFM
 from cmidd.options.cmi import CMIOptions
 from cmidd.pretrained.bank import train_bank
 from cmidd.pretrained.experts import train_experts
@@ -34,6 +35,7 @@ from tests.support.tiny import (
     expert_options,
     iid_options,
     mtt_options,
+    ncfm_options,
     quiet,
     tiny_bank,
     tiny_dataset,
@@ -77,11 +79,12 @@ def methods(
         "idc": (IDC_OPTIONS, IDC, 8 * 2),
         "iid": (iid_options(bank_file), IID, 8),
         "idm": (IDM_OPTIONS, IDM, 8),
+        "ncfm": (ncfm_options(bank_file), NCFM, 8),
     }
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("name", ["dm", "dsa", "mtt", "idc", "idm", "iid"])
+@pytest.mark.parametrize("name", ["dm", "dsa", "mtt", "idc", "idm", "iid", "ncfm"])
 def test_a_run_ends_after_the_update_under_way_and_goes_on_to_the_same_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -27,6 +27,7 @@ METHODS: dict[str, tuple[int, list[str]]] = {
     "iid": (6, ["--batch_real=8", f"--network={NETWORK}"]),
     "idm": (6, ["--batch_real=8", f"--network={NETWORK}", "--push_interval=7", "--queue_size=5",
                 "--steps_net=2", "--batch_net=32"]),
+    "ncfm": (6, ["--batch_real=8", "--frequencies=64", "--patience=2"]),
     "mtt": (6, ["--student_steps=2", "--expert_epochs=1", "--max_start_epoch=2", "--batch_syn=7"]),
 }  # fmt: skip
 TIME_LIMIT = 60  # seconds that a process may take to come to the moment at which it is killed
@@ -81,6 +82,8 @@ def kill_and_go_on(method: str, tmp_path: Path, server: Forks) -> None:
         made = [f"--network={NETWORK}", "--experts=2", "--epochs=2", f"--out={experts}"]
         main(["experts", *made])
         special = [*special, f"--experts={experts}"]
+    if method == "ncfm":
+        special = [*special, f"--matching_bank={bank}"]
     arguments = [
         *["distill", method, "--resume", f"--out={out}", f"--bank={bank}", "--cmi_weight=1"],
         *["--ipc=2", f"--iterations={ITERATIONS}", "--report_every=1", "--checkpoint_every=3"],

@@ -28,12 +28,14 @@ from cmidd.methods.dm import DM
 from cmidd.methods.idm import IDM
 from cmidd.methods.iid import IID
 from cmidd.methods.mtt import MTT
+from cmidd.methods.ncfm import NCFM
 from cmidd.options import recipe as options_of_recipe
 from cmidd.options.cmi import CMIOptions
 from cmidd.options.dm import DMOptions
 from cmidd.options.dsa import DSAOptions
 from cmidd.options.idm import IDMOptions
 from cmidd.options.iid import IIDOptions
+from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.recipe import Recipe
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.run import prepare
@@ -101,8 +103,17 @@ def idm(precision: str, _: Path) -> Method:
     return IDM(random_dataset((8, 8, 8), 8), LABELS, options, 0, CPU)
 
 
+def ncfm(precision: str, experts: Path) -> Method:
+    data, bank = random_dataset((8, 8, 8), 8), experts.with_name("bank")
+    write_bank(bank, data, WIDE)
+    options = NCFMOptions(bank, batch_real=8, frequencies=64, precision=precision)
+    method = NCFM(data, LABELS, replace(options, optimizer="adamw"), 0, CPU)
+    assert len(list(method.bank)) == 3  # which builds them, by a convolution of their own
+    return method
+
+
 Make = Callable[[str, Path], Method]
-MAKES: tuple[Make, ...] = (dm, dsa, dsa_vmapped, mtt, iid, idm)
+MAKES: tuple[Make, ...] = (dm, dsa, dsa_vmapped, mtt, iid, idm, ncfm)
 METHODS = pytest.mark.parametrize("make", MAKES, ids=lambda make: make.__name__)
 
 

@@ -39,6 +39,7 @@ from tests.support.tiny import (
     expert_options,
     iid_options,
     mtt_options,
+    ncfm_options,
     quiet,
     tiny_dataset,
     tiny_experts,
@@ -79,9 +80,11 @@ def run_all(folder: Path, experts: Path, bank: Path) -> None:
         ("idc-cmi", "idc", idc, {"cmi_weight": 5.0}),
         ("idm", "idm", IDM_OPTIONS, NO_CMI),
         ("iid-idm-cmi", "iid", iid_options(bank, "idm"), {"cmi_weight": 5.0}),
+        ("ncfm", "ncfm", ncfm_options(bank), NO_CMI),
+        ("ncfm-cmi", "ncfm", ncfm_options(bank), {"cmi_weight": 5.0}),
     ):
         term = CMIOptions(bank=bank if cmi else None, **cmi)
-        loop = replace(OPTIONS, lr_images=1.0, init="real")
+        loop = replace(OPTIONS, lr_images=0.01 if method == "ncfm" else 1.0, init="real")
         run(folder / name, method, options, term, loop)
 
 
@@ -94,7 +97,7 @@ def test_every_method_makes_the_images_of_one_process(
     run_all(tmp_path / "one", experts, bank_file)
     on_ranks(count, run_all, tmp_path, tmp_path / "shared", experts, bank_file)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(names) == 11
+    assert len(names) == 13
     for name in names:
         one, shared = tmp_path / "one" / name, tmp_path / "shared" / name
         check_alike(SyntheticSet.load(shared), SyntheticSet.load(one), name)
@@ -129,6 +132,7 @@ def steps(experts: Path, bank: Path) -> dict[str, list[Tensor]]:
         ("iid", iid_options(bank)),
         ("idc", replace(IDC_OPTIONS, cutmix_net=1.0)),
         ("idm", IDM_OPTIONS),
+        ("ncfm", ncfm_options(bank)),
     ):
         _, of_method, _ = fill_in_published(name, data, 2, OPTIONS, options)
         method = METHODS[name].make(data, labels, of_method, 0, CPU, torch.float64)

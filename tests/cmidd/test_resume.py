@@ -26,6 +26,7 @@ from tests.support.tiny import (
     OPTIONS,
     iid_options,
     mtt_options,
+    ncfm_options,
     tiny_dataset,
     tiny_experts,
     tiny_run,
@@ -70,7 +71,8 @@ def methods(tmp_path_factory: pytest.TempPathFactory, bank_file: Path) -> dict[s
     experts = tmp_path_factory.mktemp("resume") / "experts"
     tiny_experts(experts, tiny_dataset())
     return {"dm": DM_OPTIONS, "dsa": DSA_OPTIONS, "mtt": mtt_options(experts), "idc": IDC_OPTIONS,
-            "iid": iid_options(bank_file), "idm": IDM_OPTIONS}  # fmt: skip
+            "iid": iid_options(bank_file), "idm": IDM_OPTIONS,
+            "ncfm": ncfm_options(bank_file)}  # fmt: skip
 
 
 def run_until(count: int, path: Path, patch: pytest.MonkeyPatch, *run: Any, **more: Any) -> bool:
@@ -105,7 +107,7 @@ def run_until(count: int, path: Path, patch: pytest.MonkeyPatch, *run: Any, **mo
         ("dm", 0.0),
         *(
             pytest.param(name, 0.5, marks=pytest.mark.slow)
-            for name in ("dsa", "mtt", "idc", "idm", "iid")
+            for name in ("dsa", "mtt", "idc", "idm", "iid", "ncfm")
         ),
         pytest.param("mtt", 0.0, marks=pytest.mark.slow),
     ],

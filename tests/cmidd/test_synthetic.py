@@ -57,7 +57,9 @@ def test_pixels_are_those_of_the_real_images_and_clamped() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"class_names": ["a"]}, {"mean": "x"}, {"std": [1.0] * 7}, {"network": ["convnet"]},
-     {"evaluation": []}, {"evaluation": {"epochs": "3"}}, {"evaluation": {"lr": 1.0}},
+     {"evaluation": []}, {"evaluation": {"epochs": "3"}}, {"evaluation": {"rate": 1.0}},
+     {"evaluation": {"lr": 0.0}}, {"evaluation": {"optimizer": "adam"}},
+     {"evaluation": {"drop_at": [0.2, 2.0]}}, {"evaluation": {"drop_at": [0.2, "x"]}},
      {"evaluation": {"cutmix": 2.0}}, {"evaluation": {"cutmix": 1}},
      {"evaluation": {"batch_size": 0}}, {"evaluation": {"drop_by": 0.0}}],
 )  # fmt: skip

@@ -30,6 +30,8 @@ RECIPES = {
     "weight decay": replace(PLAIN, weight_decay=0.1),
     "lr drop at half": replace(PLAIN, epochs=4, drop_at=0.5),
     "one batch": replace(PLAIN, batch_size=256),
+    "several lr drops": replace(PLAIN, drop_by=2.0, drop_at=(0.3, 0.6)),
+    "adamw": replace(PLAIN, lr=0.01, weight_decay=0.1, drop_at=0.5, optimizer="adamw"),
     "published for banks": Recipe(2, 0.01, 0.9, 1e-3, 7, 1.0),
 }
 DSA = "color_crop_cutout_flip_scale_rotate"
@@ -59,17 +61,20 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> 
 def plain_loop(
     spec: str, images: Tensor, labels: Tensor, seed: int, recipe: Recipe
 ) -> tuple[Network, list[float]]:
-    """An ordinary module and torch.optim.SGD, and the mean loss of each epoch."""
+    """An ordinary module and an optimizer of torch, and the mean loss of each epoch."""
     network = build_network(spec, SHAPE.channels, SHAPE.height, 3)
     initialize(network, generator(seed, "first weights"))
     network.to(images.dtype).train()
-    optimizer = torch.optim.SGD(
-        network.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    parameters, decay = list(network.parameters()), recipe.weight_decay
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(parameters, recipe.lr, weight_decay=decay)
+    else:
+        optimizer = torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=decay)
     losses = []
     for epoch in range(recipe.epochs):
-        lr = recipe.lr if epoch < recipe.epochs * recipe.drop_at else recipe.lr / 10
-        optimizer.param_groups[0]["lr"] = lr
+        fallen = [share for share in recipe.drops if epoch >= recipe.epochs * share]
+        optimizer.param_groups[0]["lr"] = recipe.lr / recipe.drop_by ** len(fallen)
         total = 0.0
         order = torch.randperm(len(images), generator=generator(seed, "order", epoch))
         for rows in torch.split(order, recipe.batch_size):
@@ -103,7 +108,7 @@ def seen(seeds: Sequence[int], recipe: Recipe, images: Tensor = IMAGES, **option
 
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_training_is_a_plain_loop_with_torch_sgd(spec: str, recipe: Recipe) -> None:
+def test_training_is_a_plain_loop_with_torchs_optimizers(spec: str, recipe: Recipe) -> None:
     network, _ = plain_loop(spec, IMAGES.double(), LABELS, 5, recipe)
     (state,) = trained([5], recipe, spec).states()
     assert same(state, network.state_dict(), 1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cmidd.augment import Strategy
-from cmidd.options.recipe import Recipe
+from cmidd.options.recipe import Recipe, as_today, recipe_of
 from cmidd.seeds import generator
 from cmidd.training import Stack, train
 from cmidd.training_draws import Mix, box, draw_epoch, draw_epochs, mixed
@@ -116,7 +117,11 @@ def test_mixed_batches_train_another_network_that_is_the_same_again() -> None:
     [
         (Recipe(6, 1.0), [1, 1, 1, 0.1, 0.1, 0.1]),
         (Recipe(6, 1.0, drop_at=1.0), [1] * 6),
-        (Recipe(6, 1.0, drop_by=5.0, drop_at=4 / 6, drop_again_at=5 / 6), [1, 1, 1, 1, 0.2, 0.04]),
+        (Recipe(6, 1.0, drop_by=5.0, drop_at=(4 / 6, 5 / 6)), [1, 1, 1, 1, 0.2, 0.04]),
+        (
+            Recipe(5, 1.0, drop_by=2.0, drop_at=(0.2, 0.4, 0.6, 0.8)),
+            [1, 1 / 2, 1 / 4, 1 / 8, 1 / 16],
+        ),
     ],
 )
 def test_the_learning_rate_falls_where_the_recipe_says(
@@ -139,6 +144,18 @@ def test_records_of_usual_recipes_say_what_they_always_said() -> None:
     names = "epochs lr momentum weight_decay batch_size drop_at augmentation precision"
     assert list(usual) == names.split()
     assert Recipe(**usual) == Recipe(3)
-    more = replace(RECIPE, drop_by=5.0, drop_again_at=0.9)
-    assert Recipe(**more.as_record()) == more
-    assert set(more.as_record()) - set(usual) == {"cutmix", "drop_by", "drop_again_at"}
+    more = replace(RECIPE, drop_by=5.0, drop_at=(0.5, 0.9), optimizer="adamw")
+    assert Recipe.of_record(json.loads(json.dumps(more.as_record()))) == more
+    assert set(more.as_record()) - set(usual) == {"cutmix", "drop_by", "optimizer"}
+    one = Recipe(3, drop_at=(0.5,))
+    assert one == Recipe(3)
+    assert one.as_record() == usual
+
+
+def test_a_record_with_its_second_drop_by_itself_is_read_as_it_was_meant() -> None:
+    older = {**Recipe(3, drop_at=0.666, drop_by=5.0).as_record(), "drop_again_at": 0.833}
+    today = Recipe(3, drop_at=(0.666, 0.833), drop_by=5.0)
+    assert Recipe.of_record(older) == today
+    assert as_today(older) == today.as_record()
+    of_set = {"epochs": 3, "drop_at": 0.666, "drop_again_at": 0.833, "drop_by": 5.0}
+    assert recipe_of({"evaluation": of_set}).drops == (0.666, 0.833)

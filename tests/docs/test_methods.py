@@ -13,7 +13,9 @@ from cmidd.methods.idm import IPCS
 from cmidd.methods.idm import SETTINGS as SETTINGS_OF_IDM
 from cmidd.methods.iid import WEIGHTS, WEIGHTS_ON_IDM
 from cmidd.methods.mtt import SETTINGS, Setting
+from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.pretrained import BankOptions
+from tests.support.tiny import tiny_dataset
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods"
 NAMES = {
@@ -97,6 +99,26 @@ def test_settings_are_those_of_mtt() -> None:
     expected = [of_setting(*key, setting) for key, setting in SETTINGS.items()]
     found = [line for line in rows("mtt.md") if line.count("|") == 12]
     assert found[2:] == expected
+
+
+def test_settings_are_those_of_ncfm() -> None:
+    table = [line for line in rows("ncfm.md") if line.count("|") == 7][2:]
+    assert len(table) == 3
+    for dataset, ipc in (("cifar100", 10), ("tinyimagenet", 10), ("tinyimagenet", 50)):
+        published = METHODS["ncfm"].published(tiny_dataset(dataset), ipc)
+        names = {"sgd": "SGD, momentum 0.5", "adamw": "AdamW"}
+        expected = row(
+            NAMES[dataset],
+            ipc,
+            names[published.options["optimizer"]],
+            f"{published.loop['lr_images']:g}",
+            published.evaluation["epochs"],
+            "published",
+        )
+        assert expected in table
+    for name, default in (("frequencies", 4096), ("batch_real", 1024), ("patience", 500)):
+        (line,) = (line for line in rows("ncfm.md") if f"`--{name}`" in line)
+        assert line.split(" | ")[2] == str(default) == str(getattr(NCFMOptions(DOCS), name))
 
 
 SIDES = {"mnist": 28, "fashionmnist": 28, "tinyimagenet": 64, "digits": 8}

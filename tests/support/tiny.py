@@ -18,6 +18,7 @@ from cmidd.options.idc import IDCOptions
 from cmidd.options.idm import IDMOptions
 from cmidd.options.iid import OF_IDM_ALONE, IIDOptions
 from cmidd.options.mtt import MTTOptions
+from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.pretrained.experts import Experts, train_experts
@@ -101,6 +102,12 @@ def iid_options(bank: Path, base: str = "dm") -> IIDOptions:
     return IIDOptions(
         NETWORK, 4, covariance_weight=1.0, centre_weight=0.5, centre_bank=bank, base=base, **of_idm
     )
+
+
+def ncfm_options(bank: Path, **changes: Any) -> NCFMOptions:
+    """Three real images a class, few frequencies, and a step size that is soon halved."""
+    few = {"batch_real": 3, "frequencies": 32, "optimizer": "adamw", "patience": 1}
+    return NCFMOptions(bank, **{**few, **changes})
 
 
 def tiny_run(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cmidd.methods import dc, dm, idc, idm, iid, mtt
+from cmidd.methods import dc, dm, idc, idm, iid, mtt, ncfm
 from cmidd.methods.base import CMIWeights, ExtraParameter, Method, MethodEntry, Published
 from cmidd.options.fields import AS_PUBLISHED, Options, fill_in, option
 from cmidd.options.methods import METHOD_OPTIONS
@@ -51,6 +51,7 @@ METHODS: dict[str, MethodEntry] = {
     "idc": idc.IDC_ENTRY,
     "idm": idm.IDM_ENTRY,
     "iid": iid.IID_ENTRY,
+    "ncfm": ncfm.NCFM_ENTRY,
 }
 """Every method by its name; `register` adds to it."""
 

@@ -87,9 +87,17 @@ class Method(ABC):
     def optimizer(self, groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:
         """What moves images and extra parameters: `groups` of one tensor and its lr each.
 
-        A checkpoint holds the tensors of its state. Learning rates stay what they are.
+        A checkpoint holds the tensors of its state. Learning rates stay what they are, unless
+        `take_step` changes them and the method's `state` holds what they are.
         """
         return torch.optim.SGD(groups, momentum=momentum)
+
+    def take_step(self, optimizer: torch.optim.Optimizer, images: Tensor, loss: Tensor) -> None:  # noqa: ARG002
+        """Move images and extra parameters by their gradients, in place.
+
+        `loss` is that of the update, over all ranks.
+        """
+        optimizer.step()
 
     def constrain(self) -> None:  # noqa: B027
         """Project the extra parameters back into their valid range after a step."""

@@ -1,4 +1,4 @@
-"""Classes and ranks: what a rank has of them, and what is drawn for each.
+"""Classes and ranks: what a rank has of them, what is drawn for each, and how they stand in rows.
 
 Each class has its own stream, named by its number, so a rank that owns some of the classes draws
 for them what any other would.
@@ -75,3 +75,22 @@ def draw_for_classes(strategy: Strategy, classes: range, *words: int | str) -> D
         torch.cat([each.operations for each in of_classes]),
         torch.cat([each.numbers for each in of_classes]),
     )
+
+
+def class_means(features: Tensor, counts: list[int]) -> Tensor:
+    """Mean row of each class, `(C, M)`, of features `(N, M)` that stand class by class."""
+    if len(set(counts)) == 1:
+        return features.view(len(counts), counts[0], -1).mean(dim=1)
+    return torch.stack([part.mean(dim=0) for part in torch.split(features, counts)])
+
+
+def whole_classes(counts: list[int], most: int) -> list[tuple[slice, slice]]:
+    """Classes and their rows, cut where a chunk would exceed `most`; a larger class is alone."""
+    chunks: list[tuple[slice, slice]] = []
+    first_class = first_row = row = 0
+    for c, count in enumerate(counts):
+        if row + count - first_row > most and c > first_class:
+            chunks.append((slice(first_class, c), slice(first_row, row)))
+            first_class, first_row = c, row
+        row += count
+    return [*chunks, (slice(first_class, len(counts)), slice(first_row, row))]

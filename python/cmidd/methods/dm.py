@@ -23,7 +23,13 @@ from cmidd.datasets import Dataset
 from cmidd.datasets.encoded import taken
 from cmidd.device import precision_on
 from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published, origin_on
-from cmidd.methods.class_draws import ClassShare, draw_for_classes, draw_real_rows
+from cmidd.methods.class_draws import (
+    ClassShare,
+    class_means,
+    draw_for_classes,
+    draw_real_rows,
+    whole_classes,
+)
 from cmidd.networks import (
     GPU_IMAGES_FORWARD,
     Network,
@@ -208,25 +214,6 @@ class DM(Method):
             losses.append(loss.detach())
             gradients += torch.autograd.grad(loss, x)
         return torch.stack(losses).sum(), torch.cat(gradients)
-
-
-def class_means(features: Tensor, counts: list[int]) -> Tensor:
-    """Mean row of each class, `(C, M)`, of features `(N, M)` that stand class by class."""
-    if len(set(counts)) == 1:
-        return features.view(len(counts), counts[0], -1).mean(dim=1)
-    return torch.stack([part.mean(dim=0) for part in torch.split(features, counts)])
-
-
-def whole_classes(counts: list[int], most: int) -> list[tuple[slice, slice]]:
-    """Classes and their rows, cut where a chunk would exceed `most`; a larger class is alone."""
-    chunks: list[tuple[slice, slice]] = []
-    first_class = first_row = row = 0
-    for c, count in enumerate(counts):
-        if row + count - first_row > most and c > first_class:
-            chunks.append((slice(first_class, c), slice(first_row, row)))
-            first_class, first_row = c, row
-        row += count
-    return [*chunks, (slice(first_class, len(counts)), slice(first_row, row))]
 
 
 def published(dataset: Dataset, ipc: int) -> Published:

@@ -8,12 +8,10 @@ One step of all classes (`class_steps.py`) is the same as the published step aft
 to the part of a displacement that is still to come where images are clamped. `per_class_step`
 clamps them as they are then.
 
-Pixels. The published loop stores x in [0, 1] and normalises what it decodes. What is stored here is
-z = (x - mean) / std, channel by channel, of which the same step is
+Pixels. The published loop stores x in [0, 1] and normalises what it decodes. The same step of what
+is stored here, z = (x - mean) / std as in `stored_cells.py`, is
 
-    z <- z - (a / std^2) dL/dz,    clamped from -mean / std to (1 - mean) / std
-
-Decoding is linear, so it may come before or after; the grey that it adds is (0.5 - mean) / std.
+    z <- z - (a / std^2) dL/dz
 """
 
 from __future__ import annotations
@@ -30,6 +28,7 @@ from cmidd.datasets.encoded import taken
 from cmidd.methods.base import CMIWeights, MethodEntry, Published, origin_on
 from cmidd.methods.class_matching import ClassMatching, MatchingDraws
 from cmidd.methods.class_steps import sgd_after_each_class, steps_in_one
+from cmidd.methods.stored_cells import StoredCells
 from cmidd.networks.usual import gradient_network
 from cmidd.options.fields import check_filled_in
 from cmidd.options.idc import IDCOptions
@@ -38,7 +37,6 @@ from cmidd.seeds import generator, seed_of
 from cmidd.synthetic import SyntheticSet
 from cmidd.training import Progress, train
 from cmidd.training_draws import EpochDraws, draw_epoch
-from cmidd.view import check_factor, view_of_cells
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +65,7 @@ class IDC(ClassMatching):
         """Prepare updates of images whose labels are `labels`, ascending."""
         check_filled_in(options)
         options.check()
-        if dataset.whitening is not None:
-            raise ValueError(
-                "zca: expected images without whitening, whose pixels idc clamps and cuts into "
-                "cells, got whitened ones"
-            )
-        _, height, width = dataset.shape
-        check_factor(options.factor, (height, width))
+        self.stored = StoredCells(dataset, options.factor, self.name, device, dtype)
         super().__init__(
             dataset,
             labels,
@@ -83,20 +75,16 @@ class IDC(ClassMatching):
             device,
             dtype,
             least_axes=3,
-            seen_of_stored=options.factor**2,
+            seen_of_stored=self.stored.in_one,
             seen_at_most=options.batch_syn,
         )
         self.options, self.labels = options, labels.cpu()
         self.all_real = self.images  # which the network trains on
         if len(self.images) < len(dataset.train):
             self.all_real = dataset.train.source.to(device)
-        self.view = view_of_cells(options.factor, (height, width), dataset.mean, dataset.std)
+        self.view = self.stored.view
         self.cmi_factor = float(dataset.num_classes)
-        mean, std = torch.tensor((dataset.mean, dataset.std), dtype=torch.float64)
-        self.channel_scale = std**-2
-        self.black, self.white = (
-            edge.to(device, dtype).view(-1, 1, 1) for edge in (-mean / std, (1 - mean) / std)
-        )
+        self.channel_scale = self.stored.std_of_channels**-2
         self.recipe = Recipe(
             1,
             options.lr_net,
@@ -122,7 +110,7 @@ class IDC(ClassMatching):
             training = draw_epoch(seeds, count, self.recipe, self.network_strategy, 0, whole)
         cells = []
         for c, stored in zip(self.share.classes, self.share.counts, strict=True):
-            there, most = stored * self.options.factor**2, self.options.batch_syn
+            there, most = stored * self.stored.in_one, self.options.batch_syn
             draws = generator(seed, "cells", iteration, update, c)
             cells.append(
                 torch.arange(there)
@@ -141,7 +129,7 @@ class IDC(ClassMatching):
         first, rows = 0, []
         for c in classes:
             rows.append(first + draws.cells[c])
-            first += self.share.counts[c] * self.options.factor**2
+            first += self.share.counts[c] * self.stored.in_one
         chosen = torch.cat(rows)
         return images[chosen.to(images.device)], labels[chosen]
 
@@ -152,7 +140,7 @@ class IDC(ClassMatching):
         real = self.dataset.to_input(taken(self.all_real, rows), self.dtype)
         labels = self.dataset.train.labels[rows].to(self.device)
         in_order = draws.training._replace(order=torch.arange(len(rows))[None])
-        before = Progress(momentum=self.velocity)
+        before = Progress(optimizer=[{"momentum_buffer": each} for each in self.velocity])
         train(
             self.stack,
             real,
@@ -185,7 +173,7 @@ class IDC(ClassMatching):
         to_come = self._to_come() if self.options.per_class_step else None
         if to_come is not None:
             images += to_come
-        torch.clamp(images, self.black.to(images), self.white.to(images), out=images)
+        images.copy_(self.stored.clamped(images))
         if to_come is not None:
             images -= to_come
 
@@ -205,8 +193,7 @@ class IDC(ClassMatching):
 
     def finish(self, result: SyntheticSet) -> SyntheticSet:
         """The set with its images clamped once more."""
-        edges = (edge.to(result.images) for edge in (self.black, self.white))
-        return replace(result, images=torch.clamp(result.images, *edges))
+        return replace(result, images=self.stored.clamped(result.images))
 
 
 class Setting(NamedTuple):
@@ -270,8 +257,7 @@ def published(dataset: Dataset, ipc: int) -> Published:
             "augmentation": "idc:color_crop_flip_scale_rotate",
             "batch_size": 64,
             "drop_by": 5.0,
-            "drop_at": 0.666,  # of 1000 epochs after 666 and 833, as published
-            "drop_again_at": 0.833,
+            "drop_at": [0.666, 0.833],  # of 1000 epochs after 666 and 833, as published
             "cutmix": setting.cutmix,
         },
         origin=f"{origin}, for factor {setting.factor}",

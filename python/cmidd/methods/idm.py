@@ -23,8 +23,9 @@ from torch.profiler import record_function
 
 from cmidd.datasets import Dataset
 from cmidd.methods.base import MethodEntry, Published
+from cmidd.methods.class_draws import class_means
 from cmidd.methods.class_steps import sgd_after_each_class
-from cmidd.methods.dm import DM, DMDraws, class_means
+from cmidd.methods.dm import DM, DMDraws
 from cmidd.methods.network_queue import NetworkQueue
 from cmidd.networks.usual import usual_network
 from cmidd.options.fields import check_filled_in

@@ -22,7 +22,8 @@ from torch import Tensor
 from cmidd.datasets import Dataset
 from cmidd.methods import dm, idm
 from cmidd.methods.base import MethodEntry, Published
-from cmidd.methods.dm import DM, DMDraws, class_means, whole_classes
+from cmidd.methods.class_draws import class_means, whole_classes
+from cmidd.methods.dm import DM, DMDraws
 from cmidd.methods.idm import IDM, IDMDraws
 from cmidd.networks import GPU_IMAGES_SECOND_ORDER, Network, images_per_chunk
 from cmidd.options.dm import DMOptions
@@ -178,10 +179,7 @@ def _load_bank(dataset: Dataset, options: IIDOptions, device: torch.device) -> B
             "centre_bank: expected the file of a bank, made by cmidd pretrain, as centre_weight is "
             f"{options.centre_weight:g}; with 0 none is needed"
         )
-    bank = Bank.load(options.centre_bank, device)
-    dataset.check_made_for(bank.record, f"centre_bank: {options.centre_bank}")
-    dataset.check_unseen(bank.record, f"centre_bank: {options.centre_bank}")
-    return bank
+    return Bank.load_for(dataset, options.centre_bank, "centre_bank", device)
 
 
 WEIGHTS: Mapping[str, float] = {"covariance_weight": 0.01, "centre_weight": 0.05}

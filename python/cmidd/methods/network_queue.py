@@ -156,7 +156,9 @@ class NetworkQueue:
                 self.strategy,
                 [EpochDraws(torch.arange(len(rows))[None], [])],
                 objective=objective,
-                done=Progress(momentum=[network.velocity[name] for name in self.names]),
+                done=Progress(
+                    optimizer=[{"momentum_buffer": network.velocity[k]} for k in self.names]
+                ),
                 shared=ranks.count() > 1,
             )
         ranks.add_up(right)

@@ -84,11 +84,11 @@ def freeze(network: _Module) -> _Module:
     return network.eval().requires_grad_(False)
 
 
-def check_images_are_independent(network: nn.Module, spec: str) -> None:
+def check_images_are_independent(network: nn.Module, spec: str, option: str = "network") -> None:
     """Raise unless what the network makes of an image depends on that image alone."""
     if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         raise ValueError(
-            f"network: expected one whose features depend on one image alone, got {spec}; take "
+            f"{option}: expected one whose features depend on one image alone, got {spec}; take "
             "norm=instance, group, layer or none"
         )
 

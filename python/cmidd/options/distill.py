@@ -14,11 +14,11 @@ class DistillOptions(Options):
     Args:
         ipc: images per class
         init: first images: real, noise, mix (of two real ones), cells or smooth_cells (real ones in
-            the cells of an image of idc or idm) or file:PATH (those of a set or of a checkpoint);
-            default: as published for the method, which --dry_run prints
+            the cells of an image of idc, idm or ncfm) or file:PATH (those of a set or of a
+            checkpoint); default: as published for the method, which --dry_run prints
         iterations: of the method; default: as published for it
         lr_images: step size on the images; default: as published for the method, dataset and ipc
-        momentum: of the steps on the images and on what is learned beside them
+        momentum: of the steps on the images and on what is learned beside them, by SGD
         seed: of everything that is drawn
         report_every: iterations from one line of the log to the next; default: as suits the method
         checkpoint_every: iterations from one checkpoint to the next; default: as suits the method

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cmidd.options.fields import Options, option
-from cmidd.options.recipe import PRECISIONS, Recipe, recipe_of
+from cmidd.options.recipe import OPTIMIZERS, PRECISIONS, Recipe, check_shares, recipe_of
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,15 @@ class EvaluateOptions(Options):
             one that it was made for, for real images all of those
         repeats: networks of each architecture
         epochs: passes over a set; default: as the set's method was published, else 1000
-        lr: learning rate of SGD, a tenth from half of the epochs on unless the set's method was
-            published otherwise; default: what the set learned with its images, or 0.01
-        weight_decay: of SGD with momentum 0.9
+        optimizer: sgd (with momentum 0.9) or adamw; default: as the set's method was published,
+            else sgd
+        lr: learning rate of the optimizer; default: what the set learned with its images, else as
+            its method was published, else 0.01
+        drop_at: share of the epochs after which the learning rate falls, or several shares, after
+            each of which it does; default: as the set's method was published, else 0.5
+        drop_by: what the learning rate is divided by there; default: as the set's method was
+            published, else 10
+        weight_decay: of the optimizer
         batch_size: images a step; default: as the set's method was published, else 256
         augmentation: DSA operations, or none; default: as the set's method was published, else all
         cutmix: probability that a batch is mixed by CutMix; default: as the set's method was
@@ -53,7 +59,10 @@ class EvaluateOptions(Options):
     networks: tuple[str, ...] | None = option(None, names="network")
     repeats: int = option(5, least=1)
     epochs: int | None = option(None, least=1)
+    optimizer: str | None = option(None, choices=OPTIMIZERS)
     lr: float | None = None
+    drop_at: tuple[float, ...] | None = None
+    drop_by: float | None = option(None, above=0)
     weight_decay: float = 5e-4
     batch_size: int | None = option(None, least=1)
     augmentation: str | None = option(None, names="augmentation")
@@ -80,8 +89,7 @@ class EvaluateOptions(Options):
             raise ValueError(
                 "sets: expected synthetic sets to score with ddranking; name the folder of a run"
             )
-        if self.cutmix is not None and self.cutmix > 1:
-            raise ValueError(f"cutmix: expected a probability from 0 to 1, got {self.cutmix:g}")
+        check_shares(self.drop_at, self.cutmix)
         for name in ("real_accuracy", "lrs_weight", "ars_weight"):
             share = getattr(self, name)
             if share is not None and not 0 <= share <= 1:
@@ -94,7 +102,10 @@ class EvaluateOptions(Options):
         return recipe_of(
             record,
             epochs=self.epochs,
+            optimizer=self.optimizer,
             lr=self.lr,
+            drop_at=self.drop_at,
+            drop_by=self.drop_by,
             weight_decay=self.weight_decay,
             batch_size=self.batch_size,
             augmentation=self.augmentation,

@@ -10,6 +10,7 @@ from cmidd.options.idc import IDCOptions
 from cmidd.options.idm import IDMOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
+from cmidd.options.ncfm import NCFMOptions
 
 METHOD_OPTIONS: dict[str, type[Options]] = {
     "dm": DMOptions,
@@ -19,5 +20,6 @@ METHOD_OPTIONS: dict[str, type[Options]] = {
     "idc": IDCOptions,
     "idm": IDMOptions,
     "iid": IIDOptions,
+    "ncfm": NCFMOptions,
 }
 """`cmidd.register` adds to it. The docstring of a class's file is the help of its command."""

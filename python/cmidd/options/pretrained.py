@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from cmidd.options.fields import AS_PUBLISHED, Options, option
-from cmidd.options.recipe import DSA, PRECISIONS, Recipe
+from cmidd.options.recipe import DSA, PRECISIONS, Recipe, check_shares
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,12 @@ class BankOptions(Options):
         networks: how many; published: 1000, few serve small datasets
         epochs: passes over the training images
         lr: learning rate of SGD with momentum 0.9
+        drop_at: shares of the epochs after each of which the learning rate falls; default: never
+        drop_by: what it is divided by there
         weight_decay: of SGD
         batch_size: images a step
         augmentation: DSA operations, or none as published
+        cutmix: probability that a batch is mixed by CutMix
         seed: of first weights and order
         precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
             it, else float32
@@ -30,12 +34,19 @@ class BankOptions(Options):
     networks: int = option(20, least=1)
     epochs: int = option(40, least=1)
     lr: float = option(0.01, above=0)
+    drop_at: tuple[float, ...] = ()
+    drop_by: float = option(10.0, above=0)
     weight_decay: float = option(1e-3, least=0)
     batch_size: int = option(256, least=1)
     augmentation: str = option("none", names="augmentation")
+    cutmix: float = option(0.0, least=0)
     seed: int = 0
     precision: str | None = option(None, choices=PRECISIONS)
     together: int | None = option(None, least=1)
+
+    def check(self) -> None:
+        """Raise where shares of the epochs, or a probability, are none."""
+        check_shares(self.drop_at, self.cutmix)
 
     def recipe(self) -> Recipe:
         """How each is trained."""
@@ -45,10 +56,24 @@ class BankOptions(Options):
             0.9,
             self.weight_decay,
             self.batch_size,
-            1.0,
+            self.drop_at,
             self.augmentation,
             self.precision,
+            self.drop_by,
+            self.cutmix,
         )
+
+    def as_record(self) -> dict[str, Any]:
+        """What a bank depends on; without what only some have, so that older files go on."""
+        usual = {each.name: each.default for each in fields(self) if each.name in _LATER}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name != "together" and (name not in usual or value != usual[name])
+        }
+
+
+_LATER = ("drop_at", "drop_by", "cutmix")
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 DSA = "color_crop_cutout_flip_scale_rotate"
 """All operations of the augmentation, as published."""
+
+OPTIMIZERS = ("sgd", "adamw")
+"""What trains networks."""
+
+_NAMES = {"sgd": "SGD", "adamw": "AdamW"}
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 """What networks compute in, as `cmikernels.precision` does it."""
@@ -19,16 +24,17 @@ class Recipe:
 
     Args:
         epochs: passes over the images
-        lr: learning rate of SGD
+        lr: learning rate of the optimizer
         momentum: of SGD
-        weight_decay: of SGD
+        weight_decay: of the optimizer
         batch_size: images a step
-        drop_at: share of the epochs after which the learning rate is a tenth; 1: never
+        drop_at: share of the epochs after which the learning rate is a tenth, or several shares,
+            after each of which it falls once more; 1: never
         augmentation: operations such as color_crop_cutout_flip_scale_rotate, or none
         precision: of networks: float32, tf32 or bfloat16; None: as suits the device
         drop_by: what the learning rate is divided by, where it is not a tenth
-        drop_again_at: share of the epochs after which it is divided by that once more; 1: never
         cutmix: probability that a batch is mixed by CutMix
+        optimizer: sgd or adamw
     """
 
     epochs: int
@@ -36,23 +42,73 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch_size: int = 256
-    drop_at: float = 0.5
+    drop_at: float | Sequence[float] = 0.5
     augmentation: str = "none"
     precision: str | None = None
     drop_by: float = 10.0
-    drop_again_at: float = 1.0
     cutmix: float = 0.0
+    optimizer: str = "sgd"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.drop_at, Sequence):  # one alone is a number, several are a tuple
+            several = tuple(self.drop_at) or (1.0,)
+            object.__setattr__(self, "drop_at", several if len(several) > 1 else several[0])
+
+    @property
+    def drops(self) -> Sequence[float]:
+        """Shares of the epochs after each of which the learning rate falls."""
+        return self.drop_at if isinstance(self.drop_at, Sequence) else (self.drop_at,)
+
+    def in_words(self) -> str:
+        """Epochs, batches, drops and optimizer where they are not as usual, and augmentation."""
+        text, several = f"{self.epochs} epochs", len(self.drops) > 1
+        if several or self.batch_size != PUBLISHED_RECIPE.batch_size:
+            text += f" of batches of {self.batch_size}"
+        if self.optimizer != "sgd":
+            text += f" by {_NAMES[self.optimizer]}"
+        if several:
+            text += f" whose learning rate falls {len(self.drops)} times, by {self.drop_by:g}"
+        return f"{text}, augmentation {self.augmentation}{' and CutMix' if self.cutmix else ''}"
 
     def as_record(self) -> dict[str, Any]:
         """For JSON; without what only some recipes have, so that older files stay the same."""
         usual = {each.name: each.default for each in fields(self) if each.name in _LATER}
         record = asdict(self)
+        if len(self.drops) > 1:
+            record["drop_at"] = list(self.drops)
         return {name: v for name, v in record.items() if name not in usual or v != usual[name]}
 
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Recipe:
+        """The recipe that `as_record` was called on."""
+        return cls(**as_today(record))
 
-_LATER = ("drop_by", "drop_again_at", "cutmix")
+
+_LATER = ("drop_by", "cutmix", "optimizer")
+
+
+def as_today(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of a recipe, or of fields of it, as it is written today.
+
+    A second drop of the learning rate has a name of its own in older ones.
+    """
+    found = dict(record)
+    again = found.pop("drop_again_at", 1.0)
+    if again < 1:
+        found["drop_at"] = [found.get("drop_at", PUBLISHED_RECIPE.drop_at), again]
+    return found
+
 
 PUBLISHED_RECIPE = Recipe(epochs=1000, augmentation=DSA)
+
+
+def check_shares(drop_at: Sequence[float] | None, cutmix: float | None) -> None:
+    """Raise where shares of the epochs, or a probability, are none."""
+    if cutmix is not None and cutmix > 1:
+        raise ValueError(f"cutmix: expected a probability from 0 to 1, got {cutmix:g}")
+    if not all(0 <= share <= 1 for share in drop_at or ()):
+        found = " ".join(f"{share:g}" for share in drop_at or ())
+        raise ValueError(f"drop_at: expected shares of the epochs from 0 to 1, got {found}")
 
 
 def recipe_of(record: Mapping[str, Any], **given: Any) -> Recipe:
@@ -62,5 +118,5 @@ def recipe_of(record: Mapping[str, Any], **given: Any) -> Recipe:
         record: of the set.
         given: fields of the recipe; None stands for one that is not given.
     """
-    usual = replace(PUBLISHED_RECIPE, **record.get("evaluation", {}))
+    usual = replace(PUBLISHED_RECIPE, **as_today(record.get("evaluation", {})))
     return replace(usual, **{name: value for name, value in given.items() if value is not None})

@@ -8,7 +8,6 @@ network by network, as `growing_file.py` says.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, overload
 
@@ -27,7 +26,7 @@ from cmidd.seeds import seed_of
 from cmidd.storage.growing_file import CRC_OF, GrowingFile, check_complete, check_piece
 from cmidd.storage.lock import locked
 from cmidd.storage.tensor_file import FileError, opened
-from cmidd.training import Objective, Stack, cross_entropy, network_of
+from cmidd.training import Objective, Stack, cross_entropy, first_weights, network_of
 
 KIND = "bank of networks"
 
@@ -70,6 +69,29 @@ class Bank(Sequence[Network]):
                     check_piece(path, name, each, crc)
         return bank
 
+    @classmethod
+    def load_for(
+        cls, dataset: Dataset, path: Path, option: str, device: torch.device | str | None = None
+    ) -> Bank:
+        """Read the bank that an option names, which has to be of the dataset."""
+        bank = cls.load(path, device)
+        dataset.check_made_for(bank.record, f"{option}: {path}")
+        dataset.check_unseen(bank.record, f"{option}: {path}")
+        return bank
+
+    def first_weights(self, number: int) -> dict[str, Tensor]:
+        """The state, on the CPU, that the training of network `number` began with.
+
+        No file holds it: it is drawn anew by the seed in the bank's record.
+        """
+        seed = self.record.get("seed")
+        if type(seed) is not int:
+            raise ValueError(
+                "bank: expected one that cmidd pretrain made, whose record has the seed of the "
+                f"first weights of its networks, got seed {seed!r}"
+            )
+        return first_weights(self[number], _seed_of(seed, number))
+
     def __len__(self) -> int:
         """How many networks there are."""
         return int(self.record["networks"])
@@ -91,6 +113,11 @@ class Bank(Sequence[Network]):
             network = network_of(record["network"], record["shape"], record["num_classes"], state)
             self._networks[number] = freeze(network)
         return self._networks[number]
+
+
+def _seed_of(seed: int, number: int) -> int:
+    """Of all that is drawn to train a network of a bank; that of first weights is read again."""
+    return seed_of(seed, "bank", number)
 
 
 def train_bank(
@@ -129,8 +156,7 @@ def train_bank(
     (options,) = with_precision((options,), place)
     channels, size, _ = dataset.shape
     spec = options.network or bank_network(dataset.name, size)
-    settings = {name: value for name, value in asdict(options).items() if name != "together"}
-    record = {**dataset.describe(), **settings, "network": spec}
+    record = {**dataset.describe(), **options.as_record(), "network": spec}
     if objective is not cross_entropy:  # a key that older files lack
         record["objective"] = f"{objective.__module__}.{objective.__qualname__}"
     state = build_network(spec, channels, size, dataset.num_classes).state_dict()
@@ -143,7 +169,7 @@ def train_bank(
             )
         return state
 
-    seeds = [seed_of(options.seed, "bank", k) for k in range(options.networks)]
+    seeds = [_seed_of(options.seed, k) for k in range(options.networks)]
     task = TrainingTask("network", spec, options.recipe(), seeds, options.together, objective)
     with ranks.only_first(lambda: locked(path)):
         growing = ranks.from_first(

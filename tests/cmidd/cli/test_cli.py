@@ -36,6 +36,7 @@ from cmidd.options.idc import IDCOptions
 from cmidd.options.idm import IDMOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
+from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 from tests.support.errors import error_of
 from tests.support.parsed import made
@@ -50,6 +51,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "distill idc": (DataOptions, RunOptions, DistillOptions, CMIOptions, IDCOptions),
     "distill idm": (DataOptions, RunOptions, DistillOptions, CMIOptions, IDMOptions),
     "distill iid": (DataOptions, RunOptions, DistillOptions, CMIOptions, IIDOptions),
+    "distill ncfm": (DataOptions, RunOptions, DistillOptions, CMIOptions, NCFMOptions),
     "evaluate": (SetDataOptions, EvaluateOptions),
     "score": (SetDataOptions, ScoreOptions),
     "convert": (ConvertOptions,),
@@ -58,6 +60,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
 }
 REQUIRED = {
     "distill mtt": ["--experts=e"],
+    "distill ncfm": ["--matching_bank=b"],
     "score": ["--bank=b"],
     "convert": ["s", "--out=o", "--dataset=digits"],
     "export": ["s"],
@@ -71,6 +74,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     str: TEXT,
     Path: TEXT.map(Path),
     tuple[str, ...]: st.lists(TEXT, max_size=3).map(tuple),
+    tuple[float, ...]: st.lists(st.floats(1e-9, 1e12), max_size=3).map(tuple),
     tuple[Path, ...]: st.lists(TEXT.map(Path), max_size=3).map(tuple),
 }
 
@@ -153,6 +157,7 @@ def test_the_commands_of_the_help_are_commands(capsys: pytest.CaptureFixture[str
 def test_without_flags_the_options_are_their_defaults(command: str) -> None:
     required: dict[type, Any] = {
         MTTOptions: {"experts": Path("e")},
+        NCFMOptions: {"matching_bank": Path("b")},
         ScoreOptions: {"bank": Path("b")},
         ConvertOptions: {"source": Path("s"), "out": Path("o"), "dataset": "digits"},
         ExportOptions: {"set": Path("s")},

@@ -85,6 +85,37 @@ def test_iid_takes_a_bank_and_cmi_the_same_one(
     assert read_log(Path("runs/iid/log.jsonl"))[-1]["cmi"] > 0
 
 
+def test_ncfm_takes_a_bank_and_its_sets_are_judged_by_adamw(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["pretrain", NETWORK, "--networks=2", "--epochs=1"])
+    bank = "runs/bank.safetensors"
+    ncfm = ["distill", "ncfm", "--ipc=1", "--iterations=2", "--batch_real=4", "--frequencies=16"]
+    assert "--matching_bank: expected file of the trained networks" in error_of(ncfm, capsys)
+    main([*ncfm, f"--matching_bank={bank}", "--dry_run"])
+    main([*ncfm, f"--matching_bank={bank}", f"--bank={bank}", "--cmi_weight=1"])
+    said = capsys.readouterr().out
+    assert re.search(r"about .* an iteration, .* for 2; memory .*B, disk .*B", said)
+    assert "optimizer adamw (not published for digits; those of NCFM for CIFAR-10, for" in said
+    made = SyntheticSet.load(Path("runs/ncfm/result.safetensors"))
+    assert made.record["made_with"].keys() == {"bank", "matching_bank"}
+    assert len(made.seen().images) == 4 * len(made.images) == 40
+    main(["evaluate", "runs/ncfm", "--epochs=5", "--repeats=1"])
+    told = capsys.readouterr().out
+    assert "5 epochs of batches of 128 by AdamW whose learning rate falls 4 times, by 2" in told
+    assert "learning rate 0.001 (of the protocol)" in told
+    (evaluation,) = json.loads(Path("runs/evaluation.json").read_text())["results"]
+    recipe = evaluation["evaluations"][0]["recipe"]
+    assert (recipe["optimizer"], recipe["drop_at"]) == ("adamw", [0.2, 0.4, 0.6, 0.8])
+    main(["evaluate", "runs/ncfm", "--epochs=5", "--repeats=1", "--optimizer=sgd", "--lr=0.01",
+          "--drop_at", "0.5", "--drop_by=10", "--out=sgd.json"])  # fmt: skip
+    assert "of batches of 128, augmentation" in capsys.readouterr().out
+    main(["report", "runs/ncfm", "--evaluations=runs/evaluation.json"])
+    page = Path("runs/report.html").read_text()
+    assert "NCFM, 1 image per class" in page
+    assert "seen as 4 images each" in page
+
+
 def test_dsa_runs_with_cmi(elsewhere: Path) -> None:
     main(["pretrain", NETWORK, "--networks=2", "--epochs=1"])
     main(["distill", "dsa", NETWORK, "--ipc=2", "--iterations=2", "--batch_real=4",

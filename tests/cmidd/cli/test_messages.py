@@ -31,7 +31,7 @@ USAGE = {
     "distil dm": "no command distil; did you mean distill? See cmidd --help",
     "dm": "no command dm; did you mean cmidd distill dm? See cmidd --help",
     "--ipc 3": "expected a command first, got --ipc; see cmidd --help",
-    "distill": "expected a method: dm, dc, dsa, mtt, idc, idm, iid; see cmidd distill --help",
+    "distill": "expected a method: dm, dc, dsa, mtt, idc, idm, iid, ncfm; see cmidd distill --help",
     "distill dmm": "no method dmm; did you mean dm? See cmidd distill --help",
     "distill --ipc 3 dm": "expected a method first, got --ipc; see cmidd distill --help",
     "distill dm --nosuch 3": "no option --nosuch of cmidd distill dm; see cmidd distill dm --help",

@@ -31,6 +31,7 @@ SMALL: dict[str, list[str]] = {
             "--max_start_epoch=2", "--lr_images=1"],
     "idc": [NETWORK, "--batch_real=8", "--inner_steps=2", "--images_net=32"],
     "idm": [NETWORK, "--batch_real=8", "--queue_size=4", "--steps_net=2", "--batch_net=16"],
+    "ncfm": ["--batch_real=8", f"--matching_bank={BANK}", "--frequencies=64", "--lr_images=0.01"],
     "iid": [NETWORK, "--batch_real=8", f"--centre_bank={BANK}"],
 }  # fmt: skip
 

@@ -149,7 +149,7 @@ def test_published_settings_of_idc(dataset: str, size: int, published: tuple[Any
         evaluation = evaluation_of("idc", real, ipc)
         recipe = replace(PUBLISHED_RECIPE, **evaluation)
         assert (recipe.epochs, recipe.batch_size, recipe.cutmix) == (1000, 64, cutmix)
-        assert [math.ceil(1000 * at) for at in (recipe.drop_at, recipe.drop_again_at)] == [666, 833]
+        assert [math.ceil(1000 * at) for at in recipe.drops] == [666, 833]
         assert recipe.drop_by == 5
     if dataset == "tinyimagenet":
         loop, _, _ = filled_in(real, 50)

@@ -20,6 +20,7 @@ from cmidd.options.idc import IDCOptions
 from cmidd.options.idm import IDMOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
+from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.recipe import DSA
 from tests.support.tiny import tiny_dataset
 
@@ -31,6 +32,7 @@ MADE: dict[str, Any] = {
     "idc": IDCOptions(),
     "idm": IDMOptions(),
     "iid": IIDOptions(),
+    "ncfm": NCFMOptions(matching_bank=Path("b")),
 }
 
 
@@ -80,7 +82,14 @@ def test_a_weight_of_ours_is_not_called_published() -> None:
 
 @pytest.mark.parametrize(
     ("method", "dataset"),
-    [("dm", "mnist"), ("mtt", "cifar10"), ("dc", "svhn"), ("idm", "cifar10"), ("iid", "cifar10")],
+    [
+        ("dm", "mnist"),
+        ("mtt", "cifar10"),
+        ("dc", "svhn"),
+        ("idm", "cifar10"),
+        ("iid", "cifar10"),
+        ("ncfm", "cifar10"),
+    ],
 )
 def test_without_a_weight_one_is_asked_for(method: str, dataset: str) -> None:
     with pytest.raises(ValueError, match=f"cmi_weight: none is known for {method} on {dataset}"):
@@ -193,6 +202,7 @@ def test_published_settings_of_mtt(dataset: str, ipc: int, published: tuple[Any,
         ("idc", "cells"),
         ("idm", "smooth_cells"),
         ("iid", "real"),
+        ("ncfm", "cells"),
     ],
 )
 def test_methods_start_from_what_they_were_published_with(method: str, init: str) -> None:
@@ -281,6 +291,13 @@ def test_small_images_are_matched_in_a_network_that_is_less_deep() -> None:
             "on CIFAR-10, for factor 2)",
         ),
         ("iid", "cifar10", 10, "(as published)"),
+        ("ncfm", "cifar10", 10, "(as published, for factor 2)"),
+        (
+            "ncfm",
+            "digits",
+            10,
+            "(not published for digits; those of NCFM for CIFAR-10, for factor 2)",
+        ),
         (
             "iid",
             "svhn",

@@ -110,7 +110,7 @@ def test_a_name_is_given_once() -> None:
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known() -> None:
-    expected = "method: expected one of dm, dc, dsa, mtt, idc, idm, iid, shrink, got"
+    expected = "method: expected one of dm, dc, dsa, mtt, idc, idm, iid, ncfm, shrink, got"
     with pytest.raises(ValueError, match=expected):
         prepare("shrimp", tiny_dataset())
 

@@ -55,6 +55,30 @@ def test_the_record_says_how_the_networks_were_made(bank: Bank) -> None:
     assert expected.items() <= bank.record.items()
 
 
+def test_first_weights_are_those_that_training_began_with(tmp_path: Path) -> None:
+    unmoved = tiny_bank(tmp_path / "bank", DATASET, lr=1e-30, weight_decay=0.0, seed=5)
+    for number, network in enumerate(unmoved):
+        first = unmoved.first_weights(number)
+        assert first.keys() == network.state_dict().keys()
+        for name, tensor in network.state_dict().items():
+            torch.testing.assert_close(tensor, first[name], rtol=0, atol=1e-25)
+
+
+def test_first_weights_stay_what_they_are_from_version_to_version(bank: Bank) -> None:
+    """No file holds them: NCFM draws them anew, years after the bank was trained."""
+    found = bank.first_weights(1)["head.weight"][0, :3]
+    torch.testing.assert_close(
+        found, torch.tensor([-0.031465828, 0.107055634, 0.087954223]), rtol=1e-6, atol=0
+    )
+
+
+def test_first_weights_need_the_seed(bank: Bank) -> None:
+    record = {name: value for name, value in bank.record.items() if name != "seed"}
+    other = Bank(dict(bank[0].state_dict()), record, CPU)
+    with pytest.raises(ValueError, match="bank: expected one that cmidd pretrain made, whose rec"):
+        other.first_weights(0)
+
+
 def test_networks_are_those_that_training_gives(path: Path, bank: Bank) -> None:
     assert len(bank) == 3
     train = DATASET.train

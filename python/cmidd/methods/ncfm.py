@@ -1,0 +1,307 @@
+"""NCFM, matching of characteristic functions (Wang et al., CVPR 2025): one step.
+
+    loss = sum over classes of  w d(functions of phi(A_c(real)), of phi(A_c(synthetic)))
+                              + k mean over synthetic images of cross-entropy(last(A_c(image)))
+
+`characteristic.py` has the functions and their distance d, at frequencies from a normal
+distribution. phi is the embedding of a network of a bank whose weights lie between the first ones
+of its training and the last ones, `l first + (1 - l) last` with l uniform in [0, 1); `last` is the
+same network with the last ones. A_c is one augmentation drawn for the class and used on both sides.
+Networks see the cells of stored images, enlarged.
+
+Network, l and frequencies are drawn for an iteration and serve all its classes. These need nothing
+of one another, so to a class it is as if it had drawn its own. A step of all classes ends an
+iteration, as `pixel_steps.py` says; the published loop takes one after each class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import record_function
+
+from cmidd.augment import Draw, Strategy, augment
+from cmidd.datasets import Dataset
+from cmidd.datasets.encoded import taken
+from cmidd.device import precision_on
+from cmidd.methods.base import Method, MethodEntry, Published
+from cmidd.methods.characteristic import characteristic_functions, directions, distances
+from cmidd.methods.class_draws import (
+    ClassShare,
+    class_means,
+    draw_for_classes,
+    draw_real_rows,
+    whole_classes,
+)
+from cmidd.methods.dm import LAYOUT
+from cmidd.methods.pixel_steps import PixelSteps
+from cmidd.methods.stored_cells import StoredCells
+from cmidd.networks import (
+    GPU_IMAGES_FORWARD,
+    Network,
+    build_network,
+    check_images_are_independent,
+    freeze,
+    images_per_chunk,
+)
+from cmidd.options.fields import check_filled_in
+from cmidd.options.ncfm import NCFMOptions
+from cmidd.pretrained.bank import Bank
+from cmidd.seeds import generator
+from cmidd.synthetic import SyntheticSet
+from cmikernels.precision import computing
+
+
+@dataclass(frozen=True, eq=False)
+class NCFMDraws:
+    """What is drawn for an iteration."""
+
+    trained: int  # number of the network of the bank
+    first: dict[str, Tensor]  # its first weights
+    share: float  # of the first weights in those that are matched in
+    frequencies: Tensor
+    real: list[Tensor]  # row numbers of the real images of each class
+    augmentation: Draw  # of each class
+
+
+class NCFM(Method):
+    """The step of NCFM on one dataset, of the classes that are this rank's."""
+
+    shares_work = True
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        labels: Tensor,
+        options: NCFMOptions,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Prepare steps on images whose labels are `labels`, ascending."""
+        check_filled_in(options)
+        self.dataset, self.options, self.seed = dataset, options, seed
+        self.device, self.dtype = device, dtype
+        self.precision = precision_on(device, options.precision)
+        self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
+        self.stored = StoredCells(dataset, options.factor, "ncfm", device, dtype)
+        self.view = self.stored.view
+        self.channel_scale = self.stored.std_of_channels**-1
+        self.bank = Bank.load_for(dataset, options.matching_bank, "matching_bank", device)
+        self.network_spec = self.bank.record["network"]
+        channels, size, _ = dataset.shape
+        network = build_network(self.network_spec, channels, size, dataset.num_classes)
+        check_images_are_independent(network, self.network_spec, "matching_bank")
+        self.network = self.real_network = freeze(network.to(device, dtype))
+        self.layout = LAYOUT.get((device.type, dtype), torch.contiguous_format)
+        if self.layout != torch.contiguous_format:  # in which the synthetic branch is faster
+            self.real_network = deepcopy(network).to(memory_format=self.layout)  # type: ignore[call-overload]
+        self._first_weights(0)  # so that a bank without them is an error now
+        self.share = ClassShare.of(dataset, labels)
+        self.images = self.share.real_images(dataset.train, device)
+        self.chunk = images_per_chunk(device, size, GPU_IMAGES_FORWARD)
+        self.chunks = whole_classes(self.share.counts, max(1, self.chunk // self.stored.in_one))
+        self.steps: PixelSteps | None = None  # once there is what moves the images
+
+    def _first_weights(self, number: int) -> dict[str, Tensor]:
+        try:
+            return self.bank.first_weights(number)
+        except ValueError as error:
+            text = str(error).removeprefix("bank: ")
+            raise ValueError(f"matching_bank: {self.options.matching_bank}: {text}") from None
+
+    @property
+    def input_records(self) -> dict[str, Any]:
+        """The bank's record."""
+        return {"matching_bank": self.bank.record}
+
+    def draw(self, iteration: int, update: int) -> NCFMDraws:  # noqa: ARG002
+        """The network, frequencies, real images and augmentations of an iteration."""
+        seed, classes, options = self.seed, self.share.classes, self.options
+        draws = generator(seed, "pair", iteration)
+        trained = int(torch.randint(len(self.bank), (), generator=draws))
+        share = float(torch.rand((), dtype=torch.float64, generator=draws))
+        shape = options.frequencies, self.network.embed_dim
+        return NCFMDraws(
+            trained,
+            self._first_weights(trained),
+            share,
+            torch.randn(shape, generator=generator(seed, "frequencies", iteration)),
+            draw_real_rows(
+                self.dataset.train, classes, options.batch_real, seed, "real", iteration
+            ),
+            draw_for_classes(self.strategy, classes, seed, "dsa", iteration),
+        )
+
+    def loss_and_gradient(self, images: Tensor, draws: NCFMDraws) -> tuple[Tensor, Tensor]:
+        """Loss and its gradient with respect to the stored images, `(N, ch, H, W)`."""
+        with computing(self.precision, self.device.type):
+            with record_function("ncfm.network"):
+                last = self.load_network(draws)
+                frequencies = draws.frequencies.to(self.device, self.dtype)
+            targets = self.real_functions(draws, frequencies)
+            with record_function("ncfm.synthetic_branch"):
+                mine = images.detach()[self.share.rows]
+                loss, gradient = self.match(mine, targets, last, draws, frequencies)
+        return loss, self.share.whole(gradient, images)
+
+    @torch.no_grad()
+    def load_network(self, draws: NCFMDraws) -> Network:
+        """Give the network the weights of an iteration; the one with the last weights."""
+        last = self.bank[draws.trained].to(self.dtype)
+        of_last = last.state_dict()
+        between = {
+            name: torch.lerp(of_last[name], first.to(of_last[name]), draws.share)
+            for name, first in draws.first.items()
+        }
+        for network in (self.network, self.real_network):
+            network.load_state_dict(between)
+        return last
+
+    @torch.no_grad()
+    def real_functions(self, draws: NCFMDraws, frequencies: Tensor) -> Tensor:
+        """Characteristic functions of the real images of each class, `(C, T, 2)`."""
+        found = []
+        for place, rows in enumerate(draws.real):
+            with record_function("ncfm.real_images"):
+                there = taken(self.images, rows - self.share.first_real)
+                x = self.dataset.to_input(there, self.dtype)
+                places = torch.full((len(rows),), place)
+                x = augment(x, self.strategy, draws.augmentation, places)
+            with record_function("ncfm.real_branch"):
+                x = x.to(memory_format=self.layout)
+                units = directions(self.in_parts(self.real_network.embed, x))
+                found.append(characteristic_functions(units, [len(rows)], frequencies))
+        return torch.cat(found)
+
+    def in_parts(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """What a network makes of images, in their dtype; parts suit a CPU's caches."""
+        with computing(self.precision, self.device.type, network=True):
+            found = torch.cat([network(part) for part in torch.split(images, self.chunk)])
+        return found.to(images.dtype)
+
+    def match(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        last: Network,
+        draws: NCFMDraws,
+        frequencies: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and gradient of the rank's images, in chunks of whole classes."""
+        options = self.options
+        losses: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for classes, rows in self.chunks:
+            x, labels = images[rows].requires_grad_(), self.share.labels[rows]
+            seen = x
+            if self.view is not None:
+                seen, labels = self.view(x, labels)
+            places = labels - self.share.classes.start
+            seen = augment(seen, self.strategy, draws.augmentation, places)
+            counts = [count * self.stored.in_one for count in self.share.counts[classes]]
+            found = characteristic_functions(
+                directions(self.in_parts(self.network.embed, seen)), counts, frequencies
+            )
+            apart = distances(
+                found, targets[classes], options.amplitude_weight, options.phase_weight
+            )
+            loss = options.distance_weight * apart.sum()
+            if options.calibration_weight:
+                loss = loss + options.calibration_weight * self.calibration(
+                    last, seen, labels, counts
+                )
+            losses.append(loss.detach())
+            gradients += torch.autograd.grad(loss, x)
+        return torch.stack(losses).sum(), torch.cat(gradients)
+
+    def calibration(self, last: Network, seen: Tensor, labels: Tensor, counts: list[int]) -> Tensor:
+        """The sum over classes of the mean cross-entropy of the last weights."""
+        logits = self.in_parts(last, seen)
+        of_images = F.cross_entropy(logits, labels.to(seen.device), reduction="none")
+        return class_means(of_images[:, None], counts).sum()
+
+    def optimizer(self, groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:
+        """AdamW or SGD, whose step size is halved where the loss is no longer smaller."""
+        made: torch.optim.Optimizer
+        if self.options.optimizer == "adamw":
+            made = torch.optim.AdamW(groups, weight_decay=self.options.weight_decay)
+        else:
+            made = torch.optim.SGD(groups, momentum=momentum)
+        turns = self.dataset.num_classes if self.options.per_class_step else 1
+        self.steps = PixelSteps(made, self.stored, self.options.patience, after_each=turns)
+        return made
+
+    def take_step(self, optimizer: torch.optim.Optimizer, images: Tensor, loss: Tensor) -> None:
+        """A step of the pixels."""
+        assert self.steps is not None
+        assert self.steps.optimizer is optimizer
+        self.steps.take(images, loss)
+
+    def log_values(self) -> dict[str, Tensor]:
+        """The step size."""
+        return {} if self.steps is None else {"lr_images": torch.tensor(self.steps.size)}
+
+    def state(self) -> dict[str, Tensor]:
+        """What the step size depends on."""
+        return {} if self.steps is None else self.steps.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put it back."""
+        if state:
+            if self.steps is None:
+                raise ValueError("expected no state before there is an optimizer")
+            self.steps.load_state(state)
+
+    def constrain_images(self, images: Tensor) -> None:
+        """Clamp the images to pixels."""
+        images.copy_(self.stored.clamped(images))
+
+    def finish(self, result: SyntheticSet) -> SyntheticSet:
+        """The set with its images clamped once more."""
+        return replace(result, images=self.stored.clamped(result.images))
+
+
+PUBLISHED_FOR = ("cifar10", "cifar100", "tinyimagenet")
+"""Datasets here that settings were published for."""
+
+EPOCHS = {("tinyimagenet", 10): 300, ("tinyimagenet", 50): 40}
+"""Of evaluation, by dataset and images per class, where they are not 2000."""
+
+
+def published(dataset: Dataset, ipc: int) -> Published:
+    """Settings of NCFM with cells."""
+    is_sgd = (dataset.name, ipc) == ("cifar100", 10)
+    origin = "as published, for factor 2"
+    if dataset.name not in PUBLISHED_FOR:
+        origin = f"not published for {dataset.name}; those of NCFM for CIFAR-10, for factor 2"
+    return Published(
+        loop={
+            "iterations": 20000,
+            "init": "cells",
+            "lr_images": 0.01 if is_sgd else 0.001,
+            "report_every": 10,
+            "checkpoint_every": 100,
+        },
+        options={"optimizer": "sgd" if is_sgd else "adamw"},
+        evaluation={
+            "epochs": EPOCHS.get((dataset.name, ipc), 2000),
+            "augmentation": "idc:color_crop_flip_scale_rotate",
+            "batch_size": 128,
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "drop_by": 2.0,
+            "drop_at": [0.2, 0.4, 0.6, 0.8],
+            "cutmix": 0.5,
+        },
+        origin=origin,
+    )
+
+
+NCFM_ENTRY = MethodEntry(NCFM, NCFMOptions, published)
