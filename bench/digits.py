@@ -55,14 +55,18 @@ from cmidd.storage.run_folder import RunFolder
 
 CPU = torch.device("cpu")
 BANK = BankOptions(networks=10, epochs=20)
+MATCHED = replace(BANK, network="convnet:depth=2")  # in whose features NCFM matches
 # At least 600 steps for every set: one step is an epoch up to 25 images per class, two at 50.
 EVALUATION = {1: Recipe(epochs=600, augmentation=DSA), 50: Recipe(epochs=300, augmentation=DSA)}
 ALL_REAL = Recipe(epochs=100, augmentation=DSA)
 NETWORKS = 2  # trained on every set
 EXPERTS = ExpertOptions(experts=10, epochs=15, lr=0.05)
 # Updates of the images in a run; a method that is not here has as many as it is published with.
-UPDATES = {"dm": 300, "iid": 300, "dc": 60, "dsa": 60, "mtt": 80}
+UPDATES = {"dm": 300, "iid": 300, "idm": 300, "ncfm": 1000, "dc": 60, "dsa": 60, "mtt": 80}
 HELD_OUT = 0.2
+# Files that methods take, by the option.
+FILES = {"experts": "experts.safetensors", "centre_bank": "bank.safetensors",
+         "matching_bank": "matching.safetensors"}  # fmt: skip
 # Options of methods that train a network between updates; what else they have is as published.
 SHORTER = {"batch_real": 64, "inner_epochs": 5}
 
@@ -102,19 +106,17 @@ def settings(methods: Sequence[str]) -> dict[str, Any]:
     """What a result of these methods depends on."""
     digits = load_dataset("digits")
     known = [name for name in METHODS if name in methods]
-    published = {
-        f"{name} {ipc}": {**found.loop, **found.options}
-        for name in known
-        for ipc in (1, 10, 50)
-        for found in (METHODS[name].published(digits, ipc),)
-    }
+    every = itertools.product(known, (1, 10, 50))
+    found = {f"{name} {ipc}": METHODS[name].published(digits, ipc) for name, ipc in every}
+    published = {name: {**each.loop, **each.options} for name, each in found.items()}
     recipes = {str(ipc): asdict(recipe) for ipc, recipe in EVALUATION.items()}
-    return {
+    about = {
         "updates": {name: UPDATES[name] for name in known if name in UPDATES},
         "shorter": SHORTER, "published": published,
-        "experts": asdict(EXPERTS), "bank": asdict(BANK),
+        "experts": asdict(EXPERTS), "bank": asdict(BANK), "matched": asdict(MATCHED),
         "networks": NETWORKS, "evaluation": {**recipes, "all real": asdict(ALL_REAL)},
     }  # fmt: skip
+    return json.loads(json.dumps(about))  # type: ignore[no-any-return]
 
 
 def distilled_and_judged(case: Case, folder: Path) -> dict[str, Any]:
@@ -123,10 +125,10 @@ def distilled_and_judged(case: Case, folder: Path) -> dict[str, Any]:
     if case.method in METHODS:
         images, labels, learned_lr = _distilled(case, dataset, folder)
     elif case.method == "random":
-        (images, labels), learned_lr = first_images(dataset, case.ipc, "real", case.seed), None
+        images, labels, learned_lr = *first_images(dataset, case.ipc, "real", case.seed), None
     else:
-        images, labels = dataset.to_input(dataset.train.images), dataset.train.labels
-        learned_lr = None
+        real = dataset.train
+        images, labels, learned_lr = dataset.to_input(real.images), real.labels, None
     few = len(images) <= 25 * dataset.num_classes
     recipe = ALL_REAL if case.method == "all" else EVALUATION[1 if few else 50]
     recipe = replace(recipe, lr=learned_lr or recipe.lr)
@@ -160,28 +162,26 @@ def _seen_of_stored(method: str, ipc: int) -> int:
     if method not in METHODS:
         return 0
     known = METHODS[method].published(load_dataset("digits"), ipc).options
-    factor: int = known.get("factor", getattr(METHODS[method].options, "factor", 1))
-    return factor**2
+    factor = known.get("factor", getattr(METHODS[method].options, "factor", None))
+    return int(factor or 1) ** 2
 
 
 def _distilled(case: Case, dataset: Dataset, folder: Path) -> tuple[Tensor, Tensor, float | None]:
     """What networks see, labels and, if one was learned, the learning rate to train with."""
     names, bank = _options_of(case.method), folder / "bank.safetensors"
     of_method: dict[str, Any] = dict(SHORTER) if "inner_epochs" in names else {}
-    files = {"experts": folder / "experts.safetensors", "centre_bank": bank}
-    of_method |= {name: path for name, path in files.items() if name in names}
+    of_method |= {name: folder / file for name, file in FILES.items() if name in names}
     of_method |= {name: value for name, value in case.given.items() if name in names}
     of_loop = {name: value for name, value in case.given.items() if name not in names}
-    # Real images, in the cells of stored ones where a method has these.
-    init = "cells" if "factor" in names else "real"
-    loop = DistillOptions(case.ipc, init, seed=case.seed)
+    loop = DistillOptions(case.ipc, seed=case.seed)
     _, options, _ = fill_in_published(
         case.method, dataset, case.ipc, loop, METHODS[case.method].options(**of_method)
     )
     if case.method in UPDATES:
         updates = UPDATES[case.method] // getattr(options, "outer_steps", 1)
         loop = replace(loop, iterations=updates)
-    loop = replace(loop, **of_loop)
+    holds_several = (getattr(options, "factor", None) or 1) > 1
+    loop = replace(loop, **{"init": "cells" if holds_several else "real", **of_loop})
     cmi = CMIOptions(bank=bank if case.weight else None, cmi_weight=case.weight or None)
     run_folder = RunFolder(folder / case.run, {"case": case.run}, resume=True)
     run = prepare(case.method, dataset, loop, options, cmi, device=CPU, say=_quiet)
@@ -235,8 +235,10 @@ def run_all(cases: Sequence[Case], folder: Path, jobs: int) -> list[dict[str, An
     bank = folder / "bank.safetensors"
     if ("centre_bank" in names or any(case.weight for case in cases)) and not bank.exists():
         train_bank(bank, digits, BANK, CPU, resume=True)
+    if "matching_bank" in names:
+        train_bank(folder / FILES["matching_bank"], digits, MATCHED, CPU, resume=True)
     if "experts" in names:
-        train_experts(folder / "experts.safetensors", digits, EXPERTS, CPU, resume=True)
+        train_experts(folder / FILES["experts"], digits, EXPERTS, CPU, resume=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         rows = pool.map(saved_row, cases, itertools.repeat(folder))
