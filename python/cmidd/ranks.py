@@ -1,8 +1,8 @@
 """Ranks: the processes that torchrun starts, which share the work of one command.
 
-Every rank draws the same, holds the same images and takes the same steps. A rank computes its share
-of a step's work, and the shares are added up. The first rank alone reads and writes the run's
-files, prints and shows progress. In one process nothing of this does anything.
+Every rank draws the same, holds the same synthetic images and takes the same steps. A rank computes
+its share of a step's work, and the shares are added up. The first rank alone reads and writes the
+run's files, prints and shows progress. In one process nothing of this does anything.
 
 A rank that fails tells the others why, through the store that they met at. Those see that it is
 gone, and end too.

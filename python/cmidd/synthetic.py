@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cmidd.datasets import Dataset
 from cmidd.datasets.given import labels_as_int64
-from cmidd.datasets.pixels import to_pixels
+from cmidd.datasets.images import to_pixels
 from cmidd.datasets.whitening import Whitening
 from cmidd.options.recipe import OPTIMIZERS
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors

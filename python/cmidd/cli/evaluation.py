@@ -14,7 +14,7 @@ from cmidd.cli.filling import filling
 from cmidd.cli.flags import command_line
 from cmidd.cli.training_costs import Evaluated, cost_of_evaluation
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import whole
+from cmidd.datasets.encoded import check_fit, whole
 from cmidd.ddranking import Comparison, comparisons, random_like, robust_scores
 from cmidd.device import usable_device
 from cmidd.evaluate import Accuracy, Store, evaluate_set, evaluation_protocol
@@ -63,6 +63,8 @@ class _Plan(NamedTuple):
         networks = _networks(dataset, sets, options.networks)
         plan = cls(options, dataset, device, sets, recipes, networks)
         channels, size, _ = dataset.shape
+        if plan.ranked() and options.real_accuracy is None:
+            check_fit(dataset.train.source, "scoring by networks on all real images")
         for name in plan.ranked():  # so that a mistake is not found after hours
             random_like(sets[name], dataset, options.seed)
         for name in sets:

@@ -52,7 +52,7 @@ def load_dataset(
         size: the height and width to make images of, for datasets of image files: the middle of
             each is cut out and scaled.
         keep_decoded: bytes of decoded pictures to keep, of the training and of the test images
-            each.
+            each; one amount for both, where some are held out.
         on_demand: let pictures stay encoded even if they could be kept, so that only those that
             are used are decoded.
 

@@ -6,6 +6,7 @@ and those for which there is none are decoded again whenever they are asked for.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +29,7 @@ class Decoding:
 
     Attributes:
         size: height and width to make them of; None: as they are.
-        keep: bytes of decoded images to keep, of the training and of the test images each.
+        keep: bytes of decoded images to keep, of each part that is loaded.
         at_once: whether those that can be kept are decoded when they are loaded.
 
     """
@@ -72,8 +73,8 @@ class _Decoder:
                 new = missing[: self._room - self._count]
                 kept = slice(self._count, self._count + len(new))
                 self._kept[kept] = fresh[: len(new)]
+                self._count = kept.stop  # first, should it be interrupted here
                 self._place[new] = torch.arange(kept.start, kept.stop)
-                self._count = kept.stop
                 places = self._place[rows]
             if bool((places >= 0).all()):
                 return self._kept[places]
@@ -132,6 +133,7 @@ class EncodedImages:
 
     def decoded(self, title: str) -> Tensor:
         """All of them, of which none is kept here; a bar is called `title`."""
+        assert self._seen is None, "expected images as they are"
         return self._decoder.decode(self._rows, title)
 
     def of_rows(self, rows: Tensor | slice) -> EncodedImages:
@@ -158,14 +160,20 @@ def rows_of(images: Images, rows: Tensor | slice) -> Images:
     return images.of_rows(rows) if isinstance(images, EncodedImages) else images[rows]
 
 
-def whole(images: Images, what: str) -> Tensor:
-    """All of them, for `what`, which needs them at once."""
+def check_fit(images: Images, what: str) -> None:
+    """Raise unless all of them may be decoded at once, which `what` needs."""
     if isinstance(images, EncodedImages) and images.nbytes > images.keep:
+        need = math.ceil(images.nbytes / 2**30 * 1000) / 1000
         raise ValueError(
             f"keep_decoded: {what} needs all of {len(images):,} images at once; expected at least "
-            f"{images.nbytes / 2**30:.2f} GiB for them, got {images.keep / 2**30:.2f}"
+            f"{need:.3f} GiB for them, got {images.keep / 2**30:.3g}"
         )
-    return images[:]
+
+
+def whole(images: Images, what: str) -> Tensor:
+    """All of them, for `what`, which needs them at once."""
+    check_fit(images, what)
+    return images.decoded("real images") if isinstance(images, EncodedImages) else images
 
 
 def taken(images: Images, rows: Tensor) -> Tensor:

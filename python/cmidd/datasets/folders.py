@@ -16,7 +16,7 @@ from cmidd.datasets.encoded import Decoding
 from cmidd.datasets.files import DatasetNotFound, find, reading
 from cmidd.datasets.given import Array
 from cmidd.datasets.images import Dataset, ImageSet
-from cmidd.datasets.pictures import SUFFIXES, Picture, common_shape
+from cmidd.datasets.pictures import SUFFIXES, PictureFiles, common_shape
 from cmidd.datasets.pixels import ImageShape
 from cmidd.datasets.statistics import channel_statistics
 
@@ -24,7 +24,7 @@ _TINY_SIZE = 64
 
 
 class _Listing(NamedTuple):
-    pictures: list[Picture]
+    pictures: PictureFiles
     labels: Array  # (N,)
 
 
@@ -118,31 +118,31 @@ def _by_class(folder: Path, class_names: tuple[str, ...]) -> _Listing:
             f"{folder}: its class folders must be those of train; only in one of the two are "
             + ", ".join(sorted(found))
         )
-    pictures, labels = [], []
+    paths: list[str] = []
+    labels: list[int] = []
     for label, class_name in enumerate(class_names):
         class_folder = folder / class_name
         files = sorted(file for file in class_folder.rglob("*") if is_image(file))
         if not files:
             raise ValueError(f"{class_folder}: has no images ({', '.join(SUFFIXES)})")
-        pictures += [Picture(str(file), file) for file in files]
+        paths += map(str, files)
         labels += [label] * len(files)
-    return _Listing(pictures, np.array(labels))
+    return _Listing(PictureFiles(paths), np.array(labels))
 
 
 def _annotated(folder: Path, class_names: tuple[str, ...]) -> _Listing:
     """The pictures that `val_annotations.txt` lists, and their labels."""
     label_of = {class_name: label for label, class_name in enumerate(class_names)}
     table = find("tinyimagenet", [folder / "val_annotations.txt"])
-    pictures, labels = [], []
+    paths, labels = [], []
     with reading(table):
         for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
             file, _, rest = line.partition("\t")
             class_name = rest.partition("\t")[0]
             if class_name not in label_of:
                 raise ValueError(f"line {number} names class {class_name!r}, which train has not")
-            path = folder / "images" / file
-            pictures.append(Picture(str(path), path))
+            paths.append(str(folder / "images" / file))
             labels.append(label_of[class_name])
-        if not pictures:
+        if not paths:
             raise ValueError("lists no images")
-    return _Listing(pictures, np.array(labels))
+    return _Listing(PictureFiles(paths), np.array(labels))

@@ -7,7 +7,7 @@ input   = (pixel / 255 - mean) / std        per channel, then whitened where tha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from cmidd.datasets.encoded import EncodedImages, Images, one_after_another, rows_of, whole
 from cmidd.datasets.given import Array, channels_first, labels_as_int64
 from cmidd.datasets.known import KNOWN
-from cmidd.datasets.pixels import ImageShape, normalise, to_pixels
+from cmidd.datasets.pixels import ImageShape, denormalise, normalise
 from cmidd.datasets.whitening import EPS, Whitening
 from cmidd.seeds import generator
 
@@ -74,7 +74,7 @@ class ImageSet:
     @property
     def images(self) -> Tensor:
         """All images at once, if they can be kept."""
-        return whole(self.source, "the tensor of them")
+        return whole(self.source, "ImageSet.images")
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -178,8 +178,8 @@ class Dataset:
         """
         if eps is None:
             eps = EPS / (sum(self.std) / len(self.std)) ** 2
-        images = whole(self.train.source, "zca")
-        return replace(self, whitening=Whitening.of(images, self.mean, self.std, eps))
+        whitening = Whitening.of(self.train.source, self.mean, self.std, eps)
+        return replace(self, whitening=whitening)
 
     def holding_out(self, share: float) -> Dataset:
         """The dataset with a share of each class's training images in the place of `test`.
@@ -282,3 +282,15 @@ class Dataset:
                 f"{what}: expected one made with held_out {self.held_out:g} or more, because the "
                 f"images held out now judge, got one made with {theirs:g}"
             )
+
+
+def to_pixels(
+    images: Tensor, mean: Sequence[float], std: Sequence[float], whitening: Whitening | None
+) -> Tensor:
+    """Pixels in [0, 1] of what networks see, (N, channels, H, W)."""
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating point, got {images.dtype}")
+    normalised = images.to(torch.promote_types(images.dtype, torch.float32))
+    if whitening is not None:
+        normalised = whitening.invert(normalised)
+    return denormalise(normalised, mean, std).clamp(0, 1)

@@ -6,11 +6,11 @@ among them, whatever a file is called.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -36,6 +36,19 @@ class Picture(NamedTuple):
 
     name: str
     file: Path | io.BytesIO
+
+
+class PictureFiles:
+    """Files by their paths, of which there may be millions."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, row: int, /) -> Picture:
+        return Picture(self._paths[row], Path(self._paths[row]))
 
 
 class Pictures(Protocol):
@@ -92,14 +105,14 @@ def decode(
     threads = os.cpu_count() or 1
     at_once = max(1, min(len(wanted) // (4 * threads), _AT_ONCE))
     # It waits for its threads: one that is left when the interpreter ends can end it badly.
-    with (
-        ThreadPoolExecutor(threads) as pool,
-        progress(
-            total=len(wanted), desc=title, unit=" images", leave=False, disable=title is None
-        ) as bar,
-    ):
+    with contextlib.ExitStack() as around:
+        pool, bar = around.enter_context(ThreadPoolExecutor(threads)), None
+        if title is not None:
+            told = progress(total=len(wanted), desc=title, unit=" images", leave=False)
+            bar = around.enter_context(told)
         for count in pool.map(decode_some, range(0, len(wanted), at_once)):
-            bar.update(count)
+            if bar is not None:
+                bar.update(count)
     return images
 
 
@@ -108,7 +121,7 @@ def _is_grey(picture: Picture) -> bool:
         return image.mode in _GREY
 
 
-@contextmanager
+@contextlib.contextmanager
 def _open(picture: Picture) -> Iterator[Image.Image]:
     """The header of a picture that can be decoded; its pixels are read when they are asked for.
 

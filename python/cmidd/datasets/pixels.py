@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cmidd.datasets.whitening import Whitening
-
 
 class ImageShape(NamedTuple):
     """Channels, height and width of every image of a dataset."""
@@ -25,17 +23,10 @@ def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return pixels.sub_(centre).div_(scale)
 
 
-def to_pixels(
-    images: Tensor, mean: Sequence[float], std: Sequence[float], whitening: Whitening | None
-) -> Tensor:
-    """Pixels in [0, 1] of what networks see, (N, channels, H, W)."""
-    if not images.is_floating_point():
-        raise TypeError(f"images must be floating point, got {images.dtype}")
-    normalised = images.to(torch.promote_types(images.dtype, torch.float32))
-    of_channels = _of_channels(normalised, mean, std)
-    if whitening is not None:
-        normalised = whitening.invert(normalised)
-    return (normalised * of_channels[1] + of_channels[0]).clamp(0, 1)
+def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Pixels of normalised images, which may lie outside of [0, 1]."""
+    centre, scale = _of_channels(images, mean, std)
+    return images * scale + centre
 
 
 def _of_channels(

@@ -17,6 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from cmidd.datasets.encoded import Images, one_after_another
 from cmidd.progress import progress
 
 EPS = 0.1  # of pixels in [0, 1], as published
@@ -53,7 +54,7 @@ class Whitening:
 
     @classmethod
     def of(
-        cls, images: Tensor, mean: Sequence[float], std: Sequence[float], eps: float
+        cls, images: Images, mean: Sequence[float], std: Sequence[float], eps: float
     ) -> Whitening:
         """What whitens images like these.
 
@@ -126,14 +127,14 @@ def _check_eps(eps: float) -> None:
         raise ValueError(f"zca: expected an eps above 0, got {eps!r}")
 
 
-def _sums(images: Tensor) -> tuple[Tensor, Tensor]:
+def _sums(images: Images) -> tuple[Tensor, Tensor]:
     """The sum of all images less grey, and of their outer products, (D,) and (D, D) float64."""
     size = math.prod(images.shape[1:])
     total = torch.zeros(size, dtype=torch.float64)
     products = torch.zeros(size, size, dtype=torch.float64)
-    for batch in progress(
-        torch.split(images, _BATCH), desc="covariance", unit="batch", leave=False
-    ):
+    batches = torch.split(torch.arange(len(images)), _BATCH)
+    told = progress(batches, desc="covariance", unit="batch", leave=False)
+    for batch in one_after_another(images, told):
         flat = batch.flatten(1).float() - _GREY
         total += flat.sum(0)
         products += flat.T @ flat

@@ -115,13 +115,13 @@ class ClassMatching(Method):
             [state],
             precision_on(device, options.precision),
         )
-        taken = {name: each for name, each in state.items() if each.ndim >= least_axes}
-        if not taken:
+        matched = {name: each for name, each in state.items() if each.ndim >= least_axes}
+        if not matched:
             raise ValueError(
                 "network: expected one with convolutions, whose gradients are matched, got "
                 f"{options.network}"
             )
-        self.distance = GradientDistance(options.metric, taken)
+        self.distance = GradientDistance(options.metric, matched)
         self.share = ClassShare.of(dataset, labels)
         self.images = self.share.real_images(dataset.train, device)
         names = self.distance.names

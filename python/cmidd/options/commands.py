@@ -17,7 +17,7 @@ class DataOptions(Options):
         dataset: name, or folder:PATH, arrays:PATH.npz, hub:NAME; cmidd --help lists the names
         data: folder that holds downloaded datasets
         size: height and width to resize folders of pictures to
-        keep_decoded: GiB of decoded pictures to keep in memory, of the training and of the test
+        keep_decoded: GiB of decoded pictures that a process keeps, of the training and of the test
             images each; sets of pictures that take more are decoded whenever they are needed
         zca: whiten the images (ZCA), as MTT does on some datasets; what is made from whitened
             images, banks and experts too, serves whitened images alone
@@ -64,7 +64,7 @@ class SetDataOptions(DataOptions):
             from, else digits
         data: folder that holds downloaded datasets; default: as the sets' runs were told, else data
         size: height and width to resize folders of pictures to; default: as of the sets
-        keep_decoded: GiB of decoded pictures to keep in memory, of the training and of the test
+        keep_decoded: GiB of decoded pictures that a process keeps, of the training and of the test
             images each; sets of pictures that take more are decoded whenever they are needed
         zca: whiten real images (ZCA); sets are judged by images that are whitened as they are
         held_out: judge by this share of the training images; default: as the sets' runs were told;

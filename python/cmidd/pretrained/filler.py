@@ -16,6 +16,7 @@ from torch import Tensor
 from cmidd import ranks
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
+from cmidd.datasets.encoded import EncodedImages
 from cmidd.interruption import Stop, deferred
 from cmidd.options.recipe import Recipe
 from cmidd.progress import progress
@@ -129,7 +130,8 @@ def fill(
                 at_start=begin,
                 on_epoch=advance,
             )
-            if ranks.count() > 1:  # torchrun gives a rank half a minute to end
+            # torchrun gives a rank half a minute to end, and a picture may be one that is broken.
+            if ranks.count() > 1 or isinstance(dataset.test.source, EncodedImages):
                 kept.save(stack, Progress(recipe.epochs))
             accuracies = stack.accuracy(dataset.batches(dataset.test, device))
             for place, k in enumerate(group):

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from cmidd.datasets import Dataset, load_dataset
+from cmidd.datasets.encoded import KEEP_DECODED
 from cmidd.storage.run_folder import KIND as CHECKPOINT
 from cmidd.storage.run_folder import read_log
 from cmidd.storage.tensor_file import FileError, read_tensors
@@ -105,7 +106,10 @@ def read_runs(
         first = configs[0]
         # A run from Python need not say where its data are.
         folder = first.get("data", "data")
-        dataset = load_dataset(first["dataset"], folder, size=first.get("size"))
+        keep = first.get("keep_decoded", KEEP_DECODED / 2**30)
+        dataset = load_dataset(
+            first["dataset"], folder, size=first.get("size"), keep_decoded=int(keep * 2**30)
+        )
         if first.get("held_out"):
             dataset = dataset.holding_out(first["held_out"])
         if first.get("zca"):  # which runs from before whitening lack

@@ -107,16 +107,22 @@ def test_a_dataset_is_the_same_in_all_it_is_asked_for(folder: Path, keep: int) -
     assert torch.equal(taken(inputs, rows), taken(expected_inputs, rows))
 
 
-def test_whitening_needs_all_images_at_once(folder: Path) -> None:
-    ours = on_demand(folder, 2**20).whitened().whitening
-    theirs = in_memory(folder).whitened().whitening
-    assert ours is not None
-    assert theirs is not None
-    assert torch.equal(ours.matrix, theirs.matrix)
+def test_images_are_whitened_alike(folder: Path) -> None:
+    ours, theirs = (data.whitened() for data in (on_demand(folder), in_memory(folder)))
+    assert ours.whitening is not None
+    assert theirs.whitening is not None
+    assert torch.equal(ours.whitening.matrix, theirs.whitening.matrix)
+    rows = torch.tensor([3, 5])
+    torch.testing.assert_close(taken(ours.inputs(CPU), rows), taken(theirs.inputs(CPU), rows))
+
+
+def test_what_needs_all_images_at_once_says_how_many_it_is(folder: Path) -> None:
+    images = on_demand(folder, 2**20).train.images
+    assert torch.equal(images, in_memory(folder).train.images)
     with pytest.raises(
-        ValueError, match=r"keep_decoded: zca needs all .* at once; expected .* GiB"
+        ValueError, match=r"keep_decoded: ImageSet.images needs all of 24 .* at least 0.001 GiB"
     ):
-        on_demand(folder, 5 * ONE_IMAGE).whitened()
+        _ = on_demand(folder, 23 * ONE_IMAGE).train.images
 
 
 def test_what_is_kept_is_decoded_once(folder: Path, decoded_rows: list[Tensor]) -> None:
@@ -178,6 +184,10 @@ def test_a_broken_picture_is_named_when_it_is_asked_for(folder: Path) -> None:
     data.test.of_class(0)
     with pytest.raises(ValueError, match=str(broken)):
         data.test.of_class(1)
+    batches = data.batches(data.test, CPU, size=2)
+    next(batches)
+    with pytest.raises(ValueError, match=str(broken)):
+        next(batches)
 
 
 def test_a_batch_is_decoded_ahead_and_no_more(folder: Path, decoded_rows: list[Tensor]) -> None:
@@ -224,7 +234,30 @@ def test_a_rank_decodes_the_pictures_of_its_classes_alone(tmp_path: Path) -> Non
     assert torch.equal(shared.images, one.images)
 
 
-def test_pictures_of_any_kind_are_taken(tmp_path: Path) -> None:
+def statistics_of_a_rank(folder: Path, expected: tuple[tuple[float, ...], ...]) -> None:
+    """Mean and deviation, for which this rank decodes its half of the pictures."""
+    asked: list[Tensor] = []
+
+    def counted(pictures: Any, rows: Tensor, *arguments: Any, **settings: Any) -> Tensor:
+        asked.append(rows)
+        return decode(pictures, rows, *arguments, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoded, "decode", counted)
+        patch.setattr(ranks, "_store", object())  # as ranks of a command have
+        data = load_dataset(f"folder:{folder}", on_demand=True)
+    assert (data.mean, data.std) == expected
+    assert torch.cat(asked).tolist() == [*ranks.share_of(len(data.train))]
+
+
+def test_ranks_of_a_command_share_the_measuring_of_mean_and_deviation(
+    folder: Path, tmp_path: Path
+) -> None:
+    data = in_memory(folder)
+    on_ranks(2, statistics_of_a_rank, tmp_path, folder, (data.mean, data.std))
+
+
+def test_grey_pictures_have_one_channel(tmp_path: Path) -> None:
     for part in ("train", "test"):
         for c in range(2):
             for k in range(2):
