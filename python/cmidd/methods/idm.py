@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from cmidd.datasets import Dataset
+from cmidd.datasets.encoded import Images
 from cmidd.methods.base import MethodEntry, Published
 from cmidd.methods.class_draws import class_means
 from cmidd.methods.class_steps import sgd_after_each_class
@@ -64,19 +65,23 @@ class IDM(DM):
         check_factor(own.factor, (height, width))
         if dataset.whitening is not None:
             raise ValueError(
-                "zca: expected images without whitening, which idm cuts into cells, got whitened "
-                "ones"
+                "zca: expected images without whitening, as IDM was published, got whitened ones"
             )
         size = height, width
         self.view = view_of_cells(own.factor, size, dataset.mean, dataset.std, order="columns")
         self.seen_of_stored = own.factor**2
         super().__init__(dataset, labels, options, seed, device, dtype)
         self.accuracy_weight = own.accuracy_weight
-        every = self.images
-        if len(every) < len(dataset.train):  # ranks train on all of them
-            every = dataset.train.source.to(device)
-        self.queue = NetworkQueue(self.network, dataset, every, own, seed, self.precision)
+        labels = torch.tensor(self.share.classes).repeat_interleave(torch.tensor(self.counts))
+        self.seen_labels = torch.split(labels.to(device), self.counts)  # of each class
+        self.queue = NetworkQueue(self.network, dataset, self.all_real, own, seed, self.precision)
         self.accuracy = torch.zeros((), dtype=dtype, device=device)  # of the network matched in
+        self.distance = torch.zeros_like(self.accuracy)  # in the loss, of the rank's classes
+
+    def real_images(self) -> Images:
+        """The same, as a part of all, which networks of the queue train on."""
+        mine, self.all_real = self.share.real_images_of_all(self.dataset.train, self.device)
+        return mine
 
     def draw(self, iteration: int, update: int) -> IDMDraws:  # noqa: ARG002
         """The networks, real images and augmentations of an iteration."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,12 @@ from torch import Tensor
 from cmidd import ranks
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import Images, taken
+from cmidd.datasets.encoded import Images
 from cmidd.networks import Network, draw_weights
 from cmidd.options.idm import IDMOptions
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator, seed_of
-from cmidd.training import Progress, Stack, train
+from cmidd.training import Progress, Stack, ranks_share_steps, train
 from cmidd.training_draws import EpochDraws, draw_epoch
 
 FIRST = 3
@@ -66,6 +67,7 @@ class NetworkQueue:
         self.stack = Stack(options.network, shape, dataset.num_classes, [state], precision)
         self.names = [name for name, _ in network.named_parameters()]
         self.like = self.stack.parameters[0].detach()  # of the type and device of all
+        self.labels = dataset.train.labels.to(self.like.device)
         self.recipe = Recipe(
             1, options.lr_net, batch_size=options.batch_net, drop_at=1.0, precision=precision
         )
@@ -135,10 +137,8 @@ class NetworkQueue:
 
     @torch.no_grad()
     def _train(self, network: TrainedNetwork, rows: Tensor) -> None:
-        device = self.like.device
-        images = self.dataset.to_input(taken(self.images, rows), self.like.dtype)
-        labels = self.dataset.train.labels[rows].to(device)
-        right = torch.zeros((), dtype=torch.int64, device=device)
+        right = torch.zeros((), dtype=torch.int64, device=self.like.device)
+        shared = ranks_share_steps(self.images, self.recipe.batch_size)
 
         def objective(stack: Stack, x: Tensor, y: Tensor) -> Tensor:
             logits, targets = stack(x).flatten(0, 1), y.flatten()
@@ -150,18 +150,20 @@ class NetworkQueue:
         with torch.enable_grad():
             train(
                 self.stack,
-                images,
-                labels,
+                self.images,
+                self.labels,
                 self.recipe,
                 self.strategy,
-                [EpochDraws(torch.arange(len(rows))[None], [])],
+                [EpochDraws(rows[None], [])],
                 objective=objective,
                 done=Progress(
                     optimizer=[{"momentum_buffer": network.velocity[k]} for k in self.names]
                 ),
-                shared=ranks.count() > 1,
+                shared=shared,
+                seen=partial(self.dataset.to_input, dtype=self.like.dtype),
             )
-        ranks.add_up(right)
+        if shared:
+            ranks.add_up(right)
         network.meter += torch.stack([torch.full_like(right, len(rows)), right])
         for name, tensor in self.stack.state.items():
             network.weights[name].copy_(tensor)
