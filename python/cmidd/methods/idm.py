@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
+from cmidd import ranks
 from cmidd.datasets import Dataset
 from cmidd.datasets.encoded import Images
 from cmidd.methods.base import MethodEntry, Published
@@ -92,6 +93,7 @@ class IDM(DM):
         assert isinstance(draws, IDMDraws)
         self.queue.begin(draws.iteration)
         self.accuracy = self.queue.accuracy(draws.matched)
+        self.distance.zero_()
         with record_function("dm.network"):
             weights = self.queue.weights(draws.matched)
         found = super().loss_and_gradient(images, replace(draws, weights=weights))
@@ -102,6 +104,7 @@ class IDM(DM):
     def loss_of_features(self, features: Tensor, targets: list[Tensor], classes: slice) -> Tensor:
         """DM's, and the cross-entropy, a mean over the images of each class."""
         loss, counts = super().loss_of_features(features, targets, classes), self.counts[classes]
+        self.distance += loss.detach()
         with self.as_network():
             logits = self.network.head(features).to(features.dtype)
         labels = torch.tensor(self.share.classes[classes]).repeat_interleave(torch.tensor(counts))
@@ -114,8 +117,10 @@ class IDM(DM):
         return sgd_after_each_class(groups, momentum, self.dataset.num_classes)
 
     def log_values(self) -> dict[str, Tensor]:
-        """The accuracy of the network, a share."""
-        return {"accuracy": self.accuracy}
+        """The accuracy of the network, a share, and the loss without cross-entropies."""
+        distance = self.distance.clone()
+        ranks.add_up(distance)
+        return {"accuracy": self.accuracy, "distance": distance}
 
     def state(self) -> dict[str, Tensor]:
         """The networks of the queue that have trained."""

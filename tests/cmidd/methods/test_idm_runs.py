@@ -14,6 +14,7 @@ from torch import Tensor
 from cmidd.cli import main
 from cmidd.cli.costs import disk_of, estimate
 from cmidd.datasets import Dataset
+from cmidd.divergence import signs_of_divergence
 from cmidd.evaluate import evaluate_set
 from cmidd.loop import distill
 from cmidd.methods import evaluation_of, fill_in_published
@@ -139,6 +140,23 @@ def test_networks_learn_while_images_are_made(tmp_path: Path) -> None:
         made, tiny_dataset(), NETWORK, repeats=1, recipe=Recipe(40), lr=0.1, device=CPU, say=quiet
     )
     assert accuracy.mean > 0.6
+
+
+@pytest.mark.parametrize("base", ["idm", "iid"])
+def test_a_loss_that_counts_cross_entropies_from_now_on_is_no_sign_of_divergence(
+    base: str, tmp_path: Path, bank_file: Path
+) -> None:
+    options: Any = IDM_OPTIONS if base == "idm" else iid_options(bank_file, "idm")
+    heavy = replace(options, accuracy_weight=100.0, steps_net=20, push_interval=40)
+    said: list[str] = []
+    loop = replace(RUN, iterations=6, lr_images=1e-6)
+    tiny_run(tmp_path / "run", loop, method=(base, heavy), say=said.append)
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    assert log[0]["accuracy"] == 0
+    assert max(line["loss"] for line in log) > 100 * log[0]["loss"]
+    assert not [text for text in said if "grew" in text]
+    assert signs_of_divergence(1.0, log) == []
+    assert log[0]["distance"] <= log[0]["loss"]
 
 
 def test_cmi_is_the_mean_over_decoded_images(cmi: CMIOptions) -> None:
