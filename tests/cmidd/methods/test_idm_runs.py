@@ -84,15 +84,27 @@ def test_a_checkpoint_holds_the_networks_that_have_trained_and_its_size_is_told(
     assert 2 <= len(numbers) <= IDM_OPTIONS.queue_size
     assert len(tensors["state of weights head.weight"]) == len(numbers)
     assert tensors["state of due"] == RUN.iterations
-    files = sum((tmp_path / name).stat().st_size for name in FILES) + path.stat().st_size
+    files = sum((tmp_path / name).stat().st_size for name in FILES)
+    files += 2 * path.stat().st_size  # of which one takes the place of the other
     assert 0.3 < disk_of(run) / files < 1.5
 
 
-def test_trying_updates_for_the_cost_changes_nothing(tmp_path: Path) -> None:
+def test_the_cost_counts_the_queue_that_is_to_come_and_trying_it_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmidd.cli.costs.peak", lambda _: 1000)
     expected = tiny_run(tmp_path / "one", RUN, method=("idm", IDM_OPTIONS))
     run = prepare("idm", tiny_dataset(), RUN, IDM_OPTIONS, device=CPU, say=quiet)
     cost = estimate(run)
-    assert cost.disk == disk_of(run)
+    tensors, _ = read_tensors(tmp_path / "one" / "checkpoint.safetensors", CHECKPOINT)
+    (of_queue,) = {
+        sum(each.nbytes for name, each in tensors.items() if name.startswith(f"state of {word} "))
+        for word in ("weights", "velocity")
+    }
+    of_network = of_queue // len(tensors["state of networks"])
+    to_come = IDM_OPTIONS.queue_size - IDM_OPTIONS.networks_trained
+    assert cost.memory == 1000 + 3 * to_come * 2 * of_network
+    assert cost.disk > 2 * IDM_OPTIONS.queue_size * 2 * of_network
     made = distill(run, run.folder(tmp_path / "two"), say=quiet)
     assert torch.equal(made.images, expected.images)
 
