@@ -188,23 +188,41 @@ class NetworkQueue:
         self.trained, self.due = {}, 0
         if not state:
             return
-        numbers = state["networks"].tolist()
-        shapes = {"due": (), "networks": (len(numbers),), "meters": (len(numbers), 2)}
-        for name in self.names:
-            shape = (len(numbers), *self.stack.state[name].shape[1:])
-            shapes |= {f"weights {name}": shape, f"velocity {name}": shape}
-        if {name: tuple(tensor.shape) for name, tensor in state.items()} != shapes:
+        if damage := self._damage(state):
             raise ValueError(
-                f"expected the state of a queue of {self.options.network}, got {', '.join(state)}"
+                f"expected the state of a queue of {self.options.network}, got {damage}"
             )
         there = {name: tensor.to(self.like.device) for name, tensor in state.items()}
-        for k, number in enumerate(numbers):
+        for k, number in enumerate(state["networks"].tolist()):
             weights, velocity = (
                 {name: there[f"{word} {name}"][k : k + 1].clone() for name in self.names}
                 for word in ("weights", "velocity")
             )
             self.trained[number] = TrainedNetwork(weights, velocity, there["meters"][k].clone())
         self.due = int(state["due"])
+
+    def _damage(self, state: Mapping[str, Tensor]) -> str:
+        """What in a state is not as `state` gives it; nothing where all is."""
+        count = state.get("networks", torch.empty(0)).numel()
+        shapes: dict[str, tuple[int, ...]]
+        shapes = {"due": (), "networks": (count,), "meters": (count, 2)}
+        expected = {name: (shape, torch.int64) for name, shape in shapes.items()}
+        for name in self.names:
+            of_name = (count, *self.stack.state[name].shape[1:]), self.like.dtype
+            expected |= {f"weights {name}": of_name, f"velocity {name}": of_name}
+        if state.keys() != expected.keys():
+            return ", ".join(state)
+        for name, tensor in state.items():
+            if (tuple(tensor.shape), tensor.dtype) != expected[name]:
+                return f"{name} {tuple(tensor.shape)} of {tensor.dtype}"
+        due, numbers = int(state["due"]), state["networks"].tolist()
+        there = self.numbers(due - 1) if due > 0 else ()
+        if not numbers or len({*numbers}) < count or not {*numbers} <= {*there}:
+            return f"networks {numbers} before iteration {due}"
+        seen, right = state["meters"].unbind(dim=1)
+        if bool(((seen <= 0) | (right < 0) | (right > seen)).any()):
+            return f"meters {state['meters'].tolist()}"
+        return ""
 
     def state_bytes(self, iterations: int) -> int:
         """Of the state after so many iterations, at most."""
