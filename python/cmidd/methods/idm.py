@@ -156,9 +156,12 @@ def published(dataset: Dataset, ipc: int) -> Published:
     setting = SETTINGS.get(dataset.name, SETTINGS["cifar10"])
     column = 0 if ipc == 1 else 1 if ipc < 30 else 2
     near = "" if ipc == IPCS[column] else f" for {IPCS[column]} images per class"
-    origin = f"as published{near}"
+    origin, batch_net = f"as published{near}", 256
     if dataset.name not in SETTINGS:
         origin = f"not published for {dataset.name}; IDM's for CIFAR-10{near}"
+        batch_net = _batch_net(len(dataset.train))
+        if batch_net < 256:
+            origin += ", but batch_net is ours"
     return Published(
         loop={
             "iterations": 20000,
@@ -173,7 +176,7 @@ def published(dataset: Dataset, ipc: int) -> Published:
             "accuracy_weight": setting.accuracy_weight[column],
             "push_interval": 30 if column else 5,
             "steps_net": setting.steps_net[column],
-            "batch_net": 256 if dataset.name in SETTINGS else _batch_net(len(dataset.train)),
+            "batch_net": batch_net,
         },
         origin=origin,
     )

@@ -192,22 +192,24 @@ def published(dataset: Dataset, ipc: int) -> Published:
     of_dm = dm.published(dataset, ipc)
     batch_real = DMOptions().batch_real
     options = {**of_dm.options, "batch_real": batch_real, **WEIGHTS}
-    return replace(of_dm, options=options, origin=_origin(dataset, ipc, "DM"))
+    return replace(
+        of_dm, options=options, origin=_origin(dataset, ipc, " is DM's published default")
+    )
 
 
 def published_on_idm(dataset: Dataset, ipc: int) -> Published:
     """Settings of IID on IDM: its weights, and IDM's for all else."""
     of_idm = idm.published(dataset, ipc)
     options = {**vars(IDMOptions()), **of_idm.options, **WEIGHTS_ON_IDM}
-    return replace(of_idm, options=options, origin=_origin(dataset, ipc, "IDM"))
+    return replace(of_idm, options=options, origin=_origin(dataset, ipc, f": {of_idm.origin}"))
 
 
-def _origin(dataset: Dataset, ipc: int, base: str) -> str:
+def _origin(dataset: Dataset, ipc: int, of_base: str) -> str:
     if (dataset.name, ipc) == ("cifar10", 10):
         return "as published"
     return (
         f"not published for {dataset.name} at {ipc} images per class; the weights are those for "
-        f"CIFAR-10 at 10, all else is {base}'s published default"
+        f"CIFAR-10 at 10, all else{of_base}"
     )
 
 

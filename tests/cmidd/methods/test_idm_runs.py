@@ -236,7 +236,10 @@ def test_other_numbers_of_images_take_the_nearest_and_say_so(ipc: int, near: int
 
 def test_settings_for_other_sets_are_said_to_be_none_of_theirs() -> None:
     _, options, said = filled_in(sized("fashionmnist", 500), 10)
-    assert said.endswith("(not published for fashionmnist; IDM's for CIFAR-10)")
+    assert said.endswith(
+        "(not published for fashionmnist; IDM's for CIFAR-10, but batch_net is ours)"
+    )
+    assert filled_in(sized("svhn", 2000), 10)[2].endswith("IDM's for CIFAR-10)")  # which is large
     assert options.batch_net == 75
     assert options.accuracy_weight == 0.5
     assert filled_in(tiny_dataset("digits"), 1)[1].batch_net == 32
@@ -252,8 +255,12 @@ def test_iid_takes_idms_settings_on_it() -> None:
         of_idm = filled_in(sized("cifar10", 2000), ipc)
         assert (loop, options.of_idm()) == of_idm[:2]
         assert (options.covariance_weight, options.centre_weight) == (0.03, 0.01)
-        assert ("as published)" in said) == (ipc == 10)
-        assert ("for CIFAR-10 at 10, all else is IDM's published default)" in said) == (ipc != 10)
+        assert ("(as published)" in said) == (ipc == 10)
+        assert ("for CIFAR-10 at 10, all else: as published)" in said) == (ipc != 10)
+    assert of("idm", "svhn", 20)[2].endswith(
+        "(not published for svhn at 20 images per class; the weights are those for CIFAR-10 at 10, "
+        "all else: not published for svhn; IDM's for CIFAR-10 for 10 images per class)"
+    )
     loop, options, said = of("dm", "cifar10", 10)
     assert (loop.init, loop.lr_images, options.batch_real) == ("real", 1.0, 256)
     assert (options.queue_size, options.factor) == (None, None)
