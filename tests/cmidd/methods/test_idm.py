@@ -74,6 +74,7 @@ def plain(counts: int | Sequence[int], *, pixels: int = PIXELS, **changes: Any) 
         ((3, 1, 5), {}),
         (2, {"factor": 1}),
         (2, {"factor": 3, "pixels": 10}),  # a row and a column of grey are added twice
+        (1, {"pixels": 28}),  # of Fashion-MNIST, which the network pads
         (2, {"augmentation": "none", "batch_real": 100}),
         (2, {"queue_size": 1, "networks_trained": 3}),
         (2, {"queue_size": 2, "push_interval": 1}),
