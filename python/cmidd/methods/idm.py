@@ -107,8 +107,8 @@ class IDM(DM):
         self.distance += loss.detach()
         with self.as_network():
             logits = self.network.head(features).to(features.dtype)
-        labels = torch.tensor(self.share.classes[classes]).repeat_interleave(torch.tensor(counts))
-        entropies = F.cross_entropy(logits, labels.to(logits.device), reduction="none")
+        labels = torch.cat(self.seen_labels[classes])
+        entropies = F.cross_entropy(logits, labels, reduction="none")
         weight = self.accuracy_weight * 100 * self.accuracy
         return loss + weight * class_means(entropies[:, None], counts).sum()
 
