@@ -20,9 +20,9 @@ from bench.harness.command import benchmark_parser, finish, new_record
 from bench.harness.race import four_digits
 from bench.harness.records import Record, Row
 from bench.harness.tables import seconds_text, table
-from cmidd.methods.class_matching import LONG
 from cmidd.methods.dc import steps
 from cmidd.networks import build_network
+from cmidd.training import LONG
 
 GPUS = (1, 8, 64)
 ASSUMED: dict[str, Any] = {

@@ -28,16 +28,17 @@ class PlainNetwork(nn.Module):
 def convnet(
     channels: int, size: int, num_classes: int, *, depth: int = 3, width: int = 128
 ) -> PlainNetwork:
-    """The network that DM matches in; images of 28 pixels are not padded here."""
+    """The network that DM matches in, which makes images of 28 pixels as large as those of 32."""
     layers: list[nn.Module] = []
+    padding, size = (3, 32) if size == 28 else (1, size)
     for _ in range(depth):
         layers += [
-            nn.Conv2d(channels, width, 3, padding=1),
+            nn.Conv2d(channels, width, 3, padding=padding),
             nn.GroupNorm(width, width),
             nn.ReLU(inplace=True),
             nn.AvgPool2d(2),
         ]
-        channels, size = width, size // 2
+        channels, size, padding = width, size // 2, 1
     return PlainNetwork(nn.Sequential(*layers), width * size * size, num_classes)
 
 

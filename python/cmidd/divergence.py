@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _RANGE = 20.0  # standard deviations; no real image is so far away, whitened or not
 _GROWTH = 100.0  # of the loss, which methods begin with about as large as it ever is
 
 
-def signs_of_divergence(largest: float, losses: Sequence[float]) -> list[str]:
+def signs_of_divergence(largest: float, log: Sequence[Mapping[str, float]]) -> list[str]:
     """What is wrong, a sentence each.
 
     Args:
         largest: the largest absolute value of the stored images, normalised.
-        losses: as logged, from the first on.
+        log: its lines, from the first on. What counts is the loss, or the distance in it where a
+            method logs that, as one does whose loss has another weight from one line to the next.
     """
     signs = []
     if largest > _RANGE:
@@ -22,7 +23,8 @@ def signs_of_divergence(largest: float, losses: Sequence[float]) -> list[str]:
             f"images left the range of the data: the largest value is {largest:.3g} standard "
             "deviations from the mean"
         )
-    finite = [loss for loss in losses if math.isfinite(loss)]
+    name = "distance" if log and "distance" in log[-1] else "loss"
+    finite = [line[name] for line in log if name in line and math.isfinite(line[name])]
     if finite and 0 < _GROWTH * finite[0] < finite[-1]:
-        signs.append(f"the loss grew from {finite[0]:.3g} to {finite[-1]:.3g}")
+        signs.append(f"the {name} grew from {finite[0]:.3g} to {finite[-1]:.3g}")
     return signs

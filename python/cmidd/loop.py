@@ -102,9 +102,7 @@ class Loop:
             say(f"going on after {self.done} of {self.total} updates")
         elif folder.resume:
             say(f"no checkpoint in {folder.path} yet: it starts anew")
-        self.first_loss = ranks.from_first(
-            lambda: [line["loss"] for line in read_log(folder.log_path)[:1]]
-        )
+        self.first_line = ranks.from_first(lambda: read_log(folder.log_path)[:1])
         self.warnings = 0  # that were given
 
     @property
@@ -142,7 +140,7 @@ class Loop:
                     largest = self.check_finite(numbers)
                 if reports:
                     self.report(iteration, numbers, bar)
-                    self.warn(iteration, numbers["loss"], largest)
+                    self.warn(iteration, numbers, largest)
                 place.iteration, place.update, place.losses = number, 0, []
                 if saves:
                     self.save()
@@ -195,10 +193,10 @@ class Loop:
         shown = {name: f"{n:.4g}" for name, n in numbers.items() if name != "weighted_cmi"}
         bar.set_postfix(shown)
 
-    def warn(self, iteration: int, loss: float, largest: float) -> None:
+    def warn(self, iteration: int, numbers: dict[str, float], largest: float) -> None:
         """Say once where the run diverges."""
-        self.first_loss = self.first_loss or [loss]
-        signs = signs_of_divergence(largest, [*self.first_loss, loss])
+        self.first_line = self.first_line or [numbers]
+        signs = signs_of_divergence(largest, [*self.first_line, numbers])
         if len(signs) > self.warnings:
             self.warnings = len(signs)
             self.say(

@@ -35,6 +35,16 @@ from cmidd.seeds import generator
 from cmidd.training_draws import EpochDraws, draw_epochs, mixed
 from cmikernels.precision import computing
 
+LONG = 256 * 3 * 64 * 64
+"""Numbers in a batch from which on ranks share a step of a network on a GPU."""
+
+
+def ranks_share_steps(images: Images, batch_size: int) -> bool:
+    """Whether ranks share the steps of a network on batches of these images."""
+    # Shorter steps on a GPU would take no less with a sum over ranks (docs/guide/scaling.md).
+    numbers = min(batch_size, len(images)) * math.prod(images.shape[1:])
+    return ranks.count() > 1 and (images.device.type == "cpu" or numbers >= LONG)
+
 
 class Stack:
     """K networks of one architecture, their states side by side."""
@@ -177,6 +187,7 @@ def train(
     done: Progress | None = None,
     stopping: Callable[[], bool] = _never,
     shared: bool = False,
+    seen: Callable[[Tensor], Tensor] | None = None,
 ) -> Progress | None:
     """Train every network of the stack, in place; how far it came, or None if it came to its end.
 
@@ -184,7 +195,7 @@ def train(
 
     Args:
         stack: networks, on the images' device.
-        images: `(N, channels, height, width)`, as networks see them.
+        images: `(N, channels, height, width)`.
         labels: `(N,)`, or `(N, C)` of probabilities.
         recipe: the hyper-parameters.
         strategy: how images are augmented.
@@ -198,6 +209,7 @@ def train(
         stopping: asked after each step whether to end there.
         shared: whether ranks share the images of each step; for one network, whose gradients are
             then added up.
+        seen: what networks see of the images of a batch; None: they are that already.
     """
     done = done or Progress()
     stack.network.train()
@@ -216,6 +228,8 @@ def train(
         pixels = one_after_another(images, mine)  # (K, B, channels, height, width) of each step
         for step, (batch, rows) in enumerate(zip(batches, mine, strict=True), first_step):
             x = next(pixels)
+            if seen is not None:
+                x = seen(x.flatten(0, 1)).view_as(x)
             size, changes = batch.shape[1], drawn.augmentation[step] if drawn.augmentation else None
             if changes is not None and cut:
                 changes = changes[ranks.slice_of(size)]

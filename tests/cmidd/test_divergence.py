@@ -26,4 +26,12 @@ LOSS = "the loss grew from 0.5 to 50.1"
 def test_a_run_whose_images_or_loss_exploded_has_signs_of_it(
     largest: float, losses: list[float], expected: list[str]
 ) -> None:
-    assert signs_of_divergence(largest, losses) == expected
+    assert signs_of_divergence(largest, [{"loss": loss} for loss in losses]) == expected
+
+
+def test_where_the_distance_in_a_loss_is_logged_it_alone_counts() -> None:
+    older = {"loss": 0.1}
+    log = [older, {"loss": 0.5, "distance": 0.5}, {"loss": 400.0, "distance": 0.7}]
+    assert signs_of_divergence(3.0, log) == []
+    log.append({"loss": 400.0, "distance": 50.1})
+    assert signs_of_divergence(3.0, log) == ["the distance grew from 0.5 to 50.1"]

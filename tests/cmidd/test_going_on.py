@@ -19,6 +19,7 @@ from cmidd.first_images import first_images
 from cmidd.interruption import Interrupted
 from cmidd.loop import distill
 from cmidd.options.cmi import CMIOptions
+from cmidd.options.iid import OF_IDM_ALONE
 from cmidd.options.recipe import Recipe
 from cmidd.pretrained.bank import train_bank
 from cmidd.pretrained.experts import train_experts
@@ -98,6 +99,23 @@ def test_fewer_iterations_and_other_settings_are_named_with_both_values(
     with pytest.raises(ValueError, match=expected):
         continued(tmp_path, run, cmi, resume=True, iterations=3, lr_images=2.0)
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_of_iid_that_is_older_than_its_bases_goes_on_on_dm(
+    tmp_path: Path, cmi: CMIOptions, bank_file: Path
+) -> None:
+    run = "iid", iid_options(bank_file)
+    whole, _ = continued(tmp_path / "whole", run, cmi, resume=False)
+    path = tmp_path / "run"
+    continued(path, run, cmi, resume=False, iterations=5)
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    older = {name: v for name, v in config.items() if name not in {"base", *OF_IDM_ALONE}}
+    assert older.keys() < config.keys()
+    (path / "config.yaml").write_text(yaml.safe_dump(older))
+    with pytest.raises(ValueError, match=r"base: None there, 'idm' now"):
+        continued(path, ("iid", iid_options(bank_file, "idm")), cmi, resume=True)
+    result, _ = continued(path, run, cmi, resume=True)
+    assert torch.equal(result.images, whole.images)
 
 
 def test_a_result_without_its_checkpoint_does_not_go_on(tmp_path: Path, cmi: CMIOptions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,11 +137,16 @@ def steps(experts: Path, bank: Path) -> dict[str, list[Tensor]]:
     ):
         _, of_method, _ = fill_in_published(name, data, 2, OPTIONS, options)
         method = METHODS[name].make(data, labels, of_method, 0, CPU, torch.float64)
-        for update in range(method.updates):  # with training of the network between two
-            loss, gradient = method.loss_and_gradient(images, method.draw(0, update))
+        # With training of the network between updates; that of IDM lasts across iterations.
+        places = itertools.product(range(4 if name == "idm" else 1), range(method.updates))
+        accuracies: list[Tensor] = []  # of networks that IDM matches in
+        for iteration, update in places:
+            loss, gradient = method.loss_and_gradient(images, method.draw(iteration, update))
             extra = [each.tensor.grad for each in method.extra_parameters.values()]
             there = [each for each in extra if each is not None]
-            found[f"{name}, update {update}"] = [loss, gradient, *there]
+            found[f"{name}, {iteration}, {update}"] = [loss, gradient, *there]
+            accuracies += [n for key, n in method.log_values().items() if key == "accuracy"]
+        assert name != "idm" or max(accuracies) > 0
     return found
 
 

@@ -15,7 +15,13 @@ from cmidd.evaluate import evaluate
 from cmidd.networks import Network, build_network, initialize
 from cmidd.options.recipe import PUBLISHED_RECIPE, Recipe
 from cmidd.seeds import generator, seed_of
-from cmidd.training import Stack, fresh_and_trained, network_of, networks_together
+from cmidd.training import (
+    Stack,
+    fresh_and_trained,
+    network_of,
+    networks_together,
+    ranks_share_steps,
+)
 from tests.support.steps import run
 from tests.support.tiny import CPU, NETWORK, quiet, silent, tiny_dataset
 
@@ -296,3 +302,27 @@ def test_batches_are_the_normalised_images_in_order() -> None:
     assert [len(batch) for batch in images] == [7, 7, 4]
     assert torch.equal(torch.cat(images), DATASET.to_input(DATASET.test.images))
     assert torch.equal(torch.cat(labels), DATASET.test.labels)
+
+
+@pytest.mark.parametrize(
+    ("device", "images", "pixels", "batch_size", "expected"),
+    [
+        ("cpu", 2, 8, 1, True),
+        ("meta", 1000, 32, 256, False),  # in the place of a GPU
+        ("meta", 1000, 64, 255, False),
+        ("meta", 1000, 64, 256, True),
+        ("meta", 255, 64, 1000, False),
+    ],
+)
+def test_ranks_share_steps_on_a_cpu_and_those_that_are_long_on_a_gpu(
+    device: str,
+    images: int,
+    pixels: int,
+    batch_size: int,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = torch.empty(images, 3, pixels, pixels, device=device)
+    assert not ranks_share_steps(there, batch_size)  # of one process
+    monkeypatch.setattr("cmidd.ranks.count", lambda: 2)
+    assert ranks_share_steps(there, batch_size) == expected

@@ -56,18 +56,31 @@ def estimate(run: Run) -> Cost:
         seconds += (method.updates - 1) * _timed(run, 1)[0]
     method.load_state(state)
     seconds += method.updates * of_cmi / run.cmi_options.cmi_every
-    return Cost(seconds, options.iterations, peak(device), disk_of(run))
+    memory = peak(device) + _growth(run)
+    return Cost(seconds, options.iterations, memory, disk_of(run))
 
 
 def disk_of(run: Run) -> int:
-    """Bytes of a run's files: result, checkpoint with two states of an optimizer at most, log."""
+    """Bytes of a run's files: result, checkpoint with two states of an optimizer at most, log.
+
+    A method's state counts twice, as a checkpoint stays until the next one is written.
+    """
     made = sum(leaf.nbytes for leaf in run.leaves.values())
     lines = run.options.iterations // run.options.report_every
     disk = 4 * made + lines * _LINE
-    disk += run.method.state_bytes(run.options.iterations)
+    disk += 2 * run.method.state_bytes(run.options.iterations)
     if run.dataset.whitening is not None:
         disk += run.dataset.whitening.matrix.nbytes
     return disk
+
+
+def _growth(run: Run) -> int:
+    """Bytes by which a method's state grows after its first iteration, with those of a checkpoint.
+
+    That takes a copy, and on a CPU as many bytes again for the file.
+    """
+    method, copies = run.method, 3 if run.images.device.type == "cpu" else 2
+    return copies * max(0, method.state_bytes(run.options.iterations) - method.state_bytes(1))
 
 
 def _timed(run: Run, update: int) -> tuple[float, float]:

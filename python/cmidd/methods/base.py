@@ -110,7 +110,11 @@ class Method(ABC):
         return None
 
     def log_values(self) -> dict[str, Tensor]:
-        """More numbers for the log, as tensors of one element."""
+        """More numbers for the log, as tensors of one element; all ranks ask for them together.
+
+        One called distance is the part of the loss whose growth tells that a run diverges, where
+        the weights of the others change as it goes on.
+        """
         return {}
 
     def state(self) -> dict[str, Tensor]:

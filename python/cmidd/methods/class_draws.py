@@ -46,8 +46,15 @@ class ClassShare:
 
     def real_images(self, real: ImageSet, device: torch.device) -> Images:
         """Those of its classes, of which `first_real` is the first."""
-        mine = slice(self.first_real, int(real.offsets[self.classes.stop]))
-        return rows_of(real.source, mine).to(device)
+        return rows_of(real.source, self._real_rows(real)).to(device)
+
+    def real_images_of_all(self, real: ImageSet, device: torch.device) -> tuple[Images, Images]:
+        """The same as a part of all images, and these."""
+        every = real.source.to(device)
+        return rows_of(every, self._real_rows(real)), every
+
+    def _real_rows(self, real: ImageSet) -> slice:
+        return slice(self.first_real, int(real.offsets[self.classes.stop]))
 
     def whole(self, gradient: Tensor, images: Tensor) -> Tensor:
         """The gradient of its images as a share in that of all `images`: 0 for the others."""

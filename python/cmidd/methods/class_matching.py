@@ -24,10 +24,9 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from cmidd import ranks
 from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import taken
+from cmidd.datasets.encoded import Images, taken
 from cmidd.device import precision_on
 from cmidd.methods.base import Method
 from cmidd.methods.class_draws import ClassShare, draw_for_classes, draw_real_rows
@@ -47,9 +46,6 @@ from cmidd.options.idc import IDCOptions
 from cmidd.seeds import generator
 from cmidd.training import Stack
 from cmikernels.precision import computing
-
-LONG = 256 * 3 * 64 * 64
-"""Numbers in a batch from which on ranks share a step of the network on a GPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +119,7 @@ class ClassMatching(Method):
             )
         self.distance = GradientDistance(options.metric, matched)
         self.share = ClassShare.of(dataset, labels)
-        self.images = self.share.real_images(dataset.train, device)
+        self.images = self.real_images()
         names = self.distance.names
         self.part = images_per_chunk(device, size, GPU_IMAGES_SECOND_ORDER)
         of_class = max(self.share.counts) * seen_of_stored
@@ -172,11 +168,9 @@ class ClassMatching(Method):
             loss, gradient = self.match(images.detach()[self.share.rows], draws)
         return loss, self.share.whole(gradient, images)
 
-    def shares_training(self, batch: Tensor) -> bool:
-        """Whether ranks share the steps of the network on batches such as this one."""
-        # Shorter steps on a GPU would take no less with a sum over ranks (docs/guide/scaling.md).
-        is_long = self.device.type == "cpu" or batch.numel() >= LONG
-        return ranks.count() > 1 and is_long
+    def real_images(self) -> Images:
+        """Those of the rank's classes, on the device."""
+        return self.share.real_images(self.dataset.train, self.device)
 
     @abstractmethod
     def train_network(self, images: Tensor, draws: Any) -> None:

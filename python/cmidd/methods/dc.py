@@ -21,7 +21,7 @@ from cmidd.options.dc import DCOptions
 from cmidd.options.dsa import DSAOptions
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import seed_of
-from cmidd.training import train
+from cmidd.training import ranks_share_steps, train
 from cmidd.training_draws import EpochDraws, draw_epochs
 
 
@@ -72,7 +72,7 @@ class GradientMatching(ClassMatching):
     def train_network(self, images: Tensor, draws: DCDraws) -> None:
         """What the network learns from the images after an update."""
         labels, epochs = self.labels.to(self.device), draws.epochs
-        shared = self.shares_training(images[: self.recipe.batch_size])
+        shared = ranks_share_steps(images, self.recipe.batch_size)
         train(self.stack, images, labels, self.recipe, self.strategy, epochs, shared=shared)
 
 

@@ -20,7 +20,7 @@ from torch.profiler import record_function
 
 from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import taken
+from cmidd.datasets.encoded import Images, taken
 from cmidd.device import precision_on
 from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published, origin_on
 from cmidd.methods.class_draws import (
@@ -86,7 +86,7 @@ class DM(Method):
         self.counts = [count * self.seen_of_stored for count in self.share.counts]  # seen
         self.chunk = images_per_chunk(device, size, GPU_IMAGES_FORWARD)
         self.chunks = whole_classes(self.share.counts, self.chunk // self.seen_of_stored)
-        self.images = self.share.real_images(dataset.train, device)
+        self.images = self.real_images()
         self.network_spec = options.network
         network = build_network(options.network, channels, size, dataset.num_classes)
         self.network = self.placed(network, dtype)
@@ -99,6 +99,10 @@ class DM(Method):
         self.embed_real: Callable[[Tensor], Tensor] = self.real_network.embed
         if options.compile:
             self.embed_real = torch.compile(self.real_network.embed, dynamic=False)
+
+    def real_images(self) -> Images:
+        """Those of the rank's classes, on the device."""
+        return self.share.real_images(self.dataset.train, self.device)
 
     def draw(self, iteration: int, update: int) -> DMDraws:  # noqa: ARG002
         """The network, real images and augmentations of an iteration."""

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import taken
+from cmidd.datasets.encoded import Images
 from cmidd.methods.base import CMIWeights, MethodEntry, Published, origin_on
 from cmidd.methods.class_matching import ClassMatching, MatchingDraws
 from cmidd.methods.class_steps import sgd_after_each_class, steps_in_one
@@ -35,7 +36,7 @@ from cmidd.options.idc import IDCOptions
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator, seed_of
 from cmidd.synthetic import SyntheticSet
-from cmidd.training import Progress, train
+from cmidd.training import Progress, ranks_share_steps, train
 from cmidd.training_draws import EpochDraws, draw_epoch
 
 
@@ -79,9 +80,6 @@ class IDC(ClassMatching):
             seen_at_most=options.batch_syn,
         )
         self.options, self.labels = options, labels.cpu()
-        self.all_real = self.images  # which the network trains on
-        if len(self.images) < len(dataset.train):
-            self.all_real = dataset.train.source.to(device)
         self.view = self.stored.view
         self.cmi_factor = float(dataset.num_classes)
         self.channel_scale = self.stored.std_of_channels**-2
@@ -100,6 +98,11 @@ class IDC(ClassMatching):
         self.velocity = [torch.zeros_like(each) for each in self.stack.parameters]
         self.steps: torch.optim.SGD | None = None  # what moves the images, and their momentum
         self.momentum = 0.0  # of a step after each class
+
+    def real_images(self) -> Images:
+        """The same, as a part of all, which the network trains on."""
+        mine, self.all_real = self.share.real_images_of_all(self.dataset.train, self.device)
+        return mine
 
     def draw(self, iteration: int, update: int) -> IDCDraws:
         """The network's weights or training, real images, cells and augmentations of an update."""
@@ -136,20 +139,17 @@ class IDC(ClassMatching):
     def train_network(self, images: Tensor, draws: IDCDraws) -> None:  # noqa: ARG002
         """What the network learns from real images after an update."""
         assert draws.training is not None
-        (rows,) = draws.training.order
-        real = self.dataset.to_input(taken(self.all_real, rows), self.dtype)
-        labels = self.dataset.train.labels[rows].to(self.device)
-        in_order = draws.training._replace(order=torch.arange(len(rows))[None])
         before = Progress(optimizer=[{"momentum_buffer": each} for each in self.velocity])
         train(
             self.stack,
-            real,
-            labels,
+            self.all_real,
+            self.dataset.train.labels.to(self.device),
             self.recipe,
             self.network_strategy,
-            [in_order],
+            [draws.training],
             done=before,
-            shared=self.shares_training(real[: self.recipe.batch_size]),
+            shared=ranks_share_steps(self.all_real, self.recipe.batch_size),
+            seen=partial(self.dataset.to_input, dtype=self.dtype),
         )
 
     def load_network(self, weights: Mapping[str, Tensor]) -> None:

@@ -21,7 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
+from cmidd import ranks
 from cmidd.datasets import Dataset
+from cmidd.datasets.encoded import Images
 from cmidd.methods.base import MethodEntry, Published
 from cmidd.methods.class_draws import class_means
 from cmidd.methods.class_steps import sgd_after_each_class
@@ -64,19 +66,23 @@ class IDM(DM):
         check_factor(own.factor, (height, width))
         if dataset.whitening is not None:
             raise ValueError(
-                "zca: expected images without whitening, which idm cuts into cells, got whitened "
-                "ones"
+                "zca: expected images without whitening, as IDM was published, got whitened ones"
             )
         size = height, width
         self.view = view_of_cells(own.factor, size, dataset.mean, dataset.std, order="columns")
         self.seen_of_stored = own.factor**2
         super().__init__(dataset, labels, options, seed, device, dtype)
         self.accuracy_weight = own.accuracy_weight
-        every = self.images
-        if len(every) < len(dataset.train):  # ranks train on all of them
-            every = dataset.train.source.to(device)
-        self.queue = NetworkQueue(self.network, dataset, every, own, seed, self.precision)
+        labels = torch.tensor(self.share.classes).repeat_interleave(torch.tensor(self.counts))
+        self.seen_labels = torch.split(labels.to(device), self.counts)  # of each class
+        self.queue = NetworkQueue(self.network, dataset, self.all_real, own, seed, self.precision)
         self.accuracy = torch.zeros((), dtype=dtype, device=device)  # of the network matched in
+        self.distance = torch.zeros_like(self.accuracy)  # in the loss, of the rank's classes
+
+    def real_images(self) -> Images:
+        """The same, as a part of all, which networks of the queue train on."""
+        mine, self.all_real = self.share.real_images_of_all(self.dataset.train, self.device)
+        return mine
 
     def draw(self, iteration: int, update: int) -> IDMDraws:  # noqa: ARG002
         """The networks, real images and augmentations of an iteration."""
@@ -87,6 +93,7 @@ class IDM(DM):
         assert isinstance(draws, IDMDraws)
         self.queue.begin(draws.iteration)
         self.accuracy = self.queue.accuracy(draws.matched)
+        self.distance.zero_()
         with record_function("dm.network"):
             weights = self.queue.weights(draws.matched)
         found = super().loss_and_gradient(images, replace(draws, weights=weights))
@@ -97,10 +104,11 @@ class IDM(DM):
     def loss_of_features(self, features: Tensor, targets: list[Tensor], classes: slice) -> Tensor:
         """DM's, and the cross-entropy, a mean over the images of each class."""
         loss, counts = super().loss_of_features(features, targets, classes), self.counts[classes]
+        self.distance += loss.detach()
         with self.as_network():
             logits = self.network.head(features).to(features.dtype)
-        labels = torch.tensor(self.share.classes[classes]).repeat_interleave(torch.tensor(counts))
-        entropies = F.cross_entropy(logits, labels.to(logits.device), reduction="none")
+        labels = torch.cat(self.seen_labels[classes])
+        entropies = F.cross_entropy(logits, labels, reduction="none")
         weight = self.accuracy_weight * 100 * self.accuracy
         return loss + weight * class_means(entropies[:, None], counts).sum()
 
@@ -109,8 +117,10 @@ class IDM(DM):
         return sgd_after_each_class(groups, momentum, self.dataset.num_classes)
 
     def log_values(self) -> dict[str, Tensor]:
-        """The accuracy of the network, a share."""
-        return {"accuracy": self.accuracy}
+        """The accuracy of the network, a share, and the loss without cross-entropies."""
+        distance = self.distance.clone()
+        ranks.add_up(distance)
+        return {"accuracy": self.accuracy, "distance": distance}
 
     def state(self) -> dict[str, Tensor]:
         """The networks of the queue that have trained."""
@@ -146,9 +156,12 @@ def published(dataset: Dataset, ipc: int) -> Published:
     setting = SETTINGS.get(dataset.name, SETTINGS["cifar10"])
     column = 0 if ipc == 1 else 1 if ipc < 30 else 2
     near = "" if ipc == IPCS[column] else f" for {IPCS[column]} images per class"
-    origin = f"as published{near}"
+    origin, batch_net = f"as published{near}", 256
     if dataset.name not in SETTINGS:
         origin = f"not published for {dataset.name}; IDM's for CIFAR-10{near}"
+        batch_net = _batch_net(len(dataset.train))
+        if batch_net < 256:
+            origin += ", but batch_net is ours"
     return Published(
         loop={
             "iterations": 20000,
@@ -163,7 +176,7 @@ def published(dataset: Dataset, ipc: int) -> Published:
             "accuracy_weight": setting.accuracy_weight[column],
             "push_interval": 30 if column else 5,
             "steps_net": setting.steps_net[column],
-            "batch_net": 256 if dataset.name in SETTINGS else _batch_net(len(dataset.train)),
+            "batch_net": batch_net,
         },
         origin=origin,
     )

@@ -37,7 +37,7 @@ from cmidd.seeds import generator
 class IIDDraws(DMDraws):
     """What IID draws for an iteration."""
 
-    trained: int  # number of the network of the bank
+    centre_network: int  # number of the network of the bank
 
 
 class IID(DM):
@@ -62,7 +62,7 @@ class IID(DM):
         chunk = images_per_chunk(device, dataset.shape.height, GPU_IMAGES_SECOND_ORDER)
         self.chunks = whole_classes(self.share.counts, chunk // self.seen_of_stored)
         self.bank: Bank | None = None
-        self.trained: Network | None = None
+        self.centre_network: Network | None = None
         most = int(torch.bincount(labels.cpu()).max()) * self.seen_of_stored
         if options.centre_weight and most > 1:
             self.bank = _load_bank(dataset, options, device)
@@ -87,10 +87,10 @@ class IID(DM):
 
     def draw(self, iteration: int, update: int) -> IIDDraws:
         """What DM draws, and a network of the bank."""
-        trained = self.draw_trained(iteration)
-        return IIDDraws(**vars(super().draw(iteration, update)), trained=trained)
+        number = self.draw_centre_network(iteration)
+        return IIDDraws(**vars(super().draw(iteration, update)), centre_network=number)
 
-    def draw_trained(self, iteration: int) -> int:
+    def draw_centre_network(self, iteration: int) -> int:
         """The number of a network of the bank."""
         draws = generator(self.seed, "centre", iteration)
         count = 1 if self.bank is None else len(self.bank)
@@ -100,7 +100,7 @@ class IID(DM):
         """Loss and its gradient with respect to the synthetic images, `(N, ch, H, W)`."""
         assert isinstance(draws, IIDDraws)
         if self.bank is not None:
-            self.trained = self.bank[draws.trained].to(self.dtype)
+            self.centre_network = self.bank[draws.centre_network].to(self.dtype)
         return super().loss_and_gradient(images, draws)
 
     def statistics(self, features: Tensor, counts: list[int]) -> list[Tensor]:
@@ -114,10 +114,10 @@ class IID(DM):
     def loss_of(self, seen: Tensor, targets: list[Tensor], classes: slice) -> Tensor:
         """The base's of both statistics, and the distances of images to their centre."""
         loss, counts = super().loss_of(seen, targets, classes), self.counts[classes]
-        if self.trained is None or max(counts) == 1:  # where an image is the centre
+        if self.centre_network is None or max(counts) == 1:  # where an image is the centre
             return loss
         with self.as_network():
-            features = self.trained.embed(seen.contiguous()).to(seen.dtype)
+            features = self.centre_network.embed(seen.contiguous()).to(seen.dtype)
         return loss + self.options.centre_weight * distance_to_centres(features, counts)
 
 
@@ -131,8 +131,8 @@ class IIDOnIDM(IID, IDM):
 
     def draw(self, iteration: int, update: int) -> IIDOnIDMDraws:
         """What IDM draws, and a network of the bank."""
-        trained = self.draw_trained(iteration)
-        return IIDOnIDMDraws(**vars(IDM.draw(self, iteration, update)), trained=trained)
+        number = self.draw_centre_network(iteration)
+        return IIDOnIDMDraws(**vars(IDM.draw(self, iteration, update)), centre_network=number)
 
 
 def make(
@@ -192,22 +192,24 @@ def published(dataset: Dataset, ipc: int) -> Published:
     of_dm = dm.published(dataset, ipc)
     batch_real = DMOptions().batch_real
     options = {**of_dm.options, "batch_real": batch_real, **WEIGHTS}
-    return replace(of_dm, options=options, origin=_origin(dataset, ipc, "DM"))
+    return replace(
+        of_dm, options=options, origin=_origin(dataset, ipc, " is DM's published default")
+    )
 
 
 def published_on_idm(dataset: Dataset, ipc: int) -> Published:
     """Settings of IID on IDM: its weights, and IDM's for all else."""
     of_idm = idm.published(dataset, ipc)
     options = {**vars(IDMOptions()), **of_idm.options, **WEIGHTS_ON_IDM}
-    return replace(of_idm, options=options, origin=_origin(dataset, ipc, "IDM"))
+    return replace(of_idm, options=options, origin=_origin(dataset, ipc, f": {of_idm.origin}"))
 
 
-def _origin(dataset: Dataset, ipc: int, base: str) -> str:
+def _origin(dataset: Dataset, ipc: int, of_base: str) -> str:
     if (dataset.name, ipc) == ("cifar10", 10):
         return "as published"
     return (
         f"not published for {dataset.name} at {ipc} images per class; the weights are those for "
-        f"CIFAR-10 at 10, all else is {base}'s published default"
+        f"CIFAR-10 at 10, all else{of_base}"
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,12 @@ from torch import Tensor
 from cmidd import ranks
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import Images, taken
+from cmidd.datasets.encoded import Images
 from cmidd.networks import Network, draw_weights
 from cmidd.options.idm import IDMOptions
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator, seed_of
-from cmidd.training import Progress, Stack, train
+from cmidd.training import Progress, Stack, ranks_share_steps, train
 from cmidd.training_draws import EpochDraws, draw_epoch
 
 FIRST = 3
@@ -66,6 +67,7 @@ class NetworkQueue:
         self.stack = Stack(options.network, shape, dataset.num_classes, [state], precision)
         self.names = [name for name, _ in network.named_parameters()]
         self.like = self.stack.parameters[0].detach()  # of the type and device of all
+        self.labels = dataset.train.labels.to(self.like.device)
         self.recipe = Recipe(
             1, options.lr_net, batch_size=options.batch_net, drop_at=1.0, precision=precision
         )
@@ -135,10 +137,8 @@ class NetworkQueue:
 
     @torch.no_grad()
     def _train(self, network: TrainedNetwork, rows: Tensor) -> None:
-        device = self.like.device
-        images = self.dataset.to_input(taken(self.images, rows), self.like.dtype)
-        labels = self.dataset.train.labels[rows].to(device)
-        right = torch.zeros((), dtype=torch.int64, device=device)
+        right = torch.zeros((), dtype=torch.int64, device=self.like.device)
+        shared = ranks_share_steps(self.images, self.recipe.batch_size)
 
         def objective(stack: Stack, x: Tensor, y: Tensor) -> Tensor:
             logits, targets = stack(x).flatten(0, 1), y.flatten()
@@ -150,18 +150,20 @@ class NetworkQueue:
         with torch.enable_grad():
             train(
                 self.stack,
-                images,
-                labels,
+                self.images,
+                self.labels,
                 self.recipe,
                 self.strategy,
-                [EpochDraws(torch.arange(len(rows))[None], [])],
+                [EpochDraws(rows[None], [])],
                 objective=objective,
                 done=Progress(
                     optimizer=[{"momentum_buffer": network.velocity[k]} for k in self.names]
                 ),
-                shared=ranks.count() > 1,
+                shared=shared,
+                seen=partial(self.dataset.to_input, dtype=self.like.dtype),
             )
-        ranks.add_up(right)
+        if shared:
+            ranks.add_up(right)
         network.meter += torch.stack([torch.full_like(right, len(rows)), right])
         for name, tensor in self.stack.state.items():
             network.weights[name].copy_(tensor)
@@ -186,23 +188,41 @@ class NetworkQueue:
         self.trained, self.due = {}, 0
         if not state:
             return
-        numbers = state["networks"].tolist()
-        shapes = {"due": (), "networks": (len(numbers),), "meters": (len(numbers), 2)}
-        for name in self.names:
-            shape = (len(numbers), *self.stack.state[name].shape[1:])
-            shapes |= {f"weights {name}": shape, f"velocity {name}": shape}
-        if {name: tuple(tensor.shape) for name, tensor in state.items()} != shapes:
+        if damage := self._damage(state):
             raise ValueError(
-                f"expected the state of a queue of {self.options.network}, got {', '.join(state)}"
+                f"expected the state of a queue of {self.options.network}, got {damage}"
             )
         there = {name: tensor.to(self.like.device) for name, tensor in state.items()}
-        for k, number in enumerate(numbers):
+        for k, number in enumerate(state["networks"].tolist()):
             weights, velocity = (
                 {name: there[f"{word} {name}"][k : k + 1].clone() for name in self.names}
                 for word in ("weights", "velocity")
             )
             self.trained[number] = TrainedNetwork(weights, velocity, there["meters"][k].clone())
         self.due = int(state["due"])
+
+    def _damage(self, state: Mapping[str, Tensor]) -> str:
+        """What in a state is not as `state` gives it; nothing where all is."""
+        count = state.get("networks", torch.empty(0)).numel()
+        shapes: dict[str, tuple[int, ...]]
+        shapes = {"due": (), "networks": (count,), "meters": (count, 2)}
+        expected = {name: (shape, torch.int64) for name, shape in shapes.items()}
+        for name in self.names:
+            of_name = (count, *self.stack.state[name].shape[1:]), self.like.dtype
+            expected |= {f"weights {name}": of_name, f"velocity {name}": of_name}
+        if state.keys() != expected.keys():
+            return ", ".join(state)
+        for name, tensor in state.items():
+            if (tuple(tensor.shape), tensor.dtype) != expected[name]:
+                return f"{name} {tuple(tensor.shape)} of {tensor.dtype}"
+        due, numbers = int(state["due"]), state["networks"].tolist()
+        there = self.numbers(due - 1) if due > 0 else ()
+        if not numbers or len({*numbers}) < count or not {*numbers} <= {*there}:
+            return f"networks {numbers} before iteration {due}"
+        seen, right = state["meters"].unbind(dim=1)
+        if bool(((seen <= 0) | (right < 0) | (right > seen)).any()):
+            return f"meters {state['meters'].tolist()}"
+        return ""
 
     def state_bytes(self, iterations: int) -> int:
         """Of the state after so many iterations, at most."""

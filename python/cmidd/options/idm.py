@@ -33,7 +33,8 @@ class IDMOptions(DMOptions):
         queue_size: networks of the queue at most
         push_interval: iterations from one new network to the next; default: as published for the
             images per class
-        networks_trained: networks of the queue that train after an iteration
+        networks_trained: networks of the queue that train after an iteration; all where it has
+            fewer
         steps_net: steps that each of them takes; default: as published for the dataset
         batch_net: real images in a step; default: 256, and fewer where there are few
         lr_net: step size of their training

@@ -38,7 +38,8 @@ class IIDOptions(DMOptions):
         accuracy_weight: of idm: of the cross-entropy, beside the accuracy of the network in percent
         queue_size: of idm: networks of the queue at most
         push_interval: of idm: iterations from one new network to the next
-        networks_trained: of idm: networks of the queue that train after an iteration
+        networks_trained: of idm: networks of the queue that train after an iteration; all where
+            it has fewer
         steps_net: of idm: steps that each of them takes
         batch_net: of idm: real images in a step
         lr_net: of idm: step size of their training

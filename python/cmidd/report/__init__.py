@@ -130,7 +130,7 @@ def _warnings(run: RunSummary) -> list[str]:
             f"{run.name} is not finished: its images are those of iteration {run.iteration:,}."
         )
     largest = run.synthetic.images.abs().max().item()
-    signs = signs_of_divergence(largest, [line["loss"] for line in run.log])
+    signs = signs_of_divergence(largest, run.log)
     warnings += [f"{run.name} seems to have diverged: {sign}." for sign in signs]
     return warnings
 

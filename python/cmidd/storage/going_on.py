@@ -10,6 +10,7 @@ from typing import Any
 _BEFORE: dict[str, tuple[Any, ...]] = {
     "precision": (None, "float32"),
     "cmi_precision": (None, "float32"),
+    "base": ("dm",),  # of iid
 }
 
 

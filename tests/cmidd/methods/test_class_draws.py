@@ -12,7 +12,7 @@ from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
 from cmidd.first_images import first_images
 from cmidd.methods import Method
-from cmidd.methods.class_draws import draw_for_classes, draw_real_rows
+from cmidd.methods.class_draws import ClassShare, draw_for_classes, draw_real_rows
 from cmidd.methods.dc import GradientMatching
 from cmidd.methods.dm import DM
 from cmidd.networks import build_network, draw_weights, initialize
@@ -111,3 +111,19 @@ def test_drawn_weights_are_those_that_a_network_is_initialised_with(norm: str) -
     assert drawn.keys() == state.keys()
     for name, tensor in state.items():
         torch.testing.assert_close(drawn[name].to(tensor.dtype), tensor, rtol=0, atol=0)
+
+
+def test_on_a_gpu_the_real_images_of_a_rank_are_a_part_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset = random_dataset(SIZES, 8)
+    monkeypatch.setattr("cmidd.ranks.count", lambda: 2)
+    monkeypatch.setattr("cmidd.ranks.number", lambda: 1)
+    share = ClassShare.of(dataset, torch.arange(len(SIZES)))
+    mine, every = share.real_images_of_all(dataset.train, torch.device("meta"))
+    assert isinstance(mine, Tensor)
+    assert mine._base is every
+    assert (len(mine), len(every)) == (13, sum(SIZES))
+    found, _ = share.real_images_of_all(dataset.train, CPU)
+    assert isinstance(found, Tensor)
+    assert torch.equal(found, dataset.train.images[-13:])

@@ -74,6 +74,7 @@ def plain(counts: int | Sequence[int], *, pixels: int = PIXELS, **changes: Any) 
         ((3, 1, 5), {}),
         (2, {"factor": 1}),
         (2, {"factor": 3, "pixels": 10}),  # a row and a column of grey are added twice
+        (1, {"pixels": 28}),  # of Fashion-MNIST, which the network pads
         (2, {"augmentation": "none", "batch_real": 100}),
         (2, {"queue_size": 1, "networks_trained": 3}),
         (2, {"queue_size": 2, "push_interval": 1}),
@@ -197,8 +198,33 @@ def test_a_state_of_other_networks_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match="expected the state of a queue of convnet:depth=2,wi"):
             ours(1).load_state(other)
-    with pytest.raises(KeyError):
-        ours(1).load_state({"due": torch.tensor(1)})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"networks": None}, "got due, meters, weights"),
+        ({"due": torch.tensor(0)}, "got networks .* before iteration 0$"),
+        ({"due": torch.tensor(-7)}, "got networks .* before iteration -7$"),
+        ({"due": torch.tensor(99)}, "got networks .* before iteration 99$"),
+        ({"due": torch.tensor(1.0)}, r"got due \(\) of torch.float32$"),
+        ({"networks": torch.tensor([1, 1])}, r"got networks \[1, 1\] before iteration 1$"),
+        ({"networks": torch.tensor([-1, 0])}, r"got networks \[-1, 0\]"),
+        ({"networks": torch.tensor([0.0, 1.0])}, "got networks .* of torch.float32$"),
+        ({"velocity head.bias": torch.zeros(2, 3).long()}, "got velocity head.bias .* of torch.in"),
+        ({"meters": torch.zeros(2, 2).long()}, r"got meters \[\[0, 0\], \[0, 0\]\]$"),
+        ({"meters": torch.tensor([[30, 31], [30, 0]])}, "got meters"),
+        ({"meters": torch.tensor([[30, -1], [30, 0]])}, "got meters"),
+    ],
+)
+def test_a_damaged_state_is_refused(damage: dict[str, Any], message: str) -> None:
+    loop = ours(1)
+    step(loop, images_of(1), 0)
+    state = {name: each for name, each in {**loop.state(), **damage}.items() if each is not None}
+    again = ours(1)
+    with pytest.raises(ValueError, match=f"expected the state of a queue of .*, {message}"):
+        again.load_state(state)
+    assert again.state() == {}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor
 from cmidd.cli import main
 from cmidd.cli.costs import disk_of, estimate
 from cmidd.datasets import Dataset
+from cmidd.divergence import signs_of_divergence
 from cmidd.evaluate import evaluate_set
 from cmidd.loop import distill
 from cmidd.methods import evaluation_of, fill_in_published
@@ -83,15 +84,27 @@ def test_a_checkpoint_holds_the_networks_that_have_trained_and_its_size_is_told(
     assert 2 <= len(numbers) <= IDM_OPTIONS.queue_size
     assert len(tensors["state of weights head.weight"]) == len(numbers)
     assert tensors["state of due"] == RUN.iterations
-    files = sum((tmp_path / name).stat().st_size for name in FILES) + path.stat().st_size
+    files = sum((tmp_path / name).stat().st_size for name in FILES)
+    files += 2 * path.stat().st_size  # of which one takes the place of the other
     assert 0.3 < disk_of(run) / files < 1.5
 
 
-def test_trying_updates_for_the_cost_changes_nothing(tmp_path: Path) -> None:
+def test_the_cost_counts_the_queue_that_is_to_come_and_trying_it_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmidd.cli.costs.peak", lambda _: 1000)
     expected = tiny_run(tmp_path / "one", RUN, method=("idm", IDM_OPTIONS))
     run = prepare("idm", tiny_dataset(), RUN, IDM_OPTIONS, device=CPU, say=quiet)
     cost = estimate(run)
-    assert cost.disk == disk_of(run)
+    tensors, _ = read_tensors(tmp_path / "one" / "checkpoint.safetensors", CHECKPOINT)
+    (of_queue,) = {
+        sum(each.nbytes for name, each in tensors.items() if name.startswith(f"state of {word} "))
+        for word in ("weights", "velocity")
+    }
+    of_network = of_queue // len(tensors["state of networks"])
+    to_come = IDM_OPTIONS.queue_size - IDM_OPTIONS.networks_trained
+    assert cost.memory == 1000 + 3 * to_come * 2 * of_network
+    assert cost.disk > 2 * IDM_OPTIONS.queue_size * 2 * of_network
     made = distill(run, run.folder(tmp_path / "two"), say=quiet)
     assert torch.equal(made.images, expected.images)
 
@@ -139,6 +152,23 @@ def test_networks_learn_while_images_are_made(tmp_path: Path) -> None:
         made, tiny_dataset(), NETWORK, repeats=1, recipe=Recipe(40), lr=0.1, device=CPU, say=quiet
     )
     assert accuracy.mean > 0.6
+
+
+@pytest.mark.parametrize("base", ["idm", "iid"])
+def test_a_loss_that_counts_cross_entropies_from_now_on_is_no_sign_of_divergence(
+    base: str, tmp_path: Path, bank_file: Path
+) -> None:
+    options: Any = IDM_OPTIONS if base == "idm" else iid_options(bank_file, "idm")
+    heavy = replace(options, accuracy_weight=100.0, steps_net=20, push_interval=40)
+    said: list[str] = []
+    loop = replace(RUN, iterations=6, lr_images=1e-6)
+    tiny_run(tmp_path / "run", loop, method=(base, heavy), say=said.append)
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    assert log[0]["accuracy"] == 0
+    assert max(line["loss"] for line in log) > 100 * log[0]["loss"]
+    assert not [text for text in said if "grew" in text]
+    assert signs_of_divergence(1.0, log) == []
+    assert log[0]["distance"] <= log[0]["loss"]
 
 
 def test_cmi_is_the_mean_over_decoded_images(cmi: CMIOptions) -> None:
@@ -206,7 +236,10 @@ def test_other_numbers_of_images_take_the_nearest_and_say_so(ipc: int, near: int
 
 def test_settings_for_other_sets_are_said_to_be_none_of_theirs() -> None:
     _, options, said = filled_in(sized("fashionmnist", 500), 10)
-    assert said.endswith("(not published for fashionmnist; IDM's for CIFAR-10)")
+    assert said.endswith(
+        "(not published for fashionmnist; IDM's for CIFAR-10, but batch_net is ours)"
+    )
+    assert filled_in(sized("svhn", 2000), 10)[2].endswith("IDM's for CIFAR-10)")  # which is large
     assert options.batch_net == 75
     assert options.accuracy_weight == 0.5
     assert filled_in(tiny_dataset("digits"), 1)[1].batch_net == 32
@@ -222,8 +255,12 @@ def test_iid_takes_idms_settings_on_it() -> None:
         of_idm = filled_in(sized("cifar10", 2000), ipc)
         assert (loop, options.of_idm()) == of_idm[:2]
         assert (options.covariance_weight, options.centre_weight) == (0.03, 0.01)
-        assert ("as published)" in said) == (ipc == 10)
-        assert ("for CIFAR-10 at 10, all else is IDM's published default)" in said) == (ipc != 10)
+        assert ("(as published)" in said) == (ipc == 10)
+        assert ("for CIFAR-10 at 10, all else: as published)" in said) == (ipc != 10)
+    assert of("idm", "svhn", 20)[2].endswith(
+        "(not published for svhn at 20 images per class; the weights are those for CIFAR-10 at 10, "
+        "all else: not published for svhn; IDM's for CIFAR-10 for 10 images per class)"
+    )
     loop, options, said = of("dm", "cifar10", 10)
     assert (loop.init, loop.lr_images, options.batch_real) == ("real", 1.0, 256)
     assert (options.queue_size, options.factor) == (None, None)

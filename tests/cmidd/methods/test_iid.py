@@ -174,7 +174,7 @@ def test_a_step_depends_on_its_draws_alone(bank: Path) -> None:
 
 def test_all_networks_of_the_bank_are_drawn(bank: Path) -> None:
     loop = ours(bank)
-    assert {loop.draw(iteration, 0).trained for iteration in range(10)} == {0, 1, 2}
+    assert {loop.draw(iteration, 0).centre_network for iteration in range(10)} == {0, 1, 2}
 
 
 @settings(deadline=None)

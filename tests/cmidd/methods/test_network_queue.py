@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from bench.plain.inputs import random_dataset
+from cmidd.datasets import Dataset
 from cmidd.methods.network_queue import NetworkQueue
 from cmidd.networks import build_network
 from cmidd.options.idm import IDMOptions
@@ -104,6 +106,38 @@ def test_networks_train_each_on_its_own_with_a_momentum_that_lasts() -> None:
                 sgd.step()
         for name, expected in network.state_dict().items():
             torch.testing.assert_close(queue.weights(number)[name], expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_real_images_a_rank_takes_its_share_of_one_batch_at_a_time(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, to_input, sizes = queue_of(), Dataset.to_input, []
+
+    def counted(self: Dataset, images: Tensor, dtype: torch.dtype) -> Tensor:
+        sizes.append(len(images))
+        return to_input(self, images, dtype)
+
+    monkeypatch.setattr(Dataset, "to_input", counted)
+    monkeypatch.setattr("cmidd.ranks.count", lambda: count)
+    monkeypatch.setattr("cmidd.ranks.number", lambda: 0)
+    monkeypatch.setattr("cmidd.ranks.add_up", lambda *_: None)
+    queue.train({0: torch.arange(18).repeat(2)[:SEEN]})
+    assert sizes == [OPTIONS.batch_net // count] * OPTIONS.steps_net
+
+
+@pytest.mark.parametrize(("shared", "sums"), [(True, 1 + OPTIONS.steps_net), (False, 0)])
+def test_ranks_add_up_what_they_share_alone(
+    shared: bool, sums: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, calls = queue_of(), []
+    monkeypatch.setattr("cmidd.ranks.count", lambda: 2)
+    monkeypatch.setattr("cmidd.ranks.number", lambda: 0)
+    monkeypatch.setattr("cmidd.ranks.add_up", lambda *given: calls.append(given))
+    monkeypatch.setattr("cmidd.methods.network_queue.ranks_share_steps", lambda *_: shared)
+    queue.train({0: torch.arange(18).repeat(2)[:SEEN]})
+    assert len(calls) == sums
+    assert queue.trained[0].meter[0] == SEEN
 
 
 def test_a_network_that_has_gone_is_forgotten() -> None:
