@@ -163,7 +163,7 @@ def _seen_of_stored(method: str, ipc: int) -> int:
         return 0
     known = METHODS[method].published(load_dataset("digits"), ipc).options
     factor = known.get("factor", getattr(METHODS[method].options, "factor", None))
-    return int(factor or 1) ** 2
+    return factor**2 if isinstance(factor, int) else 1
 
 
 def _distilled(case: Case, dataset: Dataset, folder: Path) -> tuple[Tensor, Tensor, float | None]:

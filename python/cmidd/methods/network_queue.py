@@ -204,9 +204,11 @@ class NetworkQueue:
     def _damage(self, state: Mapping[str, Tensor]) -> str:
         """What in a state is not as `state` gives it; nothing where all is."""
         count = state.get("networks", torch.empty(0)).numel()
-        shapes: dict[str, tuple[int, ...]]
-        shapes = {"due": (), "networks": (count,), "meters": (count, 2)}
-        expected = {name: (shape, torch.int64) for name, shape in shapes.items()}
+        expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "due": ((), torch.int64),
+            "networks": ((count,), torch.int64),
+            "meters": ((count, 2), torch.int64),
+        }
         for name in self.names:
             of_name = (count, *self.stack.state[name].shape[1:]), self.like.dtype
             expected |= {f"weights {name}": of_name, f"velocity {name}": of_name}
