@@ -26,7 +26,7 @@ METHODS: dict[str, tuple[int, list[str]]] = {
     "idc": (6, ["--batch_real=8", f"--network={NETWORK}", "--inner_steps=2", "--images_net=64"]),
     "iid": (6, ["--batch_real=8", f"--network={NETWORK}"]),
     "idm": (6, ["--batch_real=8", f"--network={NETWORK}", "--push_interval=7", "--queue_size=5",
-                "--steps_net=2", "--batch_net=32"]),
+                "--factor=2", "--steps_net=2", "--batch_net=32"]),
     "ncfm": (6, ["--batch_real=8", "--frequencies=64", "--patience=2"]),
     "mtt": (6, ["--student_steps=2", "--expert_epochs=1", "--max_start_epoch=2", "--batch_syn=7"]),
 }  # fmt: skip

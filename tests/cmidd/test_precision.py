@@ -98,7 +98,7 @@ def iid(precision: str, experts: Path) -> Method:
 
 
 def idm(precision: str, _: Path) -> Method:
-    options = IDMOptions(WIDE, batch_real=8, precision=precision, accuracy_weight=0.1,
+    options = IDMOptions(WIDE, factor=2, batch_real=8, precision=precision, accuracy_weight=0.1,
                          push_interval=1, steps_net=2, batch_net=8)  # fmt: skip
     return IDM(random_dataset((8, 8, 8), 8), LABELS, options, 0, CPU)
 

@@ -148,7 +148,7 @@ def test_settings_are_those_of_idm() -> None:
             ipc,
             f"{setting.accuracy_weight[k]:g}",
             setting.steps_net[k],
-            "published",
+            setting.origin,
         )
         for dataset, setting in SETTINGS_OF_IDM.items()
         for k, ipc in enumerate(IPCS)

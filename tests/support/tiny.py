@@ -73,7 +73,14 @@ IDC_OPTIONS = IDCOptions(
     cutmix_net=0.5, augmentation="idc:color_crop_cutout",
 )  # fmt: skip
 IDM_OPTIONS = IDMOptions(
-    NETWORK, 4, accuracy_weight=0.02, queue_size=4, push_interval=2, steps_net=2, batch_net=5
+    NETWORK,
+    4,
+    factor=2,
+    accuracy_weight=0.02,
+    queue_size=4,
+    push_interval=2,
+    steps_net=2,
+    batch_net=5,
 )
 NO_CMI = CMIOptions()
 CONFIG = {"method": "dm", "ipc": 2}

@@ -136,16 +136,19 @@ class IDM(DM):
 
 
 class Setting(NamedTuple):
-    """What is published for a dataset, for 1, 10 and 50 stored images per class."""
+    """What is known for a dataset, for 1, 10 and 50 stored images per class."""
 
     accuracy_weight: tuple[float, float, float]
     steps_net: tuple[int, int, int] = (10, 10, 10)
+    factor: int = 2
+    origin: str = "published"
 
 
 SETTINGS = {
     "cifar10": Setting((0.5, 0.5, 0.1)),
     "cifar100": Setting((0.5, 0.1, 0.1), (10, 50, 10)),
     "tinyimagenet": Setting((0.5, 0.5, 0.8), (10, 10, 50)),
+    "digits": Setting((0.5, 0.05, 0.05), factor=1, origin="ours"),
 }
 IPCS = (1, 10, 50)
 """The numbers of stored images per class that settings are published for."""
@@ -157,7 +160,10 @@ def published(dataset: Dataset, ipc: int) -> Published:
     column = 0 if ipc == 1 else 1 if ipc < 30 else 2
     near = "" if ipc == IPCS[column] else f" for {IPCS[column]} images per class"
     origin, batch_net = f"as published{near}", 256
-    if dataset.name not in SETTINGS:
+    if setting.origin != "published":
+        origin = "ours, chosen by training images that were held out"
+        batch_net = _batch_net(len(dataset.train))
+    elif dataset.name not in SETTINGS:
         origin = f"not published for {dataset.name}; IDM's for CIFAR-10{near}"
         batch_net = _batch_net(len(dataset.train))
         if batch_net < 256:
@@ -165,13 +171,14 @@ def published(dataset: Dataset, ipc: int) -> Published:
     return Published(
         loop={
             "iterations": 20000,
-            "init": "smooth_cells",
+            "init": "smooth_cells" if setting.factor > 1 else "real",
             "lr_images": 0.2,
             "report_every": 10,
             "checkpoint_every": 100,
         },
         options={
             "network": usual_network(dataset.shape.height),
+            "factor": setting.factor,
             "batch_real": 256 if column else 5000,
             "accuracy_weight": setting.accuracy_weight[column],
             "push_interval": 30 if column else 5,

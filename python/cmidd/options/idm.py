@@ -27,7 +27,7 @@ class IDMOptions(DMOptions):
             it, else float32
         real_dtype: of the real branch; bfloat16 is faster and moves the class means by 1e-3
         compile: compile the real branch: a minute before the first iteration, faster after it
-        factor: a stored image holds factor x factor of what networks see
+        factor: a stored image holds factor x factor of what networks see; default: 2, for digits 1
         accuracy_weight: of the cross-entropy, beside the accuracy of the network in percent;
             default: as published for the dataset
         queue_size: networks of the queue at most
@@ -41,7 +41,7 @@ class IDMOptions(DMOptions):
     """
 
     batch_real: int = option(AS_PUBLISHED, least=1)
-    factor: int = option(2, least=1)
+    factor: int = option(AS_PUBLISHED, least=1)
     accuracy_weight: float = option(AS_PUBLISHED, least=0)
     queue_size: int = option(100, least=1)
     push_interval: int = option(AS_PUBLISHED, least=1)

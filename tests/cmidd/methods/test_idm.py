@@ -25,6 +25,7 @@ RAGGED = (7, 12, 5)  # real images of each class; batches of 6 take all of some
 CLASSES, SEED, PIXELS = len(RAGGED), 3, 8
 OPTIONS = IDMOptions(
     "convnet:depth=2,width=4",
+    factor=2,
     batch_real=6,
     accuracy_weight=0.02,
     queue_size=4,

@@ -16,7 +16,7 @@ from cmidd.options.idm import IDMOptions
 
 SPEC = "convnet:depth=1,width=4"
 OPTIONS = IDMOptions(
-    SPEC, batch_real=6, accuracy_weight=1.0, queue_size=5, push_interval=3, steps_net=4,
+    SPEC, factor=2, batch_real=6, accuracy_weight=1.0, queue_size=5, push_interval=3, steps_net=4,
     batch_net=6, lr_net=0.2,
 )  # fmt: skip
 DATASET = random_dataset((9, 5, 4), 8)
