@@ -296,6 +296,7 @@ def published(dataset: Dataset, ipc: int) -> Published:
             "batch_size": 128,
             "optimizer": "adamw",
             "lr": 0.001,
+            "weight_decay": 0.01,
             "drop_by": 2.0,
             "drop_at": [0.2, 0.4, 0.6, 0.8],
             "cutmix": 0.5,

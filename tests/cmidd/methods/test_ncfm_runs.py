@@ -120,7 +120,7 @@ def test_published_settings(name: str, ipc: int, optimizer: str, rate: float, ep
     assert ("not published for fashionmnist" in told) is (name == "fashionmnist")
     evaluation = evaluation_of("ncfm", tiny_dataset(name), ipc)
     assert replace(PUBLISHED_RECIPE, **evaluation) == (
-        Recipe(epochs, 1e-3, 0.9, 5e-4, 128, (0.2, 0.4, 0.6, 0.8),
+        Recipe(epochs, 1e-3, 0.9, 0.01, 128, (0.2, 0.4, 0.6, 0.8),
                "idc:color_crop_flip_scale_rotate", None, 2.0, 0.5, "adamw")
     )  # fmt: skip
 
