@@ -64,6 +64,23 @@ def test_a_run_moves_pixels_and_clamps_them(tmp_path: Path, bank_file: Path) -> 
     assert record["made_with"]["matching_bank"]["seed"] == 0
 
 
+def test_a_run_by_sgd_goes_on_to_the_same_bits(tmp_path: Path, bank_file: Path) -> None:
+    """With the step size as often halved, of which the log tells what was asked for."""
+    method = "ncfm", ncfm_options(bank_file, optimizer="sgd", patience=0)
+    loop = replace(RUN, lr_images=1e-4)
+    whole = tiny_run(tmp_path / "whole", loop, method=method)
+    tiny_run(tmp_path / "run", replace(loop, iterations=2), method=method)
+    (tmp_path / "run" / "result.safetensors").unlink()
+    again = tiny_run(tmp_path / "run", loop, method=method, resume=True)
+    assert torch.equal(again.images, whole.images)
+    sizes = [
+        [line["lr_images"] for line in read_log(tmp_path / name / "log.jsonl")]
+        for name in ("whole", "run")
+    ]
+    assert sizes[0] == sizes[1]
+    assert {round(1e-4 / size, 9) for size in sizes[0]} <= {1, 2, 4, 8}
+
+
 def test_a_run_goes_on_from_its_result_and_from_no_other_view(
     tmp_path: Path, bank_file: Path
 ) -> None:
