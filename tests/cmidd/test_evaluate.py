@@ -81,7 +81,12 @@ def test_epochs_and_augmentation_are_the_users_or_the_sets_or_the_protocols() ->
 
 def test_what_a_set_says_of_its_optimizer_is_not_taken_for_another() -> None:
     """Weight decay 0.01 is the default of torch's AdamW, with which sets of NCFM are judged."""
-    of_ncfm = {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01, "batch_size": 128}
+    of_ncfm: dict[str, Any] = {
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "weight_decay": 0.01,
+        "batch_size": 128,
+    }
     record = {"evaluation": of_ncfm}
     as_recorded = replace(PUBLISHED_RECIPE, **of_ncfm)
     assert EvaluateOptions().recipe(record) == as_recorded

@@ -219,13 +219,13 @@ class NCFM(Method):
             counts = [count * self.stored.in_one for count in self.share.counts[classes]]
             inputs = seen.detach().requires_grad_()
             loss = self.distance(inputs, counts, targets[classes], frequencies)
-            loss.backward()
+            (gradient,) = torch.autograd.grad(loss, inputs)
             losses.append(loss.detach())
             if self.options.calibration_weight:
                 loss = self.calibration(last, inputs, labels, counts)
-                loss.backward()
+                gradient = gradient + torch.autograd.grad(loss, inputs)[0]
                 losses.append(loss.detach())
-            gradients += torch.autograd.grad(seen, x, inputs.grad)
+            gradients += torch.autograd.grad(seen, x, gradient)
         return torch.stack(losses).sum(), torch.cat(gradients)
 
     def distance(

@@ -193,8 +193,11 @@ def test_a_gradient_moves_images_by_sgd_as_far_as_in_the_published_loops(
     loop = ours(bank, 1, optimizer="sgd")
     std = torch.tensor(dataset_of().std, dtype=torch.float64).view(-1, 1, 1)
     terms = [
-        step(ours(bank, 1, **{f"{name}_weight": 0.0}), images, 0)[1] / std
-        for name in ("calibration", "distance")
+        step(loop_of_one, images, 0)[1] / std
+        for loop_of_one in (
+            ours(bank, 1, calibration_weight=0.0),
+            ours(bank, 1, distance_weight=0.0),
+        )
     ]
     mine, pixels = (images.clone().requires_grad_() for _ in range(2))
     made = loop.optimizer([{"params": [mine], "lr": 1e-3}], momentum)
@@ -225,7 +228,7 @@ def test_the_graph_of_one_term_is_freed_before_the_next(
 
     def after(*given: Any) -> Tensor:
         with pytest.raises(RuntimeError, match="backward through the graph a second time"):
-            losses[-1].backward()
+            losses[-1].backward()  # type: ignore[no-untyped-call]
         return calibration(*given)
 
     monkeypatch.setattr(loop, "distance", kept)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -50,7 +49,9 @@ def test_ranks_are_waited_for_before_a_gpu_is(monkeypatch: pytest.MonkeyPatch) -
     events: list[str] = []
 
     class Loss:
-        item: Callable[[], float] = staticmethod(lambda: events.append("item") or 1.0)
+        def item(self) -> float:
+            events.append("item")
+            return 1.0
 
     monkeypatch.setattr(ranks, "wait", lambda: events.append("wait"))
     images = stored_images()
