@@ -2,10 +2,14 @@
 
     distance = w mean over t of sqrt(a (|p| - |q|)^2 + b 2 (|p| |q| - Re p q*))
 
-As in `dm.py` everything is made where it is needed: a new module in every step, whose weights lie
-between those of two files, frequencies for every class, and real images of a class in one batch.
-Stored images are pixels, whose cells are cut and enlarged one at a time. What is drawn is what
-`cmidd.methods.ncfm` draws, so that in float64 both give the same up to rounding.
+Three modules are made once: in every step two are given the weights of two files, and the third
+weights between. A loop over classes matches, with frequencies for each, its real images in one
+batch and a backward of its own; a second loop calibrates, with another backward for each class.
+Stored images are pixels, whose cells are cut and enlarged one at a time, in each loop anew.
+
+What differs from the published loop is what `cmidd.methods.ncfm` draws and when images move: the
+frequencies are the same for all classes, both loops augment alike, and the images stay where they
+are until the end. So in float64 both give the same up to rounding.
 """
 
 from __future__ import annotations
@@ -58,40 +62,38 @@ class PlainNCFM(ClasswiseLoop):
             torch.save(bank.first_weights(number), first)
             torch.save(bank[number].state_dict(), last)
             self.pairs.append((first, last))
+        self.first, self.between, self.last = (self.a_network() for _ in range(3))
 
     def networks(self, iteration: int) -> tuple[PlainNetwork, PlainNetwork]:
         """The one between first and last weights, and the one with the last."""
         draws = generator(self.seed, "pair", iteration)
         pair = self.pairs[int(torch.randint(len(self.pairs), (), generator=draws))]
         share = float(torch.rand((), dtype=torch.float64, generator=draws))
-        first, last = (self.with_weights(file) for file in pair)
-        for ours, theirs in zip(first.parameters(), last.parameters(), strict=True):
-            ours.data = share * ours.data + (1 - share) * theirs.data
-        return first, last
+        for network, file in zip((self.first, self.last), pair, strict=True):
+            found = network.load_state_dict(torch.load(file, weights_only=True), strict=False)
+            # Of convolutions before instance norm, which takes it away.
+            assert all(name.endswith("bias") for name in found.missing_keys)
+            assert not found.unexpected_keys
+        weights = (each.parameters() for each in (self.between, self.first, self.last))
+        for between, first, last in zip(*weights, strict=True):
+            between.copy_(share * first + (1 - share) * last)
+        return self.between, self.last
 
-    def with_weights(self, file: Path) -> PlainNetwork:
-        """A network with the weights of a file, frozen."""
+    def a_network(self) -> PlainNetwork:
+        """A network, frozen."""
         channels, size, _ = self.dataset.shape
-        with torch.random.fork_rng(devices=[]):  # first numbers for nothing, as published
+        with torch.random.fork_rng(devices=[]):
             network = made(convnet, self.network, channels, size, self.dataset.num_classes)
-        found = network.load_state_dict(torch.load(file, weights_only=True), strict=False)
-        # Of convolutions before instance norm, which takes it away.
-        assert all(name.endswith("bias") for name in found.missing_keys)
-        assert not found.unexpected_keys
         return network.to(self.device, self.dtype).requires_grad_(False)
 
     def step(self, images: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
         """Loss, and its gradient by images that are stored as `cmidd` stores them."""
         images, options = images.detach().requires_grad_(), self.options
-        mean, std = (
-            torch.tensor(numbers, dtype=self.dtype, device=self.device).view(-1, 1, 1)
-            for numbers in (self.dataset.mean, self.dataset.std)
-        )
         with record_function("ncfm.network"):
             network, last = self.networks(iteration)
         with record_function("ncfm.real_images"):
             drawn, real_batches = self.augmentation(iteration), self.real_batches(iteration)
-        loss = torch.zeros((), dtype=self.dtype, device=self.device)
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
         for c, real in enumerate(real_batches):
             with record_function("ncfm.real_images"):
                 real = augmented(real, self.strategy, drawn, c)
@@ -103,15 +105,29 @@ class PlainNCFM(ClasswiseLoop):
                 ).to(self.device, self.dtype)
                 target = function_of(of_real, t)
             with record_function("ncfm.synthetic_branch"):
-                pixels = images[self.classes[c]] * std + mean
-                cells = [cell for image in pixels for cell in decoded(image, options.factor)]
-                seen = augmented((torch.stack(cells) - mean) / std, self.strategy, drawn, c)
-                found = function_of(network.embed(seen), t)
+                found = function_of(network.embed(self.seen(images, drawn, c)), t)
                 weights = options.amplitude_weight, options.phase_weight
-                loss = loss + options.distance_weight * distance(target, found, *weights)
-                logits = last.head(last.embed(seen))
+                loss = options.distance_weight * distance(target, found, *weights)
+            with record_function("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        for c in range(len(self.classes)):
+            with record_function("ncfm.synthetic_branch"):
+                logits = last.head(last.embed(self.seen(images, drawn, c)))
                 labels = torch.full((len(logits),), c, device=self.device)
-                loss = loss + options.calibration_weight * F.cross_entropy(logits, labels)
-        with record_function("backward"):
-            (gradient,) = torch.autograd.grad(loss, images)
-        return loss.detach(), gradient
+                loss = options.calibration_weight * F.cross_entropy(logits, labels)
+            with record_function("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        assert images.grad is not None
+        return total, images.grad
+
+    def seen(self, images: Tensor, drawn: Any, c: int) -> Tensor:
+        """What networks see of the stored images of class `c`."""
+        mean, std = (
+            torch.tensor(numbers, dtype=self.dtype, device=self.device).view(-1, 1, 1)
+            for numbers in (self.dataset.mean, self.dataset.std)
+        )
+        pixels = images[self.classes[c]] * std + mean
+        cells = [cell for image in pixels for cell in decoded(image, self.options.factor)]
+        return augmented((torch.stack(cells) - mean) / std, self.strategy, drawn, c)

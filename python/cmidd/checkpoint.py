@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cmidd import ranks
 from cmidd.methods import Method
-from cmidd.storage.optimizer_state import named, state_of
+from cmidd.storage.optimizer_state import check_state, named, state_of
 from cmidd.storage.run_folder import RunFolder
 from cmidd.storage.tensor_file import FileError
 
@@ -50,9 +50,9 @@ def restore(
         return Place(0)
     tensors = checkpoint.tensors
     losses = list(tensors.pop(_LOSSES, torch.empty(0)).to(leaves["images"].device))
-    of_method = {name: tensor for name, tensor in tensors.items() if name.startswith(_STATE)}
+    of_method = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_STATE)}
     expected = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
-    found = {name: tuple(tensors[name].shape) for name in tensors if name not in of_method}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     of_leaves = {name: shape for name, shape in found.items() if " of " not in name}
     owners = {name.partition(" of ")[2] for name in found if " of " in name}
     if of_leaves != expected or not owners <= expected.keys():
@@ -60,18 +60,20 @@ def restore(
     for name, leaf in leaves.items():
         with torch.no_grad():
             leaf.copy_(tensors[name])
-        key = f"momentum of {name}"
-        if key in found and found[key] != expected[name]:
-            raise FileError(
-                f"{folder.path}: expected a checkpoint with {key} of {expected[name]}, got "
-                f"{found[key]}"
-            )
-        optimizer.state[leaf].update(state_of(tensors, name, leaf.device))
+        of_leaf = state_of(tensors, name, leaf.device)
+        try:
+            check_state(of_leaf, name, expected[name], type(optimizer))
+        except ValueError as error:
+            raise FileError(f"{folder.path}: {error}") from None
+        optimizer.state[leaf].update(of_leaf)
     now = method.state()
     state = {}
     for key, tensor in of_method.items():
         name = key.removeprefix(_STATE)
         state[name] = tensor.to(now[name].device) if name in now else tensor
+    missing = [f"{_STATE}{name}" for name in now if name not in state]
+    if missing:
+        raise FileError(f"{folder.path}: expected a checkpoint with {', '.join(missing)}")
     try:
         method.load_state(state)
     except (LookupError, RuntimeError, TypeError, ValueError) as error:

@@ -226,12 +226,13 @@ def _check_use(record: Mapping[str, Any]) -> None:
         not all(type(share) is float and 0 <= share <= 1 for share in shares)
         or not all(count >= 1 for count in counts)
         or not 0 < evaluation.get("lr", 1.0) < math.inf
+        or not 0 <= evaluation.get("weight_decay", 0.0) < math.inf
         or evaluation.get("optimizer", "sgd") not in OPTIMIZERS
     ):
         raise ValueError(
             "expected an evaluation's cutmix and drop_at from 0 to 1, its epochs, batch_size and "
-            f"drop_by from 1 on, its lr above 0 and its optimizer {' or '.join(OPTIMIZERS)}, got "
-            f"{evaluation!r}"
+            "drop_by from 1 on, its lr above 0, its weight_decay from 0 on and its optimizer "
+            f"{' or '.join(OPTIMIZERS)}, got {evaluation!r}"
         )
 
 
@@ -245,5 +246,6 @@ _EVALUATION: dict[str, tuple[type, ...]] = {
     "drop_by": (float,),
     "lr": (float,),
     "optimizer": (str,),
+    "weight_decay": (float,),
 }
 """What may be said of a recipe of its own, and the types of each."""

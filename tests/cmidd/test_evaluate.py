@@ -79,6 +79,26 @@ def test_epochs_and_augmentation_are_the_users_or_the_sets_or_the_protocols() ->
     assert given.recipe({"evaluation": of_dc}) == expected
 
 
+def test_what_a_set_says_of_its_optimizer_is_not_taken_for_another() -> None:
+    """Weight decay 0.01 is the default of torch's AdamW, with which sets of NCFM are judged."""
+    of_ncfm: dict[str, Any] = {
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "weight_decay": 0.01,
+        "batch_size": 128,
+    }
+    record = {"evaluation": of_ncfm}
+    as_recorded = replace(PUBLISHED_RECIPE, **of_ncfm)
+    assert EvaluateOptions().recipe(record) == as_recorded
+    assert EvaluateOptions(optimizer="adamw").recipe(record) == as_recorded
+    by_sgd = EvaluateOptions(optimizer="sgd").recipe(record)
+    assert by_sgd == replace(PUBLISHED_RECIPE, batch_size=128)
+    given = EvaluateOptions(optimizer="sgd", weight_decay=0.1).recipe(record)
+    assert given == replace(by_sgd, weight_decay=0.1)
+    with pytest.raises(ValueError, match="weight_decay: expected at least 0, got -1"):
+        EvaluateOptions(weight_decay=-1.0)
+
+
 def test_the_test_images_are_whitened_as_the_set_is_and_by_its_own_whitening() -> None:
     images = DATASET.test.images
     own = DATASET.whitened(0.5)

@@ -83,6 +83,7 @@ def run_all(folder: Path, experts: Path, bank: Path) -> None:
         ("iid-idm-cmi", "iid", iid_options(bank, "idm"), {"cmi_weight": 5.0}),
         ("ncfm", "ncfm", ncfm_options(bank), NO_CMI),
         ("ncfm-cmi", "ncfm", ncfm_options(bank), {"cmi_weight": 5.0}),
+        ("ncfm-sgd", "ncfm", ncfm_options(bank, optimizer="sgd"), NO_CMI),
     ):
         term = CMIOptions(bank=bank if cmi else None, **cmi)
         loop = replace(OPTIONS, lr_images=0.01 if method == "ncfm" else 1.0, init="real")
@@ -98,7 +99,7 @@ def test_every_method_makes_the_images_of_one_process(
     run_all(tmp_path / "one", experts, bank_file)
     on_ranks(count, run_all, tmp_path, tmp_path / "shared", experts, bank_file)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(names) == 13
+    assert len(names) == 14
     for name in names:
         one, shared = tmp_path / "one" / name, tmp_path / "shared" / name
         check_alike(SyntheticSet.load(shared), SyntheticSet.load(one), name)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def test_pixels_are_those_of_the_real_images_and_clamped() -> None:
      {"evaluation": {"lr": 0.0}}, {"evaluation": {"optimizer": "adam"}},
      {"evaluation": {"drop_at": [0.2, 2.0]}}, {"evaluation": {"drop_at": [0.2, "x"]}},
      {"evaluation": {"cutmix": 2.0}}, {"evaluation": {"cutmix": 1}},
-     {"evaluation": {"batch_size": 0}}, {"evaluation": {"drop_by": 0.0}}],
+     {"evaluation": {"batch_size": 0}}, {"evaluation": {"drop_by": 0.0}},
+     {"evaluation": {"weight_decay": -1.0}}, {"evaluation": {"weight_decay": math.inf}}],
 )  # fmt: skip
 def test_a_record_that_does_not_fit_its_images_is_an_error(
     tmp_path: Path, wrong: dict[str, Any]

@@ -192,9 +192,11 @@ class MethodEntry:
     cmi_weights: CMIWeights = field(default_factory=CMIWeights)
     """Weights of CMI that are known."""
     published_on: Mapping[str, Callable[[Dataset, int], Published]] = field(default_factory=dict)
-    """The same as `published` where the option `base` of the method is one of these."""
+    """The same as `published` where an option of the method is one of these."""
+    published_by: str = "base"
+    """The name of that option."""
 
     def published_for(self, dataset: Dataset, ipc: int, options: Options) -> Published:
         """What is published where the user gave some options."""
-        base = getattr(options, "base", None)
-        return self.published_on.get(str(base), self.published)(dataset, ipc)
+        given = getattr(options, self.published_by, None)
+        return self.published_on.get(str(given), self.published)(dataset, ipc)

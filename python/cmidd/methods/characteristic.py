@@ -5,8 +5,8 @@
 
 What b multiplies is 2 (|p| |q| - Re p q*), the difference of phases, written so that it is exact
 where p and q are near each other. With a = b the distance is sqrt(a) times the mean of |p - q|. All
-derivatives of finite features are finite: those of a length at 0, and of a root below `LEAST`, are
-taken to be 0.
+derivatives of finite features are finite: those of a length below `LEAST`, and of a root below it,
+are taken to be 0.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 from cmidd.methods.class_draws import class_means
 
 LEAST = 1e-12
-"""What the difference of phases is at least, as published."""
+"""What the difference of phases is at least, as published, and the length of a direction."""
 
 _AT_ONCE = 1 << 19  # angles, which stay in a CPU's caches
 
 
 def directions(features: Tensor) -> Tensor:
-    """Rows of `features` `(N, M)` made to length 1; one of length 0 stays 0."""
+    """Rows of `features` `(N, M)` made to length 1; those shorter than `LEAST` to 0."""
     lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    inverse: Tensor = lengths.where(lengths > 0, torch.inf).reciprocal()
+    inverse: Tensor = lengths.where(lengths > LEAST, torch.inf).reciprocal()
     return features * inverse
 
 

@@ -11,7 +11,8 @@ Networks see the cells of stored images, enlarged.
 
 Network, l and frequencies are drawn for an iteration and serve all its classes. These need nothing
 of one another, so to a class it is as if it had drawn its own. A step of all classes ends an
-iteration, as `pixel_steps.py` says; the published loop takes one after each class.
+iteration. The published loop takes two for each class in turn, one by each term; of SGD the step of
+all is as long as these, as `class_steps.py` says, of AdamW it is one step.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
 from cmidd.datasets.encoded import taken
 from cmidd.device import precision_on
-from cmidd.methods.base import Method, MethodEntry, Published
+from cmidd.methods.base import Method, MethodEntry
 from cmidd.methods.characteristic import characteristic_functions, directions, distances
 from cmidd.methods.class_draws import (
     ClassShare,
@@ -39,7 +41,9 @@ from cmidd.methods.class_draws import (
     draw_real_rows,
     whole_classes,
 )
+from cmidd.methods.class_steps import sgd_after_each_class, steps_in_one
 from cmidd.methods.dm import LAYOUT
+from cmidd.methods.ncfm_settings import published, published_with
 from cmidd.methods.pixel_steps import PixelSteps
 from cmidd.methods.stored_cells import StoredCells
 from cmidd.networks import (
@@ -52,6 +56,7 @@ from cmidd.networks import (
 )
 from cmidd.options.fields import check_filled_in
 from cmidd.options.ncfm import NCFMOptions
+from cmidd.options.recipe import OPTIMIZERS
 from cmidd.pretrained.bank import Bank
 from cmidd.seeds import generator
 from cmidd.synthetic import SyntheticSet
@@ -86,6 +91,10 @@ class NCFM(Method):
     ) -> None:
         """Prepare steps on images whose labels are `labels`, ascending."""
         check_filled_in(options)
+        if options.optimizer == "sgd" and options.weight_decay:
+            raise ValueError(
+                f"weight_decay: expected adamw with it, or 0, got {options.weight_decay:g} with sgd"
+            )
         self.dataset, self.options, self.seed = dataset, options, seed
         self.device, self.dtype = device, dtype
         self.precision = precision_on(device, options.precision)
@@ -194,8 +203,10 @@ class NCFM(Method):
         draws: NCFMDraws,
         frequencies: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Loss and gradient of the rank's images, in chunks of whole classes."""
-        options = self.options
+        """Loss and gradient of the rank's images, in chunks of whole classes.
+
+        The graph of one term is freed before that of the other is made.
+        """
         losses: list[Tensor] = []
         gradients: list[Tensor] = []
         for classes, rows in self.chunks:
@@ -206,36 +217,43 @@ class NCFM(Method):
             places = labels - self.share.classes.start
             seen = augment(seen, self.strategy, draws.augmentation, places)
             counts = [count * self.stored.in_one for count in self.share.counts[classes]]
-            found = characteristic_functions(
-                directions(self.in_parts(self.network.embed, seen)), counts, frequencies
-            )
-            apart = distances(
-                found, targets[classes], options.amplitude_weight, options.phase_weight
-            )
-            loss = options.distance_weight * apart.sum()
-            if options.calibration_weight:
-                loss = loss + options.calibration_weight * self.calibration(
-                    last, seen, labels, counts
-                )
+            inputs = seen.detach().requires_grad_()
+            loss = self.distance(inputs, counts, targets[classes], frequencies)
+            (gradient,) = torch.autograd.grad(loss, inputs)
             losses.append(loss.detach())
-            gradients += torch.autograd.grad(loss, x)
+            if self.options.calibration_weight:
+                loss = self.calibration(last, inputs, labels, counts)
+                gradient = gradient + torch.autograd.grad(loss, inputs)[0]
+                losses.append(loss.detach())
+            gradients += torch.autograd.grad(seen, x, gradient)
         return torch.stack(losses).sum(), torch.cat(gradients)
 
+    def distance(
+        self, seen: Tensor, counts: list[int], targets: Tensor, frequencies: Tensor
+    ) -> Tensor:
+        """The weighted sum over classes of the distance of characteristic functions."""
+        options = self.options
+        units = directions(self.in_parts(self.network.embed, seen))
+        found = characteristic_functions(units, counts, frequencies)
+        apart = distances(found, targets, options.amplitude_weight, options.phase_weight)
+        return options.distance_weight * apart.sum()
+
     def calibration(self, last: Network, seen: Tensor, labels: Tensor, counts: list[int]) -> Tensor:
-        """The sum over classes of the mean cross-entropy of the last weights."""
+        """The weighted sum over classes of the mean cross-entropy of the last weights."""
         logits = self.in_parts(last, seen)
         of_images = F.cross_entropy(logits, labels.to(seen.device), reduction="none")
-        return class_means(of_images[:, None], counts).sum()
+        return self.options.calibration_weight * class_means(of_images[:, None], counts).sum()
 
     def optimizer(self, groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:
         """AdamW or SGD, whose step size is halved where the loss is no longer smaller."""
         made: torch.optim.Optimizer
+        in_one = 1.0
         if self.options.optimizer == "adamw":
             made = torch.optim.AdamW(groups, weight_decay=self.options.weight_decay)
         else:
-            made = torch.optim.SGD(groups, momentum=momentum)
-        turns = self.dataset.num_classes if self.options.per_class_step else 1
-        self.steps = PixelSteps(made, self.stored, self.options.patience, after_each=turns)
+            made = sgd_after_each_class(groups, momentum, self.dataset.num_classes)
+            in_one = steps_in_one(momentum, self.dataset.num_classes)
+        self.steps = PixelSteps(made, self.stored, self.options.patience, in_one=in_one)
         return made
 
     def take_step(self, optimizer: torch.optim.Optimizer, images: Tensor, loss: Tensor) -> None:
@@ -246,7 +264,9 @@ class NCFM(Method):
 
     def log_values(self) -> dict[str, Tensor]:
         """The step size."""
-        return {} if self.steps is None else {"lr_images": torch.tensor(self.steps.size)}
+        if self.steps is None:
+            return {}
+        return {"lr_images": torch.tensor(self.steps.size, dtype=torch.float64)}
 
     def state(self) -> dict[str, Tensor]:
         """What the step size depends on."""
@@ -268,40 +288,10 @@ class NCFM(Method):
         return replace(result, images=self.stored.clamped(result.images))
 
 
-PUBLISHED_FOR = ("cifar10", "cifar100", "tinyimagenet")
-"""Datasets here that settings were published for."""
-
-EPOCHS = {("tinyimagenet", 10): 300, ("tinyimagenet", 50): 40}
-"""Of evaluation, by dataset and images per class, where they are not 2000."""
-
-
-def published(dataset: Dataset, ipc: int) -> Published:
-    """Settings of NCFM with cells."""
-    is_sgd = (dataset.name, ipc) == ("cifar100", 10)
-    origin = "as published, for factor 2"
-    if dataset.name not in PUBLISHED_FOR:
-        origin = f"not published for {dataset.name}; those of NCFM for CIFAR-10, for factor 2"
-    return Published(
-        loop={
-            "iterations": 20000,
-            "init": "cells",
-            "lr_images": 0.01 if is_sgd else 0.001,
-            "report_every": 10,
-            "checkpoint_every": 100,
-        },
-        options={"optimizer": "sgd" if is_sgd else "adamw"},
-        evaluation={
-            "epochs": EPOCHS.get((dataset.name, ipc), 2000),
-            "augmentation": "idc:color_crop_flip_scale_rotate",
-            "batch_size": 128,
-            "optimizer": "adamw",
-            "lr": 0.001,
-            "drop_by": 2.0,
-            "drop_at": [0.2, 0.4, 0.6, 0.8],
-            "cutmix": 0.5,
-        },
-        origin=origin,
-    )
-
-
-NCFM_ENTRY = MethodEntry(NCFM, NCFMOptions, published)
+NCFM_ENTRY = MethodEntry(
+    NCFM,
+    NCFMOptions,
+    published,
+    published_on={name: partial(published_with, name) for name in OPTIMIZERS},
+    published_by="optimizer",
+)

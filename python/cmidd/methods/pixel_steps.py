@@ -6,12 +6,6 @@ Stored are z = (x - mean) / std of the pixels x. A step of AdamW on x is
 
 with step size r, weight decay d, and the averages m and s of dL/dx = (1 / std) dL/dz and of its
 square, corrected for those that were not. It is taken on pixels, which are then stored again.
-
-A published loop may step after each of C classes in turn, in which all images move: those of a
-class by one step with their gradient and by C - 1 without, before their gradient is asked for
-again. `after_each` takes these steps. But for where images are clamped, this is the published order
-with one difference: there steps are counted for all images together, so that AdamW, which corrects
-its averages by the count, begins the more slowly the later a class comes.
 """
 
 from __future__ import annotations
@@ -22,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from cmidd import ranks
 from cmidd.methods.stored_cells import StoredCells
 
 _STATE = "plateau"
@@ -36,7 +31,7 @@ class PixelSteps:
         stored: StoredCells,
         patience: int,
         *,
-        after_each: int = 1,
+        in_one: float = 1.0,
     ) -> None:
         """Prepare steps of one parameter.
 
@@ -44,30 +39,28 @@ class PixelSteps:
             optimizer: of the images alone.
             stored: how they are stored.
             patience: updates without a smaller loss after which the step size is halved.
-            after_each: of so many classes, as which a step is taken.
+            in_one: how many steps that were asked for a step of the optimizer is as long as.
         """
-        self.optimizer, self.stored, self.after_each = optimizer, stored, after_each
+        self.optimizer, self.stored, self.in_one = optimizer, stored, in_one
         self.plateau = ReduceLROnPlateau(optimizer, factor=0.5, patience=patience)
 
     @property
     def size(self) -> float:
-        """The step size."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """The step size that was asked for, as often halved as it was."""
+        return float(self.optimizer.param_groups[0]["lr"]) / self.in_one
 
     def take(self, images: Tensor, loss: Tensor) -> None:
         """Move the images, whose `.grad` is by their pixels, after an update with this loss."""
         self.stored.to_pixels(images)
         self.optimizer.step()
-        if self.after_each > 1:
-            images.grad = torch.zeros_like(images)
-            for _ in range(self.after_each - 1):
-                self.optimizer.step()
         self.stored.from_pixels(images)
+        ranks.wait()  # before a GPU is waited for, which would not notice one gone
         self.plateau.step(loss.item())
 
     def state(self) -> dict[str, Tensor]:
-        """The smallest loss, for how many updates there was none, and the step size."""
-        now = self.plateau.best, self.plateau.num_bad_epochs, self.size
+        """The smallest loss, for how many updates there was none, and the optimizer's step size."""
+        step_size = self.optimizer.param_groups[0]["lr"]
+        now = self.plateau.best, self.plateau.num_bad_epochs, step_size
         return {_STATE: torch.tensor(now, dtype=torch.float64)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

@@ -27,12 +27,13 @@ class EvaluateOptions(Options):
         optimizer: sgd (with momentum 0.9) or adamw; default: as the set's method was published,
             else sgd
         lr: learning rate of the optimizer; default: what the set learned with its images, else as
-            its method was published, else 0.01
+            its method was published for the optimizer, else 0.01
         drop_at: share of the epochs after which the learning rate falls, or several shares, after
             each of which it does; default: as the set's method was published, else 0.5
         drop_by: what the learning rate is divided by there; default: as the set's method was
             published, else 10
-        weight_decay: of the optimizer
+        weight_decay: of the optimizer; default: as the set's method was published for it, else
+            0.0005
         batch_size: images a step; default: as the set's method was published, else 256
         augmentation: DSA operations, or none; default: as the set's method was published, else all
         cutmix: probability that a batch is mixed by CutMix; default: as the set's method was
@@ -63,7 +64,7 @@ class EvaluateOptions(Options):
     lr: float | None = None
     drop_at: tuple[float, ...] | None = None
     drop_by: float | None = option(None, above=0)
-    weight_decay: float = 5e-4
+    weight_decay: float | None = option(None, least=0)
     batch_size: int | None = option(None, least=1)
     augmentation: str | None = option(None, names="augmentation")
     cutmix: float | None = option(None, least=0)

@@ -21,21 +21,22 @@ class NCFMOptions(Options):
 
     Args:
         matching_bank: file of the trained networks that features are matched in, made by cmidd
-            pretrain with --network convnet; the seed in it gives the weights that each began with
+            pretrain with --network convnet (convnet:depth=4 for images of 64 x 64); the seed in it
+            gives the weights that each began with
         factor: a stored image holds factor x factor of what networks see
         batch_real: real images per class and iteration
-        frequencies: numbers that the characteristic functions are compared at, drawn anew in every
+        frequencies: vectors that the characteristic functions are compared at, drawn anew in every
             iteration
         amplitude_weight: of the difference of their amplitudes
         phase_weight: of the difference of their phases
         distance_weight: of their distance
         calibration_weight: of the cross-entropy of the last weights
         augmentation: DSA operations, or none; flip is left out where mirrored images change class
-        optimizer: of the images: adamw, or sgd with the momentum of the run; default: as published
-            for the dataset
-        weight_decay: of adamw on the pixels
-        patience: iterations without a smaller loss after which the step size is halved
-        per_class_step: step after each class in turn, as published; else one step for all
+        optimizer: of the images: adamw, or sgd with the momentum of the run, whose step is as long
+            as one after each class in turn; default: as published for the dataset
+        weight_decay: of adamw on the pixels; default: as published, which is none for sgd
+        patience: iterations without a loss that is smaller by a ten-thousandth, after which the
+            step size is halved
         precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
             it, else float32
     """
@@ -50,7 +51,6 @@ class NCFMOptions(Options):
     calibration_weight: float = option(1.0, least=0)
     augmentation: str = option("idc:color_crop_cutout", names="augmentation")
     optimizer: str = option(AS_PUBLISHED, choices=OPTIMIZERS)
-    weight_decay: float = option(5e-4, least=0)
+    weight_decay: float = option(AS_PUBLISHED, least=0)
     patience: int = option(500, least=0)
-    per_class_step: bool = False
     precision: str | None = option(None, choices=PRECISIONS)

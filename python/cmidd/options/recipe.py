@@ -99,6 +99,9 @@ def as_today(record: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+_OF_OPTIMIZER = ("lr", "weight_decay")
+"""What is published for one optimizer alone."""
+
 PUBLISHED_RECIPE = Recipe(epochs=1000, augmentation=DSA)
 
 
@@ -115,8 +118,12 @@ def recipe_of(record: Mapping[str, Any], **given: Any) -> Recipe:
     """How networks are trained on a set: as given, as its record says, as is usual.
 
     Args:
-        record: of the set.
+        record: of the set. What it says of one optimizer is not taken for another.
         given: fields of the recipe; None stands for one that is not given.
     """
-    usual = replace(PUBLISHED_RECIPE, **as_today(record.get("evaluation", {})))
-    return replace(usual, **{name: value for name, value in given.items() if value is not None})
+    said = as_today(record.get("evaluation", {}))
+    told = {name: value for name, value in given.items() if value is not None}
+    usual = said.get("optimizer", PUBLISHED_RECIPE.optimizer)
+    if told.get("optimizer", usual) != usual:
+        said = {name: value for name, value in said.items() if name not in _OF_OPTIMIZER}
+    return replace(PUBLISHED_RECIPE, **{**said, **told})

@@ -15,6 +15,15 @@ from torch import Tensor
 _OF = " of "
 _WORDS = {"momentum_buffer": "momentum"}
 _NAMES = {word: name for name, word in _WORDS.items()}
+_STEP = "step"
+_ADAM = {_STEP, "exp_avg", "exp_avg_sq"}
+_OF_ADAM = (_ADAM, _ADAM | {"max_exp_avg_sq"})
+_KEPT: dict[type[torch.optim.Optimizer], tuple[set[str], ...]] = {
+    torch.optim.SGD: ({"momentum_buffer"},),
+    torch.optim.Adam: _OF_ADAM,
+    torch.optim.AdamW: _OF_ADAM,
+}
+"""What optimizers keep of a parameter that has moved."""
 
 
 def named(state: Mapping[str, Any], owner: str) -> dict[str, Tensor]:
@@ -39,6 +48,27 @@ def state_of(tensors: Mapping[str, Tensor], owner: str, device: torch.device) ->
         word, _, whose = key.partition(_OF)
         if whose == owner:
             # A counter of steps stays on the CPU, where optimizers keep it.
-            place = torch.device("cpu") if word == "step" else device
+            place = torch.device("cpu") if word == _STEP else device
             found[_NAMES.get(word, word)] = tensor.to(place)
     return found
+
+
+def check_state(
+    state: Mapping[str, Tensor],
+    owner: str,
+    shape: tuple[int, ...],
+    optimizer: type[torch.optim.Optimizer],
+) -> None:
+    """Raise where this is no state of the parameter `owner`, which has not moved or has `shape`."""
+    kept = _KEPT.get(optimizer)
+    if kept and state and state.keys() not in kept:
+        words = ", ".join(sorted(_WORDS.get(name, name) for name in kept[0]))
+        found = ", ".join(sorted(_WORDS.get(name, name) for name in state))
+        raise ValueError(f"expected a checkpoint with {words} of {owner}, got {found}")
+    for name, tensor in state.items():
+        expected = () if name == _STEP else shape
+        if tensor.shape != expected:
+            raise ValueError(
+                f"expected a checkpoint with {_WORDS.get(name, name)}{_OF}{owner} of {expected}, "
+                f"got {tuple(tensor.shape)}"
+            )

@@ -96,7 +96,8 @@ def test_ncfm_takes_a_bank_and_its_sets_are_judged_by_adamw(
     main([*ncfm, f"--matching_bank={bank}", f"--bank={bank}", "--cmi_weight=1"])
     said = capsys.readouterr().out
     assert re.search(r"about .* an iteration, .* for 2; memory .*B, disk .*B", said)
-    assert "optimizer adamw (not published for digits; those of NCFM for CIFAR-10, for" in said
+    told = "adamw, weight_decay 0.0005 (not published for digits; those of NCFM for CIFAR-10, for"
+    assert f"optimizer {told} factor 2; lr_images was" in said
     made = SyntheticSet.load(Path("runs/ncfm/result.safetensors"))
     assert made.record["made_with"].keys() == {"bank", "matching_bank"}
     assert len(made.seen().images) == 4 * len(made.images) == 40

@@ -84,10 +84,12 @@ def gradient(of: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
         torch.zeros(3, 4),
         torch.tensor([[0.0] * 4, [1.0, 2.0, 3.0, 4.0]]),
         torch.full((2, 4), 1e-30),
+        torch.full((2, 4), 1e-20),
+        torch.full((2, 4), 1e-12),
         torch.full((2, 4), 1e30),
         torch.tensor([[1.0, 0.0, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.0]]),
     ],
-    ids=["one", "zero", "zeros", "a zero", "small", "large", "opposite"],
+    ids=["one", "zero", "zeros", "a zero", "small", "1e-20", "1e-12", "large", "opposite"],
 )
 def test_derivatives_are_finite(
     features: Tensor, weights: tuple[float, float], dtype: torch.dtype

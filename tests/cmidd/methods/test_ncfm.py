@@ -44,7 +44,10 @@ def banks(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> dict[in
 
 
 def options_of(bank: Path, **changes: Any) -> NCFMOptions:
-    return replace(NCFMOptions(bank, batch_real=6, frequencies=64, optimizer="adamw"), **changes)
+    given = {"optimizer": "adamw", "weight_decay": 5e-4, **changes}
+    if given["optimizer"] == "sgd":
+        given["weight_decay"] = changes.get("weight_decay", 0.0)
+    return NCFMOptions(bank, **{"batch_real": 6, "frequencies": 64, **given})
 
 
 def labels_of(ipc: int) -> Tensor:
@@ -182,41 +185,56 @@ def test_images_are_moved_by_one_step_of_adamw_on_pixels(banks: dict[int, Path])
         torch.testing.assert_close(images * std + mean, pixels, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_step_after_each_class_is_the_published_order(
-    optimizer: str, banks: dict[int, Path]
+def test_a_gradient_moves_images_by_sgd_as_far_as_in_the_published_loops(
+    banks: dict[int, Path],
 ) -> None:
-    """Of the first class to the bit; others differ by how AdamW begins, and not for SGD."""
-    bank, dataset = banks[PIXELS], dataset_of()
-    loop = ours(bank, 1, per_class_step=True, optimizer=optimizer, weight_decay=0.01)
-    mean, std = (
-        torch.tensor(numbers, dtype=torch.float64).view(-1, 1, 1)
-        for numbers in (dataset.mean, dataset.std)
-    )
-    images = images_of(1).requires_grad_()
-    pixels = (images.detach() * std + mean).requires_grad_()
-    made = loop.optimizer([{"params": [images], "lr": 1e-3}], 0.5)
-    theirs: torch.optim.Optimizer = torch.optim.SGD([pixels], 1e-3, 0.5)
-    if optimizer == "adamw":
-        theirs = torch.optim.AdamW([pixels], 1e-3, weight_decay=0.01)
-    for iteration in range(4):
-        loss, gradient = step(loop, images, iteration)
-        assert loop.channel_scale is not None
-        images.grad = gradient * loop.channel_scale.view(-1, 1, 1)
-        loop.take_step(made, images, loss)
-        for c in range(CLASSES):
-            whole = step(loop, (pixels.detach() - mean) / std, iteration)[1] / std
-            pixels.grad = torch.zeros_like(whole)
-            pixels.grad[c] = whole[c]
-            theirs.step()
-    found = [images * std + mean]
-    expected = [pixels.detach().clone()]
-    torch.testing.assert_close(found[0][0], expected[0][0], rtol=1e-9, atol=1e-9)
-    if optimizer == "sgd":  # what the momentum still does, every class comes to see
-        for c in range(CLASSES - 1):
-            pixels.grad = torch.zeros_like(pixels)
-            theirs.step()
-            torch.testing.assert_close(found[0][c + 1], pixels[c + 1], rtol=1e-9, atol=1e-9)
+    """Which step after each class by the one term, then after each by the other."""
+    bank, momentum, images = banks[PIXELS], 0.5, images_of(1)
+    loop = ours(bank, 1, optimizer="sgd")
+    std = torch.tensor(dataset_of().std, dtype=torch.float64).view(-1, 1, 1)
+    terms = [
+        step(loop_of_one, images, 0)[1] / std
+        for loop_of_one in (
+            ours(bank, 1, calibration_weight=0.0),
+            ours(bank, 1, distance_weight=0.0),
+        )
+    ]
+    mine, pixels = (images.clone().requires_grad_() for _ in range(2))
+    made = loop.optimizer([{"params": [mine], "lr": 1e-3}], momentum)
+    theirs = torch.optim.SGD([pixels], 1e-3, momentum)
+    for iteration in range(30):  # of which all but two see what the momentum still does
+        moves = iteration < 2
+        mine.grad = sum(terms, torch.zeros_like(images)) * moves
+        loop.take_step(made, mine, torch.tensor(1.0))
+        for term in terms:
+            for c in range(CLASSES):
+                pixels.grad = torch.zeros_like(term)
+                pixels.grad[c] = term[c] * moves
+                theirs.step()
+    assert (pixels - images).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+    torch.testing.assert_close((mine - images) * std, pixels - images, rtol=1e-7, atol=1e-12)
+    assert loop.log_values()["lr_images"].item() == pytest.approx(1e-3, rel=1e-12)
+
+
+def test_the_graph_of_one_term_is_freed_before_the_next(
+    banks: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, losses = ours(banks[PIXELS], 2), []
+    distance, calibration = loop.distance, loop.calibration
+
+    def kept(*given: Any) -> Tensor:
+        losses.append(distance(*given))
+        return losses[-1]
+
+    def after(*given: Any) -> Tensor:
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            losses[-1].backward()  # type: ignore[no-untyped-call]
+        return calibration(*given)
+
+    monkeypatch.setattr(loop, "distance", kept)
+    monkeypatch.setattr(loop, "calibration", after)
+    step(loop, images_of(2), 0)
+    assert losses
 
 
 def test_the_step_size_is_halved_where_the_loss_no_longer_falls(banks: dict[int, Path]) -> None:
@@ -245,6 +263,10 @@ def test_the_step_size_is_halved_where_the_loss_no_longer_falls(banks: dict[int,
         ({"phase_weight": -1.0}, "phase_weight: expected at least 0, got -1.0"),
         ({"optimizer": "adam"}, "optimizer: expected sgd or adamw, got 'adam'"),
         ({"augmentation": "heat"}, "augmentation: no operation 'heat'"),
+        (
+            {"optimizer": "sgd", "weight_decay": 0.1},
+            "weight_decay: expected adamw with it, or 0, got 0.1 with sgd",
+        ),
     ],
 )
 def test_bad_options_are_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,6 +64,23 @@ def test_a_run_moves_pixels_and_clamps_them(tmp_path: Path, bank_file: Path) -> 
     assert record["made_with"]["matching_bank"]["seed"] == 0
 
 
+def test_a_run_by_sgd_goes_on_to_the_same_bits(tmp_path: Path, bank_file: Path) -> None:
+    """With the step size as often halved, of which the log tells what was asked for."""
+    method = "ncfm", ncfm_options(bank_file, optimizer="sgd", patience=0)
+    loop = replace(RUN, lr_images=1e-4)
+    whole = tiny_run(tmp_path / "whole", loop, method=method)
+    tiny_run(tmp_path / "run", replace(loop, iterations=2), method=method)
+    (tmp_path / "run" / "result.safetensors").unlink()
+    again = tiny_run(tmp_path / "run", loop, method=method, resume=True)
+    assert torch.equal(again.images, whole.images)
+    sizes = [
+        [line["lr_images"] for line in read_log(tmp_path / name / "log.jsonl")]
+        for name in ("whole", "run")
+    ]
+    assert sizes[0] == sizes[1]
+    assert {round(1e-4 / size, 9) for size in sizes[0]} <= {1, 2, 4, 8}
+
+
 def test_a_run_goes_on_from_its_result_and_from_no_other_view(
     tmp_path: Path, bank_file: Path
 ) -> None:
@@ -91,9 +109,9 @@ def test_cmi_is_the_mean_over_decoded_images(bank_file: Path, cmi: CMIOptions) -
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, run.images)[0])
 
 
-def settings_of(name: str, ipc: int) -> tuple[DistillOptions, NCFMOptions, str]:
+def settings_of(name: str, ipc: int, **given: Any) -> tuple[DistillOptions, NCFMOptions, str]:
     dataset, loop = tiny_dataset(name), DistillOptions(ipc=ipc)
-    return fill_in_published("ncfm", dataset, ipc, loop, NCFMOptions(Path("bank")))
+    return fill_in_published("ncfm", dataset, ipc, loop, NCFMOptions(Path("bank"), **given))
 
 
 @pytest.mark.parametrize(
@@ -115,14 +133,55 @@ def test_published_settings(name: str, ipc: int, optimizer: str, rate: float, ep
     assert (options.factor, options.batch_real, options.frequencies) == (2, 1024, 4096)
     assert (options.amplitude_weight, options.phase_weight) == (0.5, 0.5)
     assert (options.distance_weight, options.calibration_weight) == (300, 1)
-    assert (options.weight_decay, options.patience) == (5e-4, 500)
+    assert (options.weight_decay, options.patience) == (0.0 if optimizer == "sgd" else 5e-4, 500)
     assert options.augmentation == "idc:color_crop_cutout"
     assert ("not published for fashionmnist" in told) is (name == "fashionmnist")
     evaluation = evaluation_of("ncfm", tiny_dataset(name), ipc)
     assert replace(PUBLISHED_RECIPE, **evaluation) == (
-        Recipe(epochs, 1e-3, 0.9, 5e-4, 128, (0.2, 0.4, 0.6, 0.8),
+        Recipe(epochs, 1e-3, 0.9, 0.01, 128, (0.2, 0.4, 0.6, 0.8),
                "idc:color_crop_flip_scale_rotate", None, 2.0, 0.5, "adamw")
     )  # fmt: skip
+
+
+ONE_FOR_ALL = "; lr_images was published for two steps after each class, this takes one for all)"
+
+
+@pytest.mark.parametrize(
+    ("name", "ipc", "optimizer", "rate", "decay", "origin"),
+    [
+        ("cifar10", 10, None, 1e-3, 5e-4, f"(as published, for factor 2{ONE_FOR_ALL}"),
+        ("cifar100", 10, None, 0.01, 0.0, "(as published, for factor 2)"),
+        ("cifar100", 10, "sgd", 0.01, 0.0, "(as published, for factor 2)"),
+        (
+            "cifar100", 10, "adamw", 1e-3, 5e-4,
+            f"; lr_images is that of adamw for other settings{ONE_FOR_ALL}",
+        ),
+        (
+            "cifar10", 10, "sgd", 0.01, 0.0,
+            "(as published, for factor 2; lr_images is that of sgd for CIFAR-100 at 10 images per "
+            "class)",
+        ),
+        (
+            "cifar100", 20, None, 0.01, 0.0,
+            "(as published, for factor 2, for 10 images per class, the nearest to your 20)",
+        ),
+    ],
+)  # fmt: skip
+def test_a_step_size_is_that_of_its_optimizer_and_says_where_it_is_from(
+    name: str, ipc: int, optimizer: str | None, rate: float, decay: float, origin: str
+) -> None:
+    given = {} if optimizer is None else {"optimizer": optimizer}
+    loop, options, told = settings_of(name, ipc, **given)
+    assert (loop.lr_images, options.weight_decay) == (rate, decay)
+    assert told.endswith(origin)
+
+
+def test_a_set_is_judged_as_one_of_the_nearest_published_size() -> None:
+    epochs = {
+        ipc: evaluation_of("ncfm", tiny_dataset("tinyimagenet"), ipc)["epochs"]
+        for ipc in (1, 7, 10, 20, 40, 50)
+    }
+    assert epochs == {1: 2000, 7: 300, 10: 300, 20: 300, 40: 40, 50: 40}
 
 
 def test_no_weight_of_cmi_is_known() -> None:
