@@ -20,17 +20,19 @@ from cmidd.options.cmi import CMIOptions
 from cmidd.options.distill import DistillOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
+from cmidd.options.ncfm import NCFMOptions
 
 HERE = Path(__file__).parent
 IMAGES = {"cifar10": (10, 32), "cifar100": (100, 32), "svhn": (10, 32), "tinyimagenet": (200, 64)}
 """Classes, and height and width of images."""
 METHODS_OF = {
-    "cifar10": ("dm", "dc", "dsa", "mtt", "idm", "iid", "iid-idm"),
-    "cifar100": ("dm", "dsa", "mtt", "idm"),
-    "svhn": ("dm", "dsa"),
-    "tinyimagenet": ("mtt", "idm"),
+    "cifar10": ("dm", "dc", "dsa", "mtt", "idc", "idm", "iid", "iid-idm", "ncfm"),
+    "cifar100": ("dm", "dsa", "mtt", "idc", "idm", "ncfm"),
+    "svhn": ("dm", "dsa", "idc"),
+    "tinyimagenet": ("mtt", "idm", "ncfm"),
 }
-IPCS: dict[str, tuple[int, ...]] = dict.fromkeys(("dm", "dc", "dsa", "mtt", "idm"), (1, 10, 50))
+ALL_THREE = ("dm", "dc", "dsa", "mtt", "idc", "idm", "ncfm")
+IPCS: dict[str, tuple[int, ...]] = dict.fromkeys(ALL_THREE, (1, 10, 50))
 IPCS |= {"iid": (10,), "iid-idm": (10,)}
 NO_PART_OF_IT = {
     "seed",
@@ -69,6 +71,15 @@ def config_of(name: str, setting: str, ipc: int) -> tuple[str, str]:
         file = f"runs/{name}/iid-bank.safetensors"
         first.append(f"cmidd pretrain --dataset {name} --weight_decay 0.0005 --out {file}")
         given = IIDOptions(centre_bank=Path(file), base=base or "dm")
+    elif method == "ncfm":
+        file = f"runs/{name}/pairs.safetensors"
+        network = "convnet:depth=4" if IMAGES[name][1] == 64 else "convnet"
+        first.append(
+            f"cmidd pretrain --dataset {name} --network {network} --epochs 60 --weight_decay "
+            "0.0005 --batch_size 128 --augmentation idc:color_crop --cutmix 0.5 --drop_at 0.666 "
+            f"0.833 --drop_by 5 --out {file}"
+        )
+        given = NCFMOptions(Path(file))
     else:
         given = METHODS[method].options()
     loop, options, _ = fill_in_published(method, stand_in(name), ipc, DistillOptions(ipc), given)
