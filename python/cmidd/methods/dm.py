@@ -47,7 +47,12 @@ from cmikernels.precision import computing
 
 # Of the real branch, which has no gradient: its convolutions are a quarter faster so, and what lies
 # between them keeps the layout. bfloat16 convolutions are slower so.
-LAYOUT = {("cpu", torch.float32): torch.channels_last}
+_LAYOUT = {("cpu", torch.float32): torch.channels_last}
+
+
+def layout_on(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
+    """How images lie in memory for a network."""
+    return _LAYOUT.get((device.type, dtype), torch.contiguous_format)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,15 +147,11 @@ class DM(Method):
     def placed(self, network: Network, dtype: torch.dtype) -> Network:
         """The network frozen, on the device, in the layout that is fast there."""
         freeze(network.to(self.device, dtype))
-        return network.to(memory_format=self.layout(dtype))  # type: ignore[call-overload, no-any-return]
+        return network.to(memory_format=layout_on(self.device, dtype))  # type: ignore[call-overload, no-any-return]
 
     def as_network(self) -> AbstractContextManager[None]:
         """Around a forward of a network."""
         return computing(self.precision, self.device.type, network=True)
-
-    def layout(self, dtype: torch.dtype) -> torch.memory_format:
-        """How images lie in memory for the network."""
-        return LAYOUT.get((self.device.type, dtype), torch.contiguous_format)
 
     def load_network(self, weights: Mapping[str, Tensor]) -> None:
         """Give the network the weights of an iteration."""
@@ -192,7 +193,7 @@ class DM(Method):
         """Those of the real images of each class; `real` is class by class."""
         chunk = min(self.chunk, len(real))
         features = []
-        real = real.to(self.real_dtype, memory_format=self.layout(self.real_dtype))
+        real = real.to(self.real_dtype, memory_format=layout_on(self.device, self.real_dtype))
         for part in torch.split(real, chunk):
             # A compiled embedding is made for full chunks; another size would compile again.
             embed = self.embed_real if len(part) == chunk else self.real_network.embed
@@ -213,7 +214,7 @@ class DM(Method):
         for classes, rows in self.chunks:
             x = images[rows].requires_grad_()
             seen = augmented(*self.seen(x, places[rows]))
-            seen = seen.contiguous(memory_format=self.layout(x.dtype))
+            seen = seen.contiguous(memory_format=layout_on(self.device, x.dtype))
             loss = self.loss_of(seen, [t[classes] for t in targets], classes)
             losses.append(loss.detach())
             gradients += torch.autograd.grad(loss, x)

@@ -42,7 +42,7 @@ from cmidd.methods.class_draws import (
     whole_classes,
 )
 from cmidd.methods.class_steps import sgd_after_each_class, steps_in_one
-from cmidd.methods.dm import LAYOUT
+from cmidd.methods.dm import layout_on
 from cmidd.methods.ncfm_settings import published, published_with
 from cmidd.methods.pixel_steps import PixelSteps
 from cmidd.methods.stored_cells import StoredCells
@@ -108,7 +108,7 @@ class NCFM(Method):
         network = build_network(self.network_spec, channels, size, dataset.num_classes)
         check_images_are_independent(network, self.network_spec, "matching_bank")
         self.network = self.real_network = freeze(network.to(device, dtype))
-        self.layout = LAYOUT.get((device.type, dtype), torch.contiguous_format)
+        self.layout = layout_on(device, dtype)
         if self.layout != torch.contiguous_format:  # in which the synthetic branch is faster
             self.real_network = deepcopy(network).to(memory_format=self.layout)  # type: ignore[call-overload]
         self._first_weights(0)  # so that a bank without them is an error now
