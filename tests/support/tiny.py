@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from cmidd.datasets import Dataset, ImageSet
@@ -133,3 +135,14 @@ def tiny_run(
     real = dataset or tiny_dataset()
     run = prepare(method[0], real, options, method[1], cmi, device=CPU, say=say)
     return distill(run, folder, "the command", say)
+
+
+def check_goes_on_from_its_result(path: Path, run: DistillOptions, name: str, options: Any) -> None:
+    """A method whose stored images hold cells begins with its own result, and in no other view."""
+    made = tiny_run(path / "one", run, method=(name, options))
+    loop = replace(run, init=f"file:{path / 'one'}", iterations=0)
+    again = tiny_run(path / "two", loop, method=(name, options))
+    assert torch.equal(again.images, made.images)
+    other = replace(options, factor=4)
+    with pytest.raises(ValueError, match=r"expected images stored with the view .*'factor': 4"):
+        tiny_run(path / "three", loop, method=(name, other))

@@ -20,7 +20,7 @@ from cmidd.options.dc import METRICS, DCOptions
 from cmidd.options.dsa import DSAOptions
 from cmidd.seeds import generator
 from tests.support.compare import relative_error
-from tests.support.steps import step
+from tests.support.steps import check_network_trains_between_updates, step
 
 CPU = torch.device("cpu")
 RAGGED = (7, 12, 4)  # real images of each class; batches of 8 take all of some
@@ -261,15 +261,7 @@ def test_draws_depend_on_seed_iteration_and_update_alone() -> None:
 def test_every_update_takes_other_real_images_and_another_network() -> None:
     loop = ours()
     assert not torch.equal(loop.draw(0, 0).real[1], loop.draw(0, 1).real[1])
-    images = images_of(2)
-    weights = []
-    for update in range(3):
-        step(loop, images, 0, update)
-        weights.append(loop.stack.state["head.weight"].detach().clone())
-    assert not torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[1], weights[2])
-    step(loop, images, 0, 0)
-    assert torch.equal(loop.stack.state["head.weight"], weights[0])
+    check_network_trains_between_updates(loop, images_of(2))
 
 
 def test_images_their_gradients_and_the_global_generator_are_left_alone() -> None:

@@ -24,7 +24,14 @@ from cmidd.run import prepare
 from cmidd.storage.run_folder import read_log
 from cmikernels import fused_cmi
 from tests.support.steps import step
-from tests.support.tiny import CPU, IDC_OPTIONS, quiet, tiny_dataset, tiny_run
+from tests.support.tiny import (
+    CPU,
+    IDC_OPTIONS,
+    check_goes_on_from_its_result,
+    quiet,
+    tiny_dataset,
+    tiny_run,
+)
 
 RUN = DistillOptions(
     ipc=1, init="cells", iterations=3, lr_images=0.01, report_every=1, checkpoint_every=2
@@ -73,14 +80,7 @@ def test_a_run_clamps_and_takes_steps_on_pixels(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_from_its_result(tmp_path: Path) -> None:
-    made = tiny_run(tmp_path / "one", RUN, method=("idc", IDC_OPTIONS))
-    init = f"file:{tmp_path / 'one'}"
-    options = replace(RUN, init=init, iterations=0)
-    again = tiny_run(tmp_path / "two", options, method=("idc", IDC_OPTIONS))
-    assert torch.equal(again.images, made.images)
-    other = replace(IDC_OPTIONS, factor=4)
-    with pytest.raises(ValueError, match=r"expected images stored with the view .*'factor': 4"):
-        tiny_run(tmp_path / "three", options, method=("idc", other))
+    check_goes_on_from_its_result(tmp_path, RUN, "idc", IDC_OPTIONS)
 
 
 def test_cmi_is_the_sum_over_classes_of_decoded_images_by_a_network_an_update(

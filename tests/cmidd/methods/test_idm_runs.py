@@ -35,6 +35,7 @@ from tests.support.tiny import (
     CPU,
     IDM_OPTIONS,
     NETWORK,
+    check_goes_on_from_its_result,
     iid_options,
     quiet,
     tiny_dataset,
@@ -132,13 +133,7 @@ def test_what_is_made_shows_four_images_for_each_stored_one(
 
 
 def test_a_run_goes_on_from_its_result(tmp_path: Path) -> None:
-    made = tiny_run(tmp_path / "one", RUN, method=("idm", IDM_OPTIONS))
-    options = replace(RUN, init=f"file:{tmp_path / 'one'}", iterations=0)
-    again = tiny_run(tmp_path / "two", options, method=("idm", IDM_OPTIONS))
-    assert torch.equal(again.images, made.images)
-    other = replace(IDM_OPTIONS, factor=4)
-    with pytest.raises(ValueError, match=r"expected images stored with the view .*'factor': 4"):
-        tiny_run(tmp_path / "three", options, method=("idm", other))
+    check_goes_on_from_its_result(tmp_path, RUN, "idm", IDM_OPTIONS)
 
 
 def test_networks_learn_while_images_are_made(tmp_path: Path) -> None:

@@ -23,7 +23,14 @@ from cmidd.storage.run_folder import read_log
 from cmidd.storage.tensor_file import read_tensors
 from cmikernels import fused_cmi
 from tests.support.steps import step
-from tests.support.tiny import CPU, ncfm_options, quiet, tiny_dataset, tiny_run
+from tests.support.tiny import (
+    CPU,
+    check_goes_on_from_its_result,
+    ncfm_options,
+    quiet,
+    tiny_dataset,
+    tiny_run,
+)
 
 RUN = DistillOptions(
     ipc=1, init="cells", iterations=4, lr_images=0.05, report_every=1, checkpoint_every=2
@@ -84,14 +91,7 @@ def test_a_run_by_sgd_goes_on_to_the_same_bits(tmp_path: Path, bank_file: Path) 
 def test_a_run_goes_on_from_its_result_and_from_no_other_view(
     tmp_path: Path, bank_file: Path
 ) -> None:
-    options = ncfm_options(bank_file)
-    made = tiny_run(tmp_path / "one", RUN, method=("ncfm", options))
-    loop = replace(RUN, init=f"file:{tmp_path / 'one'}", iterations=0)
-    again = tiny_run(tmp_path / "two", loop, method=("ncfm", options))
-    assert torch.equal(again.images, made.images)
-    other = ncfm_options(bank_file, factor=4)
-    with pytest.raises(ValueError, match=r"expected images stored with the view .*'factor': 4"):
-        tiny_run(tmp_path / "three", loop, method=("ncfm", other))
+    check_goes_on_from_its_result(tmp_path, RUN, "ncfm", ncfm_options(bank_file))
 
 
 def test_cmi_is_the_mean_over_decoded_images(bank_file: Path, cmi: CMIOptions) -> None:
