@@ -10,150 +10,31 @@ and synthetic images of a class that share a `Draw` are changed alike. With u un
     flip     left and right change places
     scale    the grid is stretched by u(1/scale, scale) along each side
     rotate   the grid is turned by u(-rotate, rotate) degrees
+    zoom     a part of u(zoom, 1) of the area is stretched to the whole; the ratio of its sides is
+             from 3:4 to 4:3, of those that fit, and its place anywhere
 
 A strategy is written `color_crop_flip`, one operation drawn for each group,
 `all:color_crop_flip`, all of them in turn, or `idc:color_crop_flip_scale_rotate_cutout`, flip and
-color, then one of crop, scale and rotate, then cutout, of those that are named; `none` changes
-nothing.
+color, then one of crop, scale, rotate and zoom, then cutout, of those that are named; `none`
+changes nothing.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Amounts:
-    """How far the operations go; the defaults are the published ones."""
-
-    brightness: float = 1.0
-    saturation: float = 2.0
-    contrast: float = 0.5
-    crop: float = 0.125  # of a side
-    cutout: float = 0.5  # of a side
-    flip: float = 0.5  # probability
-    scale: float = 1.2
-    rotate: float = 15.0  # degrees
-
-
-PUBLISHED_AMOUNTS = Amounts()
-
-
-class _Operation(NamedTuple):
-    """What `parameters` makes of `numbers` uniform numbers a group, `apply` does to images.
-
-    `parameters(u, amounts, height, width)` has `u` (numbers, n) and returns columns (n,); `apply`
-    is called with images (n, ch, H, W) and those columns as (n, 1, 1, 1).
-    """
-
-    numbers: int
-    parameters: Callable[[Tensor, Amounts, int, int], list[Tensor]]
-    apply: Callable[..., Tensor]
-
-
-def _whole(u: Tensor, count: int) -> Tensor:
-    """Uniform u in [0, 1) as whole numbers in [0, count)."""
-    return (u * count).floor()  # float64 u is 1 - 2^-53 at most: no product rounds up to count
-
-
-def _share(side: int, share: float) -> int:
-    """Pixels of a share of a side, halves rounded up."""
-    return int(side * share + 0.5)
-
-
-def _color_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
-    return [(u[0] - 0.5) * amounts.brightness, u[1] * amounts.saturation, u[2] + amounts.contrast]
-
-
-def _color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    images = images + brightness
-    mean = images.mean(1, keepdim=True)
-    images = (images - mean) * saturation + mean
-    mean = images.mean((1, 2, 3), keepdim=True)
-    return (images - mean) * contrast + mean
-
-
-def _crop_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
-    most = [_share(side, amounts.crop) for side in (height, width)]
-    return [_whole(u[i], 2 * most[i] + 1) - most[i] for i in range(2)]
-
-
-def _crop(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    _, channels, height, width = images.shape
-    row = torch.arange(height, device=images.device)[:, None] + down.long()  # (n, 1, H, 1)
-    column = torch.arange(width, device=images.device) + right.long()  # (n, 1, 1, W)
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)  # (n, 1, H, W)
-    source = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).flatten(2)
-    shifted = images.flatten(2).gather(2, source.expand(-1, channels, -1)).view_as(images)
-    return shifted.masked_fill(~inside, 0.0)
-
-
-def _cutout_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
-    edges = []
-    for i, side in enumerate((height, width)):
-        length = _share(side, amounts.cutout)
-        # The centre of an even length lies between pixels, where a side has one place more.
-        first = _whole(u[i], side + 1 - length % 2) - length // 2
-        edges += [first, first + length]
-    return edges
-
-
-def _cutout(images: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    row = torch.arange(images.shape[2], device=images.device)[:, None]
-    column = torch.arange(images.shape[3], device=images.device)
-    hole = (row >= top) & (row < bottom) & (column >= left) & (column < right)  # (n, 1, H, W)
-    return images.masked_fill(hole, 0.0)
-
-
-def _flip_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
-    return [u[0] < amounts.flip]
-
-
-def _flip(images: Tensor, flipped: Tensor) -> Tensor:
-    return torch.where(flipped.bool(), images.flip(3), images)
-
-
-def _scale_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
-    least = 1 / amounts.scale
-    across, down = least + u * (amounts.scale - least)
-    zero = torch.zeros_like(across)
-    return [across, zero, zero, down]
-
-
-def _rotate_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
-    angle = (2 * u[0] - 1) * math.radians(amounts.rotate)
-    return [angle.cos(), -angle.sin(), angle.sin(), angle.cos()]
-
-
-def _resample(images: Tensor, xx: Tensor, xy: Tensor, yx: Tensor, yy: Tensor) -> Tensor:
-    """Image at (x, y) from (xx x + xy y, yx x + yy y), sides from -1 to 1, zero outside."""
-    still = torch.zeros_like(xx)
-    matrix = torch.cat([xx, xy, still, yx, yy, still], 1).view(-1, 2, 3)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
-
-
-OPERATIONS: dict[str, _Operation] = {
-    "color": _Operation(3, _color_parameters, _color),
-    "crop": _Operation(2, _crop_parameters, _crop),
-    "cutout": _Operation(2, _cutout_parameters, _cutout),
-    "flip": _Operation(1, _flip_parameters, _flip),
-    "scale": _Operation(2, _scale_parameters, _resample),
-    "rotate": _Operation(1, _rotate_parameters, _resample),
-}
-
-# Where the numbers of each operation end: every one has its own columns, whatever the strategy.
-_ENDS = dict(zip(OPERATIONS, accumulate(o.numbers for o in OPERATIONS.values()), strict=True))
-NUM_NUMBERS = max(_ENDS.values())
-"""Uniform numbers of a group."""
+from cmidd.augment_operations import (
+    ENDS,
+    NUM_NUMBERS,
+    OPERATIONS,
+    PUBLISHED_AMOUNTS,
+    Amounts,
+    whole,
+)
 
 
 @dataclass(frozen=True)
@@ -207,7 +88,7 @@ class Draw:
     """What was drawn for G groups, on the CPU."""
 
     operations: Tensor  # (G, steps) int64: indices into strategy.operations, applied in turn
-    numbers: Tensor  # (G, NUM_NUMBERS) float64, uniform in [0, 1)
+    numbers: Tensor  # (G, NUM_NUMBERS or more) float64, uniform in [0, 1)
 
     def __getitem__(self, groups: slice) -> Draw:
         """Of some of the groups."""
@@ -220,6 +101,10 @@ def draw(
     """Draw for `num_groups` groups; with `one_operation` only their numbers differ."""
     uniform = torch.rand(num_groups, 1 + NUM_NUMBERS, dtype=torch.float64, generator=generator)
     choice, numbers = uniform[:, :1], uniform[:, 1:]
+    if "zoom" in strategy.operations:
+        more = torch.rand(num_groups, ENDS["zoom"] - NUM_NUMBERS, dtype=torch.float64,
+                          generator=generator)  # fmt: skip
+        numbers = torch.cat([numbers, more], 1)
     count = len(strategy.operations)
     if strategy.mode == "idc":
         operations = _as_idc(strategy, choice[:1] if one_operation else choice)
@@ -227,12 +112,12 @@ def draw(
     elif strategy.mode == "all" or count == 0:
         operations = torch.arange(count).expand(num_groups, count)
     else:
-        operations = _whole(choice[:1] if one_operation else choice, count).long()
+        operations = whole(choice[:1] if one_operation else choice, count).long()
         operations = operations.expand(num_groups, 1)
     return Draw(operations, numbers)
 
 
-_IN_TURN = (("flip",), ("color",), ("crop", "scale", "rotate"), ("cutout",))  # one of each
+_IN_TURN = (("flip",), ("color",), ("crop", "scale", "rotate", "zoom"), ("cutout",))  # one of each
 
 
 def _as_idc(strategy: Strategy, choice: Tensor) -> Tensor:
@@ -241,7 +126,7 @@ def _as_idc(strategy: Strategy, choice: Tensor) -> Tensor:
     for names in _IN_TURN:
         there = [strategy.operations.index(name) for name in names if name in strategy.operations]
         if there:
-            steps.append(torch.tensor(there)[_whole(choice, len(there)).long()])
+            steps.append(torch.tensor(there)[whole(choice, len(there)).long()])
     return torch.cat(steps, 1) if steps else torch.empty(len(choice), 0, dtype=torch.int64)
 
 
@@ -313,9 +198,9 @@ def _rows(images: Tensor, rows: Tensor) -> Tensor:
 
 
 def _apply(name: str, images: Tensor, numbers: Tensor, amounts: Amounts) -> Tensor:
-    """One operation on `images` (n, ch, H, W) by the `numbers` (n, NUM_NUMBERS) of their groups."""
+    """One operation on `images` (n, ch, H, W) by the `numbers` (n, ...) of their groups."""
     operation = OPERATIONS[name]
-    end = _ENDS[name]
+    end = ENDS[name]
     u = numbers[:, end - operation.numbers : end].T
     columns = operation.parameters(u, amounts, images.shape[2], images.shape[3])
     moved = torch.stack([column.to(images.dtype) for column in columns]).to(images.device)

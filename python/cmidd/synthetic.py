@@ -25,7 +25,7 @@ from cmidd.datasets import Dataset
 from cmidd.datasets.given import labels_as_int64
 from cmidd.datasets.images import to_pixels
 from cmidd.datasets.whitening import Whitening
-from cmidd.options.recipe import OPTIMIZERS
+from cmidd.options.recipe import OPTIMIZERS, SCHEDULES
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
 from cmidd.view import View
 
@@ -228,11 +228,14 @@ def _check_use(record: Mapping[str, Any]) -> None:
         or not 0 < evaluation.get("lr", 1.0) < math.inf
         or not 0 <= evaluation.get("weight_decay", 0.0) < math.inf
         or evaluation.get("optimizer", "sgd") not in OPTIMIZERS
+        or evaluation.get("schedule", "drops") not in SCHEDULES
+        or evaluation.get("warm_up", 0) < 0
     ):
         raise ValueError(
             "expected an evaluation's cutmix and drop_at from 0 to 1, its epochs, batch_size and "
-            "drop_by from 1 on, its lr above 0, its weight_decay from 0 on and its optimizer "
-            f"{' or '.join(OPTIMIZERS)}, got {evaluation!r}"
+            "drop_by from 1 on, its lr above 0, its weight_decay and warm_up from 0 on, its "
+            f"optimizer {' or '.join(OPTIMIZERS)} and its schedule {' or '.join(SCHEDULES)}, got "
+            f"{evaluation!r}"
         )
 
 
@@ -246,6 +249,8 @@ _EVALUATION: dict[str, tuple[type, ...]] = {
     "drop_by": (float,),
     "lr": (float,),
     "optimizer": (str,),
+    "schedule": (str,),
+    "warm_up": (int,),
     "weight_decay": (float,),
 }
 """What may be said of a recipe of its own, and the types of each."""

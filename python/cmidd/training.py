@@ -217,9 +217,8 @@ def train(
     for parameter, state in zip(stack.parameters, done.optimizer, strict=False):
         optimizer.state[parameter].update(state)
     for epoch, drawn in enumerate(epochs, done.epoch):
-        passed = sum(epoch >= math.ceil(recipe.epochs * share) for share in recipe.drops)
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr / recipe.drop_by**passed
+            group["lr"] = recipe.lr_in(epoch)
         first_step = done.step if epoch == done.epoch else 0
         total = torch.full((), done.loss if first_step else 0.0, device=images.device)
         batches = torch.split(drawn.order, recipe.batch_size, dim=1)[first_step:]

@@ -4,16 +4,18 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cmidd.augment import NUM_NUMBERS, OPERATIONS, Amounts, Draw, Strategy, augment, draw
+from cmidd.augment import Draw, Strategy, augment, draw
+from cmidd.augment_operations import NUM_NUMBERS, OPERATIONS, Amounts
 from cmidd.seeds import generator
 
 ALL = "color_crop_cutout_flip_scale_rotate"
 # Where the numbers of an operation stand among those of a group.
-COLUMNS = {"color": 0, "crop": 3, "cutout": 5, "flip": 7, "scale": 8, "rotate": 10}
+COLUMNS = {"color": 0, "crop": 3, "cutout": 5, "flip": 7, "scale": 8, "rotate": 10, "zoom": 11}
 SHAPES = [(3, 8, 8), (1, 28, 28), (3, 9, 7)]  # channels, height, width
 
 
@@ -92,6 +94,18 @@ def rotate(image: Tensor, u: list[float]) -> Tensor:
     )
 
 
+def zoom(image: Tensor, u: list[float]) -> Tensor:
+    _, height, width = image.shape
+    area = 0.08 + 0.92 * u[0]
+    most = min(math.log(4 / 3), -math.log(area))
+    ratio = math.exp((2 * u[1] - 1) * most)
+    high = min(max(round(math.sqrt(area / ratio) * height), 1), height)
+    wide = min(max(round(math.sqrt(area * ratio) * width), 1), width)
+    top, left = int(u[2] * (height - high + 1)), int(u[3] * (width - wide + 1))
+    part = image[None, :, top : top + high, left : left + wide]
+    return F.interpolate(part, (height, width), mode="bilinear")[0]
+
+
 REFERENCES = {
     "color": color,
     "crop": crop,
@@ -99,6 +113,7 @@ REFERENCES = {
     "flip": flip,
     "scale": scale,
     "rotate": rotate,
+    "zoom": zoom,
 }
 
 
@@ -112,7 +127,9 @@ def reference(image: Tensor, strategy: Strategy, drawn: Draw, group: int) -> Ten
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("text", [*REFERENCES, ALL, f"all:{ALL}", "all:rotate_crop_color"])
+@pytest.mark.parametrize(
+    "text", [*REFERENCES, ALL, f"all:{ALL}", "all:rotate_crop_color", "all:zoom_flip"]
+)
 def test_images_change_as_written_out_pixel_by_pixel(
     text: str, shape: tuple[int, int, int]
 ) -> None:
@@ -184,10 +201,10 @@ def test_none_changes_nothing() -> None:
 
 def test_amounts_of_zero_change_nothing() -> None:
     still = Amounts(
-        brightness=0, saturation=0, contrast=1, crop=0, cutout=0, flip=0, scale=1, rotate=0
+        brightness=0, saturation=0, contrast=1, crop=0, cutout=0, flip=0, scale=1, rotate=0, zoom=1
     )
     images = images_of(6, (1, 8, 8))
-    strategy, drawn = drawn_for("all:crop_cutout_flip_scale_rotate", 6)
+    strategy, drawn = drawn_for("all:crop_cutout_flip_scale_rotate_zoom", 6)
     got = augment(images, strategy, drawn, amounts=still)
     torch.testing.assert_close(got, images, rtol=0, atol=1e-14)
 
@@ -248,6 +265,30 @@ def test_cutouts_reach_every_pixel_and_are_clipped_at_the_border() -> None:
     assert changed.min(0).values.max() == 0
 
 
+def test_zooms_show_parts_of_every_area_and_every_pixel() -> None:
+    squares = torch.arange(1.0, 65).view(1, 1, 8, 8).expand(2000, 1, 8, 8)
+    strategy, drawn = drawn_for("zoom", 2000)
+    # A ramp along a side is a ramp over the part, whose ends are its first and last pixel.
+    seen = augment(squares, strategy, drawn)[:, 0].round(decimals=3)
+    assert seen.min() == 1
+    assert seen.max() == 64
+    wide, high = seen[:, 0, -1] - seen[:, 0, 0] + 1, (seen[:, -1, 0] - seen[:, 0, 0]) / 8 + 1
+    ratios = wide / high
+    assert set(wide.tolist()) == set(high.tolist()) == {2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0}
+    assert 3 / 5 <= ratios.min() < ratios.max() <= 5 / 3  # 3:4 to 4:3 but for whole pixels
+    shares = (wide * high / 64).sort().values
+    assert abs(shares.mean() - 0.54) < 0.02
+    assert (shares < 0.31).sum() > 400
+
+
+def test_zoom_draws_after_all_else_so_that_other_operations_stay_as_they_were() -> None:
+    _, without = drawn_for("all:crop_flip", 5)
+    _, with_zoom = drawn_for("all:crop_flip_zoom", 5)
+    assert torch.equal(without.numbers, with_zoom.numbers[:, :NUM_NUMBERS])
+    assert with_zoom.numbers.shape == (5, NUM_NUMBERS + 4)
+    assert len(set(with_zoom.numbers[:, NUM_NUMBERS:].flatten().tolist())) == 20
+
+
 def test_flips_half_of_the_images() -> None:
     images = images_of(1, (1, 4, 4)).expand(1000, 1, 4, 4)
     changed = augment(images, *drawn_for("flip", 1000))
@@ -258,8 +299,9 @@ def test_flips_half_of_the_images() -> None:
 
 @pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
 def test_the_ends_of_the_numbers_stay_in_range(number: float) -> None:
-    strategy = Strategy.parse(f"all:{ALL}")
-    drawn = Draw(torch.arange(6)[None], torch.full((1, NUM_NUMBERS), number, dtype=torch.float64))
+    strategy = Strategy.parse(f"all:{ALL}_zoom")
+    numbers = torch.full((1, NUM_NUMBERS + 4), number, dtype=torch.float64)
+    drawn = Draw(torch.arange(7)[None], numbers)
     images = images_of(2, (3, 9, 7))
     for image, changed in zip(images, augment(images, strategy, drawn), strict=True):
         expected = reference(image, strategy, drawn, 0)

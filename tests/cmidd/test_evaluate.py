@@ -72,6 +72,10 @@ def test_epochs_and_augmentation_are_the_users_or_the_sets_or_the_protocols() ->
     assert (told.batch_size, told.cutmix, told.drop_by) == (8, 0.0, 5.0)
     with pytest.raises(ValueError, match="cutmix: expected a probability from 0 to 1, got 2"):
         EvaluateOptions(random_real=1, cutmix=2.0).check()
+    with pytest.raises(ValueError, match="drop_at: expected it with schedule drops, got"):
+        EvaluateOptions(random_real=1, schedule="cosine", drop_at=(0.5,)).check()
+    with pytest.raises(ValueError, match="warm_up: expected fewer epochs than the 5 in all, got 5"):
+        EvaluateOptions(random_real=1, epochs=5, warm_up=5).recipe({})
     given = EvaluateOptions(epochs=7, augmentation="crop", weight_decay=0.0, batch_size=3)
     expected = replace(
         PUBLISHED_RECIPE, epochs=7, augmentation="crop", weight_decay=0.0, batch_size=3

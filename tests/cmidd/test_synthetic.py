@@ -63,7 +63,8 @@ def test_pixels_are_those_of_the_real_images_and_clamped() -> None:
      {"evaluation": {"drop_at": [0.2, 2.0]}}, {"evaluation": {"drop_at": [0.2, "x"]}},
      {"evaluation": {"cutmix": 2.0}}, {"evaluation": {"cutmix": 1}},
      {"evaluation": {"batch_size": 0}}, {"evaluation": {"drop_by": 0.0}},
-     {"evaluation": {"weight_decay": -1.0}}, {"evaluation": {"weight_decay": math.inf}}],
+     {"evaluation": {"weight_decay": -1.0}}, {"evaluation": {"weight_decay": math.inf}},
+     {"evaluation": {"schedule": "linear"}}, {"evaluation": {"warm_up": -1}}],
 )  # fmt: skip
 def test_a_record_that_does_not_fit_its_images_is_an_error(
     tmp_path: Path, wrong: dict[str, Any]

@@ -122,6 +122,10 @@ def test_mixed_batches_train_another_network_that_is_the_same_again() -> None:
             Recipe(5, 1.0, drop_by=2.0, drop_at=(0.2, 0.4, 0.6, 0.8)),
             [1, 1 / 2, 1 / 4, 1 / 8, 1 / 16],
         ),
+        (Recipe(4, 1.0, schedule="cosine"), [1, 0.8535534, 0.5, 0.1464466]),
+        (Recipe(2, 1.0, schedule="half_cosine", optimizer="sgd"), [1, 0.8535534]),
+        (Recipe(4, 1.0, schedule="cosine", warm_up=2), [0.01, 0.505, 1, 0.5]),
+        (Recipe(4, 1.0, drop_at=0.75, warm_up=1), [0.01, 1, 1, 0.1]),
     ],
 )
 def test_the_learning_rate_falls_where_the_recipe_says(
@@ -147,6 +151,10 @@ def test_records_of_usual_recipes_say_what_they_always_said() -> None:
     more = replace(RECIPE, drop_by=5.0, drop_at=(0.5, 0.9), optimizer="adamw")
     assert Recipe.of_record(json.loads(json.dumps(more.as_record()))) == more
     assert set(more.as_record()) - set(usual) == {"cutmix", "drop_by", "optimizer"}
+    along_cosine = replace(RECIPE, epochs=9, schedule="cosine", warm_up=5)
+    assert Recipe.of_record(json.loads(json.dumps(along_cosine.as_record()))) == along_cosine
+    assert set(along_cosine.as_record()) - set(usual) == {"cutmix", "schedule", "warm_up"}
+    assert "falls to 0 along a cosine after 5 epochs of warm-up" in along_cosine.in_words()
     one = Recipe(3, drop_at=(0.5,))
     assert one == Recipe(3)
     assert one.as_record() == usual

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from cmidd.options.fields import Options, option
-from cmidd.options.recipe import OPTIMIZERS, PRECISIONS, Recipe, check_shares, recipe_of
+from cmidd.options.recipe import (
+    OPTIMIZERS,
+    PRECISIONS,
+    SCHEDULES,
+    Recipe,
+    check_schedule,
+    check_shares,
+    recipe_of,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,10 @@ class EvaluateOptions(Options):
         augmentation: DSA operations, or none; default: as the set's method was published, else all
         cutmix: probability that a batch is mixed by CutMix; default: as the set's method was
             published, else 0
+        schedule: how the learning rate falls: drops, where drop_at says; cosine, epoch by epoch to
+            0; or half_cosine, to a half; default: as the set's method was published, else drops
+        warm_up: epochs before that, in which the learning rate rises from a hundredth; default: as
+            the set's method was published, else 0
         ddranking: also the scores LRS and ARS of DD-Ranking, by their formulas of shares: how far a
             set's accuracy is that of its images, and not of labels and augmentation
         real_accuracy: of networks on all real images, a share such as 0.85, for LRS; default: they
@@ -68,6 +80,8 @@ class EvaluateOptions(Options):
     batch_size: int | None = option(None, least=1)
     augmentation: str | None = option(None, names="augmentation")
     cutmix: float | None = option(None, least=0)
+    schedule: str | None = option(None, choices=SCHEDULES)
+    warm_up: int | None = option(None, least=0)
     ddranking: bool = False
     real_accuracy: float | None = None
     lrs_weight: float = 0.5
@@ -91,6 +105,7 @@ class EvaluateOptions(Options):
                 "sets: expected synthetic sets to score with ddranking; name the folder of a run"
             )
         check_shares(self.drop_at, self.cutmix)
+        check_schedule(self.schedule, self.drop_at)
         for name in ("real_accuracy", "lrs_weight", "ars_weight"):
             share = getattr(self, name)
             if share is not None and not 0 <= share <= 1:
@@ -111,6 +126,8 @@ class EvaluateOptions(Options):
             batch_size=self.batch_size,
             augmentation=self.augmentation,
             cutmix=self.cutmix,
+            schedule=self.schedule,
+            warm_up=self.warm_up,
             precision=self.precision,
         )
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from cmidd.options.fields import AS_PUBLISHED, Options, option
-from cmidd.options.recipe import DSA, PRECISIONS, Recipe, check_shares
+from cmidd.options.recipe import DSA, PRECISIONS, SCHEDULES, Recipe, check_schedule, check_shares
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class BankOptions(Options):
         batch_size: images a step
         augmentation: DSA operations, or none as published
         cutmix: probability that a batch is mixed by CutMix
+        schedule: how the learning rate falls: drops, where drop_at says; cosine, epoch by epoch to
+            0; or half_cosine, to a half
+        warm_up: epochs before that, in which the learning rate rises from a hundredth
         seed: of first weights and order
         precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
             it, else float32
@@ -40,13 +43,16 @@ class BankOptions(Options):
     batch_size: int = option(256, least=1)
     augmentation: str = option("none", names="augmentation")
     cutmix: float = option(0.0, least=0)
+    schedule: str = option("drops", choices=SCHEDULES)
+    warm_up: int = option(0, least=0)
     seed: int = 0
     precision: str | None = option(None, choices=PRECISIONS)
     together: int | None = option(None, least=1)
 
     def check(self) -> None:
-        """Raise where shares of the epochs, or a probability, are none."""
+        """Raise where a share or a probability is none, or the schedule does not fit."""
         check_shares(self.drop_at, self.cutmix)
+        check_schedule(self.schedule, self.drop_at)
 
     def recipe(self) -> Recipe:
         """How each is trained."""
@@ -61,6 +67,8 @@ class BankOptions(Options):
             self.precision,
             self.drop_by,
             self.cutmix,
+            schedule=self.schedule,
+            warm_up=self.warm_up,
         )
 
     def as_record(self) -> dict[str, Any]:
@@ -73,7 +81,7 @@ class BankOptions(Options):
         }
 
 
-_LATER = ("drop_at", "drop_by", "cutmix")
+_LATER = ("drop_at", "drop_by", "cutmix", "schedule", "warm_up")
 
 
 @dataclass(frozen=True)

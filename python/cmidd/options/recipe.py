@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -11,6 +12,9 @@ DSA = "color_crop_cutout_flip_scale_rotate"
 
 OPTIMIZERS = ("sgd", "adamw")
 """What trains networks."""
+
+SCHEDULES = ("drops", "cosine", "half_cosine")
+"""How the learning rate falls."""
 
 _NAMES = {"sgd": "SGD", "adamw": "AdamW"}
 
@@ -35,6 +39,9 @@ class Recipe:
         drop_by: what the learning rate is divided by, where it is not a tenth
         cutmix: probability that a batch is mixed by CutMix
         optimizer: sgd or adamw
+        schedule: how the learning rate falls: drops, at drop_at; cosine, along half a cosine to 0,
+            epoch by epoch; or half_cosine, along the first half of that, to a half
+        warm_up: epochs before that, in which the learning rate rises from a hundredth
     """
 
     epochs: int
@@ -48,26 +55,48 @@ class Recipe:
     drop_by: float = 10.0
     cutmix: float = 0.0
     optimizer: str = "sgd"
+    schedule: str = "drops"
+    warm_up: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.drop_at, Sequence):  # one alone is a number, several are a tuple
             several = tuple(self.drop_at) or (1.0,)
             object.__setattr__(self, "drop_at", several if len(several) > 1 else several[0])
+        if self.warm_up and self.warm_up >= self.epochs:
+            raise ValueError(
+                f"warm_up: expected fewer epochs than the {self.epochs} in all, got {self.warm_up}"
+            )
 
     @property
     def drops(self) -> Sequence[float]:
         """Shares of the epochs after each of which the learning rate falls."""
         return self.drop_at if isinstance(self.drop_at, Sequence) else (self.drop_at,)
 
+    def lr_in(self, epoch: int) -> float:
+        """The learning rate of an epoch."""
+        if epoch < self.warm_up:
+            return self.lr * (0.01 + 0.99 * epoch / self.warm_up)
+        if self.schedule == "drops":
+            passed = sum(epoch >= math.ceil(self.epochs * share) for share in self.drops)
+            return self.lr / self.drop_by**passed
+        share = (epoch - self.warm_up) / (self.epochs - self.warm_up)
+        angle = math.pi * share / (2 if self.schedule == "half_cosine" else 1)
+        return self.lr * (1 + math.cos(angle)) / 2
+
     def in_words(self) -> str:
-        """Epochs, batches, drops and optimizer where they are not as usual, and augmentation."""
-        text, several = f"{self.epochs} epochs", len(self.drops) > 1
+        """Epochs, batches, schedule and optimizer where they are not as usual, and augmentation."""
+        text, several = f"{self.epochs} epochs", len(self.drops) > 1 and self.schedule == "drops"
         if several or self.batch_size != PUBLISHED_RECIPE.batch_size:
             text += f" of batches of {self.batch_size}"
         if self.optimizer != "sgd":
             text += f" by {_NAMES[self.optimizer]}"
         if several:
             text += f" whose learning rate falls {len(self.drops)} times, by {self.drop_by:g}"
+        elif self.schedule != "drops":
+            to = "a half" if self.schedule == "half_cosine" else "0"
+            text += f" whose learning rate falls to {to} along a cosine"
+        if self.warm_up:
+            text += f" after {self.warm_up} epochs of warm-up"
         return f"{text}, augmentation {self.augmentation}{' and CutMix' if self.cutmix else ''}"
 
     def as_record(self) -> dict[str, Any]:
@@ -84,7 +113,7 @@ class Recipe:
         return cls(**as_today(record))
 
 
-_LATER = ("drop_by", "cutmix", "optimizer")
+_LATER = ("drop_by", "cutmix", "optimizer", "schedule", "warm_up")
 
 
 def as_today(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +132,12 @@ _OF_OPTIMIZER = ("lr", "weight_decay")
 """What is published for one optimizer alone."""
 
 PUBLISHED_RECIPE = Recipe(epochs=1000, augmentation=DSA)
+
+
+def check_schedule(schedule: str | None, drop_at: Sequence[float] | None) -> None:
+    """Raise where the learning rate is told to fall in two ways."""
+    if drop_at and schedule not in (None, "drops"):
+        raise ValueError(f"drop_at: expected it with schedule drops, got schedule {schedule}")
 
 
 def check_shares(drop_at: Sequence[float] | None, cutmix: float | None) -> None:
