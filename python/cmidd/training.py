@@ -64,7 +64,7 @@ class Stack:
         self.size, self.num_classes = len(states), num_classes
         self.precision = precision  # of the forward and, in `train`, of the backward
         self._compiled: Callable[[dict[str, Tensor], Tensor], Tensor] | None = None
-        self._compiled_for = 0
+        self._compiled_for: frozenset[int] = frozenset()
         self.sees_batches = len(trained) < len(self.state)
         if self.size > 1 and self.sees_batches:
             raise ValueError(
@@ -90,14 +90,15 @@ class Stack:
             states.append({k: v.detach().to(device) for k, v in network.state_dict().items()})
         return cls(spec, shape, num_classes, states, precision_on(device, precision))
 
-    def compile(self, images: int) -> None:
-        """Compile the network, if it is one alone, for so many images at once.
+    def compile(self, *images: int) -> None:
+        """Compile the network, if it is one alone, for any of these numbers of images at once.
 
         Inductor fuses norms, activations and pooling, forward and backward, but cannot be
         differentiated twice. Other numbers of images are left alone: code for any would round
         differently, and which code serves would depend on what came before.
         """
-        self._compiled, self._compiled_for = torch.compile(self._alone, dynamic=False), images
+        self._compiled_for = frozenset(images)
+        self._compiled = torch.compile(self._alone, dynamic=False)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits `(K, N, C)` of images `(K, N, channels, height, width)`, a batch for each."""
@@ -108,7 +109,7 @@ class Stack:
         if self.size == 1:
             alone: Callable[[dict[str, Tensor], Tensor], Tensor] = self._alone
             twice = images.requires_grad  # which is asked for where gradients are differentiated
-            if self._compiled and images.shape[1] == self._compiled_for and not twice:
+            if self._compiled and images.shape[1] in self._compiled_for and not twice:
                 alone = self._compiled
             return alone(self.state, images[0])[None]
         if self.precision == "bfloat16":  # under vmap a CPU's autocast misses convolutions

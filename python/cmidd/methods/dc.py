@@ -58,8 +58,10 @@ class GradientMatching(ClassMatching):
             precision=self.stack.precision,
         )
         if options.compile:  # for the parts of a CPU; a GPU trains on whole batches
-            whole = min(len(labels), options.batch_net)
-            self.stack.compile(self.part if device.type == "cpu" else whole)
+            batches = [min(len(labels), options.batch_net)]
+            if device.type == "cpu":
+                batches = [min(self.part, size) for size in (options.batch_real, *batches)]
+            self.stack.compile(*batches)
 
     def draw(self, iteration: int, update: int) -> DCDraws:
         """The network's weights or training, real images and augmentations of an update."""

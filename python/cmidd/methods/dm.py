@@ -3,9 +3,8 @@
     loss = sum over classes of || mean phi(A_c(real)) - mean phi(A_c(synthetic)) ||^2
 
 phi is the embedding of a network with fresh random weights in every iteration, A_c one augmentation
-drawn for the class and used on both sides. Classes go through the network together, in chunks: a
-chunk of 16 images stays in a CPU's caches and keeps the allocator from handing memory back, which
-makes the real branch about twice as fast there as a class at a time; a GPU takes all at once.
+drawn for the class and used on both sides. Classes go through the network together, in chunks that
+suit a CPU; a GPU takes all at once.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ class NCFM(Method):
         return torch.cat(found)
 
     def in_parts(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """What a network makes of images, in their dtype; parts suit a CPU's caches."""
+        """What a network makes of images, in their dtype, part by part."""
         with computing(self.precision, self.device.type, network=True):
             found = torch.cat([network(part) for part in torch.split(images, self.chunk)])
         return found.to(images.dtype)

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from cmidd.memory import keep_freed_memory
 from cmidd.networks.layers import Convolution
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -96,8 +97,10 @@ def check_images_are_independent(network: nn.Module, spec: str, option: str = "n
 def images_per_chunk(device: torch.device, size: int, on_gpu: int) -> int:
     """Images of size x size pixels to put through a network together.
 
-    On a CPU what 16 of 32 x 32 make stays in the caches, and in memory that is not handed back to
-    the system; `on_gpu` is how many 32 x 32 images a GPU takes.
+    `on_gpu` is how many 32 x 32 images a GPU takes. A CPU takes 128, and 16 where the memory of
+    their maps is given back to the system after each.
     """
-    count = 16 if device.type == "cpu" else on_gpu
+    count = on_gpu
+    if device.type == "cpu":
+        count = 128 if keep_freed_memory() else 16
     return max(1, count * 32 * 32 // size**2)
