@@ -11,8 +11,8 @@ Networks see the cells of stored images, enlarged.
 
 Network, l and frequencies are drawn for an iteration and serve all its classes. These need nothing
 of one another, so to a class it is as if it had drawn its own. A step of all classes ends an
-iteration. The published loop takes two for each class in turn, one by each term; of SGD the step of
-all is as long as these, as `class_steps.py` says, of AdamW it is one step.
+iteration. The published loop takes two for each class in turn, one by each term; the step of all is
+as long as these, as `class_steps.py` says.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ from cmidd.methods.class_draws import (
     draw_real_rows,
     whole_classes,
 )
-from cmidd.methods.class_steps import sgd_after_each_class, steps_in_one
+from cmidd.methods.class_steps import (
+    adamw_after_each_class,
+    sgd_after_each_class,
+    steps_in_one,
+)
 from cmidd.methods.dm import layout_on
 from cmidd.methods.ncfm_settings import published, published_with
 from cmidd.methods.pixel_steps import PixelSteps
@@ -247,12 +251,12 @@ class NCFM(Method):
     def optimizer(self, groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:
         """AdamW or SGD, whose step size is halved where the loss is no longer smaller."""
         made: torch.optim.Optimizer
-        in_one = 1.0
-        if self.options.optimizer == "adamw":
-            made = torch.optim.AdamW(groups, weight_decay=self.options.weight_decay)
+        options, classes = self.options, self.dataset.num_classes
+        if options.optimizer == "adamw":
+            made, in_one = adamw_after_each_class(groups, options.weight_decay, classes)
         else:
-            made = sgd_after_each_class(groups, momentum, self.dataset.num_classes)
-            in_one = steps_in_one(momentum, self.dataset.num_classes)
+            made = sgd_after_each_class(groups, momentum, classes)
+            in_one = steps_in_one(momentum, classes)
         self.steps = PixelSteps(made, self.stored, self.options.patience, in_one=in_one)
         return made
 

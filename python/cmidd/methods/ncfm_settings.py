@@ -68,6 +68,4 @@ def _origin(optimizer: str, dataset: Dataset, ipc: int) -> str:
     if optimizer != _known(dataset, ipc):
         elsewhere = "CIFAR-100 at 10 images per class" if optimizer == "sgd" else "other settings"
         words += f"; lr_images is that of {optimizer} for {elsewhere}"
-    if optimizer == "adamw":
-        words += "; lr_images was published for two steps after each class, this takes one for all"
     return words

@@ -33,7 +33,7 @@ class NCFMOptions(Options):
         calibration_weight: of the cross-entropy of the last weights
         augmentation: DSA operations, or none; flip is left out where mirrored images change class
         optimizer: of the images: adamw, or sgd with the momentum of the run, whose step is as long
-            as one after each class in turn; default: as published for the dataset
+            as those that are published after each class; default: as published for the dataset
         weight_decay: of adamw on the pixels; default: as published, which is none for sgd
         patience: iterations without a loss that is smaller by a ten-thousandth, after which the
             step size is halved

@@ -165,7 +165,7 @@ def test_the_usual_network_serves_digits_and_fashion_mnist(pixels: int, tmp_path
 
 
 def test_images_are_moved_by_one_step_of_adamw_on_pixels(banks: dict[int, Path]) -> None:
-    """Which torch's own AdamW takes on the pixels, weight decay included."""
+    """Which torch's own AdamW takes on the pixels, as long as two steps for each class."""
     loop, dataset = ours(banks[PIXELS], 1, weight_decay=0.5), dataset_of()
     mean, std = (
         torch.tensor(numbers, dtype=torch.float64).view(-1, 1, 1)
@@ -174,7 +174,10 @@ def test_images_are_moved_by_one_step_of_adamw_on_pixels(banks: dict[int, Path])
     images = images_of(1).requires_grad_()
     pixels = (images.detach() * std + mean).requires_grad_()
     optimizer = loop.optimizer([{"params": [images], "lr": 0.01}], 0.5)
-    theirs = torch.optim.AdamW([pixels], 0.01, weight_decay=0.5)
+    n = 2 * dataset.num_classes
+    theirs = torch.optim.AdamW(
+        [pixels], 0.01 * n**0.5, betas=(0.9**n, 0.999**n), weight_decay=0.5 * n**0.5
+    )
     for iteration in range(4):
         loss, gradient = step(loop, images, iteration)
         assert loop.channel_scale is not None
@@ -249,7 +252,8 @@ def test_the_step_size_is_halved_where_the_loss_no_longer_falls(banks: dict[int,
     again = ours(banks[PIXELS], 1, patience=2)
     other = again.optimizer([{"params": [images], "lr": 0.1}], 0.5)
     again.load_state(loop.state())
-    assert other.param_groups[0]["lr"] == 0.025
+    assert other.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+    assert again.log_values()["lr_images"].item() == pytest.approx(0.025)
     assert torch.equal(again.state()["plateau"], loop.state()["plateau"])
     with pytest.raises(ValueError, match="expected the state of a step size, got velocity"):
         again.load_state({"velocity": torch.zeros(3)})
