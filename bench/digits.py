@@ -62,7 +62,7 @@ ALL_REAL = Recipe(epochs=100, augmentation=DSA)
 NETWORKS = 2  # trained on every set
 EXPERTS = ExpertOptions(experts=10, epochs=15, lr=0.05)
 # Updates of the images in a run; a method that is not here has as many as it is published with.
-UPDATES = {"dm": 300, "iid": 300, "idm": 300, "ncfm": 1000, "dc": 60, "dsa": 60, "mtt": 80}
+UPDATES = {"dm": 300, "iid": 300, "idm": 300, "ncfm": 300, "dc": 60, "dsa": 60, "mtt": 80}
 HELD_OUT = 0.2
 # Files that methods take, by the option.
 FILES = {"experts": "experts.safetensors", "centre_bank": "bank.safetensors",

@@ -268,5 +268,8 @@ IDC_ENTRY = MethodEntry(
     IDC,
     IDCOptions,
     published,
-    CMIWeights(published={"svhn": (50, 50), "cifar10": (100, 50), "cifar100": (100, 50)}),
+    CMIWeights(
+        published={"svhn": (50, 50), "cifar10": (100, 50), "cifar100": (100, 50)},
+        ours={"digits": (1, 1)},
+    ),
 )

@@ -32,7 +32,7 @@ from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
 from cmidd.datasets.encoded import taken
 from cmidd.device import precision_on
-from cmidd.methods.base import Method, MethodEntry
+from cmidd.methods.base import CMIWeights, Method, MethodEntry
 from cmidd.methods.characteristic import characteristic_functions, directions, distances
 from cmidd.methods.class_draws import (
     ClassShare,
@@ -296,6 +296,7 @@ NCFM_ENTRY = MethodEntry(
     NCFM,
     NCFMOptions,
     published,
+    CMIWeights(ours={"digits": (10, 10)}),
     published_on={name: partial(published_with, name) for name in OPTIMIZERS},
     published_by="optimizer",
 )

@@ -295,16 +295,14 @@ def test_small_images_are_matched_in_a_network_that_is_less_deep() -> None:
             "ncfm",
             "cifar10",
             10,
-            "(as published, for factor 2; lr_images was published for two steps after each class, "
-            "this takes one for all)",
+            "(as published, for factor 2)",
         ),
         ("ncfm", "cifar100", 10, "(as published, for factor 2)"),
         (
             "ncfm",
             "digits",
             10,
-            "(not published for digits; those of NCFM for CIFAR-10, for factor 2; lr_images was "
-            "published for two steps after each class, this takes one for all)",
+            "(not published for digits; those of NCFM for CIFAR-10, for factor 2)",
         ),
         (
             "iid",
