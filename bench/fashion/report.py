@@ -60,10 +60,10 @@ def mean_and_deviation(rows: Sequence[Row]) -> tuple[float, float]:
 
 def _against_published(rows: Sequence[Row]) -> str:
     lines = []
-    for (method, ipc, weight, _), cases in _groups(TABLE).items():
+    for (method, ipc, weight, label), cases in _groups(TABLE).items():
         last = _last(rows, cases)
-        known = None if weight else PUBLISHED.get((method, ipc))
-        published = "-" if known is None else f"{known.accuracy} ± {known.deviation}"
+        known = None if weight else PUBLISHED.get((method, ipc, label))
+        published = "-" if known is None else str(known)
         usual = PUBLISHED_ITERATIONS.get(method)
         of = "-" if usual is None else f"{usual:,}"
         head = [ipc or "all", title_of(cases[0])]

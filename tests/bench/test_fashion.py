@@ -90,7 +90,15 @@ def test_the_table_says_what_is_missing_and_what_is_published() -> None:
     assert "70.1 ± 0.1" in line
     assert "70.5 ± 0.6" in line
     assert "1,000" in line
-    assert text.count("not run yet") == len({(c.method, c.ipc, c.weight) for c in TABLE}) - 1
+    idc = next(case for case in TABLE if case.method == "idc" and not case.label)
+    idc_i = replace(idc, label="factor 1", options=(*idc.options[:-1], "--factor=1"))
+    shown = report(record([row(idc, 30, 0.76), row(idc_i, 30, 0.68)])).splitlines()
+    assert [("81.0" in line, "70.7" in line) for line in shown if "IDC" in line and "±" in line][
+        :2
+    ] == [(True, False), (False, True)]
+    assert (
+        text.count("not run yet") == len({(c.method, c.ipc, c.weight, c.label) for c in TABLE}) - 1
+    )
     assert "65.0 ± 5.0" in text  # over iterations
 
 
