@@ -110,7 +110,7 @@ def zoom(image: Tensor, u: list[float]) -> Tensor:
 def shuffle(image: Tensor, u: list[float]) -> Tensor:
     for number, axis in zip(u, (1, 2), strict=True):
         half = image.shape[axis] // 2
-        first, second = image.split([half, image.shape[axis] - half], axis)
+        first, second = torch.split(image, [half, image.shape[axis] - half], axis)
         image = torch.cat([second, first], axis) if number < 0.5 else image
     return image
 

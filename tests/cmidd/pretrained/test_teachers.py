@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cmidd.datasets import Dataset, ImageSet
 from cmidd.datasets.known import KNOWN
@@ -106,6 +107,12 @@ def test_files_of_ours_that_are_no_bank_are_named(tmp_path: Path) -> None:
     assert "is not complete; give the command that began it --resume" in error_of(
         tmp_path / "begun", DATASET
     )
+
+
+def test_metadata_that_is_no_record_makes_no_bank_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    save_file(STATE, path, {"cmidd": "[]"})
+    assert len(load_teachers([path], DATASET, CPU, say=quiet)) == 1
 
 
 def test_weights_draw_nothing(weights: Path) -> None:
