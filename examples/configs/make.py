@@ -1,11 +1,13 @@
 """Write the published settings as files, from what the methods of `cmidd` have as published.
 
+Those of teachers, which no method has, stand here.
+
 Run it as `python examples/configs/make.py` after a change of them; a test compares the files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from cmidd.options.distill import DistillOptions
 from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.ncfm import NCFMOptions
+from cmidd.options.pretrained import BankOptions
 
 HERE = Path(__file__).parent
 IMAGES = {"cifar10": (10, 32), "cifar100": (100, 32), "svhn": (10, 32), "tinyimagenet": (200, 64)}
@@ -34,6 +37,17 @@ METHODS_OF = {
 ALL_THREE = ("dm", "dc", "dsa", "mtt", "idc", "idm", "ncfm")
 IPCS: dict[str, tuple[int, ...]] = dict.fromkeys(ALL_THREE, (1, 10, 50))
 IPCS |= {"iid": (10,), "iid-idm": (10,)}
+TEACHERS = {
+    "cifar100": BankOptions(
+        "resnet18:norm=batch", 1, 200, 0.1, weight_decay=5e-4, batch_size=128,
+        augmentation="all:crop_flip", schedule="cosine",
+    ),
+    "tinyimagenet": BankOptions(
+        "imagenet_resnet18:stem=small", 1, 50, 0.2, weight_decay=1e-4,
+        augmentation="all:zoom_flip", schedule="cosine", warm_up=5,
+    ),
+}  # fmt: skip
+"""As SRe2L trains them; for ImageNet it takes torchvision's weights."""
 NO_PART_OF_IT = {
     "seed",
     "report_every",
@@ -89,20 +103,34 @@ def config_of(name: str, setting: str, ipc: int) -> tuple[str, str]:
         first.append(f"cmidd pretrain --dataset {name} --out {bank}")
         values |= asdict(CMIOptions(bank, cmi_weight(method, name, ipc).value))
     values |= asdict(options)
+    path = f"{name}/{stem}.yaml"
+    comments = [f"cmidd distill {method} --config examples/configs/{path}"]
+    comments += [f"first: {command}" for command in first]
+    head = "".join(f"# {line}\n" for line in comments)
+    return path, head + as_file(values)
+
+
+def config_of_teacher(name: str, options: BankOptions) -> tuple[str, str]:
+    """The path below this folder, and the text, of the settings of a teacher."""
+    values = {"dataset": name, "out": f"runs/{name}/teacher.safetensors", **options.as_record()}
+    path = f"{name}/teacher.yaml"
+    head = f"# cmidd pretrain --config examples/configs/{path}\n"
+    return path, head + as_file(values)
+
+
+def as_file(values: Mapping[str, Any]) -> str:
+    """The text of options that are given."""
     plain = {
         key: str(value) if isinstance(value, Path) else value
         for key, value in values.items()
         if value is not None and key not in NO_PART_OF_IT
     }
-    path = f"{name}/{stem}.yaml"
-    comments = [f"cmidd distill {method} --config examples/configs/{path}"]
-    comments += [f"first: {command}" for command in first]
-    head = "".join(f"# {line}\n" for line in comments)
-    return path, head + yaml.safe_dump(plain, sort_keys=False)
+    return str(yaml.safe_dump(plain, sort_keys=False))
 
 
 def configs() -> Iterator[tuple[str, str]]:
     """Path and text of every file."""
+    yield from (config_of_teacher(*teacher) for teacher in TEACHERS.items())
     for name, settings in METHODS_OF.items():
         for setting in settings:
             for ipc in IPCS[setting]:

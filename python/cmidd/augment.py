@@ -12,11 +12,13 @@ and synthetic images of a class that share a `Draw` are changed alike. With u un
     rotate   the grid is turned by u(-rotate, rotate) degrees
     zoom     a part of u(zoom, 1) of the area is stretched to the whole; the ratio of its sides is
              from 3:4 to 4:3, of those that fit, and its place anywhere
+    shuffle  with probability 1/2 each, the upper and the lower half change places, and the left
+             and the right one
 
 A strategy is written `color_crop_flip`, one operation drawn for each group,
 `all:color_crop_flip`, all of them in turn, or `idc:color_crop_flip_scale_rotate_cutout`, flip and
-color, then one of crop, scale, rotate and zoom, then cutout, of those that are named; `none`
-changes nothing.
+color, then one of crop, scale, rotate and zoom, then cutout and shuffle, of those that are named;
+`none` changes nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from torch import Tensor
 
 from cmidd.augment_operations import (
     ENDS,
+    LATER,
     NUM_NUMBERS,
     OPERATIONS,
     PUBLISHED_AMOUNTS,
@@ -101,9 +104,9 @@ def draw(
     """Draw for `num_groups` groups; with `one_operation` only their numbers differ."""
     uniform = torch.rand(num_groups, 1 + NUM_NUMBERS, dtype=torch.float64, generator=generator)
     choice, numbers = uniform[:, :1], uniform[:, 1:]
-    if "zoom" in strategy.operations:
-        more = torch.rand(num_groups, ENDS["zoom"] - NUM_NUMBERS, dtype=torch.float64,
-                          generator=generator)  # fmt: skip
+    later = [ENDS[name] - NUM_NUMBERS for name in LATER if name in strategy.operations]
+    if later:
+        more = torch.rand(num_groups, max(later), dtype=torch.float64, generator=generator)
         numbers = torch.cat([numbers, more], 1)
     count = len(strategy.operations)
     if strategy.mode == "idc":
@@ -117,7 +120,9 @@ def draw(
     return Draw(operations, numbers)
 
 
-_IN_TURN = (("flip",), ("color",), ("crop", "scale", "rotate", "zoom"), ("cutout",))  # one of each
+_IN_TURN = (  # one of each
+    ("flip",), ("color",), ("crop", "scale", "rotate", "zoom"), ("cutout",), ("shuffle",)
+)  # fmt: skip
 
 
 def _as_idc(strategy: Strategy, choice: Tensor) -> Tensor:

@@ -156,6 +156,18 @@ def _stretched(first: Tensor, length: Tensor, side: int) -> Tensor:
     return (1 - (first + of_part.minimum(length - 1) - pixels).abs()).clamp(min=0)
 
 
+def _shuffle_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
+    return [u[0] < 0.5, u[1] < 0.5]
+
+
+def _shuffle(images: Tensor, upper: Tensor, left: Tensor) -> Tensor:
+    """The upper half below the lower one, the left half to the right of the other one."""
+    for moves, axis in ((upper, 2), (left, 3)):
+        moved = images.roll(-(images.shape[axis] // 2), axis)
+        images = torch.where(moves.bool(), moved, images)
+    return images
+
+
 OPERATIONS: dict[str, Operation] = {
     "color": Operation(3, _color_parameters, _color),
     "crop": Operation(2, _crop_parameters, _crop),
@@ -164,9 +176,12 @@ OPERATIONS: dict[str, Operation] = {
     "scale": Operation(2, _scale_parameters, _resample),
     "rotate": Operation(1, _rotate_parameters, _resample),
     "zoom": Operation(4, _zoom_parameters, _zoom),
+    "shuffle": Operation(2, _shuffle_parameters, _shuffle),
 }
 
 # Where the numbers of each operation end: every one has its own columns, whatever the strategy.
 ENDS = dict(zip(OPERATIONS, accumulate(o.numbers for o in OPERATIONS.values()), strict=True))
 NUM_NUMBERS = ENDS["rotate"]
-"""Uniform numbers of a group; those of zoom are drawn after all of these, where it is named."""
+"""Uniform numbers of a group, as long as no operation of `LATER` is named."""
+LATER = tuple(name for name, end in ENDS.items() if end > NUM_NUMBERS)
+"""Operations whose numbers are drawn after all others, so that those stay what they were."""

@@ -29,7 +29,13 @@ from cmidd import ranks
 from cmidd.augment import Strategy, augment
 from cmidd.datasets.encoded import Images, one_after_another
 from cmidd.device import precision_on
-from cmidd.networks import Network, build_network, draw_weights, images_per_chunk
+from cmidd.networks import (
+    Network,
+    build_network,
+    draw_weights,
+    has_batch_norm,
+    images_per_chunk,
+)
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator
 from cmidd.training_draws import EpochDraws, draw_epochs, mixed
@@ -299,7 +305,7 @@ def networks_together(spec: str, device: torch.device, asked: int | None) -> int
     """
     if asked is not None:
         return asked
-    return 1 if device.type == "cpu" or "batch" in spec else 5
+    return 1 if device.type == "cpu" or has_batch_norm(spec) else 5
 
 
 def network_of(

@@ -15,7 +15,8 @@ from cmidd.seeds import generator
 
 ALL = "color_crop_cutout_flip_scale_rotate"
 # Where the numbers of an operation stand among those of a group.
-COLUMNS = {"color": 0, "crop": 3, "cutout": 5, "flip": 7, "scale": 8, "rotate": 10, "zoom": 11}
+COLUMNS = {"color": 0, "crop": 3, "cutout": 5, "flip": 7, "scale": 8, "rotate": 10, "zoom": 11,
+           "shuffle": 15}  # fmt: skip
 SHAPES = [(3, 8, 8), (1, 28, 28), (3, 9, 7)]  # channels, height, width
 
 
@@ -106,6 +107,14 @@ def zoom(image: Tensor, u: list[float]) -> Tensor:
     return F.interpolate(part, (height, width), mode="bilinear")[0]
 
 
+def shuffle(image: Tensor, u: list[float]) -> Tensor:
+    for number, axis in zip(u, (1, 2), strict=True):
+        half = image.shape[axis] // 2
+        first, second = torch.split(image, [half, image.shape[axis] - half], axis)
+        image = torch.cat([second, first], axis) if number < 0.5 else image
+    return image
+
+
 REFERENCES = {
     "color": color,
     "crop": crop,
@@ -114,6 +123,7 @@ REFERENCES = {
     "scale": scale,
     "rotate": rotate,
     "zoom": zoom,
+    "shuffle": shuffle,
 }
 
 
@@ -128,7 +138,8 @@ def reference(image: Tensor, strategy: Strategy, drawn: Draw, group: int) -> Ten
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
-    "text", [*REFERENCES, ALL, f"all:{ALL}", "all:rotate_crop_color", "all:zoom_flip"]
+    "text",
+    [*REFERENCES, ALL, f"all:{ALL}", "all:rotate_crop_color", "all:zoom_flip", "all:shuffle_zoom"],
 )
 def test_images_change_as_written_out_pixel_by_pixel(
     text: str, shape: tuple[int, int, int]
@@ -289,6 +300,17 @@ def test_zoom_draws_after_all_else_so_that_other_operations_stay_as_they_were() 
     assert len(set(with_zoom.numbers[:, NUM_NUMBERS:].flatten().tolist())) == 20
 
 
+def test_shuffle_draws_after_zoom_and_takes_every_order_of_halves_equally_often() -> None:
+    _, with_zoom = drawn_for("zoom", 5)
+    _, with_both = drawn_for("shuffle_zoom", 5)
+    assert with_zoom.numbers.shape == (5, NUM_NUMBERS + 4)
+    assert with_both.numbers.shape == (5, NUM_NUMBERS + 6)
+    quarters = torch.arange(4.0).view(1, 1, 2, 2).expand(4000, 1, 2, 2)
+    strategy, drawn = drawn_for("idc:shuffle", 4000)
+    first = augment(quarters, strategy, drawn)[:, 0, 0, 0].long()
+    assert (first.bincount() - 1000).abs().max() < 140  # five standard deviations
+
+
 def test_flips_half_of_the_images() -> None:
     images = images_of(1, (1, 4, 4)).expand(1000, 1, 4, 4)
     changed = augment(images, *drawn_for("flip", 1000))
@@ -299,9 +321,9 @@ def test_flips_half_of_the_images() -> None:
 
 @pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
 def test_the_ends_of_the_numbers_stay_in_range(number: float) -> None:
-    strategy = Strategy.parse(f"all:{ALL}_zoom")
-    numbers = torch.full((1, NUM_NUMBERS + 4), number, dtype=torch.float64)
-    drawn = Draw(torch.arange(7)[None], numbers)
+    strategy = Strategy.parse(f"all:{ALL}_zoom_shuffle")
+    numbers = torch.full((1, NUM_NUMBERS + 6), number, dtype=torch.float64)
+    drawn = Draw(torch.arange(8)[None], numbers)
     images = images_of(2, (3, 9, 7))
     for image, changed in zip(images, augment(images, strategy, drawn), strict=True):
         expected = reference(image, strategy, drawn, 0)

@@ -30,6 +30,9 @@ COUNTS = [
     ("alexnet", 3, 32, 10, 1_872_202, 3072),
     ("vgg11", 3, 32, 10, 9_231_114 - (64 + 128 + 2 * 256 + 4 * 512), 512),
     ("convnet:depth=4", 3, 64, 200, 447_360 - 4 * 128 + 2049 * 200, 2048),
+    ("imagenet_resnet18", 3, 224, 1000, 11_689_512, 512),
+    ("imagenet_resnet18:stem=small", 3, 64, 10, 11_173_962, 512),
+    ("imagenet_resnet50", 3, 224, 1000, 25_557_032, 2048),
 ]
 
 
@@ -53,6 +56,11 @@ BUILDS = [
     ("resnet18:width=8", 33),
     ("resnet18:width=8,norm=batch", 8),
     ("resnet18:width=8,norm=none", 8),
+    ("imagenet_resnet18:width=8", 33),
+    ("imagenet_resnet18:width=8,norm=group,stem=small", 8),
+    ("imagenet_resnet50:width=4", 40),
+    ("imagenet_resnet50:width=4,norm=layer", 33),
+    ("imagenet_resnet50:width=4,norm=layer,stem=small", 17),
 ]
 
 
@@ -199,6 +207,8 @@ def test_instance_norm_lets_no_image_see_its_batch() -> None:
         ("alexnet", 7, "8 x 8"),
         ("vgg11", 31, "32 x 32"),
         ("resnet18", 8, "9 x 9"),
+        ("imagenet_resnet18:norm=instance", 32, "33 x 33"),
+        ("imagenet_resnet50:norm=instance,stem=small", 8, "9 x 9"),
     ],
 )
 def test_images_too_small_are_an_error_that_says_what_is_needed(
@@ -216,6 +226,7 @@ def test_images_too_small_are_an_error_that_says_what_is_needed(
         ("lenet", 16),
         ("vgg11", 32),
         ("resnet18", 9),
+        ("imagenet_resnet18:width=8,norm=instance", 33),
     ],
 )
 def test_the_smallest_images_still_tell_apart(spec: str, size: int) -> None:
@@ -233,8 +244,8 @@ def test_sizes_below_one_are_errors_that_name_the_argument(argument: str) -> Non
     ("spec", "told"),
     [
         ("resnet", "no 'resnet'.*convnet.*resnet18"),
-        ("resnet19", "no 'resnet19'; there are convnet, .*resnet18; did you mean resnet18[?]$"),
-        ("", "no ''; there are .*resnet18$"),
+        ("resnet19", "no 'resnet19'; there are convnet, .*resnet50; did you mean resnet18[?]$"),
+        ("", "no ''; there are .*resnet50$"),
         ("convnet:depht=3", "no option 'depht'.*depth, width, norm"),
         ("convnet:", "no option ''"),
         ("convnet:depth", "positive integer, got ''"),
@@ -243,6 +254,7 @@ def test_sizes_below_one_are_errors_that_name_the_argument(argument: str) -> Non
         ("convnet:norm=Instance", "none, batch, group, instance, layer, got 'Instance'"),
         ("convnet:depth=2,depth=2", "depth is given twice"),
         ("lenet:width=3", "it has no options"),
+        ("imagenet_resnet18:stem=7x7", "stem is one of imagenet, small, got '7x7'"),
         ("convnet:norm=group,width=6", "4 groups.*6"),
     ],
 )

@@ -240,6 +240,8 @@ def test_a_network_around_a_state_shares_it() -> None:
         ("convnet", "cpu", None, 1),
         ("convnet", "cuda", None, 5),
         ("convnet:norm=batch", "cuda", None, 1),
+        ("imagenet_resnet18", "cuda", None, 1),
+        ("imagenet_resnet18:norm=group", "cuda", None, 5),
         ("convnet", "cpu", 3, 3),
     ],
 )

@@ -51,11 +51,11 @@ class _Unpickler(pickle.Unpickler):
         return Record
 
 
-def asks_for(name: str) -> str:
-    """What an error says of a pickle that names a callable which is not known."""
+def asks_for(name: str, of: str = "images") -> str:
+    """What an error says of a pickle, in a file `of` this, that names an unknown callable."""
     in_a_line = name.encode("unicode_escape").decode()[:100]
     return (
-        f"the pickle asks for {in_a_line}, which a file of images has no use for, and which was "
+        f"the pickle asks for {in_a_line}, which a file of {of} has no use for, and which was "
         "not run; get the file again from a source that you trust"
     )
 

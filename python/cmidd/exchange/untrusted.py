@@ -1,8 +1,8 @@
 """Files of other tools, read with nothing in them executed.
 
 torch.save:   read by torch, with weights alone; of numpy's callables, which lists of accuracies are
-              pickled with, nothing runs either; before torch 1.6 it wrote no archive, and inside of
-              pickles it still writes none
+              pickled with, and of options of a command line nothing runs either; before torch 1.6
+              it wrote no archive, and inside of pickles it still writes none
 pickle.dump:  of two tensors, whose storages are files of torch.save inside the pickle
 numpy.savez:  arrays without objects
 """
@@ -28,6 +28,7 @@ _NUMPY = ("multiarray.scalar", "multiarray._reconstruct")
 _INERT: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
     *((Record, f"numpy.{core}.{name}") for core in ("core", "_core") for name in _NUMPY),
     *((Record, f"numpy.{name}") for name in ("dtype", "ndarray")),
+    (Record, "argparse.Namespace"),  # options, beside the weights of a checkpoint
 ]
 _MOST_UNPACKED = 100
 """Times the size of a packed file; numbers of images hardly pack, and zeros a thousandfold."""
@@ -60,8 +61,8 @@ def kind_of_file(path: Path) -> str:
     raise ValueError(f"expected a file of torch.save, pickle.dump or numpy.savez; it {what}")
 
 
-def load_torch(file: Path | io.BytesIO) -> object:
-    """What torch.save has written, on the CPU."""
+def load_torch(file: Path | io.BytesIO, of: str = "images") -> object:
+    """What torch.save has written, on the CPU; `of` is what an error says that it holds."""
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_INERT):
             warnings.simplefilter("ignore")
@@ -74,7 +75,7 @@ def load_torch(file: Path | io.BytesIO) -> object:
             raise
         name = re.search(r"(?:GLOBAL|function) ([\w.]+)", str(error))
         if name is not None:
-            raise ValueError(asks_for(name[1])) from None
+            raise ValueError(asks_for(name[1], of)) from None
         raise ValueError(
             "expected a file that torch.save has written; it is cut short, damaged or of another "
             "kind"

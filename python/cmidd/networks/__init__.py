@@ -1,7 +1,7 @@
 """Networks by name: `build_network("convnet:depth=4", 3, 64, 10)`, then `initialize`.
 
-`spec` reads the names, `layers`, `convnet`, `resnet` and `classic` make the features, `base` adds
-the head and fills the parameters.
+`spec` reads the names, `layers`, `convnet`, `resnet`, `imagenet_resnet` and `classic` make the
+features, `base` adds the head and fills the parameters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from cmidd.networks.base import (
     images_per_chunk,
     initialize,
 )
-from cmidd.networks.spec import NETWORKS, NetworkSpec, build_network
+from cmidd.networks.spec import (
+    NETWORKS,
+    NetworkSpec,
+    build_network,
+    has_batch_norm,
+    network_outline,
+)
 
 __all__ = [
     "GPU_IMAGES_FORWARD",
@@ -28,6 +34,8 @@ __all__ = [
     "check_images_are_independent",
     "draw_weights",
     "freeze",
+    "has_batch_norm",
     "images_per_chunk",
     "initialize",
+    "network_outline",
 ]

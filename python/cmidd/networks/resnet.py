@@ -7,6 +7,8 @@ Stages are width, 2 width, 4 width and 8 width channels wide; each but the first
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,31 +18,70 @@ from cmikernels import NormActPool
 POOLED = 4  # pixels of the last maps that are averaged into one, where maps have as many
 
 
-class _Block(nn.Module):
-    """Two convolutions and a shortcut, which is a 1x1 convolution where shapes differ."""
+class Block(nn.Module):
+    """Two convolutions and a shortcut; `size` is that of the maps it is given."""
 
     def __init__(self, channels: int, width: int, size: int, stride: int, norm: str) -> None:
         super().__init__()
+        size = halved(size) if stride == 2 else size
         self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
         self.norm1 = between_convolutions(width, size, norm)[0]
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = between_convolutions(width, size, norm)[0]
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels != width:
-            projection = nn.Conv2d(channels, width, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(projection, NORMS[norm](width, size))
+        self.shortcut = shortcut(channels, width, size, stride, norm)
 
     def forward(self, maps: Tensor) -> Tensor:
-        inner = _normalised(self.norm1, self.conv1(maps))
-        return _normalised(self.norm2, self.conv2(inner), self.shortcut(maps))
+        """`(n, channels, height, width)` to maps `width` wide, of half the size for stride 2."""
+        inner = normalised(self.norm1, self.conv1(maps))
+        return normalised(self.norm2, self.conv2(inner), self.shortcut(maps))
 
 
-def _normalised(norm: nn.Module, maps: Tensor, residual: Tensor | None = None) -> Tensor:
+MakeBlock = Callable[[int, int, int, int, str], nn.Module]
+"""Called like `Block`."""
+
+
+def shortcut(channels: int, width: int, size: int, stride: int, norm: str) -> nn.Module:
+    """What carries maps past a block: a 1x1 convolution where shapes differ."""
+    if stride == 1 and channels == width:
+        return nn.Identity()
+    projection = nn.Conv2d(channels, width, 1, stride, bias=False)
+    return nn.Sequential(projection, NORMS[norm](width, size))
+
+
+def normalised(norm: nn.Module, maps: Tensor, residual: Tensor | None = None) -> Tensor:
     """relu(norm(maps) + residual)."""
     if isinstance(norm, NormActPool):
         return norm(maps, residual)  # type: ignore[no-any-return]
     maps = norm(maps)
     return F.relu(maps if residual is None else maps + residual, inplace=True)
+
+
+def halved(size: int) -> int:
+    """Height = width of the maps that a padded layer of stride 2 makes."""
+    return -(-size // 2)
+
+
+def stages(
+    block: MakeBlock,
+    widened: int,
+    counts: Sequence[int],
+    width: int,
+    size: int,
+    norm: str,
+) -> tuple[list[list[nn.Module]], int]:
+    """So many blocks of each stage, for maps `width` wide, and the size of the last maps.
+
+    A block makes maps `widened` times as wide as it is told.
+    """
+    found: list[list[nn.Module]] = []
+    channels = width
+    for stage, count in enumerate(counts):
+        found.append([])
+        for number in range(count):
+            stride = 2 if stage and not number else 1
+            found[-1].append(block(channels, width << stage, size, stride, norm))
+            channels, size = widened * width << stage, halved(size) if stride == 2 else size
+    return found, size
 
 
 def resnet18(channels: int, size: int, *, width: int = 64, norm: str = "instance") -> nn.Module:
@@ -53,11 +94,6 @@ def resnet18(channels: int, size: int, *, width: int = 64, norm: str = "instance
         nn.Conv2d(channels, width, 3, padding=1, bias=False),
         *between_convolutions(width, size, norm)[:2],
     ]
-    channels = width
-    for stage, stride in enumerate((1, 2, 2, 2)):
-        size = -(-size // stride)
-        for block_stride in (stride, 1):
-            layers.append(_Block(channels, width << stage, size, block_stride, norm))
-            channels = width << stage
-    layers.append(nn.AvgPool2d(min(size, POOLED)))
-    return nn.Sequential(*layers)
+    blocks, last = stages(Block, 1, (2, 2, 2, 2), width, size, norm)
+    pooling = nn.AvgPool2d(min(last, POOLED))
+    return nn.Sequential(*layers, *(block for stage in blocks for block in stage), pooling)

@@ -17,18 +17,23 @@ from torch import nn
 from cmidd.networks.base import Network
 from cmidd.networks.classic import alexnet, lenet, mlp, vgg11
 from cmidd.networks.convnet import convnet
+from cmidd.networks.imagenet_resnet import STEMS, imagenet_resnet18, imagenet_resnet50
 from cmidd.networks.layers import ACTIVATIONS, NORMS, POOLINGS
 from cmidd.networks.resnet import resnet18
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    function.__name__: function for function in (convnet, mlp, lenet, alexnet, vgg11, resnet18)
-}
+    function.__name__: function
+    for function in (
+        convnet, mlp, lenet, alexnet, vgg11, resnet18, imagenet_resnet18, imagenet_resnet50
+    )
+}  # fmt: skip
 """The features of each architecture, called with `channels, size, **options`."""
 
 WORDS: dict[str, Collection[str]] = {
     "norm": NORMS,
     "activation": ACTIVATIONS,
     "pooling": POOLINGS,
+    "stem": STEMS,
 }
 
 
@@ -36,6 +41,12 @@ def options_of(name: str) -> dict[str, int | str]:
     """The options of the architecture `name` and their defaults, in the order they are printed."""
     parameters = inspect.signature(NETWORKS[name]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def has_batch_norm(text: str) -> bool:
+    """Whether a network of this spec normalises by statistics of batches."""
+    spec = NetworkSpec.parse(text)
+    return {**options_of(spec.name), **dict(spec.options)}.get("norm") == "batch"
 
 
 @dataclass(frozen=True)
@@ -91,11 +102,8 @@ def _value(text: str, option: str, value: str) -> int | str:
     return int(value)
 
 
-def build_network(spec: str, channels: int, size: int, num_classes: int) -> Network:
-    """A network on the CPU for images (N, channels, size, size), to be filled before its first use.
-
-    Parameters are NaN until `initialize` or `load_state_dict` fills them. Nothing is drawn here.
-    """
+def network_outline(spec: str, channels: int, size: int, num_classes: int) -> Network:
+    """A network for images (N, channels, size, size) on the device meta: shapes and no numbers."""
     for argument, value in (("channels", channels), ("size", size), ("num_classes", num_classes)):
         if value < 1:
             raise ValueError(f"{argument} must be at least 1, got {value}")
@@ -103,7 +111,15 @@ def build_network(spec: str, channels: int, size: int, num_classes: int) -> Netw
     with torch.device("meta"):  # shapes without numbers: no global generator moves
         features = NETWORKS[parsed.name](channels, size, **dict(parsed.options))
         pair = torch.empty(2, channels, size, size)  # batch norm refuses one image of one pixel
-        network = Network(features, features(pair).flatten(1).shape[1], num_classes)
+        return Network(features, features(pair).flatten(1).shape[1], num_classes)
+
+
+def build_network(spec: str, channels: int, size: int, num_classes: int) -> Network:
+    """A network on the CPU for images (N, channels, size, size), to be filled before its first use.
+
+    Parameters are NaN until `initialize` or `load_state_dict` fills them. Nothing is drawn here.
+    """
+    network = network_outline(spec, channels, size, num_classes)
     network.to_empty(device="cpu")
     for tensor in network.state_dict().values():
         tensor.fill_(torch.nan if tensor.is_floating_point() else 0)

@@ -76,5 +76,9 @@ alexnet: AlexNet for small images: five convolutions, three max poolings, one li
 vgg11: VGG-11 for small images: eight convolutions 3x3, five max poolings, one linear layer.
     vgg11:norm=instance
 resnet18: ResNet-18 with a stem for small images: what CMI is taken from in published results.
-    resnet18:width=64,norm=instance"""
+    resnet18:width=64,norm=instance
+imagenet_resnet18: ResNet-18 as for ImageNet; with stem=small as SRe2L has it for small images.
+    imagenet_resnet18:width=64,norm=batch,stem=imagenet
+imagenet_resnet50: ResNet-50 as for ImageNet; with stem=small as SRe2L has it for small images.
+    imagenet_resnet50:width=64,norm=batch,stem=imagenet"""
 """Each architecture, and below it all its options at their defaults."""

@@ -80,7 +80,7 @@ def record_of(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             return without_checksums(json.loads(file.metadata()["cmidd"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except (AttributeError, OSError, SafetensorError, KeyError, TypeError, ValueError):
         return {}
 
 
