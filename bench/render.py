@@ -10,7 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import block, digits, evaluation, fashion, precision, ranks, regularizer, scaling
+from bench import (
+    block,
+    digits,
+    evaluation,
+    fashion,
+    precision,
+    ranks,
+    regularizer,
+    scaling,
+    teachers,
+)
 from bench.gpu import predictions
 from bench.harness.records import RESULTS, Record
 from bench.kernels import accuracy, overhead, plots, streaming
@@ -152,6 +162,15 @@ KINDS = {
         "Accuracy of networks trained on distilled sets, on random real images and on all. Images "
         "that hold several, as those of IDC do, are counted as they are stored.",
         digits.report,
+    ),
+    "teachers": Kind(
+        "bench.teachers",
+        "Students of teachers that MCMI fine-tuned",
+        'A teacher is trained on all training images: "plain". It is then fine-tuned by MCMI, and '
+        'for as long by cross-entropy alone: "plain, trained longer". Students see a share of each '
+        "class; T is 4, labels weigh 0.1 and the teacher 0.9. Accuracy is that on test images, and "
+        "so is CMI.",
+        teachers.report,
     ),
 }
 

@@ -1,7 +1,8 @@
 """Training that a signal stopped, in a file beside the one it is for, and how it goes on.
 
     FILE.K.training: `state of NAME` (K, ...) of K networks trained together, and what the optimizer
-                     keeps of parameter number P: `momentum of P`, or `exp_avg of P` and others
+                     keeps of parameter number P: `momentum of P`, or `exp_avg of P` and others;
+                     `objective's NAME`, where what is minimised has a state of its own
 
 K is the number of the first of them. The file's record describes these networks and what they learn
 from; for others it is as if there were none.
@@ -29,7 +30,7 @@ from cmidd.training import Objective, Progress, Stack, cross_entropy, train
 from cmidd.training_draws import draw_epochs
 
 KIND = "unfinished training"
-_STATE = "state of "
+_STATE, _OBJECTIVE = "state of ", "objective's "
 
 
 def training_path(path: Path, number: int) -> Path:
@@ -43,10 +44,20 @@ def is_training_begun(path: Path) -> bool:
 
 
 class TrainingFile:
-    """What is kept of one group of networks."""
+    """What is kept of one group of networks.
 
-    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+    Args:
+        path: where.
+        about: what tells the group from all others.
+        objective: the state of what is minimised, whose tensors are changed in place when they are
+            put back.
+    """
+
+    def __init__(
+        self, path: Path, about: Mapping[str, Any], objective: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.path = path
+        self.objective = {} if objective is None else objective
         self.about = json.loads(json.dumps(about))  # as a file gives it back
 
     def restore(self, stack: Stack) -> Progress | None:
@@ -60,6 +71,8 @@ class TrainingFile:
             with torch.no_grad():
                 for name, tensor in stack.state.items():
                     tensor.copy_(tensors[_STATE + name])
+                for name, tensor in self.objective.items():
+                    tensor.copy_(tensors[_OBJECTIVE + name])
             device = stack.parameters[0].device
             kept = [state_of(tensors, str(k), device) for k in range(len(stack.parameters))]
             return Progress(record["epoch"], record["step"], record["loss"], kept)
@@ -72,6 +85,7 @@ class TrainingFile:
     def save(self, stack: Stack, done: Progress) -> None:
         """Keep what `restore` puts back."""
         tensors = {_STATE + name: tensor for name, tensor in stack.state.items()}
+        tensors |= {_OBJECTIVE + name: tensor for name, tensor in self.objective.items()}
         for k, state in enumerate(done.optimizer):
             tensors |= named(state, str(k))
         record = {"about": self.about, "epoch": done.epoch, "step": done.step, "loss": done.loss}

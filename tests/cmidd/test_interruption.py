@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from cmidd.pretrained.bank import train_bank
 from cmidd.pretrained.experts import train_experts
 from cmidd.storage.tensor_file import FileError
 from cmidd.training import Stack
+from tests.support.signals import signalling
 from tests.support.tiny import (
     CPU,
     DM_OPTIONS,
@@ -48,20 +47,6 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
 FILES = ("result.safetensors", "log.jsonl")
-
-
-def signalling(function: Callable[..., Any], at: int, number: int) -> Callable[..., Any]:
-    """`function`, in whose call number `at` a signal comes."""
-    calls = 0
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            os.kill(os.getpid(), number)
-        return function(*arguments, **options)
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ from tests.support.tiny import (
     OPTIONS,
     expert_options,
     iid_options,
+    mcmi_options,
     mtt_options,
     ncfm_options,
     quiet,
@@ -186,9 +187,10 @@ def run_on(path: Path, loop: DistillOptions) -> None:
 
 
 def train_all(folder: Path) -> None:
-    """A bank, experts and an evaluation, of uneven shares."""
+    """A bank, the same fine-tuned, experts and an evaluation, of uneven shares."""
     data = tiny_dataset()
     train_bank(folder / "bank", data, tiny_options(), CPU, say=quiet)
+    train_bank(folder / "mcmi", data, mcmi_options(folder / "bank"), CPU, say=quiet)
     train_experts(folder / "experts", data, expert_options(together=2), CPU, say=quiet)
     said: list[str] = []
     recipe = Recipe(epochs=2, batch_size=5)
@@ -224,12 +226,12 @@ def test_networks_are_those_of_one_process(tmp_path: Path) -> None:
         folder.mkdir()
     train_all(one)
     on_ranks(2, train_all, tmp_path, shared)
-    for name in ("bank", "experts"):
+    for name in ("bank", "mcmi", "experts"):
         assert (shared / name).read_bytes() == (one / name).read_bytes()
     for rank in range(2):
         assert (shared / f"evaluation{rank}").read_text() == (one / "evaluation").read_text()
     left = {path.name for path in shared.iterdir()}
-    assert left == {"bank", "experts", "evaluation0", "evaluation1"}
+    assert left == {"bank", "mcmi", "experts", "evaluation0", "evaluation1"}
 
 
 def count_what_is_sent(folder: Path, experts: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,17 @@ def test_the_bank_is_the_default_one() -> None:
         f"batches of {options.batch_size}",
     ):
         assert words in training
+
+
+def test_settings_are_those_of_mcmi() -> None:
+    options = BankOptions(objective="mcmi", from_bank=DOCS, centroids="moving")
+    published = replace(options, centroids="frozen")
+    cells = [line.split(" | ") for line in rows("mcmi.md") if " | " in line]
+    found = {of_line[1]: of_line[2] for of_line in cells}
+    for name in ("mcmi_weight", "epochs", "lr", "schedule", "batch_size", "weight_decay",
+                 "augmentation", "centroids", "centroid_decay"):  # fmt: skip
+        assert found[f"`--{name}`"].strip("`") == str(getattr(published, name))
+    assert found["-"] == str(published.recipe().momentum)
 
 
 def test_updates_and_epochs_are_those_of_dc() -> None:

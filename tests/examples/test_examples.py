@@ -74,6 +74,18 @@ def test_distilled_images_beat_as_many_real_ones(
     assert accuracy[distilled] > max(least, accuracy[real] + 4), printed
 
 
+@pytest.mark.slow
+def test_an_mcmi_teacher_has_more_cmi_and_students_learn_from_both(tmp_path: Path) -> None:
+    printed = printed_by("knowledge_from_an_mcmi_teacher.py", tmp_path)
+    plain, tuned = (float(cmi) for cmi in re.findall(r"CMI (0\.\d+)", printed))
+    assert tuned > 1.1 * plain > 0, printed
+    accuracy = accuracies(printed)
+    assert [*accuracy] == ["plain teacher", "students of the plain teacher", "MCMI teacher",
+                           "students of the MCMI teacher"], printed  # fmt: skip
+    assert accuracy["MCMI teacher"] > accuracy["plain teacher"] - 3, printed
+    assert min(accuracy.values()) > 75, printed
+
+
 def test_the_table_names_every_example() -> None:
     table = re.findall(r"^\| \[(.+?)\]\(\1\)", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
     assert sorted(table) == sorted(path.name for path in EXAMPLES.glob("*.py"))

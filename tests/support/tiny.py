@@ -67,6 +67,13 @@ def tiny_bank(path: Path, dataset: Dataset, **changes: Any) -> Bank:
     return train_bank(path, dataset, tiny_options(**changes), CPU, say=quiet)
 
 
+def mcmi_options(source: Path, **changes: Any) -> BankOptions:
+    """Two epochs of MCMI of the networks of a bank, unless told otherwise."""
+    return BankOptions(
+        **{"objective": "mcmi", "from_bank": source, "epochs": 2, "batch_size": 5, **changes}
+    )
+
+
 OPTIONS = DistillOptions(ipc=2, iterations=8, report_every=2, checkpoint_every=3)
 DM_OPTIONS = DMOptions(network=NETWORK, batch_real=4)
 DSA_OPTIONS = DSAOptions(network=NETWORK, batch_real=3, outer_steps=2, inner_epochs=1)

@@ -31,7 +31,7 @@ from cmidd.options.commands import (
 from cmidd.options.distill import DistillOptions
 from cmidd.options.evaluation import EvaluateOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
-from cmidd.pretrained.bank import train_bank
+from cmidd.pretrained.bank import train_bank, with_source
 from cmidd.pretrained.experts import fill_in_experts, train_experts
 from cmidd.run import prepare, run_folder
 from cmidd.storage.lock import busy_first, locked
@@ -42,7 +42,9 @@ from cmidd.storage.run_folder import check_folder
 def pretrain(data: DataOptions, run: BankRunOptions, options: BankOptions) -> None:
     """Train the networks in whose feature space CMI is measured."""
     if run.dry_run:
-        print(cost_of_bank(load(data), options, usable_device(data.device)))
+        dataset = load(data)
+        options, _ = with_source(dataset, options)
+        print(cost_of_bank(dataset, options, usable_device(data.device)))
         return
     with filling(run.out, resume=run.resume):
         train_bank(

@@ -179,10 +179,11 @@ def command_line(command: str, parts: Sequence[Options]) -> str:
     """The command that makes the same again: every option that differs from its default."""
     words = ["cmidd", *command.split()]
     for part in parts:
+        defaults = part.defaults()
         for field in fields(part):
             value = getattr(part, field.name)
             is_left_out = value is None and field.default is AS_PUBLISHED
-            if value == field.default or is_left_out or field.name == "resume":
+            if value == defaults[field.name] or is_left_out or field.name == "resume":
                 continue
             if isinstance(value, bool):
                 words.append(f"--{field.name}" if value else f"--no_{field.name}")

@@ -65,6 +65,10 @@ class Options:
             except ValueError as error:
                 raise ValueError(f"{each.name}: {error}, got {value!r}") from None
 
+    def defaults(self) -> dict[str, Any]:
+        """What each option is where it is not given; MISSING where it has to be."""
+        return {each.name: each.default for each in fields(self)}
+
     def check(self) -> None:
         """Raise where options of a command contradict each other, or leave nothing to do."""
 

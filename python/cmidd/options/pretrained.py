@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from cmidd.options.fields import AS_PUBLISHED, Options, option
 from cmidd.options.recipe import DSA, PRECISIONS, SCHEDULES, Recipe, check_schedule, check_shares
+
+OBJECTIVES = ("cross_entropy", "mcmi")
+"""What the networks of a bank minimise."""
+
+CENTROIDS = ("frozen", "moving")
+"""What becomes of the centroids of MCMI while networks learn."""
+
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "cross_entropy": {
+        "networks": 20,
+        "epochs": 40,
+        "lr": 0.01,
+        "weight_decay": 1e-3,
+        "batch_size": 256,
+        "augmentation": "none",
+        "schedule": "drops",
+    },
+    "mcmi": {
+        "epochs": 20,
+        "lr": 0.05,
+        "weight_decay": 5e-4,
+        "batch_size": 64,
+        "augmentation": "all:crop_flip",
+        "schedule": "cosine",
+        "mcmi_weight": -0.15,
+        "centroids": "frozen",
+    },
+}
+_DECAY = 0.9999
+_OF_MCMI = ("from_bank", "mcmi_weight", "centroids", "centroid_decay")
 
 
 @dataclass(frozen=True)
@@ -14,45 +46,118 @@ class BankOptions(Options):
     """The networks of a bank.
 
     Args:
-        network: architecture; default: resnet18 as published, narrower for digits
-        networks: how many; published: 1000, few serve small datasets
-        epochs: passes over the training images
-        lr: learning rate of SGD with momentum 0.9
+        network: architecture; default: resnet18 as published, narrower for digits; mcmi takes that
+            of from_bank
+        networks: how many; published: 1000, few serve small datasets; default: 20, or for mcmi all
+            of from_bank
+        epochs: passes over the training images; default: 40, for mcmi 20
+        lr: learning rate of SGD with momentum 0.9; default: 0.01, for mcmi 0.05, where 0.005 is
+            published for small networks
         drop_at: shares of the epochs after each of which the learning rate falls; default: never
         drop_by: what it is divided by there
-        weight_decay: of SGD
-        batch_size: images a step
-        augmentation: DSA operations, or none as published
+        weight_decay: of SGD; default: 0.001, for mcmi 0.0005
+        batch_size: images a step; default: 256, for mcmi 64
+        augmentation: DSA operations, or none; default: none as published, for mcmi all:crop_flip
         cutmix: probability that a batch is mixed by CutMix
         schedule: how the learning rate falls: drops, where drop_at says; cosine, epoch by epoch to
-            0; or half_cosine, to a half
+            0; or half_cosine, to a half; default: drops, for mcmi cosine
         warm_up: epochs before that, in which the learning rate rises from a hundredth
         seed: of first weights and order
         precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
             it, else float32
-        together: networks trained at once; default: 1 on a CPU, 5 on a GPU
+        together: networks trained at once; default: 1 on a CPU and for mcmi, 5 on a GPU
+        objective: what is minimised: cross_entropy of networks with fresh weights, or mcmi, by
+            which those of from_bank are fine-tuned
+        from_bank: file of the bank whose networks mcmi fine-tunes
+        mcmi_weight: of CMI in the loss of mcmi, which makes it larger where that is negative;
+            default: -0.15 as published
+        centroids: of classes, in mcmi: frozen as published, or moving with what networks make of
+            images; default: frozen
+        centroid_decay: share of a moving centroid that an image of its class leaves; default:
+            0.9999
     """
 
     network: str | None = option(None, names="network")
-    networks: int = option(20, least=1)
-    epochs: int = option(40, least=1)
-    lr: float = option(0.01, above=0)
+    networks: int = option(AS_PUBLISHED, least=1)
+    epochs: int = option(AS_PUBLISHED, least=1)
+    lr: float = option(AS_PUBLISHED, above=0)
     drop_at: tuple[float, ...] = ()
     drop_by: float = option(10.0, above=0)
-    weight_decay: float = option(1e-3, least=0)
-    batch_size: int = option(256, least=1)
-    augmentation: str = option("none", names="augmentation")
+    weight_decay: float = option(AS_PUBLISHED, least=0)
+    batch_size: int = option(AS_PUBLISHED, least=1)
+    augmentation: str = option(AS_PUBLISHED, names="augmentation")
     cutmix: float = option(0.0, least=0)
-    schedule: str = option("drops", choices=SCHEDULES)
+    schedule: str = option(AS_PUBLISHED, choices=SCHEDULES)
     warm_up: int = option(0, least=0)
     seed: int = 0
     precision: str | None = option(None, choices=PRECISIONS)
     together: int | None = option(None, least=1)
+    objective: str = option("cross_entropy", choices=OBJECTIVES)
+    from_bank: Path | None = option(None, names="bank")
+    mcmi_weight: float | None = None
+    centroids: str | None = option(None, choices=CENTROIDS)
+    centroid_decay: float | None = option(None, least=0)
+
+    def __post_init__(self) -> None:
+        for name, value in self._published().items():
+            if getattr(self, name) in (AS_PUBLISHED, None):
+                object.__setattr__(self, name, value)
+        super().__post_init__()
+        if self.mcmi_weight is not None and not math.isfinite(self.mcmi_weight):
+            raise ValueError(f"mcmi_weight: expected a number, got {self.mcmi_weight}")
+
+    def _published(self) -> dict[str, Any]:
+        """What suits the objective in the place of what is not given."""
+        known = dict(_PUBLISHED.get(self.objective, {}))
+        if self.centroids == "moving":
+            known["centroid_decay"] = _DECAY
+        return known
+
+    def defaults(self) -> dict[str, Any]:
+        """What each option is where it is not given."""
+        return {**super().defaults(), **self._published()}
 
     def check(self) -> None:
-        """Raise where a share or a probability is none, or the schedule does not fit."""
+        """Raise where a share or a probability is none, or options do not fit one another."""
         check_shares(self.drop_at, self.cutmix)
         check_schedule(self.schedule, self.drop_at)
+        if self.objective == "mcmi":
+            self._check_mcmi()
+            return
+        for name in _OF_MCMI:
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}: expected objective mcmi with it; give --objective mcmi too"
+                )
+
+    def _check_mcmi(self) -> None:
+        """Raise where MCMI lacks something, or is told what it has no use for."""
+        if self.from_bank is None:
+            raise ValueError(
+                "from_bank: expected a bank whose networks mcmi fine-tunes; cmidd pretrain without "
+                "--objective makes one"
+            )
+        if self.network is not None:
+            raise ValueError(
+                "network: expected that of from_bank with objective mcmi; leave it out"
+            )
+        if self.cutmix:
+            raise ValueError(
+                "cutmix: expected 0 with objective mcmi, by which an image has one class"
+            )
+        if self.together not in (None, 1):
+            raise ValueError(
+                "together: expected 1 with objective mcmi, whose centroids are a network's own, "
+                f"got {self.together}"
+            )
+        if self.centroids != "moving" and self.centroid_decay is not None:
+            raise ValueError(
+                "centroid_decay: expected moving centroids with it; give --centroids moving too"
+            )
+        if self.centroid_decay is not None and self.centroid_decay > 1:
+            raise ValueError(
+                f"centroid_decay: expected a share from 0 to 1, got {self.centroid_decay:g}"
+            )
 
     def recipe(self) -> Recipe:
         """How each is trained."""
@@ -73,15 +178,16 @@ class BankOptions(Options):
 
     def as_record(self) -> dict[str, Any]:
         """What a bank depends on; without what only some have, so that older files go on."""
-        usual = {each.name: each.default for each in fields(self) if each.name in _LATER}
+        usual = BankOptions().defaults()
         return {
             name: value
             for name, value in asdict(self).items()
-            if name != "together" and (name not in usual or value != usual[name])
+            if name not in ("together", "from_bank")
+            and (name not in _LATER or value != usual[name])
         }
 
 
-_LATER = ("drop_at", "drop_by", "cutmix", "schedule", "warm_up")
+_LATER = ("drop_at", "drop_by", "cutmix", "schedule", "warm_up", "objective", *_OF_MCMI)
 
 
 @dataclass(frozen=True)

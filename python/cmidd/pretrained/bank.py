@@ -8,6 +8,7 @@ network by network, as `growing_file.py` says.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,15 +21,18 @@ from cmidd.datasets import Dataset
 from cmidd.device import usable_device, with_precision
 from cmidd.networks import Network, build_network, freeze
 from cmidd.networks.usual import bank_network
+from cmidd.options.fields import AS_PUBLISHED
 from cmidd.options.pretrained import BankOptions
 from cmidd.pretrained.filler import TrainingTask, fill
+from cmidd.pretrained.mcmi import MCMI
 from cmidd.seeds import seed_of
 from cmidd.storage.growing_file import CRC_OF, GrowingFile, check_complete, check_piece
 from cmidd.storage.lock import locked
-from cmidd.storage.tensor_file import FileError, opened
+from cmidd.storage.tensor_file import FileError, checksum, opened
 from cmidd.training import Objective, Stack, cross_entropy, first_weights, network_of
 
 KIND = "bank of networks"
+_NOT_OF_NETWORKS = ("kind", "format", "networks", "command", "source_command")  # in a record
 
 
 class Bank(Sequence[Network]):
@@ -82,15 +86,29 @@ class Bank(Sequence[Network]):
     def first_weights(self, number: int) -> dict[str, Tensor]:
         """The state, on the CPU, that the training of network `number` began with.
 
-        No file holds it: it is drawn anew by the seed in the bank's record.
+        No file holds it: it is drawn anew by the seed in the bank's record. Networks that were
+        fine-tuned began with those of another bank, which began with these.
         """
-        seed = self.record.get("seed")
+        record = self.record
+        while isinstance(record.get("source"), dict):
+            record = record["source"]
+        seed = record.get("seed")
         if type(seed) is not int:
             raise ValueError(
                 "bank: expected one that cmidd pretrain made, whose record has the seed of the "
                 f"first weights of its networks, got seed {seed!r}"
             )
-        return first_weights(self[number], _seed_of(seed, number))
+        return first_weights(self[number], seed_of(seed, "bank", number))
+
+    def describe(self) -> dict[str, Any]:
+        """What a bank that is made of this one remembers of it.
+
+        That is the same when networks were added to it: of their weights it has the checksum of the
+        first.
+        """
+        about = {name: v for name, v in self.record.items() if name not in _NOT_OF_NETWORKS}
+        first = {name: tensor[0] for name, tensor in self._state.items()}
+        return {**about, "crc32": checksum(first)}
 
     def __len__(self) -> int:
         """How many networks there are."""
@@ -115,9 +133,19 @@ class Bank(Sequence[Network]):
         return self._networks[number]
 
 
-def _seed_of(seed: int, number: int) -> int:
-    """Of all that is drawn to train a network of a bank; that of first weights is read again."""
-    return seed_of(seed, "bank", number)
+def with_source(dataset: Dataset, options: BankOptions) -> tuple[BankOptions, Bank | None]:
+    """Options, with what the bank has that is to be fine-tuned, and that bank, if there is one."""
+    options.check()
+    if options.from_bank is None:
+        return options, None
+    source = Bank.load_for(dataset, options.from_bank, "from_bank", "cpu")
+    networks = len(source) if options.networks is AS_PUBLISHED else options.networks
+    if networks > len(source):
+        raise ValueError(
+            f"networks: expected at most {len(source)}, as many as from_bank has, got {networks}"
+        )
+    spec = source.record["network"]
+    return replace(options, network=spec, networks=networks, together=1), source
 
 
 def train_bank(
@@ -139,7 +167,7 @@ def train_bank(
         options: of the networks; of a bank that is there, only their number may change, to more.
         device: default: a GPU where there is one.
         resume: go on with the bank that was begun there.
-        objective: what they minimise.
+        objective: what they minimise, in the place of cross-entropy.
         command: that makes the same again, for the record.
         say: told each network's accuracy.
 
@@ -153,12 +181,24 @@ def train_bank(
         (torch.Size([5, 10]), torch.Size([5, 32]))
     """
     path, place = Path(path), usable_device(device)
-    (options,) = with_precision((options,), place)
+    options, source = with_source(dataset, with_precision((options,), place)[0])
     channels, size, _ = dataset.shape
     spec = options.network or bank_network(dataset.name, size)
     record = {**dataset.describe(), **options.as_record(), "network": spec}
     if objective is not cross_entropy:  # a key that older files lack
         record["objective"] = f"{objective.__module__}.{objective.__qualname__}"
+    tuning, noted = None, {"command": command}
+    if source is not None:
+        if objective is not cross_entropy:
+            raise ValueError(f"objective: expected none beside {options.objective} of the options")
+        record["source"] = source.describe()
+        noted["source_command"] = source.record.get("command", "")
+        tuning = MCMI(source, record["source"], dataset, options, place)
+        if tuning.weight > 0:
+            say(
+                f"mcmi_weight: {tuning.weight:g} is above 0, which makes the CMI of outputs "
+                "smaller: learning constrained by CMI, and not MCMI"
+            )
     state = build_network(spec, channels, size, dataset.num_classes).state_dict()
 
     def last_state(stack: Stack, place: int, number: int) -> dict[str, Tensor]:
@@ -169,8 +209,11 @@ def train_bank(
             )
         return state
 
-    seeds = [_seed_of(options.seed, k) for k in range(options.networks)]
-    task = TrainingTask("network", spec, options.recipe(), seeds, options.together, objective)
+    drawing = "bank" if tuning is None else "mcmi"
+    seeds = [seed_of(options.seed, drawing, k) for k in range(options.networks)]
+    task = TrainingTask(
+        "network", spec, options.recipe(), seeds, options.together, objective, tuning
+    )
     with ranks.only_first(lambda: locked(path)):
         growing = ranks.from_first(
             lambda: GrowingFile(
@@ -183,7 +226,7 @@ def train_bank(
                 what="bank",
                 lower="networks",
                 grows="networks",
-                noted={"command": command},
+                noted=noted,
             )
         )
         fill(growing, task, dataset, place, at_the_end=last_state, say=say)

@@ -7,8 +7,9 @@ them write into the one file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,13 +17,38 @@ from torch import Tensor
 from cmidd import ranks
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import EncodedImages
+from cmidd.datasets.encoded import EncodedImages, Images
+from cmidd.device import precision_on
 from cmidd.interruption import Stop, deferred
 from cmidd.options.recipe import Recipe
 from cmidd.progress import progress
 from cmidd.storage.growing_file import GrowingFile
 from cmidd.training import Objective, Progress, Stack, cross_entropy, networks_together
 from cmidd.training_file import TrainingFile, about_training, train_or_go_on, training_path
+
+
+class Tuning(Protocol):
+    """Networks that begin with the weights of others, one at a time, and what they minimise."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What tells it from others, as JSON gives it back."""
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """What the objective depends on beside the network; kept with training that is stopped."""
+
+    def first_state(self, number: int) -> dict[str, Tensor]:
+        """The state that network `number` begins with."""
+
+    def prepare(self, stack: Stack, images: Images, labels: Tensor, seed: int) -> None:
+        """Make the objective's state, of a network that begins."""
+
+    def objective(self, stack: Stack, images: Tensor, targets: Tensor) -> Tensor:
+        """What is minimised."""
+
+    def found(self, stack: Stack, number: int) -> str:
+        """What became of network `number`, in words that follow its accuracy."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +61,19 @@ class TrainingTask:
     seeds: Sequence[int]  # of each
     together: int | None  # networks at once; None: as suits the device
     objective: Objective = cross_entropy
+    tuning: Tuning | None = None  # in the place of fresh weights and of the objective
+
+    def stack(self, group: range, dataset: Dataset, device: torch.device) -> Stack:
+        """The networks of these numbers, as they begin."""
+        spec, precision = self.spec, precision_on(device, self.recipe.precision)
+        if self.tuning is None:
+            seeds = [self.seeds[k] for k in group]
+            return Stack.fresh(spec, dataset.shape, dataset.num_classes, seeds, device, precision)
+        states = [
+            {name: tensor.to(device) for name, tensor in self.tuning.first_state(k).items()}
+            for k in group
+        ]
+        return Stack(spec, dataset.shape, dataset.num_classes, states, precision)
 
 
 AfterEpoch = Callable[[Stack, range, set[int], int], None]
@@ -64,6 +103,7 @@ def fill(
         say: told each network's accuracy.
     """
     missing, count, recipe = set(ranks.from_first(growing.missing)), len(task.seeds), task.recipe
+    tuning = task.tuning
     if len(missing) < count:
         say(f"{count - len(missing)} of {count} {task.name}s are there already")
     if not missing:
@@ -84,11 +124,13 @@ def fill(
         for group in groups:
             wanted = missing & set(group)
             seeds = [task.seeds[k] for k in group]
-            stack = Stack.fresh(
-                task.spec, dataset.shape, dataset.num_classes, seeds, device, recipe.precision
-            )
+            stack = task.stack(group, dataset, device)
             about = about_training(seeds, task.spec, recipe, dataset.describe())
-            kept = TrainingFile(training_path(growing.complete_path, group.start + 1), about)
+            where = training_path(growing.complete_path, group.start + 1)
+            if tuning is None:
+                kept = TrainingFile(where, about)
+            else:
+                kept = TrainingFile(where, {**about, "tuning": tuning.about}, tuning.state)
             if not all(growing.is_begun(k) for k in wanted):
                 kept.discard()  # its epochs went into a file that is gone
 
@@ -97,11 +139,15 @@ def fill(
                 stack: Stack = stack,
                 group: range = group,
                 wanted: set[int] = wanted,
+                seeds: Sequence[int] = seeds,
             ) -> None:
                 if done is not None:
                     say(f"{_words(task.name, group, count)}: going on in epoch {done.epoch + 1}")
                     bar.update(done.epoch * len(wanted))
-                elif after_epoch is not None:
+                    return
+                if tuning is not None:
+                    tuning.prepare(stack, images, labels, seeds[0])
+                if after_epoch is not None:
                     after_epoch(stack, group, wanted, 0)
 
             def advance(
@@ -126,7 +172,7 @@ def fill(
                 kept=kept,
                 stop=stop,
                 what=_words(task.name, group, count),
-                objective=task.objective,
+                objective=task.objective if tuning is None else tuning.objective,
                 at_start=begin,
                 on_epoch=advance,
             )
@@ -141,6 +187,8 @@ def fill(
                     line = (
                         f"{task.name} {k + 1} of {count}: {accuracy:.1%} of {dataset.judges} right"
                     )
+                    if tuning is not None:
+                        line += tuning.found(stack, k)
                     said.append(line)
                     say(line)
             kept.discard()

@@ -74,6 +74,8 @@ USAGE = {
     "experts --experts 0": "--experts: expected at least 1, got 0",
     "experts --lr 0": "--lr: expected more than 0, got 0.0",
     "pretrain --networks 0": "--networks: expected at least 1, got 0",
+    "pretrain --mcmi_weight nan": "--mcmi_weight: expected a number, got nan",
+    "pretrain --objective cmi": "--objective: expected cross_entropy or mcmi, got 'cmi'",
     "evaluate --random_real 2 --repeats 0": "--repeats: expected at least 1, got 0",
     "score": "--bank: expected the file that cmidd pretrain makes; see cmidd score --help",
     "export": "--set: expected a synthetic set: the folder of a run, its result.safetensors, or a "
@@ -187,6 +189,12 @@ EARLY = {
     "folder that cmidd distill wrote to, or the file of a set",
     "report none --bank b": "--bank: expected a file with a bank of networks, found none at b; ",
     "pretrain --network nosuch": f"--network: no 'nosuch'; {NETWORKS}",
+    "pretrain --objective mcmi": "--from_bank: expected a bank whose networks mcmi fine-tunes; "
+    "cmidd pretrain without --objective makes one",
+    "pretrain --objective mcmi --from_bank none": "--from_bank: expected a file with a bank of "
+    "networks, found none at none; cmidd pretrain makes one",
+    "pretrain --centroids moving": "--centroids: expected objective mcmi with it; give "
+    "--objective mcmi too",
 }
 # Of what only the images tell.
 LATE = {

@@ -1,0 +1,234 @@
+"""What students with few images learn from a teacher, plain or fine-tuned by MCMI.
+
+python -m bench.teachers --data digits --seeds 0 1 2
+
+A teacher is trained on all training images, and fine-tuned: by MCMI, and for as long by
+cross-entropy alone, so that the two can be told apart. Students, smaller networks, see a share of
+each class. They minimise
+
+    0.1 cross-entropy + 0.9 T^2 KL(teacher's softmax(logits / T) || student's),    T = 4
+
+or cross-entropy alone, where they have no teacher. Test images judge.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.harness.command import add_rows, benchmark_parser, finish, new_record
+from bench.harness.records import Record, Row, head_of, rows_of
+from bench.harness.tables import table
+from cmidd.datasets import Dataset, load_dataset
+from cmidd.networks import Network
+from cmidd.options.pretrained import BankOptions
+from cmidd.options.recipe import Recipe
+from cmidd.pretrained.bank import Bank, train_bank
+from cmidd.pretrained.mcmi import accuracy_and_cmi
+from cmidd.seeds import generator, seed_of
+from cmidd.training import Objective, Stack, cross_entropy, fresh_and_trained
+
+CPU = torch.device("cpu")
+TEMPERATURE, OF_LABELS, OF_TEACHER = 4.0, 0.1, 0.9  # as published
+NONE, PLAIN, LONGER, MCMI = "none", "plain", "plain, trained longer", "MCMI"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How teachers and students of a dataset are trained."""
+
+    teacher: str
+    teacher_epochs: int
+    tuned_epochs: int
+    student: str
+    student_epochs: int  # on a share of the images
+    students: int  # of each teacher
+    lr: float = 0.05
+
+
+SETTINGS = {
+    "digits": Setting("convnet:depth=2,width=64", 30, 20, "convnet:depth=2,width=16", 300, 5),
+    "fashionmnist": Setting("convnet:width=64", 15, 10, "convnet:width=32", 60, 2),
+}
+QUICK = Setting("convnet:depth=1,width=8", 2, 1, "convnet:depth=1,width=4", 2, 1)
+
+
+def distillation(teacher: Callable[[Tensor], Tensor]) -> Objective:
+    """What students minimise that learn from a teacher."""
+
+    def objective(stack: Stack, images: Tensor, targets: Tensor) -> Tensor:
+        logits = stack(images).flatten(0, 1)
+        with torch.no_grad():
+            known = F.log_softmax(teacher(images.flatten(0, 1)) / TEMPERATURE, 1)
+        found = F.log_softmax(logits / TEMPERATURE, 1)
+        apart = F.kl_div(found, known, reduction="sum", log_target=True) * TEMPERATURE**2
+        of_labels = F.cross_entropy(logits, targets.flatten(0, 1), reduction="sum")
+        return OF_LABELS * of_labels + OF_TEACHER * apart
+
+    return objective
+
+
+def rows_of_share(dataset: Dataset, share: float, seed: int) -> Tensor:
+    """Row numbers of a share of each class's training images, one at least."""
+    chosen = []
+    for c, count in enumerate(dataset.train.offsets.diff().tolist()):
+        drawn = torch.randperm(count, generator=generator(seed, "share", c))
+        chosen.append(int(dataset.train.offsets[c]) + drawn[: max(1, round(share * count))])
+    return torch.cat(chosen)
+
+
+def teachers(
+    dataset: Dataset, setting: Setting, weight: float, seed: int, folder: Path
+) -> dict[str, Bank]:
+    """Banks of one network each, by what they are called."""
+    recipe: dict[str, Any] = {"lr": setting.lr, "seed": seed, "augmentation": "all:crop_flip"}
+    plain = BankOptions(
+        setting.teacher, networks=1, epochs=setting.teacher_epochs, batch_size=64,
+        weight_decay=5e-4, schedule="cosine", **recipe,
+    )  # fmt: skip
+    source = folder / f"plain-{seed}"
+    made = {PLAIN: train_bank(source, dataset, plain, CPU, resume=True, say=_quiet)}
+    for name, of_cmi in ((LONGER, 0.0), (MCMI, weight)):
+        tuning = BankOptions(
+            objective="mcmi", from_bank=source, mcmi_weight=of_cmi, epochs=setting.tuned_epochs,
+            **recipe,
+        )  # fmt: skip
+        out = folder / f"tuned-{seed}-{of_cmi:g}"
+        made[name] = train_bank(out, dataset, tuning, CPU, resume=True, say=_quiet)
+    return made
+
+
+def students_of(
+    teacher: Network | None, dataset: Dataset, setting: Setting, share: float, seed: int
+) -> list[float]:
+    """Accuracies of students."""
+    rows = rows_of_share(dataset, share, seed)
+    images, labels = dataset.to_input(dataset.train.images[rows]), dataset.train.labels[rows]
+    recipe = Recipe(
+        setting.student_epochs, setting.lr, batch_size=64, augmentation="all:crop_flip",
+        schedule="cosine",
+    )  # fmt: skip
+    found = []
+    for k in range(setting.students):
+        stack = fresh_and_trained(
+            setting.student, images, labels, dataset.num_classes, [seed_of(seed, "student", k)],
+            recipe, mirror=dataset.mirror,
+            objective=cross_entropy if teacher is None else distillation(teacher),
+        )  # fmt: skip
+        found += stack.accuracy(dataset.batches(dataset.test, CPU))
+    return found
+
+
+def measure(
+    dataset: Dataset, setting: Setting, share: float, weight: float, seed: int, folder: Path
+) -> list[Row]:
+    """The rows of a seed."""
+    about = {"data": dataset.name, "seed": seed, "share": share}
+    rows: list[Row] = [
+        {**about, "teacher": NONE, "students": students_of(None, dataset, setting, share, seed)}
+    ]
+    for name, bank in teachers(dataset, setting, weight, seed, folder).items():
+        accuracy, cmi = accuracy_and_cmi(
+            bank[0], dataset.batches(dataset.test, CPU), dataset.num_classes
+        )
+        students = students_of(bank[0], dataset, setting, share, seed)
+        rows.append(
+            {**about, "teacher": name, "accuracy": accuracy, "cmi": cmi, "students": students}
+        )
+    return rows
+
+
+def _quiet(text: str) -> None:
+    """Say nothing: the record has it."""
+
+
+def report(record: Record) -> str:
+    """Render the record as Markdown."""
+    lines = []
+    for name in dict.fromkeys(row["teacher"] for row in record.rows):
+        rows = rows_of(record.rows, teacher=name)
+        students = [statistics.mean(row["students"]) for row in rows]
+        teacher = ["", ""]
+        if name != NONE:
+            cmis = [row["cmi"] for row in rows]
+            teacher = [_percent([row["accuracy"] for row in rows]), _mean_and_spread(cmis, "4f")]
+        lines.append([name, *teacher, _percent(students), _gain(record, name)])
+    header = ["teacher", "its accuracy, %", "CMI of its outputs", "accuracy of students, %",
+              "over those of the plain teacher"]  # fmt: skip
+    settings, seeds = record.settings, len({row["seed"] for row in record.rows})
+    words = (
+        f"{settings['data']}, {seeds} seeds, {settings['students']} students of each teacher, "
+        f"which see {settings['share']:.0%} of the training images. The teacher is a "
+        f"`{settings['teacher']}`, the student a `{settings['student']}`. The weight of MCMI is "
+        f"{settings['weight']:g}. Deviations are over seeds; that of a difference is its standard "
+        "error, of differences seed by seed."
+    )
+    return "\n\n".join([*head_of(record), words, table(header, lines)])
+
+
+def _gain(record: Record, name: str) -> str:
+    """Points of the students over those of the plain teacher, seed by seed."""
+    of_both = [
+        {
+            row["seed"]: statistics.mean(row["students"])
+            for row in rows_of(record.rows, teacher=each)
+        }
+        for each in (name, PLAIN)
+    ]
+    differences = [100 * (of_both[0][seed] - of_both[1][seed]) for seed in of_both[0]]
+    if name == PLAIN:
+        return ""
+    error = statistics.stdev(differences) / len(differences) ** 0.5 if differences[1:] else 0.0
+    return f"{statistics.mean(differences):+.1f} ± {error:.1f}"
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return _mean_and_spread([100 * share for share in shares], "1f")
+
+
+def _mean_and_spread(numbers: Sequence[float], form: str) -> str:
+    spread = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+    return f"{statistics.mean(numbers):.{form}} ± {spread:.{form}}"
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = benchmark_parser("bench.teachers", __doc__, "", unit="seed", on_gpus=False)
+    add = parser.add_argument
+    add("--data", default="digits", choices=list(SETTINGS), help="(%(default)s)")
+    add("--root", type=Path, default=Path("data"), help="folder of datasets (%(default)s)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(%(default)s)")
+    add("--share", type=float, default=0.05, help="of images that students see (%(default)s)")
+    add("--weight", type=float, default=-0.15, help="of MCMI (%(default)s)")
+    add("--folder", type=Path, default=Path("out/teachers"), help="of teachers (%(default)s)")
+    add("--quick", action="store_true", help="a look: tiny networks, little training")
+    args = parser.parse_args()
+    args.name = args.name or f"teachers-{args.data}"
+    setting = QUICK if args.quick else SETTINGS[args.data]
+    about = {"data": args.data, "share": args.share, "weight": args.weight, **asdict(setting)}
+    seeds = " ".join(map(str, args.seeds))
+    arguments = (
+        f"--data {args.data} --share {args.share:g} --weight {args.weight:g} --seeds {seeds}"
+    )
+    record = new_record("teachers", args, {**about, "arguments": arguments})
+    # Teachers of other settings are others, though they have the same names.
+    folder = args.folder / f"{seed_of(json.dumps(about)):016x}"
+    dataset = load_dataset(args.data, args.root)
+    done = {row["seed"] for row in record.rows}
+    for seed in args.seeds:
+        if seed not in done:
+            given_all = dataset, setting, args.share, args.weight, seed, folder
+            add_rows(record, args, measure(*given_all))
+    finish(record, args, report)
+
+
+if __name__ == "__main__":
+    main()
