@@ -9,10 +9,12 @@ over seeds.
     python -m bench.digits --methods dc dsa mtt --ipc 1 10        # and its other methods
     python -m bench.digits --sweep 0 0.1 1 10 100 --seeds 100 101 # weights of CMI
     python -m bench.digits --methods idc --ipc 1 --seeds 100 101 --settings "" "factor=1" "factor=2"
+    python -m bench.digits --settings "" "mim_weight=1" --judge test  # DM, and with InfoNCE
 
 A sweep judges by the real *training* images, so that the table's test images stay unseen. Settings
-of a method are judged by a fifth of the training images, which are held out from the start. Runs go
-into a folder that a second start picks up where the first was cut.
+of a method, and of InfoNCE beside it, are judged by a fifth of the training images, which are held
+out from the start, unless they were chosen already. Runs go into a folder that a second start picks
+up where the first was cut.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from cmidd.loop import distill
 from cmidd.methods import METHODS, cmi_weight, fill_in_published
 from cmidd.options.cmi import CMIOptions
 from cmidd.options.distill import DistillOptions
+from cmidd.options.infonce import InfoNCEOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 from cmidd.options.recipe import DSA, Recipe
 from cmidd.pretrained.bank import train_bank
@@ -80,7 +83,7 @@ class Case:
     weight: float  # of CMI
     seed: int
     judge: str  # "test" or, in a sweep, "train" or "held out"
-    settings: str = ""  # of the method or the loop that are not the usual ones: "factor=1 ..."
+    settings: str = ""  # of method, InfoNCE or loop that are not the usual ones: "factor=1 ..."
 
     @property
     def run(self) -> str:
@@ -168,11 +171,11 @@ def _seen_of_stored(method: str, ipc: int) -> int:
 
 def _distilled(case: Case, dataset: Dataset, folder: Path) -> tuple[Tensor, Tensor, float | None]:
     """What networks see, labels and, if one was learned, the learning rate to train with."""
-    names, bank = _options_of(case.method), folder / "bank.safetensors"
+    given, names, bank = case.given, _options_of(case.method), folder / "bank.safetensors"
     of_method: dict[str, Any] = dict(SHORTER) if "inner_epochs" in names else {}
     of_method |= {name: folder / file for name, file in FILES.items() if name in names}
-    of_method |= {name: value for name, value in case.given.items() if name in names}
-    of_loop = {name: value for name, value in case.given.items() if name not in names}
+    of_method |= {name: given.pop(name) for name in names & given.keys()}
+    of_infonce = {name: given.pop(name) for name in [*given] if name.startswith("mim_")}
     loop = DistillOptions(case.ipc, seed=case.seed)
     _, options, _ = fill_in_published(
         case.method, dataset, case.ipc, loop, METHODS[case.method].options(**of_method)
@@ -181,10 +184,11 @@ def _distilled(case: Case, dataset: Dataset, folder: Path) -> tuple[Tensor, Tens
         updates = UPDATES[case.method] // getattr(options, "outer_steps", 1)
         loop = replace(loop, iterations=updates)
     holds_several = (getattr(options, "factor", None) or 1) > 1
-    loop = replace(loop, **{"init": "cells" if holds_several else "real", **of_loop})
+    loop = replace(loop, **{"init": "cells" if holds_several else "real", **given})
     cmi = CMIOptions(bank=bank if case.weight else None, cmi_weight=case.weight or None)
     run_folder = RunFolder(folder / case.run, {"case": case.run}, resume=True)
-    run = prepare(case.method, dataset, loop, options, cmi, device=CPU, say=_quiet)
+    of_run, infonce = (dataset, loop, options, cmi), InfoNCEOptions(**of_infonce)
+    run = prepare(case.method, *of_run, infonce=infonce, device=CPU, say=_quiet)
     made = distill(run, run_folder, say=_quiet).seen()
     return made.images, made.labels, made.record.get("learned_lr")
 
@@ -218,12 +222,16 @@ def sweep_cases(
 
 
 def settings_cases(
-    methods: Sequence[str], given: Sequence[str], ipcs: Sequence[int], seeds: Sequence[int]
+    methods: Sequence[str],
+    given: Sequence[str],
+    ipcs: Sequence[int],
+    seeds: Sequence[int],
+    judge: str = "held out",
 ) -> list[Case]:
-    """Every setting on every seed, without CMI, judged by training images that are held out."""
+    """Every setting on every seed, without CMI; by default judged by images that are held out."""
     every = itertools.product(sorted(ipcs, reverse=True), methods, given, seeds)
     return [
-        Case(method, ipc, 0.0, seed, "held out", " ".join(words.split()))
+        Case(method, ipc, 0.0, seed, judge, " ".join(words.split()))
         for ipc, method, words, seed in every
     ]
 
@@ -287,13 +295,14 @@ def main() -> None:
     sweep = parser.add_mutually_exclusive_group().add_argument
     sweep("--sweep", type=float, nargs="+", metavar="WEIGHT", help="weights of CMI to try")
     sweep("--settings", nargs="+", metavar="'NAME=VALUE ...'", help="settings of methods to try")
+    add("--judge", default="held out", choices=["held out", "test"], help="of settings")
     add("--jobs", type=int, default=os.cpu_count(), help="(%(default)s)")
     add("--folder", type=Path, default=Path("out/digits"), help="(%(default)s)")
     given = parser.parse_args()
     if given.sweep:
         cases = sweep_cases(given.methods, given.sweep, given.ipc, given.seeds)
     elif given.settings:
-        cases = settings_cases(given.methods, given.settings, given.ipc, given.seeds)
+        cases = settings_cases(given.methods, given.settings, given.ipc, given.seeds, given.judge)
     else:
         cases = table_cases(given.methods, given.ipc, given.seeds)
         lacking = [name for name in given.methods if name in METHODS and not _has_weight(name)]
@@ -302,13 +311,14 @@ def main() -> None:
     # Runs of other settings are others, though they have the same names.
     about = settings(given.methods)
     folder = given.folder / f"{seed_of(json.dumps(about)):016x}"
-    if given.settings:
+    if cases[0].judge == "held out":
         folder /= "held out"
     rows = run_all(cases, folder, given.jobs)
     if (given.sweep or given.settings) and given.name == "digits":
         given.name = "digits-sweep"
     options = {name: getattr(given, name) for name in ("methods", "ipc", "seeds")}
     options |= {name: getattr(given, name) for name in ("sweep", "settings") if vars(given)[name]}
+    options |= {"judge": ["test"]} if given.judge == "test" else {}
     arguments = " ".join(
         f"--{name} {shlex.join(map(str, values))}" for name, values in options.items()
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cmikernels.backends import BackendStatus, available_backends
 from cmikernels.class_index import ClassIndex
 from cmikernels.cmi import CMILoss, class_centroids, cmi_value_and_grad, fused_cmi
+from cmikernels.infonce import class_infonce
 from cmikernels.norm_act_pool import NormActPool, norm_act_pool
 from cmikernels.regularizer import CMIRegularizer
 
@@ -26,6 +27,7 @@ __all__ = [
     "NormActPool",
     "available_backends",
     "class_centroids",
+    "class_infonce",
     "cmi_value_and_grad",
     "fused_cmi",
     "ncmi",

@@ -120,18 +120,18 @@ def check_num_classes(num_classes: int) -> None:
         raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
 
 
-def check_labels(labels: Tensor) -> None:
+def check_labels(labels: Tensor, name: str = "classes") -> None:
     """Raise unless `labels` is a 1-d integer tensor."""
     if not isinstance(labels, Tensor):
         raise TypeError(
-            f"classes: expected a tensor of labels or a ClassIndex, got {type(labels).__name__}"
+            f"{name}: expected a tensor of labels or a ClassIndex, got {type(labels).__name__}"
         )
     if labels.dtype not in _INTEGER_DTYPES:
-        raise TypeError(f"classes: expected labels of an integer dtype, got {labels.dtype}")
+        raise TypeError(f"{name}: expected labels of an integer dtype, got {labels.dtype}")
     if labels.dim() != 1:
-        raise ValueError(f"classes: expected labels of shape (N,), got {tuple(labels.shape)}")
+        raise ValueError(f"{name}: expected labels of shape (N,), got {tuple(labels.shape)}")
     refuse_vmap(
-        "classes",
+        name,
         labels,
         "call once for each, or give equal classes at once as features (..., C, n, M)",
     )

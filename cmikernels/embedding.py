@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from cmikernels.precision import computing
 
@@ -26,21 +28,39 @@ def embed(
     The caller's autocast is off in here: the precision of CMI is its own choice.
     """
     with computing(precision, images.device.type, network=True):
-        if layer == "logits":
-            features: Tensor = _run(network, network, images)
-        elif layer == "features" and _has_embed_method(network):
-            features = _run(network.embed, network, images)  # type: ignore[arg-type]
-        else:
-            features = _capture(network, images, layer)
+        features = _outputs(network, images, [layer])[layer]
+    return _in_dtype_of_images(features, images, precision).flatten(1)
+
+
+def embed_each(
+    network: nn.Module, images: Tensor, layers: Sequence[str], precision: str | None = None
+) -> list[Tensor]:
+    """Features `(N, M)` of several layers, in their order, by one pass through the network.
+
+    Layers are named as for `embed`. Maps `(N, channels, ...)` of a named layer become the means of
+    their channels over positions.
+    """
+    with computing(precision, images.device.type, network=True):
+        found = _outputs(network, images, layers)
+    features = []
+    for layer in layers:
+        output = _in_dtype_of_images(found[layer], images, precision)
+        is_map = layer not in ("features", "logits") and output.dim() > 2
+        features.append(output.flatten(2).mean(dim=2) if is_map else output.flatten(1))
+    return features
+
+
+def _in_dtype_of_images(features: Tensor, images: Tensor, precision: str | None) -> Tensor:
+    """Features that the network computed in bfloat16 for speed, put back; of others a warning."""
     if precision == "bfloat16":  # of what the network computed; sums over features are float32
         features = features.to(images.dtype)
     if features.dtype in (torch.bfloat16, torch.float16):
         warnings.warn(
             f"features: a network in {features.dtype} has images and a gradient of them that are "
             "rounded too; use float32 networks, with precision='bfloat16' where that is enough",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return features.flatten(1)
+    return features
 
 
 def _has_embed_method(network: nn.Module) -> bool:
@@ -49,34 +69,42 @@ def _has_embed_method(network: nn.Module) -> bool:
     return callable(method) and not isinstance(method, nn.Module)
 
 
-def _capture(network: nn.Module, images: Tensor, layer: str) -> Tensor:
-    """What enters the last linear layer, or leaves the named one."""
-    captured: list[Tensor] = []
+def _outputs(network: nn.Module, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    """What a network makes of images at some layers; it runs once, or for its `embed` and again."""
+    found: dict[str, Tensor] = {}
+    embeds = "features" in layers and _has_embed_method(network)
+    watched = {*layers} - {"logits"} - ({"features"} if embeds else set())
+    with ExitStack() as hooks:
+        for layer in sorted(watched):
+            hooks.callback(_watch(network, layer, found).remove)
+        if embeds:
+            found["features"] = _run(network.embed, network, images)  # type: ignore[arg-type]
+        if not found.keys() >= {*layers}:
+            found["logits"] = _run(network, network, images)
+    for layer in layers:
+        if layer not in found:
+            raise ValueError(f"layer: {layer!r} was not reached when the network ran")
+    return found
+
+
+def _watch(network: nn.Module, layer: str, found: dict[str, Tensor]) -> RemovableHandle:
+    """Have a network keep what enters its last linear layer, or leaves the named one."""
 
     def keep_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        captured.append(inputs[0])
+        found[layer] = inputs[0]
 
     def keep_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        captured.append(output.clone())  # what comes next may work in place
+        found[layer] = output.clone()  # what comes next may work in place
 
-    if layer == "features":
-        linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-        if not linear:
-            raise ValueError(
-                f"layer: {type(network).__name__} has no nn.Linear whose input would be the "
-                "features; name a submodule, or 'logits' for what the network returns"
-            )
-        handle = linear[-1].register_forward_pre_hook(keep_input)
-    else:
-        module = named_layer(network, layer)
-        handle = module.register_forward_hook(keep_output)
-    try:
-        _run(network, network, images)
-    finally:
-        handle.remove()
-    if not captured:
-        raise ValueError(f"layer: {layer!r} was not reached when the network ran")
-    return captured[-1]
+    if layer != "features":
+        return named_layer(network, layer).register_forward_hook(keep_output)
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(
+            f"layer: {type(network).__name__} has no nn.Linear whose input would be the "
+            "features; name a submodule, or 'logits' for what the network returns"
+        )
+    return linear[-1].register_forward_pre_hook(keep_input)
 
 
 def named_layer(network: nn.Module, layer: str) -> nn.Module:

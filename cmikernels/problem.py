@@ -100,7 +100,7 @@ def checked_call(
     With `lazy` (a compiler is tracing) a labels tensor is handed back unread, for the registered op
     to index at run time; num_classes is then 0 where nothing tells it.
     """
-    _check_dense("features", features)
+    check_dense("features", features)
     if features.dtype not in FEATURE_DTYPES:
         raise TypeError(
             "features: expected float32, bfloat16, float16 or float64, "
@@ -200,7 +200,8 @@ def check_memory(features: Tensor) -> None:
         )
 
 
-def _check_dense(name: str, tensor: object) -> None:
+def check_dense(name: str, tensor: object) -> None:
+    """Raise unless it is a tensor that is neither sparse nor of another such layout."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
     if tensor.layout != torch.strided:
@@ -210,7 +211,7 @@ def _check_dense(name: str, tensor: object) -> None:
 
 def _rows_of_centroids(centroids: Tensor) -> int:
     """Number of classes that centroids are for, where nothing else tells it."""
-    _check_dense("centroids", centroids)
+    check_dense("centroids", centroids)
     if centroids.dim() != 2 or centroids.shape[0] == 0:
         raise ValueError(
             "centroids: expected shape (C, M) with at least one class, "
@@ -221,7 +222,7 @@ def _rows_of_centroids(centroids: Tensor) -> int:
 
 def _check_centroids(centroids: Tensor, features: Tensor, class_shape: torch.Size) -> Tensor:
     """Centroids as `(C, M)` contiguous in the arithmetic dtype."""
-    _check_dense("centroids", centroids)
+    check_dense("centroids", centroids)
     if centroids.dtype not in FEATURE_DTYPES:
         raise TypeError(f"centroids: expected a floating-point tensor, got {centroids.dtype}")
     if centroids.requires_grad and torch.is_grad_enabled():

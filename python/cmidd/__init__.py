@@ -11,9 +11,9 @@ The names in `__all__` are stable. The rooms behind them, in the order of a run:
 real images, `networks` see them, `pretrained` keeps networks trained on them, `augment` changes
 images, `first_images` starts from some, `synthetic` is the distilled set and its file, `exchange`
 reads and writes those of other tools, `methods` has a file for each method, `run` sets one up,
-`loop` runs it, `regularization` is its CMI, `storage` its files, `evaluate` trains fresh networks
-on the result, `report` draws it. `options` is what all of these can be told, `cli` has the
-commands.
+`loop` runs it, `regularization` is its CMI and `infonce` its InfoNCE, `storage` its files,
+`evaluate` trains fresh networks on the result, `report` draws it. `options` is what all of these
+can be told, `cli` has the commands.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cmidd.options.idc import IDCOptions
     from cmidd.options.idm import IDMOptions
     from cmidd.options.iid import IIDOptions
+    from cmidd.options.infonce import InfoNCEOptions
     from cmidd.options.mtt import MTTOptions
     from cmidd.options.ncfm import NCFMOptions
     from cmidd.options.pretrained import BankOptions, ExpertOptions
@@ -72,6 +73,7 @@ _HOME = {
     "ExpertOptions": "options.pretrained",
     "train_experts": "pretrained.experts",
     "CMIOptions": "options.cmi",
+    "InfoNCEOptions": "options.infonce",
     "SyntheticSet": "synthetic",
 }
 
@@ -89,6 +91,7 @@ __all__ = [
     "IDCOptions",
     "IDMOptions",
     "IIDOptions",
+    "InfoNCEOptions",
     "MTTOptions",
     "Method",
     "MethodEntry",

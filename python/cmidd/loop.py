@@ -2,8 +2,9 @@
 
     images <- images - lr * momentum average of d (loss of the method + weight x CMI) / d images
 
-and likewise, each with its own lr, what a method learns beside the images. Where there are several
-ranks, each adds its share of loss and gradients, and all of them take the same step.
+with InfoNCE where it is asked for, and likewise, each with its own lr, what a method learns beside
+the images. Where there are several ranks, each adds its share of loss and gradients, and all of
+them take the same step.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from cmidd.progress import progress
 from cmidd.run import Run
 from cmidd.storage.run_folder import RunFolder, read_log, versions
 from cmidd.synthetic import SyntheticSet
+from cmidd.term import Term
 
 
 def distill(
@@ -95,7 +97,9 @@ class Loop:
             self.scales.append(method.class_scale[run.labels].to(run.images).view(-1, 1, 1, 1))
         if method.channel_scale is not None:
             self.scales.append(method.channel_scale.to(run.images).view(-1, 1, 1))
-        self.made_with = {**method.input_records, **run.cmi.input_records}
+        self.made_with = dict(method.input_records)
+        for term in run.terms:
+            self.made_with |= term.input_records
         self.total = options.iterations * method.updates
         self.place = checkpoint.restore(folder, self.leaves, self.optimizer, method, self.made_with)
         if self.done:
@@ -129,14 +133,14 @@ class Loop:
                 for update in range(place.update, method.updates):
                     self.end_if_asked()
                     logged = reports and update == method.updates - 1
-                    loss, value = self.update(iteration, update, logged=logged)
+                    loss, values = self.update(iteration, update, logged=logged)
                     place.losses.append(loss)
                     place.update = update + 1
                     bar.update()
                 saves = last or number % options.checkpoint_every == 0
                 if reports or saves:
                     ranks.wait()  # before a GPU is waited for, which would not notice one gone
-                    numbers = self.numbers(value)
+                    numbers = self.numbers(values)
                     largest = self.check_finite(numbers)
                 if reports:
                     self.report(iteration, numbers, bar)
@@ -145,26 +149,32 @@ class Loop:
                 if saves:
                     self.save()
 
-    def update(self, iteration: int, update: int, *, logged: bool) -> tuple[Tensor, Tensor]:
-        """One step of the images; the method's loss and the weighted CMI before it."""
+    def update(
+        self, iteration: int, update: int, *, logged: bool
+    ) -> tuple[Tensor, dict[Term, Tensor]]:
+        """One step of the images; the method's loss and the weighted terms before it."""
         method, images = self.run.method, self.run.images
         if not update:
             method.constrain_images(images.detach())
         with record_function("draws"):
             draws = method.draw(iteration, update)
         loss, gradient = method.loss_and_gradient(images, draws)
-        with record_function("cmi"):
-            value = self.run.cmi.add(images, gradient, iteration, update, logged=logged)
+        values = {}
+        for term in self.run.terms:
+            with record_function(term.name):
+                values[term] = term.add(images, gradient, iteration, update, logged=logged)
         if ranks.count() > 1:
             with record_function("ranks"):
-                loss, value = torch.stack([loss, value.to(loss)])
+                loss, *shares = torch.stack([loss, *(value.to(loss) for value in values.values())])
+                values = dict(zip(values, shares, strict=True))
                 extra = [each.tensor.grad for each in method.extra_parameters.values()]
-                ranks.add_up(loss, value, gradient, *(each for each in extra if each is not None))
+                there = [each for each in extra if each is not None]
+                ranks.add_up(loss, *shares, gradient, *there)
         with record_function("images_step"):
             images.grad = math.prod(self.scales, start=gradient)
             method.take_step(self.optimizer, images, loss)
             method.constrain()
-        return loss, value
+        return loss, values
 
     def end_if_asked(self) -> None:
         """Save what there is and end, if a signal asked any rank for it."""
@@ -176,21 +186,22 @@ class Loop:
                 "keeps"
             )
 
-    def numbers(self, value: Tensor) -> dict[str, float]:
+    def numbers(self, values: Mapping[Term, Tensor]) -> dict[str, float]:
         """What the log says of the iteration under way, after its last update."""
         found = {"loss": torch.stack(self.place.losses).mean().item()}
-        weight, weighted = self.run.cmi.weight_of_mean, value.item()
-        if weight:
-            found["cmi"] = weighted / weight
+        weighted = {term: value.item() for term, value in values.items() if term.weight_of_mean}
+        found |= {term.name: value / term.weight_of_mean for term, value in weighted.items()}
         found |= {name: n.item() for name, n in self.run.method.log_values().items()}
-        return {**found, "weighted_cmi": weighted} if weight else found
+        return found | {f"weighted_{term.name}": value for term, value in weighted.items()}
 
     def report(self, iteration: int, numbers: Mapping[str, float], bar: Any) -> None:
         """Write a line of the log."""
         if not ranks.is_first():
             return
         self.folder.log(iteration, numbers)
-        shown = {name: f"{n:.4g}" for name, n in numbers.items() if name != "weighted_cmi"}
+        shown = {
+            name: f"{n:.4g}" for name, n in numbers.items() if not name.startswith("weighted_")
+        }
         bar.set_postfix(shown)
 
     def warn(self, iteration: int, numbers: dict[str, float], largest: float) -> None:
@@ -235,12 +246,11 @@ class Loop:
     def suspects(self, *, with_values: bool = False) -> list[str]:
         """Options that can make a run diverge."""
         names = [*(f"lr_{name}" for name in self.leaves), *self.run.method.options_that_may_diverge]
-        if self.run.cmi.weight:
-            names.append("cmi_weight")
+        weights = {f"{term.name}_weight": term.weight for term in self.run.terms if term.weight}
+        names += weights
         if not with_values:
             return names
-        values = {**vars(self.run.options), **vars(self.run.method_options)}
-        values["cmi_weight"] = self.run.cmi.weight
+        values = {**vars(self.run.options), **vars(self.run.method_options), **weights}
         given = {name: values.get(name) for name in names}
         return [f"{k} {v:g}" if isinstance(v, int | float) else k for k, v in given.items()]
 
@@ -254,7 +264,7 @@ class Loop:
             "evaluation": evaluation_of(run.method_name, run.dataset, run.options.ipc),
             **_view_record(run.method),
             "made_with": self.made_with,
-            "cmi_weight": run.cmi.weight,
+            **{f"{term.name}_weight": term.weight for term in run.terms},
             "seed": run.options.seed,
             "command": command,
             "config": self.folder.config,

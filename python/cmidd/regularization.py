@@ -5,14 +5,13 @@
 CMI is that of the synthetic images, as networks see them, in the feature space of trained networks.
 These are drawn from the bank anew in every iteration and shared by the iteration's updates, as
 published, or drawn for every update where the method says so. Classes need nothing of one another,
-so ranks share them.
+so ranks share them (`term.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +23,14 @@ from cmidd.methods.base import Method
 from cmidd.options.cmi import CMIOptions
 from cmidd.pretrained.bank import Bank
 from cmidd.progress import progress
+from cmidd.term import Term
 from cmikernels import ClassIndex, CMIRegularizer
 
 
-class CMITerm:
+class CMITerm(Term):
     """What CMI adds to the steps of one run; nothing without a bank or where it would be 0."""
+
+    name = "cmi"
 
     def __init__(
         self,
@@ -54,10 +56,8 @@ class CMITerm:
             weight: asked for the weight where the options have none and CMI is not 0.
             say: told what the user may not expect.
         """
-        self.weight = 0.0
-        self.input_records: dict[str, Any] = {}
-        self._options, self._dataset, self._method = options, dataset, method
-        self._labels_here, self._labels = labels.cpu(), labels.to(images.device)
+        super().__init__(dataset, images, labels, method, options.cmi_on)
+        self._options = options
         self._regularizer: CMIRegularizer | None = None
         if method.bank_draw not in ("iteration", "update"):
             raise ValueError(
@@ -65,14 +65,9 @@ class CMITerm:
             )
         if options.bank is None:
             return
-        batch = method.first_batch(0)
-        if options.cmi_on == "batch" and batch is None:
-            raise ValueError(
-                "cmi_on: batch is for methods that draw batches of the images, fewer than all (as "
-                "batch_syn says); got all at once"
-            )
+        self.check_batch()
         with torch.no_grad():
-            self._all = self._seen(images, self._labels)[1]
+            self._all = self._classes_of(images, self._labels)
         if self._all.largest <= 1 and options.cmi_centroids == "own":
             say(
                 "CMI of one image per class is 0 whatever the image: left out; "
@@ -92,21 +87,17 @@ class CMITerm:
             seed=seed,
             precision=precision_on(images.device, options.cmi_precision, "cmi_precision"),
         )
-        self._mine, self._classes = self._of_rank(torch.arange(len(labels))), self._all
+        self._classes = self._all
         if ranks.count() > 1:
             with torch.no_grad():
-                self._classes = self._seen(images[self._mine], self._labels[self._mine])[1]
+                self._classes = self._classes_of(images[self._mine], self._labels[self._mine])
+        batch = method.first_batch(0)
         if options.cmi_on == "batch" and batch is not None and options.cmi_centroids == "own":
             self._say_who_is_alone(images, batch, say)
 
-    @property
-    def weight_of_mean(self) -> float:
-        """The factor of the mean over images, which the method may multiply."""
-        return self.weight * self._method.cmi_factor
-
     def _say_who_is_alone(self, images: Tensor, batch: Tensor, say: Callable[[str], None]) -> None:
         rows = batch.to(images.device)
-        counts = self._seen(images.detach()[rows], self._labels[rows])[1].counts()
+        counts = self._classes_of(images.detach()[rows], self._labels[rows]).counts()
         alone, seen = int((counts == 1).sum()), int(counts.sum())
         if 2 * alone > seen:
             say(
@@ -115,17 +106,9 @@ class CMITerm:
                 "cmi_on all or cmi_centroids real"
             )
 
-    def _of_rank(self, rows: Tensor) -> Tensor:
-        """Those of some images whose classes are this rank's; `rows` are on the CPU."""
-        classes, labels = ranks.share_of(self._dataset.num_classes), self._labels_here[rows]
-        mine = rows[(labels >= classes.start) & (labels < classes.stop)]
-        return mine.to(self._labels.device)
-
-    def _seen(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ClassIndex]:
-        """What networks see of stored images, and its classes."""
-        if self._method.view is not None:
-            images, labels = self._method.view(images, labels)
-        return images, ClassIndex(labels, self._dataset.num_classes)
+    def _classes_of(self, images: Tensor, labels: Tensor) -> ClassIndex:
+        """The classes of what networks see of stored images."""
+        return ClassIndex(self.seen(images, labels)[1], self._dataset.num_classes)
 
     @property
     def needs_real_means(self) -> bool:
@@ -169,32 +152,18 @@ class CMITerm:
     def add(
         self, images: Tensor, gradient: Tensor, iteration: int, update: int = 0, *, logged: bool
     ) -> Tensor:
-        """Add to the gradient; the weighted value, of the last iteration with CMI if `logged`.
-
-        Both are this rank's shares.
-
-        Args:
-            images: leaf (N, ch, H, W).
-            gradient: of the method, changed in place.
-            iteration: of the run.
-            update: of the iteration, which may have networks of its own.
-            logged: whether the value is looked at.
-        """
+        """As `Term.add`; the weighted value is that of the last iteration with CMI if `logged`."""
         since = iteration % self._options.cmi_every  # iterations since the last with CMI
         if self._regularizer is None or (since and not logged):
             return torch.zeros((), device=images.device)
-        rows = self._method.first_batch(iteration) if self._options.cmi_on == "batch" else None
         with torch.set_grad_enabled(not since):
-            of_all = len(images) if rows is None else len(rows)
-            mine = self._mine if rows is None else self._of_rank(rows)
-            is_all = rows is None and len(mine) == len(images)
-            seen = images if is_all else images[mine]
-            if rows is not None:
-                seen, classes = self._seen(seen, self._labels[mine])
-            else:
-                classes = self._classes
-                if self._method.view is not None:
-                    seen = self._method.view(seen, self._labels[mine])[0]
+            mine, of_all = self.rows_of(iteration)
+            of_batch = mine is not self._mine
+            is_all = not of_batch and len(mine) == len(images)
+            seen, labels = self.seen(images if is_all else images[mine], self._labels[mine])
+            classes = self._classes
+            if of_batch:
+                classes = ClassIndex(labels, self._dataset.num_classes)
             if self._regularizer.centroids is None and classes.largest <= 1:
                 return torch.zeros((), device=images.device)
             step = iteration - since

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from cmidd import ranks
 from cmidd.datasets import Dataset
-from cmidd.device import usable_device, with_precision
+from cmidd.device import precision_on, usable_device, with_precision
 from cmidd.first_images import class_by_class, first_images
+from cmidd.infonce import InfoNCETerm
 from cmidd.methods import (
     Method,
     cmi_weight,
@@ -26,8 +27,10 @@ from cmidd.methods import (
 from cmidd.options.cmi import CMIOptions
 from cmidd.options.distill import DistillOptions
 from cmidd.options.fields import Options
+from cmidd.options.infonce import InfoNCEOptions
 from cmidd.regularization import CMITerm
 from cmidd.storage.run_folder import RunFolder
+from cmidd.term import Term
 
 
 @dataclass(eq=False)
@@ -39,6 +42,7 @@ class Run:
     options: DistillOptions
     method_options: Any
     cmi_options: CMIOptions
+    infonce_options: InfoNCEOptions
     filled_in: str
     """What was not given and is known, and where it comes from, in words for the user."""
     method: Method
@@ -47,6 +51,7 @@ class Run:
     labels: Tensor
     """Of the stored images, on the CPU."""
     cmi: CMITerm
+    infonce: InfoNCETerm
     begun: bool = False
     """Whether `distill` has taken it."""
 
@@ -56,9 +61,14 @@ class Run:
         extra = {name: each.tensor for name, each in self.method.extra_parameters.items()}
         return {"images": self.images, **extra}
 
+    @property
+    def terms(self) -> list[Term]:
+        """What is added to the method's loss: CMI, and InfoNCE where it has a weight."""
+        return [self.cmi, self.infonce] if self.infonce.weight else [self.cmi]
+
     def folder(self, path: Path | str, *, resume: bool = False) -> RunFolder:
         """The folder of this run, new or, with `resume`, begun before."""
-        parts = (self.options, self.cmi_options, self.method_options)
+        parts = (self.options, self.cmi_options, self.infonce_options, self.method_options)
         return run_folder(path, self.method_name, self.dataset, parts, resume=resume)
 
 
@@ -84,9 +94,18 @@ def run_folder(
     }
     settings: dict[str, Any] = {"method": method_name, **(of_data if asked is None else asked)}
     for part in parts:
-        settings |= asdict(part)
-    plain = {name: str(v) if isinstance(v, Path) else v for name, v in settings.items()}
+        # Omit InfoNCE where it is none, so that runs without it are what they were before.
+        if not isinstance(part, InfoNCEOptions) or part.mim_weight:
+            settings |= asdict(part)
+    plain = {name: _plain(value) for name, value in settings.items()}
     return ranks.from_first(lambda: RunFolder(Path(path), plain, resume=resume))
+
+
+def _plain(value: Any) -> Any:
+    """What YAML and JSON can hold, and give back as it was."""
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def prepare(
@@ -96,6 +115,7 @@ def prepare(
     method_options: Options | None = None,
     cmi: CMIOptions | None = None,
     *,
+    infonce: InfoNCEOptions | None = None,
     device: torch.device | str | None = None,
     say: Callable[[str], None] = print,
 ) -> Run:
@@ -107,6 +127,7 @@ def prepare(
         options: of the loop.
         method_options: of the method, in its own class of options.
         cmi: the regulariser; default: none.
+        infonce: class-positive InfoNCE; default: none.
         device: default: a GPU where there is one.
         say: told what the user may not expect.
 
@@ -118,6 +139,7 @@ def prepare(
     """
     entry = method_entry(method_name)
     options, cmi = options or DistillOptions(), cmi or CMIOptions()
+    infonce = infonce or InfoNCEOptions()
     if method_options is None:
         required = [each.name for each in fields(entry.options) if each.default is MISSING]
         if required:
@@ -153,7 +175,19 @@ def prepare(
         say(f"weight of CMI: {known.value:g}, {known.origin}{note}")
         return known.value
 
-    term = CMITerm(cmi, dataset, images, labels, method, options.seed, weight=weight, say=say)
+    about = dataset, images, labels, method, options.seed
+    precision = precision_on(place, getattr(method_options, "precision", None))
     return Run(
-        method_name, dataset, options, method_options, cmi, filled_in, method, images, labels, term
+        method_name,
+        dataset,
+        options,
+        method_options,
+        cmi,
+        infonce,
+        filled_in,
+        method,
+        images,
+        labels,
+        CMITerm(cmi, *about, weight=weight, say=say),
+        InfoNCETerm(infonce, *about, precision=precision),
     )

@@ -58,6 +58,8 @@ def test_settings_are_judged_by_images_that_are_held_out() -> None:
     assert found[2].given == {"factor": 1, "lr_images": 0.01}
     assert Case("idc", 1, 0.0, 0, "held out", TINY).given == {"network": TINY[8:]}
     assert {case.judge for case in sweep_cases(["dm"], [1.0], [10], [0])} == {"train"}
+    (chosen,) = settings_cases(["dm"], ["mim_weight=1"], [1], [0], "test")
+    assert (chosen.judge, chosen.given) == ("test", {"mim_weight": 1})
 
 
 @pytest.mark.parametrize("method", ["idc", "iid"])
@@ -75,7 +77,7 @@ def test_a_case_is_distilled_decoded_and_judged_once(
     bank = BankOptions(TINY[8:], networks=1, epochs=1)
     monkeypatch.setattr(digits, "BANK", bank)
     monkeypatch.setitem(digits.UPDATES, "iid", 2)
-    given = IDC if method == "idc" else f"{TINY} batch_real=8"
+    given = IDC if method == "idc" else f"{TINY} batch_real=8 mim_weight=0.5"
     (case,) = settings_cases([method], [given], [2], [100])
     monkeypatch.setattr(digits, "ProcessPoolExecutor", InTurn)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which is set, and put back
@@ -87,7 +89,9 @@ def test_a_case_is_distilled_decoded_and_judged_once(
     assert not shares_images(dataset.test, real.test)
     made = SyntheticSet.load(tmp_path / case.run)
     assert (made.record["held_out"], made.record["seed"]) == (digits.HELD_OUT, 100)
-    assert len(read_log(tmp_path / case.run / "log.jsonl")) > 0
+    log = read_log(tmp_path / case.run / "log.jsonl")
+    assert len(log) > 0
+    assert all(("mim" in line) == (method == "iid") for line in log)
     assert digits.run_all([case], tmp_path, 1) == [row]  # of its file
     assert len(judged) == 1
 

@@ -21,7 +21,7 @@ ITERATIONS = 40
 NETWORK = "convnet:width=8,depth=2"
 # Kills, and what is special about the run.
 METHODS: dict[str, tuple[int, list[str]]] = {
-    "dm": (20, ["--batch_real=8", f"--network={NETWORK}"]),
+    "dm": (20, ["--batch_real=8", f"--network={NETWORK}", "--mim_weight=1", "--mim_batch_real=4"]),
     "dsa": (6, ["--batch_real=8", f"--network={NETWORK}", "--inner_epochs=1"]),
     "idc": (6, ["--batch_real=8", f"--network={NETWORK}", "--inner_steps=2", "--images_net=64"]),
     "iid": (6, ["--batch_real=8", f"--network={NETWORK}"]),

@@ -19,6 +19,7 @@ from cmidd.options.dsa import DSAOptions
 from cmidd.options.idc import IDCOptions
 from cmidd.options.idm import IDMOptions
 from cmidd.options.iid import OF_IDM_ALONE, IIDOptions
+from cmidd.options.infonce import InfoNCEOptions
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
@@ -132,6 +133,7 @@ def tiny_run(
     options: DistillOptions = OPTIONS,
     cmi: CMIOptions = NO_CMI,
     *,
+    infonce: InfoNCEOptions | None = None,
     method: tuple[str, Any] = ("dm", DM_OPTIONS),
     dataset: Dataset | None = None,
     resume: bool = False,
@@ -140,7 +142,8 @@ def tiny_run(
     """Distil `dataset`, or a tiny one, in the folder `path` by a method and its options."""
     folder = RunFolder(path, CONFIG, resume=resume)
     real = dataset or tiny_dataset()
-    run = prepare(method[0], real, options, method[1], cmi, device=CPU, say=say)
+    of_run = options, method[1], cmi
+    run = prepare(method[0], real, *of_run, infonce=infonce, device=CPU, say=say)
     return distill(run, folder, "the command", say)
 
 

@@ -30,6 +30,7 @@ from cmidd.options.commands import (
 )
 from cmidd.options.distill import DistillOptions
 from cmidd.options.evaluation import EvaluateOptions
+from cmidd.options.infonce import InfoNCEOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 from cmidd.pretrained.bank import train_bank, with_source
 from cmidd.pretrained.experts import fill_in_experts, train_experts
@@ -86,15 +87,17 @@ def run_method(
     run: RunOptions,
     options: DistillOptions,
     cmi: CMIOptions,
+    infonce: InfoNCEOptions,
     of_method: Any,
 ) -> None:
     """Distil, and say what to do with the result."""
-    command = command_line(f"distill {method}", (data, run, options, cmi, of_method))
+    command = command_line(f"distill {method}", (data, run, options, cmi, infonce, of_method))
     out = run.folder(method)
     if run.dry_run:
         dataset = load(data)
         options, of_method = _filled_in(method, dataset, options, of_method)
-        print(estimate(prepare(method, dataset, options, of_method, cmi, device=data.device)))
+        given = options, of_method, cmi
+        print(estimate(prepare(method, dataset, *given, infonce=infonce, device=data.device)))
         return
     if ranks.is_first():
         with busy_first(out, folder=True):
@@ -102,13 +105,15 @@ def run_method(
     with ranks.only_first(partial(locked, out, folder=True)):
         dataset = load(data)
         options, of_method = _filled_in(method, dataset, options, of_method)
-        parts = (options, *with_precision((cmi, of_method), usable_device(data.device)))
+        cmi_there, there = with_precision((cmi, of_method), usable_device(data.device))
+        parts = (options, cmi_there, infonce, there)
         asked = {**asdict(data), "held_out": dataset.held_out}  # 0 asks for none, as null does
         folder = run_folder(out, method, dataset, parts, resume=run.resume, asked=asked)
         if ranks.from_first(lambda: folder.finished):
             print(f"{folder.path} is finished already")
         else:
-            prepared = prepare(method, dataset, options, of_method, cmi, device=data.device)
+            given = options, of_method, cmi
+            prepared = prepare(method, dataset, *given, infonce=infonce, device=data.device)
             if ranks.from_first(lambda: not folder.has_checkpoint):
                 check_room(out, disk_of(prepared), "ipc")
                 print("a few updates are tried, to say what the run costs", flush=True)

@@ -84,9 +84,10 @@ def _growth(run: Run) -> int:
 
 
 def _timed(run: Run, update: int) -> tuple[float, float]:
-    """Seconds of one update of the first iteration, and of its CMI."""
+    """Seconds of one update of the first iteration, InfoNCE included, and of its CMI."""
     began = time.perf_counter()
     _, gradient = run.method.loss_and_gradient(run.images, run.method.draw(0, update))
+    run.infonce.add(run.images, gradient, 0, update, logged=False)
     gradient.sum().item()  # waits for a GPU
     between = time.perf_counter()
     run.cmi.add(run.images, gradient, 0, update, logged=False)

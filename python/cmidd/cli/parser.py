@@ -36,6 +36,7 @@ from cmidd.options.distill import DistillOptions
 from cmidd.options.evaluation import EvaluateOptions, ScoreOptions
 from cmidd.options.exchange import ConvertOptions, ExportOptions
 from cmidd.options.fields import Options
+from cmidd.options.infonce import InfoNCEOptions
 from cmidd.options.methods import METHOD_OPTIONS
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 
@@ -155,7 +156,8 @@ def read(arguments: Sequence[str]) -> Given | str:
 
 def groups_of_method(name: str) -> _Groups:
     """What `distill` takes for a method."""
-    return (DataOptions, RunOptions, DistillOptions, CMIOptions, METHOD_OPTIONS[name])
+    added = CMIOptions, InfoNCEOptions
+    return (DataOptions, RunOptions, DistillOptions, *added, METHOD_OPTIONS[name])
 
 
 def about_method(name: str) -> str:

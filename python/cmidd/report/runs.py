@@ -77,6 +77,8 @@ class RunSummary:
         """Method, size, regulariser, what networks need to know of it, and how far it is."""
         count, made = self.images_per_class, self.synthetic
         words = [self.method, f"{count} {'image' if count == 1 else 'images'} per class", self.cmi]
+        if weight := made.record.get("mim_weight"):
+            words.append(f"InfoNCE weight {weight:g}")
         if len(self.seen.labels) != len(made.labels):
             words.append(f"seen as {len(self.seen.labels) // len(made.labels)} images each")
         if made.learned_lr is not None:

@@ -35,23 +35,25 @@ from cmidd.options.fields import AS_PUBLISHED
 from cmidd.options.idc import IDCOptions
 from cmidd.options.idm import IDMOptions
 from cmidd.options.iid import IIDOptions
+from cmidd.options.infonce import InfoNCEOptions
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 from tests.support.errors import error_of
 from tests.support.parsed import made
 
+OF_A_RUN = DataOptions, RunOptions, DistillOptions, CMIOptions, InfoNCEOptions
 COMMANDS: dict[str, tuple[type, ...]] = {
     "pretrain": (DataOptions, BankRunOptions, BankOptions),
     "experts": (DataOptions, ExpertRunOptions, ExpertOptions),
-    "distill dm": (DataOptions, RunOptions, DistillOptions, CMIOptions, DMOptions),
-    "distill dc": (DataOptions, RunOptions, DistillOptions, CMIOptions, DCOptions),
-    "distill dsa": (DataOptions, RunOptions, DistillOptions, CMIOptions, DSAOptions),
-    "distill mtt": (DataOptions, RunOptions, DistillOptions, CMIOptions, MTTOptions),
-    "distill idc": (DataOptions, RunOptions, DistillOptions, CMIOptions, IDCOptions),
-    "distill idm": (DataOptions, RunOptions, DistillOptions, CMIOptions, IDMOptions),
-    "distill iid": (DataOptions, RunOptions, DistillOptions, CMIOptions, IIDOptions),
-    "distill ncfm": (DataOptions, RunOptions, DistillOptions, CMIOptions, NCFMOptions),
+    "distill dm": (*OF_A_RUN, DMOptions),
+    "distill dc": (*OF_A_RUN, DCOptions),
+    "distill dsa": (*OF_A_RUN, DSAOptions),
+    "distill mtt": (*OF_A_RUN, MTTOptions),
+    "distill idc": (*OF_A_RUN, IDCOptions),
+    "distill idm": (*OF_A_RUN, IDMOptions),
+    "distill iid": (*OF_A_RUN, IIDOptions),
+    "distill ncfm": (*OF_A_RUN, NCFMOptions),
     "evaluate": (SetDataOptions, EvaluateOptions),
     "score": (SetDataOptions, ScoreOptions),
     "convert": (ConvertOptions,),

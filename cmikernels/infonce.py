@@ -1,0 +1,247 @@
+"""Class-positive InfoNCE: whether rows are more alike to keys of their own class than to others.
+
+    L = -(1/N) sum_s log( mean over keys r of the class of s of e^(c_sr / tau)
+                          / sum over all keys r of e^(c_sr / tau) )
+    dL/dc_sr = (P_sr - Q_sr) / (N tau)
+
+c_sr is the cosine of query s and key r. P_s is the softmax of c_s / tau over all keys, Q_s that
+over the keys of the class of s, and 0 for the others. This is after the idea of MIM4DD (arXiv
+2312.16627), whose program is not public: critic, temperature and negatives are ours.
+
+Some queries at a time are compared with all keys, and gradients are computed with the value, so the
+matrix of all pairs is never there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmikernels.arguments import check_count
+from cmikernels.class_index import check_labels
+from cmikernels.precision import computing
+from cmikernels.problem import arithmetic_dtype, check_dense
+from cmikernels.reference import oracle_dtype
+from cmikernels.transforms import refuse_func_grad, refuse_vmap
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_TEMPERATURES = 1e-6, 1e6  # between which gradients stay in the range of float32
+_AT_ONCE = 1 << 20  # similarities that are in memory together
+_FEW = 8  # classes that a message lists
+
+
+def class_infonce(
+    queries: Tensor,
+    query_labels: Tensor,
+    keys: Tensor,
+    key_labels: Tensor,
+    *,
+    temperature: float = 0.1,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Class-positive InfoNCE of `queries` among `keys`, by cosines, differentiable in both.
+
+    Small where a row is more alike to keys of its class than to others. A row of zeros, or of
+    numbers so small that their inverse overflows, is at right angles to all others and has no
+    gradient.
+
+    Args:
+        queries: `(N, M)`, float32, float64 or bfloat16, which is computed in float32.
+        query_labels: class of each query, `(N,)` of any integer dtype.
+        keys: `(R, M)` in the queries' dtype; the positives of a query are those of its class, and
+            the others its negatives.
+        key_labels: class of each key, `(R,)`, every class of the queries among them.
+        temperature: what cosines are divided by, from 1e-6 to 1e6.
+        chunk_size: queries that are compared with all keys at once; default: as many as make a
+            million similarities. Memory beside the gradients grows with it. The graph of a second
+            derivative holds all pairs.
+
+    Returns:
+        The mean over queries, 0 of none; float64 for float64, else float32. For each query it
+        is at least the logarithm of the number of its positives.
+
+    Example:
+        >>> real = torch.tensor([[1.0, 0.1], [1.0, -0.1], [0.1, 1.0], [-0.1, 1.0]])
+        >>> labels, images = torch.tensor([0, 0, 1, 1]), torch.eye(2, requires_grad=True)
+        >>> loss = class_infonce(images, torch.tensor([0, 1]), real, labels, temperature=0.5)
+        >>> loss.backward()
+        >>> round(loss.item(), 3), images.grad.shape
+        (0.824, torch.Size([2, 2]))
+    """
+    _check(queries, query_labels, keys, key_labels)
+    _check_options(temperature, chunk_size)
+    size = chunk_size or max(1, _AT_ONCE // max(1, len(keys)))
+    call = _Call(query_labels.to(torch.int64), key_labels.to(torch.int64), temperature, size)
+    call.check_positives()
+    dtype = arithmetic_dtype(queries.dtype)
+    with computing(None, queries.device.type):  # without autocast, which would round the cosines
+        queries, keys = unit_rows(queries.to(dtype)), unit_rows(keys.to(dtype))
+        if torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad):
+            value: Tensor = _ClassInfoNCE.apply(queries, keys, call)  # type: ignore[no-untyped-call]
+            return value
+        return _plain(queries, keys, call)
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows of length 1; one of zeros, or nearly, stays 0 and has no gradient.
+
+    A row is divided by its largest number first, so that no square overflows or vanishes. The
+    result does not depend on that number, which is taken as a constant.
+    """
+    limits = torch.finfo(rows.dtype)
+    largest = rows.detach().abs().amax(dim=1, keepdim=True)
+    is_zero = largest < limits.tiny / limits.eps
+    scaled = rows.masked_fill(is_zero, 0) / largest.masked_fill(is_zero, 1)
+    squares = scaled.square().sum(dim=1, keepdim=True)
+    return scaled / squares.masked_fill(is_zero, 1).sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """Everything about a call but the rows."""
+
+    query_labels: Tensor
+    key_labels: Tensor
+    temperature: float
+    chunk_size: int
+
+    def check_positives(self) -> None:
+        """Raise where a query has no key of its class."""
+        alone = ~torch.isin(self.query_labels, self.key_labels)
+        if alone.any():
+            classes = sorted({*self.query_labels[alone].tolist()})
+            more = ", ..." if len(classes) > _FEW else ""
+            raise ValueError(
+                "key_labels: expected a key of every class of the queries, got none of class "
+                f"{', '.join(map(str, classes[:_FEW]))}{more}"
+            )
+
+    def chunks(self) -> Iterator[slice]:
+        """Queries that are compared at once."""
+        for first in range(0, len(self.query_labels), self.chunk_size):
+            yield slice(first, first + self.chunk_size)
+
+    def scores(self, queries: Tensor, keys: Tensor, some: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Cosines over temperature of some queries; those of positives, else -inf; their number."""
+        scores = (queries[some] / self.temperature) @ keys.T
+        is_negative = self.query_labels[some, None] != self.key_labels
+        counts = len(keys) - is_negative.sum(dim=1)
+        return scores, scores.masked_fill(is_negative, -torch.inf), counts
+
+    def mean(self, losses: list[Tensor], rows: Tensor) -> Tensor:
+        """Over the queries; 0 of none."""
+        if not losses:
+            return rows.flatten()[:0].sum()
+        of_queries = torch.cat(losses)
+        total = of_queries.sum(dtype=oracle_dtype(rows.device))
+        return (total / len(of_queries)).to(rows.dtype)
+
+
+def _losses(scores: Tensor, own: Tensor, counts: Tensor) -> Tensor:
+    return scores.logsumexp(dim=1) - own.logsumexp(dim=1) + counts.to(scores.dtype).log()
+
+
+def _losses_and_derivatives(scores: Tensor, own: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of some queries, and their derivatives by the scores."""
+    return _losses(scores, own, counts), scores.softmax(dim=1).sub_(own.softmax(dim=1))
+
+
+def _plain(queries: Tensor, keys: Tensor, call: _Call) -> Tensor:
+    """The value of unit rows by autograd's own means."""
+    losses = [_losses(*call.scores(queries, keys, some)) for some in call.chunks()]
+    return call.mean(losses, queries)
+
+
+class _ClassInfoNCE(torch.autograd.Function):
+    """Value and gradients of unit rows in one pass; second derivatives go by the plain formula."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, call: _Call) -> Tensor:
+        of_queries, of_keys = (
+            torch.zeros_like(rows) if needed else None
+            for rows, needed in zip((queries, keys), ctx.needs_input_grad, strict=False)
+        )
+        losses = []
+        for some in call.chunks():
+            of_chunk, of_cosines = _losses_and_derivatives(*call.scores(queries, keys, some))
+            losses.append(of_chunk)
+            of_cosines /= len(queries) * call.temperature
+            if of_queries is not None:
+                torch.mm(of_cosines, keys, out=of_queries[some])
+            if of_keys is not None:
+                of_keys.addmm_(of_cosines.T, queries[some])
+        ctx.save_for_backward(queries, keys)
+        ctx.call, ctx.gradients = call, (of_queries, of_keys)
+        return call.mean(losses, queries)
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            found = [None if each is None else each * grad_value for each in ctx.gradients]
+            return *found, None
+        queries, keys = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:2]
+        wanted = [rows for rows, is_needed in zip((queries, keys), needed, strict=True)
+                  if is_needed]  # fmt: skip
+        value = _plain(queries, keys, ctx.call)
+        made = iter(torch.autograd.grad(value, wanted, grad_value, create_graph=True))
+        return *(next(made) if is_needed else None for is_needed in needed), None
+
+
+def _check(queries: Tensor, query_labels: Tensor, keys: Tensor, key_labels: Tensor) -> None:
+    """Raise where rows and labels do not fit each other."""
+    for name, rows, labels_name, labels in (
+        ("queries", queries, "query_labels", query_labels),
+        ("keys", keys, "key_labels", key_labels),
+    ):
+        check_dense(name, rows)
+        if rows.dtype not in _DTYPES:
+            raise TypeError(
+                f"{name}: expected float32, float64 or bfloat16, got {_dtype_name(rows)}"
+            )
+        if rows.dim() != 2 or not rows.shape[1]:
+            raise ValueError(
+                f"{name}: expected rows of at least one channel, (N, M), got shape "
+                f"{tuple(rows.shape)}"
+            )
+        refuse_vmap(name, rows, "call once for each")
+        refuse_func_grad(name, rows)
+        check_dense(labels_name, labels)
+        check_labels(labels, labels_name)
+        if len(labels) != len(rows):
+            raise ValueError(
+                f"{labels_name}: expected one label for each of the {len(rows)} rows of {name}, "
+                f"got {len(labels)}"
+            )
+        for other, tensor in ((name, rows), (labels_name, labels)):
+            if tensor.device != queries.device:
+                raise ValueError(
+                    f"{other}: expected on the queries' device {queries.device}, got "
+                    f"{tensor.device}"
+                )
+    if keys.dtype != queries.dtype:
+        raise TypeError(
+            f"keys: expected the queries' dtype {_dtype_name(queries)}, got {_dtype_name(keys)}"
+        )
+    if keys.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f"keys: expected the {queries.shape[1]} channels of the queries, got {keys.shape[1]}"
+        )
+
+
+def _check_options(temperature: float, chunk_size: int | None) -> None:
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise TypeError(f"temperature: expected a number, got {type(temperature).__name__}")
+    least, most = _TEMPERATURES
+    if not least <= temperature <= most:
+        raise ValueError(f"temperature: expected a number in [1e-6, 1e6], got {temperature}")
+    if chunk_size is not None:
+        check_count("chunk_size", chunk_size)
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
