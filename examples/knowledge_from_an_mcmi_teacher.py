@@ -43,7 +43,8 @@ def student_of(teacher: nn.Module, images: Tensor, labels: Tensor, seed: int) ->
         logits = student(images)
         found = log_softmax(logits / TEMPERATURE, 1)
         apart = kl_div(found, known, reduction="batchmean", log_target=True) * TEMPERATURE**2
-        (OF_LABELS * cross_entropy(logits, labels) + OF_TEACHER * apart).backward()
+        loss = OF_LABELS * cross_entropy(logits, labels) + OF_TEACHER * apart
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return student
 

@@ -27,7 +27,7 @@ from cmidd.run import prepare
 from cmidd.storage.tensor_file import FileError
 from cmidd.synthetic import SyntheticSet
 from cmidd.training import Stack
-from tests.cmidd.test_interruption import signalling
+from tests.support.signals import signalling
 from tests.support.tiny import (
     CPU,
     DM_OPTIONS,
