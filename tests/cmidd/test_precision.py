@@ -107,7 +107,7 @@ def ncfm(precision: str, experts: Path) -> Method:
     data, bank = random_dataset((8, 8, 8), 8), experts.with_name("bank")
     write_bank(bank, data, WIDE)
     options = NCFMOptions(
-        bank, batch_real=8, frequencies=64, weight_decay=5e-4, precision=precision
+        bank, 2, batch_real=8, frequencies=64, weight_decay=5e-4, precision=precision
     )
     method = NCFM(data, LABELS, replace(options, optimizer="adamw"), 0, CPU)
     assert len(list(method.bank)) == 3  # which builds them, by a convolution of their own

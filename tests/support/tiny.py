@@ -123,7 +123,7 @@ def iid_options(bank: Path, base: str = "dm") -> IIDOptions:
 
 def ncfm_options(bank: Path, **changes: Any) -> NCFMOptions:
     """Three real images a class, few frequencies, and a step size that is soon halved."""
-    few = {"batch_real": 3, "frequencies": 32, "optimizer": "adamw", "patience": 1}
+    few = {"factor": 2, "batch_real": 3, "frequencies": 32, "optimizer": "adamw", "patience": 1}
     decay = 0.0 if changes.get("optimizer") == "sgd" else 5e-4
     return NCFMOptions(bank, **{"weight_decay": decay, **few, **changes})
 

@@ -196,7 +196,7 @@ def published(dataset: Dataset, ipc: int) -> Published:
     batch_real = DMOptions().batch_real
     weights, origin = WEIGHTS, _origin(dataset, ipc, " is DM's published default")
     if dataset.name == "digits":
-        weights, origin = ON_DIGITS, "centre_weight is ours, all else as for other datasets"
+        weights, origin = ON_DIGITS, f"{origin}, but centre_weight is ours"
     options = {**of_dm.options, "batch_real": batch_real, **weights}
     return replace(of_dm, options=options, origin=origin)
 

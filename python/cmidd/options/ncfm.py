@@ -23,7 +23,8 @@ class NCFMOptions(Options):
         matching_bank: file of the trained networks that features are matched in, made by cmidd
             pretrain with --network convnet (convnet:depth=4 for images of 64 x 64); the seed in it
             gives the weights that each began with
-        factor: a stored image holds factor x factor of what networks see
+        factor: a stored image holds factor x factor of what networks see; default: 2 as published,
+            for digits 1
         batch_real: real images per class and iteration
         frequencies: vectors that the characteristic functions are compared at, drawn anew in every
             iteration
@@ -42,7 +43,7 @@ class NCFMOptions(Options):
     """
 
     matching_bank: Path = option(names="bank")
-    factor: int = option(2, least=1)
+    factor: int = option(AS_PUBLISHED, least=1)
     batch_real: int = option(1024, least=1)
     frequencies: int = option(4096, least=1)
     amplitude_weight: float = option(0.5, least=0)

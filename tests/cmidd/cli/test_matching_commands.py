@@ -79,7 +79,7 @@ def test_iid_takes_a_bank_and_cmi_the_same_one(
     main([*iid, f"--centre_bank={bank}", f"--bank={bank}", "--cmi_weight=1"])
     said = capsys.readouterr().out
     assert re.search(r"about .* an iteration, .* for 2; memory .*B, disk .*B", said)
-    assert "covariance_weight 0.01, centre_weight 0.05 (not published for digits at 2 im" in said
+    assert "covariance_weight 0.01, centre_weight 0.0005 (not published for digits at 2 im" in said
     made = SyntheticSet.load(Path("runs/iid/result.safetensors"))
     assert made.record["made_with"].keys() == {"bank", "centre_bank"}
     assert read_log(Path("runs/iid/log.jsonl"))[-1]["cmi"] > 0
@@ -97,7 +97,7 @@ def test_ncfm_takes_a_bank_and_its_sets_are_judged_by_adamw(
     said = capsys.readouterr().out
     assert re.search(r"about .* an iteration, .* for 2; memory .*B, disk .*B", said)
     told = "adamw, weight_decay 0.0005 (not published for digits; those of NCFM for CIFAR-10, for"
-    assert f"optimizer {told} factor 2; lr_images was" in said
+    assert f"optimizer {told} factor 2, but factor 1 is ours)" in said
     made = SyntheticSet.load(Path("runs/ncfm/result.safetensors"))
     assert made.record["made_with"].keys() == {"bank", "matching_bank"}
     assert len(made.seen().images) == 4 * len(made.images) == 40

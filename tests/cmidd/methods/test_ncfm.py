@@ -47,7 +47,7 @@ def options_of(bank: Path, **changes: Any) -> NCFMOptions:
     given = {"optimizer": "adamw", "weight_decay": 5e-4, **changes}
     if given["optimizer"] == "sgd":
         given["weight_decay"] = changes.get("weight_decay", 0.0)
-    return NCFMOptions(bank, **{"batch_real": 6, "frequencies": 64, **given})
+    return NCFMOptions(bank, **{"factor": 2, "batch_real": 6, "frequencies": 64, **given})
 
 
 def labels_of(ipc: int) -> Tensor:

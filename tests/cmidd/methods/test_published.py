@@ -302,7 +302,8 @@ def test_small_images_are_matched_in_a_network_that_is_less_deep() -> None:
             "ncfm",
             "digits",
             10,
-            "(not published for digits; those of NCFM for CIFAR-10, for factor 2)",
+            "(not published for digits; those of NCFM for CIFAR-10, for factor 2, but factor 1 is "
+            "ours)",
         ),
         (
             "iid",
