@@ -29,7 +29,7 @@ def published_with(optimizer: str, dataset: Dataset, ipc: int) -> Published:
     return Published(
         loop={
             "iterations": 20000,
-            "init": "cells" if factor > 1 else "real",
+            "init": "cells",
             "lr_images": 0.01 if is_sgd else 0.001,
             "report_every": 10,
             "checkpoint_every": 100,
