@@ -38,6 +38,7 @@ from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
+from cmidd.options.relabel import RelabelOptions, RelabelRunOptions
 from tests.support.errors import error_of
 from tests.support.parsed import made
 
@@ -52,6 +53,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "distill idm": (DataOptions, RunOptions, DistillOptions, CMIOptions, IDMOptions),
     "distill iid": (DataOptions, RunOptions, DistillOptions, CMIOptions, IIDOptions),
     "distill ncfm": (DataOptions, RunOptions, DistillOptions, CMIOptions, NCFMOptions),
+    "relabel": (SetDataOptions, RelabelRunOptions, RelabelOptions),
     "evaluate": (SetDataOptions, EvaluateOptions),
     "score": (SetDataOptions, ScoreOptions),
     "convert": (ConvertOptions,),
@@ -61,6 +63,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
 REQUIRED = {
     "distill mtt": ["--experts=e"],
     "distill ncfm": ["--matching_bank=b"],
+    "relabel": ["s", "--teacher=t"],
     "score": ["--bank=b"],
     "convert": ["s", "--out=o", "--dataset=digits"],
     "export": ["s"],
@@ -118,7 +121,7 @@ def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     usages = {"evaluate": "[SETS ...] ", "score": "[SETS ...] ", "export": "[SET] "}
-    usages |= {"convert": "[SOURCE] ", "report": "[RUNS ...] "}
+    usages |= {"relabel": "[SET] ", "convert": "[SOURCE] ", "report": "[RUNS ...] "}
     assert text.startswith(f"usage: cmidd {command} {usages.get(command, '')}[options]\n")
     for group in COMMANDS[command]:
         for field in fields(group):
@@ -158,6 +161,7 @@ def test_without_flags_the_options_are_their_defaults(command: str) -> None:
     required: dict[type, Any] = {
         MTTOptions: {"experts": Path("e")},
         NCFMOptions: {"matching_bank": Path("b")},
+        RelabelRunOptions: {"set": Path("s"), "teacher": (Path("t"),)},
         ScoreOptions: {"bank": Path("b")},
         ConvertOptions: {"source": Path("s"), "out": Path("o"), "dataset": "digits"},
         ExportOptions: {"set": Path("s")},
