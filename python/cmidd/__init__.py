@@ -12,8 +12,8 @@ real images, `networks` see them, `pretrained` keeps networks trained on them, `
 images, `first_images` starts from some, `synthetic` is the distilled set and its file, `exchange`
 reads and writes those of other tools, `methods` has a file for each method, `run` sets one up,
 `loop` runs it, `regularization` is its CMI and `infonce` its InfoNCE, `storage` its files,
-`evaluate` trains fresh networks on the result, `report` draws it. `options` is what all of these
-can be told, `cli` has the commands.
+`relabelling` has teachers label the result, `evaluate` trains fresh networks on it, `report` draws
+it. `options` is what all of these can be told, `cli` has the commands.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cmidd.datasets import Dataset, load_dataset
     from cmidd.evaluate import evaluate_set, train_on
+    from cmidd.label_file import SoftLabels
     from cmidd.loop import distill
     from cmidd.methods import METHODS, Method, MethodEntry, Published, register
     from cmidd.options.cmi import CMIOptions
@@ -39,10 +40,13 @@ if TYPE_CHECKING:
     from cmidd.options.ncfm import NCFMOptions
     from cmidd.options.pretrained import BankOptions, ExpertOptions
     from cmidd.options.recipe import Recipe
+    from cmidd.options.relabel import RelabelOptions
     from cmidd.pretrained.bank import Bank, train_bank
     from cmidd.pretrained.experts import train_experts
+    from cmidd.relabelling import Relabelling, relabel
     from cmidd.run import prepare
     from cmidd.synthetic import SyntheticSet
+    from cmidd.teaching import TeacherNetworks
 
 # What is imported when it is asked for, so that `cmidd` can say what is not installed.
 _HOME = {
@@ -75,6 +79,11 @@ _HOME = {
     "CMIOptions": "options.cmi",
     "InfoNCEOptions": "options.infonce",
     "SyntheticSet": "synthetic",
+    "RelabelOptions": "options.relabel",
+    "Relabelling": "relabelling",
+    "relabel": "relabelling",
+    "SoftLabels": "label_file",
+    "TeacherNetworks": "teaching",
 }
 
 __all__ = [
@@ -98,12 +107,17 @@ __all__ = [
     "NCFMOptions",
     "Published",
     "Recipe",
+    "RelabelOptions",
+    "Relabelling",
+    "SoftLabels",
     "SyntheticSet",
+    "TeacherNetworks",
     "distill",
     "evaluate_set",
     "load_dataset",
     "prepare",
     "register",
+    "relabel",
     "train_bank",
     "train_experts",
     "train_on",

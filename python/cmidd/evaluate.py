@@ -3,8 +3,8 @@
 The published protocol: SGD with learning rate 0.01 (a tenth from half of the epochs on), momentum
 0.9, weight decay 5e-4, batches of 256, 1000 epochs with DSA, accuracy of the last epoch; mean and
 standard deviation over several networks with their own seeds. The record of a set may say that its
-method was published with another. Unlike some of the field's scripts we keep the optimiser's
-momentum where the learning rate drops.
+method was published with another, and networks may learn a teacher's logits (`teaching.py`). Unlike
+some of the field's scripts we keep the optimiser's momentum where the learning rate drops.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from cmidd import ranks
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
 from cmidd.device import precision_on, usable_device
+from cmidd.evaluation_protocol import evaluation_protocol
 from cmidd.interruption import Stop, deferred
 from cmidd.networks import Network, build_network
 from cmidd.networks.usual import usual_network
@@ -31,6 +32,7 @@ from cmidd.progress import progress
 from cmidd.seeds import seed_of
 from cmidd.storage.tensor_file import checksum
 from cmidd.synthetic import SyntheticSet
+from cmidd.teaching import Teacher, objective_of
 from cmidd.training import Progress, Stack, fresh_and_trained, network_of, networks_together
 from cmidd.training_file import TrainingFile, about_training, train_or_go_on, training_path
 
@@ -76,37 +78,6 @@ class Store:
 NOWHERE = Store()
 
 
-class Protocol(NamedTuple):
-    """How a set is evaluated."""
-
-    dataset: Dataset
-    recipe: Recipe
-    about: str  # in a line, what was the set's own
-
-
-def evaluation_protocol(
-    synthetic_set: SyntheticSet, dataset: Dataset, recipe: Recipe, lr: float | None = None
-) -> Protocol:
-    """What to evaluate a set with.
-
-    Args:
-        synthetic_set: its whitening makes the test images what its networks have learnt to see.
-        dataset: whose test images judge.
-        recipe: how networks are trained; its learning rate is for sets that learned none.
-        lr: the learning rate that the user gave, which goes before the one that the set learned.
-    """
-    rate, origin = recipe.lr, "of the protocol"
-    if lr is not None:
-        rate, origin = lr, "as given"
-    elif synthetic_set.learned_lr is not None:
-        rate, origin = synthetic_set.learned_lr, "as the set learned it"
-    labels = "hard" if synthetic_set.soft_labels is None else "soft"
-    whitening = synthetic_set.whitening
-    zca = "none" if whitening is None else f"the set's own, eps {whitening.eps:g}"
-    about = f"{recipe.in_words()}, learning rate {rate:g} ({origin}), {labels} labels, ZCA: {zca}"
-    return Protocol(synthetic_set.whiten(dataset), replace(recipe, lr=float(rate)), about)
-
-
 def evaluate_set(
     synthetic_set: SyntheticSet,
     dataset: Dataset,
@@ -118,6 +89,7 @@ def evaluate_set(
     seed: int = 0,
     device: torch.device | str | None = None,
     together: int | None = None,
+    teacher: Teacher | None = None,
     store: Store = NOWHERE,
     say: Callable[[str], None] = print,
 ) -> list[Accuracy]:
@@ -128,18 +100,23 @@ def evaluate_set(
         dataset: whose test images judge.
         networks: architectures; default: the one that the set was made for.
         repeats: networks of each.
-        recipe: default: as the set's method was published.
+        recipe: default: as the set's method was published; with a teacher as usual for one.
         lr: learning rate; default: what the set learned with its images, or the recipe's.
         seed: of first weights, order and augmentation.
         device: default: a GPU where there is one.
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU.
+        teacher: whose logits networks learn: `SoftLabels` of the set, which say how images are
+            ordered, augmented and mixed, or `TeacherNetworks`; default: none, they learn labels.
         store: where results are kept and found again.
         say: told the protocol, where each architecture goes on, and its result.
     """
     seen = synthetic_set.seen()
-    judge, recipe, about = evaluation_protocol(seen, dataset, recipe or recipe_of(seen.record), lr)
+    recipe = recipe or recipe_of(seen.record, taught=None if teacher is None else teacher.draws)
+    judge, recipe, about = evaluation_protocol(seen, dataset, recipe, lr, teacher)
     judge.check_made_for(seen.record, "synthetic_set")
     judge.check_unseen(seen.record, "synthetic_set")
+    if teacher is not None:
+        teacher.check(synthetic_set, judge, recipe)
     say(about)
     chosen = networks or seen.record.get("network") or usual_network(dataset.shape.height)
     return evaluate(
@@ -152,6 +129,7 @@ def evaluate_set(
         seed=seed,
         device=usable_device(device),
         together=together,
+        teacher=teacher,
         store=store,
         say=say,
     )
@@ -206,6 +184,7 @@ def evaluate(
     seed: int = 0,
     device: torch.device,
     together: int | None = None,
+    teacher: Teacher | None = None,
     store: Store = NOWHERE,
     say: Callable[[str], None] = print,
 ) -> list[Accuracy]:
@@ -221,6 +200,7 @@ def evaluate(
         seed: of first weights, order and augmentation; network k of a seed is always the same.
         device: where.
         together: networks trained at once; default: 1 on a CPU, 5 on a GPU.
+        teacher: whose logits networks learn, of just these images; None: they learn labels.
         store: where results are kept and found again.
         say: told where each architecture goes on, and its result.
 
@@ -240,7 +220,7 @@ def evaluate(
     results = []
     with deferred() as stop:
         train_some = partial(
-            _trained_and_tested, images, labels, dataset, recipe, learned, stop, say
+            _trained_and_tested, images, labels, dataset, recipe, teacher, learned, stop, say
         )
         for spec in networks:
             accuracies = ranks.from_first(partial(store.known, spec, recipe))
@@ -284,6 +264,7 @@ def _trained_and_tested(
     labels: Tensor,
     dataset: Dataset,
     recipe: Recipe,
+    teacher: Teacher | None,
     learned: int,
     stop: Stop,
     say: Callable[[str], None],
@@ -296,7 +277,8 @@ def _trained_and_tested(
     """Accuracies of networks that are trained together on what has the checksum `learned`."""
     kept = None
     if kept_in is not None:
-        about = about_training(seeds, spec, recipe, {"crc32": learned})
+        taught = {} if teacher is None else teacher.record
+        about = about_training(seeds, spec, recipe, {"crc32": learned, **taught})
         kept = TrainingFile(kept_in, about)
 
     def begin(done: Progress | None) -> None:
@@ -317,12 +299,14 @@ def _trained_and_tested(
         labels,
         recipe,
         strategy,
-        seeds,
+        seeds if teacher is None or teacher.seed is None else [teacher.seed] * len(seeds),
         kept=kept,
         stop=stop,
         what=what,
+        objective=objective_of(recipe),
         at_start=begin,
         on_epoch=advance,
+        teach=teacher,
     )
     if kept is not None and ranks.count() > 1:  # a signal may end another rank, and all with it
         kept.save(stack, Progress(recipe.epochs))

@@ -2,6 +2,7 @@
 
     {"dataset": ..., "held_out": null or a share, "seed": ..., "command": ..., "versions": {...},
      "results": [{"set": "runs/dm/result.safetensors", "images": N, "crc32": ...,
+                  "bytes": {"images": ..., "labels": ...},
                   "evaluations": [{"network": "convnet", "accuracies": [...], "mean": ..., "std":
                                    ..., "recipe": {...}}]}],
      "ddranking": {"compared": [{"set": "as many random real images", "images": N, "crc32": ...,
@@ -9,8 +10,10 @@
                    "scores": [{"set": "runs/dm/result.safetensors", "network": "convnet",
                                "lrs": {"mean": ..., "std": ..., "of_networks": [...]}, ...}]}}
 
-`crc32` is the checksum of the images and labels that networks learned from. `command` has a line
-for each command that added results. `ddranking` is there where its scores were asked for.
+`crc32` is the checksum of the images and labels that networks learned from. `taught_by` is there
+where they learned logits: "about", in words, with which the name of the set ends, and the checksum
+of the soft labels or of the teachers. `command` has a line for each command that added results.
+`ddranking` is there where its scores were asked for.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from cmidd.storage.going_on import check_new, check_same, differences
 from cmidd.storage.output import write_text
 from cmidd.storage.tensor_file import FileError, checksum
 from cmidd.synthetic import SyntheticSet
+from cmidd.teaching import Teacher
 
 
 class EvaluationFile:
@@ -59,16 +63,20 @@ class EvaluationFile:
             about = {**about, "command": "\n".join(dict.fromkeys(commands))}
         self._head = {**settings, **about}
 
-    def of(self, name: str, synthetic_set: SyntheticSet) -> Store:
-        """The results of one set."""
+    def of(self, name: str, synthetic_set: SyntheticSet, teacher: Teacher | None = None) -> Store:
+        """The results of one set, whose labels networks learn or the logits of a teacher."""
         settings = _learned_from(synthetic_set)
+        if teacher is not None:
+            settings["taught_by"] = {"about": teacher.about, **teacher.record}
+        nbytes = _bytes_of(synthetic_set, teacher)
         for result in self._results:
             if result["set"] == name:
                 there = {key: result.get(key) for key in settings}
                 what = f"{self.path} has results of another {name}"
                 check_same(what, differences(there, settings))
+                result["bytes"] = nbytes
                 return _OfSet(self, result)
-        result = {"set": name, **settings, "evaluations": []}
+        result = {"set": name, **settings, "bytes": nbytes, "evaluations": []}
         return _OfSet(self, result)
 
     def keep(self, result: dict[str, Any]) -> None:
@@ -108,9 +116,11 @@ class EvaluationFile:
 
 
 def results_of(path: Path, synthetic_set: SyntheticSet) -> dict[str, Any]:
-    """What the file at `path` has of networks that learned from just this set, and its judges."""
+    """What the file at `path` has of networks that learned this set's labels, and its judges."""
     crc32, record = _learned_from(synthetic_set)["crc32"], _read(path)
-    found = [each for each in record["results"] if each.get("crc32") == crc32]
+    found = [
+        each for each in record["results"] if each.get("crc32") == crc32 and "taught_by" not in each
+    ]
     evaluations = [evaluation for each in found for evaluation in each["evaluations"]]
     return {"held_out": record.get("held_out"), "evaluations": evaluations}
 
@@ -118,6 +128,20 @@ def results_of(path: Path, synthetic_set: SyntheticSet) -> dict[str, Any]:
 def _learned_from(images: SyntheticSet) -> dict[str, Any]:
     learned = {"images": images.images, "targets": images.targets}
     return {"images": len(images.labels), "crc32": checksum(learned)}
+
+
+def _bytes_of(images: SyntheticSet, teacher: Teacher | None) -> dict[str, int]:
+    """What networks learn from: stored images as uint8, and labels, or what teaches in their place.
+
+    A label that is a class takes a byte, or two beyond 256 classes.
+    """
+    if teacher is not None:
+        labels = teacher.nbytes
+    elif images.soft_labels is not None:
+        labels = images.soft_labels.nbytes
+    else:
+        labels = len(images.labels) * (1 if images.record["num_classes"] <= 256 else 2)
+    return {"images": images.images.numel(), "labels": labels}
 
 
 def _with(entries: list[dict[str, Any]], new: dict[str, Any], *keys: str) -> list[dict[str, Any]]:

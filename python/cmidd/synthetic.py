@@ -25,7 +25,7 @@ from cmidd.datasets import Dataset
 from cmidd.datasets.given import labels_as_int64
 from cmidd.datasets.images import to_pixels
 from cmidd.datasets.whitening import Whitening
-from cmidd.options.recipe import OPTIMIZERS, SCHEDULES
+from cmidd.options.recipe import OPTIMIZERS, SCHEDULES, SOFT_LOSSES
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
 from cmidd.view import View
 
@@ -230,12 +230,17 @@ def _check_use(record: Mapping[str, Any]) -> None:
         or evaluation.get("optimizer", "sgd") not in OPTIMIZERS
         or evaluation.get("schedule", "drops") not in SCHEDULES
         or evaluation.get("warm_up", 0) < 0
+        or not 0 < evaluation.get("zoom", 1.0) <= 1
+        or evaluation.get("soft_loss", "kl") not in SOFT_LOSSES
+        or not 0 < evaluation.get("temperature", 1.0) < math.inf
+        or not 0 <= evaluation.get("ce_weight", 0.0) < math.inf
     ):
         raise ValueError(
             "expected an evaluation's cutmix and drop_at from 0 to 1, its epochs, batch_size and "
             "drop_by from 1 on, its lr above 0, its weight_decay and warm_up from 0 on, its "
-            f"optimizer {' or '.join(OPTIMIZERS)} and its schedule {' or '.join(SCHEDULES)}, got "
-            f"{evaluation!r}"
+            f"optimizer {' or '.join(OPTIMIZERS)}, its schedule {' or '.join(SCHEDULES)}, its zoom "
+            f"above 0 and up to 1, its soft_loss {' or '.join(SOFT_LOSSES)}, its temperature above "
+            f"0 and its ce_weight from 0 on, got {evaluation!r}"
         )
 
 
@@ -252,5 +257,10 @@ _EVALUATION: dict[str, tuple[type, ...]] = {
     "schedule": (str,),
     "warm_up": (int,),
     "weight_decay": (float,),
+    "zoom": (float,),
+    "soft_loss": (str,),
+    "temperature": (float,),
+    "temperature_squared": (bool,),
+    "ce_weight": (float,),
 }
 """What may be said of a recipe of its own, and the types of each."""

@@ -11,7 +11,7 @@ where m and s are the averages of the gradient over about 10 steps and of its sq
 
 Everything drawn (first weights, order of images, augmentation) is drawn for each network from its
 own seed, so a network is the same whether it is trained alone or in a stack, up to rounding.
-`training_draws.py` draws it, `train` takes what was drawn.
+`training_draws.py` draws it, `training_batches.py` makes batches by it, `train` learns from them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from cmidd import ranks
-from cmidd.augment import Strategy, augment
-from cmidd.datasets.encoded import Images, one_after_another
+from cmidd.augment import Strategy
+from cmidd.datasets.encoded import Images
 from cmidd.device import precision_on
 from cmidd.networks import (
     Network,
@@ -38,7 +38,8 @@ from cmidd.networks import (
 )
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator
-from cmidd.training_draws import EpochDraws, draw_epochs, mixed
+from cmidd.training_batches import batches_of
+from cmidd.training_draws import EpochDraws, draw_epochs
 from cmikernels.precision import computing
 
 LONG = 256 * 3 * 64 * 64
@@ -158,7 +159,13 @@ class Stack:
 
 
 Objective = Callable[[Stack, Tensor, Tensor], Tensor]
-"""Of networks, images (K, B, ...) and targets (K, B) or (K, B, C): the sum of losses of all."""
+"""Of networks, images (K, B, ...) and targets (K, B) or (K, B, C): the sum of losses of all.
+
+Where networks are taught, targets are (K, B, 2, C): a teacher's logits, then probabilities.
+"""
+
+Teach = Callable[[int, slice, Tensor, Tensor], Tensor]
+"""Of the epoch, the places in its order, images (K, B, ...) and their targets: those to learn."""
 
 
 def cross_entropy(stack: Stack, images: Tensor, targets: Tensor) -> Tensor:
@@ -195,6 +202,7 @@ def train(
     stopping: Callable[[], bool] = _never,
     shared: bool = False,
     seen: Callable[[Tensor], Tensor] | None = None,
+    teach: Teach | None = None,
 ) -> Progress | None:
     """Train every network of the stack, in place; how far it came, or None if it came to its end.
 
@@ -217,6 +225,7 @@ def train(
         shared: whether ranks share the images of each step; for one network, whose gradients are
             then added up.
         seen: what networks see of the images of a batch; None: they are that already.
+        teach: puts what a teacher makes of each batch in the place of its targets.
     """
     done = done or Progress()
     stack.network.train()
@@ -228,24 +237,11 @@ def train(
             group["lr"] = recipe.lr_in(epoch)
         first_step = done.step if epoch == done.epoch else 0
         total = torch.full((), done.loss if first_step else 0.0, device=images.device)
-        batches = torch.split(drawn.order, recipe.batch_size, dim=1)[first_step:]
-        cut = shared and not drawn.mixing  # mixed images need others of the whole batch
-        mine = [rows[:, ranks.slice_of(rows.shape[1])] if cut else rows for rows in batches]
-        pixels = one_after_another(images, mine)  # (K, B, channels, height, width) of each step
-        for step, (batch, rows) in enumerate(zip(batches, mine, strict=True), first_step):
-            x = next(pixels)
-            if seen is not None:
-                x = seen(x.flatten(0, 1)).view_as(x)
-            size, changes = batch.shape[1], drawn.augmentation[step] if drawn.augmentation else None
-            if changes is not None and cut:
-                changes = changes[ranks.slice_of(size)]
-            if changes is not None and rows.numel():
-                x = augment(x.flatten(0, 1), strategy, changes).view_as(x)
-            y = labels[rows.to(labels.device)]
-            if drawn.mixing:
-                x, y = mixed(x, y, drawn.mixing[step], stack.num_classes)
-                if shared:
-                    x, y = x[:, ranks.slice_of(size)], y[:, ranks.slice_of(size)]
+        batches = batches_of(images, labels, recipe, strategy, drawn, stack.num_classes,
+                             first=first_step, seen=seen, shared=shared)  # fmt: skip
+        for step, (x, y, places, size) in enumerate(batches, first_step):
+            if teach is not None and x.numel():
+                y = teach(epoch, places, x, y)
             optimizer.zero_grad()
             chunk = stack.images_per_chunk(images)
             for first in range(0, x.shape[1], chunk):

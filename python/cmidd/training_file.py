@@ -26,7 +26,7 @@ from cmidd.interruption import Stop
 from cmidd.options.recipe import Recipe
 from cmidd.storage.optimizer_state import named, state_of
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
-from cmidd.training import Objective, Progress, Stack, cross_entropy, train
+from cmidd.training import Objective, Progress, Stack, Teach, cross_entropy, train
 from cmidd.training_draws import draw_epochs
 
 KIND = "unfinished training"
@@ -110,6 +110,7 @@ def train_or_go_on(
     objective: Objective = cross_entropy,
     at_start: Callable[[Progress | None], None] | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
+    teach: Teach | None = None,
 ) -> None:
     """Train a fresh stack as `train` does, from where it was stopped.
 
@@ -119,13 +120,14 @@ def train_or_go_on(
         labels: of the images.
         recipe: the hyper-parameters.
         strategy: how images are augmented.
-        seeds: of the networks.
+        seeds: of what is drawn for the networks.
         kept: where it is kept when it is stopped; None: nowhere.
         stop: whether to stop after the step under way.
         what: the networks, in words for messages.
         objective: what is minimised.
         at_start: told how far the networks are, None: not begun.
         on_epoch: told of each epoch.
+        teach: what networks learn in the place of labels.
 
     Raises:
         Interrupted: it was stopped, and is kept.
@@ -145,6 +147,7 @@ def train_or_go_on(
         on_epoch=on_epoch,
         done=done,
         stopping=lambda: stop.asked,
+        teach=teach,
     )
     if came_to is None:
         return

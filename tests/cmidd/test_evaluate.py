@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cmidd.augment import Strategy, augment, draw
 from cmidd.datasets import Dataset
-from cmidd.evaluate import evaluate, evaluation_protocol
+from cmidd.evaluate import evaluate
+from cmidd.evaluation_protocol import evaluation_protocol
 from cmidd.first_images import first_images
 from cmidd.networks import build_network, initialize
 from cmidd.options.evaluation import EvaluateOptions

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cmidd import label_file
 from cmidd.augment import Strategy
 from cmidd.device import precision_on, usable_device
 from cmidd.first_images import INITS
@@ -122,7 +123,7 @@ def _look_at_set(path: Path) -> None:
     _look_at_file(SYNTHETIC_SET, "cmidd distill")(file)
 
 
-SHARED = ("distill", "pretrain", "experts", "evaluate")
+SHARED = ("distill", "pretrain", "experts", "relabel", "evaluate")
 """Commands whose work ranks share."""
 
 LOOKS: dict[str, Callable[[Any], object]] = {
@@ -131,7 +132,9 @@ LOOKS: dict[str, Callable[[Any], object]] = {
     "device": usable_device,
     "experts": _look_at_file(experts.KIND, "cmidd experts"),
     "first images": _look_at_first_images,
+    "labels": _look_at_file(label_file.KIND, "cmidd relabel"),
     "network": _look_at_network,
     "set": _look_at_set,
+    "teacher": _look_at_file(bank.KIND, "cmidd pretrain"),
 }
 """By what an option `names`."""

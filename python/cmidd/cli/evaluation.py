@@ -16,16 +16,22 @@ from cmidd.cli.training_costs import Evaluated, cost_of_evaluation
 from cmidd.datasets import Dataset
 from cmidd.datasets.encoded import check_fit, whole
 from cmidd.ddranking import Comparison, comparisons, random_like, robust_scores
-from cmidd.device import usable_device
-from cmidd.evaluate import Accuracy, Store, evaluate_set, evaluation_protocol
+from cmidd.device import precision_on, usable_device
+from cmidd.evaluate import Accuracy, Store, evaluate_set
 from cmidd.evaluation_file import EvaluationFile
+from cmidd.evaluation_protocol import evaluation_protocol
+from cmidd.label_file import SoftLabels
 from cmidd.networks import build_network
 from cmidd.networks.usual import usual_network
 from cmidd.options.commands import SetDataOptions
 from cmidd.options.evaluation import EvaluateOptions
 from cmidd.options.recipe import Recipe
+from cmidd.pretrained.teachers import load_teachers
 from cmidd.storage.run_folder import versions
 from cmidd.synthetic import SyntheticSet, file_of
+from cmidd.teaching import Teacher, TeacherNetworks
+
+_ALL_REAL = "all real images"
 
 
 def run_evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
@@ -48,20 +54,28 @@ class _Plan(NamedTuple):
     sets: dict[str, SyntheticSet]
     recipes: dict[str, Recipe]
     networks: dict[str, tuple[str, ...]]
+    teacher: Teacher | None
 
     @classmethod
     def of(cls, data: SetDataOptions, options: EvaluateOptions) -> _Plan:
         """What options ask for, once all of it is known to be possible."""
         dataset, device = load_for(options.sets, data), usable_device(data.device)
         sets = load_sets(dataset, options.sets, options.random_real, options.seed)
-        recipes = {name: options.recipe(each.record) for name, each in sets.items()}
         if options.all_real:
-            name = "all real images"
             real = dataset.to_input(whole(dataset.train.source, "evaluation on all real images"))
-            sets[name] = SyntheticSet.of(dataset, real, dataset.train.labels)
-            recipes[name] = options.real_recipe()
+            sets[_ALL_REAL] = SyntheticSet.of(dataset, real, dataset.train.labels)
+        teacher = _teacher(options, dataset, sets, device)
+        taught = None if teacher is None else teacher.draws
+        recipes = {name: options.recipe(each.record, taught) for name, each in sets.items()}
+        if options.all_real:
+            recipes[_ALL_REAL] = options.real_recipe(taught)
+        if teacher is not None:
+            for name, each in sets.items():
+                teacher.check(each, each.whiten(dataset), recipes[name])
+            sets = {f"{name}, {teacher.about}": each for name, each in sets.items()}
+            recipes = dict(zip(sets, recipes.values(), strict=True))
         networks = _networks(dataset, sets, options.networks)
-        plan = cls(options, dataset, device, sets, recipes, networks)
+        plan = cls(options, dataset, device, sets, recipes, networks, teacher)
         channels, size, _ = dataset.shape
         if plan.ranked() and options.real_accuracy is None:
             check_fit(dataset.train.source, "scoring by networks on all real images")
@@ -109,9 +123,13 @@ class _Plan(NamedTuple):
     def _evaluated(self, comparison: Comparison, name: str) -> Evaluated:
         """How networks are trained for a set."""
         seen, (rate, *more) = comparison.images.seen(), comparison.rates
-        judge, recipe, _ = evaluation_protocol(seen, self.dataset, comparison.recipe, rate)
+        judge, recipe, _ = evaluation_protocol(
+            seen, self.dataset, comparison.recipe, rate, self.teacher
+        )
         networks, repeats = self.networks[name], self.options.repeats
-        return Evaluated(comparison.name, seen, judge, recipe, networks, repeats, 1 + len(more))
+        return Evaluated(
+            comparison.name, seen, judge, recipe, networks, repeats, 1 + len(more), self.teacher
+        )
 
     def train(
         self,
@@ -132,6 +150,7 @@ class _Plan(NamedTuple):
             seed=self.options.seed,
             device=self.device,
             together=self.options.together,
+            teacher=self.teacher,
             store=store,
         )
 
@@ -148,7 +167,8 @@ def _evaluate(data: SetDataOptions, options: EvaluateOptions) -> None:
     )
     for name, each in plan.sets.items():
         print(name, end=": ", flush=True)
-        plan.train(each, plan.networks[name], plan.recipes[name], options.lr, file.of(name, each))
+        store = file.of(name, each, plan.teacher)
+        plan.train(each, plan.networks[name], plan.recipes[name], options.lr, store)
     for name in plan.ranked():
         _rank(plan, name, file)
 
@@ -175,6 +195,29 @@ def _rank(plan: _Plan, name: str, file: EvaluationFile) -> None:
         )
         file.keep_scores(name, scores.as_record())
         print(f"{name}, {network}:\n{scores.table()}")
+
+
+def _teacher(
+    options: EvaluateOptions,
+    dataset: Dataset,
+    sets: Mapping[str, SyntheticSet],
+    device: torch.device,
+) -> Teacher | None:
+    """What networks learn in the place of labels, if anything."""
+    if options.labels is not None:
+        return SoftLabels.load(options.labels)
+    if not options.teacher:
+        return None
+    first, *others = sets.values()
+    for each in others:
+        if each.record.get("zca") != first.record.get("zca"):
+            raise ValueError(
+                "teacher: expected sets that are whitened alike, as a teacher sees them, got zca "
+                f"{first.record.get('zca')} and {each.record.get('zca')}; give a command for each"
+            )
+    networks = load_teachers(options.teacher, first.whiten(dataset), device)
+    name = " and ".join(map(str, options.teacher))
+    return TeacherNetworks(networks, name, precision_on(device, options.precision))
 
 
 def _networks(

@@ -39,6 +39,7 @@ from cmidd.options.fields import Options
 from cmidd.options.infonce import InfoNCEOptions
 from cmidd.options.methods import METHOD_OPTIONS
 from cmidd.options.pretrained import BankOptions, ExpertOptions
+from cmidd.options.relabel import RelabelOptions, RelabelRunOptions
 
 _HELP = {"-h", "--help"}
 _Groups = tuple[type[Options], ...]
@@ -63,6 +64,11 @@ COMMANDS = {
         (DataOptions, ExpertRunOptions, ExpertOptions),
         "train what MTT matches",
         "Train networks and keep their weights after every epoch, for MTT to match.",
+    ),
+    "relabel": Command(
+        (SetDataOptions, RelabelRunOptions, RelabelOptions),
+        "soft labels of a set by teachers",
+        "Keep the logits of teachers for every image that training on a set sees.",
     ),
     "evaluate": Command(
         (SetDataOptions, EvaluateOptions),

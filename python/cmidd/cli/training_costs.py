@@ -24,8 +24,10 @@ from cmidd.networks.usual import bank_network, gradient_network
 from cmidd.options.pretrained import BankOptions, ExpertOptions
 from cmidd.options.recipe import Recipe
 from cmidd.pretrained.experts import parameter_count
+from cmidd.relabelling import Relabelling
 from cmidd.storage.output import in_words
 from cmidd.synthetic import SyntheticSet
+from cmidd.teaching import Teacher, objective_of
 from cmidd.training import Stack, networks_together, train
 from cmidd.training_draws import draw_epochs
 
@@ -87,11 +89,29 @@ def cost_of_evaluation(
                 each.recipe,
                 each.repeats,
                 together,
+                each.teacher,
             )
             names.append(each.name)
             costs.append(cost.times(each.rates))
             disk += each.rates * (_ENTRY + each.repeats * _ACCURACY)
     return _told(costs, disk, names)
+
+
+def cost_of_labels(work: Relabelling) -> str:
+    """In words, what `relabel` costs."""
+    device = work.images.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    clock = _Clock(device)
+    for _ in work.labels_of(0):
+        if clock():
+            break
+    epochs, step = work.recipe.epochs, clock.step()
+    seconds = epochs * work.steps * step
+    return (
+        f"about {duration(step)} a step, {duration(seconds)} for {epochs * work.steps:,} steps in "
+        f"{epochs:,} epochs; memory {in_words(peak(device))}, disk {in_words(work.size())}"
+    )
 
 
 def _estimate_on_real(
@@ -126,6 +146,7 @@ class Evaluated:
     networks: Sequence[str]
     repeats: int
     rates: int = 1  # learning rates that are tried
+    teacher: Teacher | None = None
 
 
 class _Clock:
@@ -156,6 +177,7 @@ def estimate_training(
     recipe: Recipe,
     networks: int,
     together: int | None,
+    teacher: Teacher | None = None,
 ) -> TrainingCost:
     """Try a few steps of training and a batch of the test images that judge it.
 
@@ -167,6 +189,7 @@ def estimate_training(
         recipe: how they are trained.
         networks: how many.
         together: networks at once; None: as suits the device.
+        teacher: whose logits they learn, if there is one.
     """
     device = images.device
     if device.type == "cuda":
@@ -181,7 +204,17 @@ def estimate_training(
     drawn = list(islice(draw_epochs(seeds, len(images), recipe, strategy), epochs))
     draw = (time.perf_counter() - began) / len(drawn)
     clock = _Clock(device)
-    train(stack, images, labels, recipe, strategy, drawn, stopping=clock)
+    train(
+        stack,
+        images,
+        labels,
+        recipe,
+        strategy,
+        drawn,
+        objective=objective_of(recipe),
+        stopping=clock,
+        teach=teacher,
+    )
     batches = list(islice(judge.batches(judge.test, device), 1))
     stack.accuracy(batches)
     began = time.perf_counter()

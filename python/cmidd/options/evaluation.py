@@ -9,9 +9,11 @@ from typing import Any
 
 from cmidd.options.fields import Options, option
 from cmidd.options.recipe import (
+    OF_TEACHER,
     OPTIMIZERS,
     PRECISIONS,
     SCHEDULES,
+    SOFT_LOSSES,
     Recipe,
     check_schedule,
     check_shares,
@@ -50,6 +52,19 @@ class EvaluateOptions(Options):
             0; or half_cosine, to a half; default: as the set's method was published, else drops
         warm_up: epochs before that, in which the learning rate rises from a hundredth; default: as
             the set's method was published, else 0
+        zoom: least share of an image's area that the operation zoom shows; default: as the set's
+            method was published, else 0.08
+        labels: file of soft labels of the one set, which cmidd relabel makes; batches, augmentation
+            and mixing are those that it is of. With it or a teacher the defaults above are, where
+            no published method says more, adamw, 0.001, 0.01, cosine, and those of cmidd relabel
+        teacher: banks; networks learn the mean of the logits of all their networks, for each batch
+        soft_loss: between those logits and a network's: kl or mse; default: as the set's method was
+            published, else kl
+        temperature: of kl; default: as the set's method was published, else 20
+        temperature_squared: multiply kl by the square of the temperature; default: as the set's
+            method was published, else not
+        ce_weight: weight of the cross-entropy of labels, which is added; default: as the set's
+            method was published, else 0
         ddranking: also the scores LRS and ARS of DD-Ranking, by their formulas of shares: how far a
             set's accuracy is that of its images, and not of labels and augmentation
         real_accuracy: of networks on all real images, a share such as 0.85, for LRS; default: they
@@ -82,6 +97,13 @@ class EvaluateOptions(Options):
     cutmix: float | None = option(None, least=0)
     schedule: str | None = option(None, choices=SCHEDULES)
     warm_up: int | None = option(None, least=0)
+    zoom: float | None = option(None, above=0)
+    labels: Path | None = option(None, names="labels")
+    teacher: tuple[Path, ...] = option((), names="teacher")
+    soft_loss: str | None = option(None, choices=SOFT_LOSSES)
+    temperature: float | None = option(None, above=0)
+    temperature_squared: bool | None = None
+    ce_weight: float | None = option(None, least=0)
     ddranking: bool = False
     real_accuracy: float | None = None
     lrs_weight: float = 0.5
@@ -104,8 +126,9 @@ class EvaluateOptions(Options):
             raise ValueError(
                 "sets: expected synthetic sets to score with ddranking; name the folder of a run"
             )
-        check_shares(self.drop_at, self.cutmix)
+        check_shares(self.drop_at, self.cutmix, self.zoom)
         check_schedule(self.schedule, self.drop_at)
+        self._check_teacher()
         for name in ("real_accuracy", "lrs_weight", "ars_weight"):
             share = getattr(self, name)
             if share is not None and not 0 <= share <= 1:
@@ -113,10 +136,34 @@ class EvaluateOptions(Options):
             if not self.ddranking and share != type(self).__dataclass_fields__[name].default:
                 raise ValueError(f"{name}: expected ddranking with it; give --ddranking too")
 
-    def recipe(self, record: Mapping[str, Any]) -> Recipe:
-        """How networks are trained on a set with this record, if it did not learn its own rate."""
+    def _check_teacher(self) -> None:
+        """Raise where what networks learn of a teacher cannot be told, or has no teacher."""
+        if self.labels is not None:
+            if self.teacher:
+                raise ValueError("labels, teacher: expected one of them, got both")
+            if len(self.sets) != 1 or self.random_real or self.all_real:
+                raise ValueError(
+                    "labels: expected the one set that they are of, and no real images; give a "
+                    "command for each"
+                )
+        if self.labels is not None or self.teacher:
+            if self.ddranking:
+                raise ValueError("ddranking: expected it without labels and teacher")
+            if self.soft_loss == "mse" and (self.temperature or self.temperature_squared):
+                raise ValueError("temperature: expected it with soft_loss kl, got soft_loss mse")
+            return
+        for name in OF_TEACHER:
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}: expected labels or a teacher with it; give one too")
+
+    def recipe(self, record: Mapping[str, Any], taught: Mapping[str, Any] | None = None) -> Recipe:
+        """How networks are trained on a set with this record, if it did not learn its own rate.
+
+        `taught` is as `recipe_of` takes it.
+        """
         return recipe_of(
             record,
+            taught=taught,
             epochs=self.epochs,
             optimizer=self.optimizer,
             lr=self.lr,
@@ -128,12 +175,17 @@ class EvaluateOptions(Options):
             cutmix=self.cutmix,
             schedule=self.schedule,
             warm_up=self.warm_up,
+            zoom=self.zoom,
+            soft_loss=self.soft_loss,
+            temperature=self.temperature,
+            temperature_squared=self.temperature_squared,
+            ce_weight=self.ce_weight,
             precision=self.precision,
         )
 
-    def real_recipe(self) -> Recipe:
+    def real_recipe(self, taught: Mapping[str, Any] | None = None) -> Recipe:
         """How networks are trained on all real images."""
-        return replace(self.recipe({}), epochs=self.all_real_epochs)
+        return replace(self.recipe({}, taught), epochs=self.all_real_epochs)
 
 
 @dataclass(frozen=True)

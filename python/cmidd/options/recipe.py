@@ -16,6 +16,9 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("drops", "cosine", "half_cosine")
 """How the learning rate falls."""
 
+SOFT_LOSSES = ("kl", "mse")
+"""What may be minimised between a teacher's logits and those of a network."""
+
 _NAMES = {"sgd": "SGD", "adamw": "AdamW"}
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -42,6 +45,12 @@ class Recipe:
         schedule: how the learning rate falls: drops, at drop_at; cosine, along half a cosine to 0,
             epoch by epoch; or half_cosine, along the first half of that, to a half
         warm_up: epochs before that, in which the learning rate rises from a hundredth
+        zoom: the least share of an image's area that the operation zoom shows
+        soft_loss: what is minimised between a teacher's logits and those of the network: kl, the
+            divergence of their probabilities, or mse; none where there is no teacher
+        temperature: of these probabilities
+        temperature_squared: whether the divergence is multiplied by its square
+        ce_weight: weight of the cross-entropy of labels, which is added
     """
 
     epochs: int
@@ -57,6 +66,11 @@ class Recipe:
     optimizer: str = "sgd"
     schedule: str = "drops"
     warm_up: int = 0
+    zoom: float = 0.08
+    soft_loss: str = "none"
+    temperature: float = 1.0
+    temperature_squared: bool = False
+    ce_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.drop_at, Sequence):  # one alone is a number, several are a tuple
@@ -99,6 +113,14 @@ class Recipe:
             text += f" after {self.warm_up} epochs of warm-up"
         return f"{text}, augmentation {self.augmentation}{' and CutMix' if self.cutmix else ''}"
 
+    def loss_in_words(self) -> str:
+        """What is minimised between a teacher's logits and those of a network."""
+        text = "MSE of logits"
+        if self.soft_loss == "kl":
+            squared = " times its square" if self.temperature_squared else ""
+            text = f"KL at temperature {self.temperature:g}{squared}"
+        return f"{text} + {self.ce_weight:g} cross-entropy" if self.ce_weight else text
+
     def as_record(self) -> dict[str, Any]:
         """For JSON; without what only some recipes have, so that older files stay the same."""
         usual = {each.name: each.default for each in fields(self) if each.name in _LATER}
@@ -113,7 +135,10 @@ class Recipe:
         return cls(**as_today(record))
 
 
-_LATER = ("drop_by", "cutmix", "optimizer", "schedule", "warm_up")
+OF_TEACHER = ("soft_loss", "temperature", "temperature_squared", "ce_weight")
+"""What is said of a teacher's logits alone."""
+
+_LATER = ("drop_by", "cutmix", "optimizer", "schedule", "warm_up", "zoom", *OF_TEACHER)
 
 
 def as_today(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,6 +158,20 @@ _OF_OPTIMIZER = ("lr", "weight_decay")
 
 PUBLISHED_RECIPE = Recipe(epochs=1000, augmentation=DSA)
 
+STUDENT_RECIPE = Recipe(
+    epochs=300,
+    lr=1e-3,
+    weight_decay=0.01,
+    batch_size=100,
+    augmentation="all:zoom_flip",
+    cutmix=1.0,
+    optimizer="adamw",
+    schedule="cosine",
+    soft_loss="kl",
+    temperature=20.0,
+)
+"""Of networks that learn a teacher's logits, as SRe2L has it on ImageNet, in smaller batches."""
+
 
 def check_schedule(schedule: str | None, drop_at: Sequence[float] | None) -> None:
     """Raise where the learning rate is told to fall in two ways."""
@@ -140,25 +179,50 @@ def check_schedule(schedule: str | None, drop_at: Sequence[float] | None) -> Non
         raise ValueError(f"drop_at: expected it with schedule drops, got schedule {schedule}")
 
 
-def check_shares(drop_at: Sequence[float] | None, cutmix: float | None) -> None:
-    """Raise where shares of the epochs, or a probability, are none."""
+def check_shares(
+    drop_at: Sequence[float] | None, cutmix: float | None, zoom: float | None = None
+) -> None:
+    """Raise where shares of the epochs or of an area, or a probability, are none."""
     if cutmix is not None and cutmix > 1:
         raise ValueError(f"cutmix: expected a probability from 0 to 1, got {cutmix:g}")
+    if zoom is not None and zoom > 1:
+        raise ValueError(f"zoom: expected a share of the area up to 1, got {zoom:g}")
     if not all(0 <= share <= 1 for share in drop_at or ()):
         found = " ".join(f"{share:g}" for share in drop_at or ())
         raise ValueError(f"drop_at: expected shares of the epochs from 0 to 1, got {found}")
 
 
-def recipe_of(record: Mapping[str, Any], **given: Any) -> Recipe:
+def recipe_of(
+    record: Mapping[str, Any], *, taught: Mapping[str, Any] | None = None, **given: Any
+) -> Recipe:
     """How networks are trained on a set: as given, as its record says, as is usual.
 
     Args:
-        record: of the set. What it says of one optimizer is not taken for another.
+        record: of the set. What it says of one optimizer is not taken for another, and nothing that
+            it says of hard labels for a teacher's logits.
+        taught: fields that a teacher's logits are made for; None: networks learn labels.
         given: fields of the recipe; None stands for one that is not given.
     """
-    said = as_today(record.get("evaluation", {}))
+    said, usual = as_today(record.get("evaluation", {})), PUBLISHED_RECIPE
     told = {name: value for name, value in given.items() if value is not None}
-    usual = said.get("optimizer", PUBLISHED_RECIPE.optimizer)
-    if told.get("optimizer", usual) != usual:
+    if taught is None:
+        said = {name: value for name, value in said.items() if name not in OF_TEACHER}
+    else:
+        said = {**said, **taught} if "soft_loss" in said else dict(taught)
+        usual = _student(told, said)
+        if "drop_at" in told:
+            told.setdefault("schedule", "drops")
+    expected = said.get("optimizer", usual.optimizer)
+    if told.get("optimizer", expected) != expected:
         said = {name: value for name, value in said.items() if name not in _OF_OPTIMIZER}
-    return replace(PUBLISHED_RECIPE, **{**said, **told})
+    return replace(usual, **{**said, **told})
+
+
+def _student(told: Mapping[str, Any], said: Mapping[str, Any]) -> Recipe:
+    """What is usual for networks that learn logits by the optimizer and loss that are told."""
+    usual = STUDENT_RECIPE
+    if told.get("optimizer", said.get("optimizer")) == "sgd":
+        usual = replace(usual, lr=PUBLISHED_RECIPE.lr, weight_decay=PUBLISHED_RECIPE.weight_decay)
+    if told.get("soft_loss", said.get("soft_loss")) == "mse":
+        usual = replace(usual, temperature=1.0)
+    return usual

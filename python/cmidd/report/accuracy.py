@@ -4,7 +4,7 @@ It reads the JSON that `cmidd evaluate` writes:
 
     {"results": [{"set": "runs/dm/result.safetensors" | "random real images, 10 per class" |
                          "all real images",
-                  "images": N,
+                  "images": N, "bytes": {"images": ..., "labels": ...}, "taught_by": {...},
                   "evaluations": [{"network": "convnet", "accuracies": [...], "mean": ..., "std":
                                    ..., "recipe": {...}}]}],
      "dataset": ..., "held_out": null or a share, "seed": N, "command": "...", "versions": {...},
@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cmidd.options.recipe import Recipe
 from cmidd.report.page import Html, digits, element, join, paragraph, table
 from cmidd.report.robustness import Scores, robustness_table
+from cmidd.storage.output import in_words
 from cmidd.storage.tensor_file import FileError
 
 _MARKED = (
@@ -42,6 +44,7 @@ class Cell:
     std: float
     count: int
     recipe: str
+    soft_loss: str = ""  # in words, where they learned a teacher's logits
 
 
 @dataclass(eq=False)
@@ -51,6 +54,13 @@ class Row:
     name: str
     images: int
     cells: dict[str, Cell] = field(default_factory=dict)
+    learned: str = ""  # the set, where the name says too what taught the networks
+    nbytes: tuple[int, int] | None = None  # of images as uint8 and of labels, where they are known
+
+    @property
+    def set(self) -> str:
+        """The set that networks learned from."""
+        return self.learned or self.name
 
 
 @dataclass(frozen=True)
@@ -84,13 +94,14 @@ def read_evaluation(path: Path) -> Evaluation:
         record = json.loads(path.read_text())
         rows = []
         for result in record["results"]:
-            row = Row(str(result["set"]), int(result["images"]))
+            row = _row_of(result)
             for found in result["evaluations"]:
                 row.cells[str(found["network"])] = Cell(
                     float(found["mean"]),
                     float(found["std"]),
                     len(found["accuracies"]),
                     ", ".join(f"{key} {digits(value)}" for key, value in found["recipe"].items()),
+                    _soft_loss_of(found["recipe"]),
                 )
             rows.append(row)
         return Evaluation(
@@ -108,6 +119,20 @@ def read_evaluation(path: Path) -> Evaluation:
             f"{path}: expected the JSON that cmidd evaluate writes ({type(error).__name__}: "
             f"{error})"
         ) from None
+
+
+def _row_of(result: Mapping[str, Any]) -> Row:
+    name, taught, nbytes = str(result["set"]), result.get("taught_by"), result.get("bytes")
+    row = Row(name, int(result["images"]))
+    if taught is not None:
+        row.learned = name.removesuffix(f", {taught['about']}")
+    if nbytes is not None:
+        row.nbytes = int(nbytes["images"]), int(nbytes["labels"])
+    return row
+
+
+def _soft_loss_of(recipe: Mapping[str, Any]) -> str:
+    return Recipe.of_record(recipe).loss_in_words() if "soft_loss" in recipe else ""
 
 
 def accuracy_table(evaluations: Sequence[Evaluation]) -> Html:
@@ -142,13 +167,26 @@ def accuracy_table(evaluations: Sequence[Evaluation]) -> Html:
                 )
                 for recipe, names in recipes.items()
             ),
+            *(paragraph(text) for text in _sizes(rows)),
             robustness_table([each for evaluation in evaluations for each in evaluation.scores]),
         ]
     )
 
 
+def _sizes(rows: Sequence[Row]) -> list[str]:
+    """What sets and labels take, in a sentence, where a teacher made some of the labels."""
+    if not any(row.learned for row in rows):
+        return []
+    sizes = [
+        f"{row.name} {in_words(row.nbytes[0])} and {in_words(row.nbytes[1])}"
+        for row in rows
+        if row.nbytes is not None
+    ]
+    return [f"Bytes of images, as uint8, and of labels, or of the teacher: {'; '.join(sizes)}."]
+
+
 def _rivals(row: Row, network: str, rows: Sequence[Row]) -> list[Cell]:
-    """Of the other distilled sets that are as large as this one, if it is distilled."""
+    """Of the other distilled sets as large as this one, if it is distilled, evaluated alike."""
     return [
         other.cells[network]
         for other in rows
@@ -156,6 +194,7 @@ def _rivals(row: Row, network: str, rows: Sequence[Row]) -> list[Cell]:
         and other.images == row.images
         and not any(_is_all(each) or _is_random(each) for each in (row, other))
         and network in row.cells.keys() & other.cells.keys()
+        and other.cells[network].soft_loss == row.cells[network].soft_loss
     ]
 
 
@@ -182,7 +221,7 @@ def merged_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
                 known.cells.update(row.cells)
                 break
         else:
-            merged.append(Row(row.name, row.images, dict(row.cells)))
+            merged.append(replace(row, cells=dict(row.cells)))
     return sorted(merged, key=lambda row: (_is_all(row), row.images, _is_random(row)))
 
 

@@ -35,9 +35,11 @@ def summary(runs: Sequence[RunSummary], evaluations: Sequence[Evaluation]) -> li
         cells = {row: row.cells[network] for row in rows if network in row.cells}
         head = _head(network, {cell.count for cell in cells.values()}, seeds)
         lines.append(f"Accuracy on {judges} (%), {head}:")
-        for images in dict.fromkeys(row.images for row in cells):
-            found = {row: cell for row, cell in cells.items() if row.images == images}
-            lines.append(f"  {_size(images, classes)}: {_best_first(found, own)}")
+        alike = {row: (row.images, cell.soft_loss) for row, cell in cells.items()}
+        for images, soft_loss in dict.fromkeys(alike.values()):
+            found = {row: cells[row] for row in cells if alike[row] == (images, soft_loss)}
+            what = f"{_size(images, classes)}{_by(soft_loss)}"
+            lines.append(f"  {what}: {_best_first(found, own)}")
         lines += [f"  {text}" for text in _effects_of_cmi(cells, own, classes)]
     return lines
 
@@ -57,6 +59,11 @@ def _size(images: int, classes: int) -> str:
     return f"{per_class:,} {'image' if per_class == 1 else 'images'} per class"
 
 
+def _by(soft_loss: str) -> str:
+    """What networks learned of a teacher, if they did."""
+    return soft_loss and f", a teacher's logits by {soft_loss}"
+
+
 def _best_first(cells: Mapping[Row, Cell], own: Mapping[str, RunSummary]) -> str:
     made = {row: _maker(row, own) for row in cells}
     several = Counter(made.values())
@@ -67,8 +74,8 @@ def _best_first(cells: Mapping[Row, Cell], own: Mapping[str, RunSummary]) -> str
 
 def _maker(row: Row, own: Mapping[str, RunSummary]) -> str:
     """What made a set: the method where it is of a run of the report."""
-    if row.name in own:
-        run = own[row.name]
+    if row.set in own:
+        run = own[row.set]
         return f"{run.method} + CMI" if run.has_cmi else run.method
     return RANDOM_REAL if row.name.startswith(RANDOM_REAL) else row.name
 
@@ -77,12 +84,14 @@ def _effects_of_cmi(
     cells: Mapping[Row, Cell], own: Mapping[str, RunSummary], classes: int
 ) -> list[str]:
     """A sentence for every two runs that differ in CMI alone."""
-    known = [(own[row.name], row.images, cell) for row, cell in cells.items() if row.name in own]
+    known = [(own[row.set], row.images, cell) for row, cell in cells.items() if row.set in own]
     return [
-        f"CMI in {run.method} at {_size(images, classes)}: {_compared(cell, other)}"
+        f"CMI in {run.method} at {_size(images, classes)}{_by(cell.soft_loss)}: "
+        f"{_compared(cell, other)}"
         for run, images, cell in known
         for without, _, other in known
         if run.has_cmi and not without.has_cmi and _but_for_cmi(run) == _but_for_cmi(without)
+        if cell.soft_loss == other.soft_loss
     ]
 
 

@@ -27,7 +27,12 @@ from cmidd.storage.tensor_file import FileError, bytes_of, check_sum, metadata, 
 
 MARKS = "trained"
 CRC_OF = "crc32 of "
-_CODES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
+_CODES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+}
 _COPIED = 2**24  # bytes at once
 
 
@@ -47,6 +52,12 @@ def check_complete(path: Path, what: str) -> None:
 def check_piece(path: Path, name: str, tensor: Tensor, crc: Tensor) -> None:
     """Raise where a piece of a tensor is not what was written."""
     check_sum(f"{path}: a piece of {name}", zlib.crc32(bytes_of(tensor)), int(crc))
+
+
+def size_of(kind: str, record: Mapping[str, Any], count: int, items: Mapping[str, Tensor]) -> int:
+    """Bytes of a file of `count` items with such a record, as `GrowingFile` takes them."""
+    entries = _layout(count, items, {})
+    return len(_bytes_of_head(metadata(kind, record), entries)) + _end_of(entries)
 
 
 class _Place(NamedTuple):
@@ -121,8 +132,7 @@ class GrowingFile:
         noted = noted or {}
         entries = _layout(count, items, parts or {})
         head = _bytes_of_head(metadata(kind, {**record, **noted}), entries)
-        last = max(entry["data_offsets"][1] for entry in entries.values())
-        self.size = len(head) + last
+        self.size = len(head) + _end_of(entries)
         begun = [_read_head(each, what) for each in (partial_path(path), path) if each.exists()]
         # What the record of a file holds, and not its words, which are of the version that made it.
         counted = grows or "items"
@@ -260,6 +270,11 @@ def _layout(
         }
         position += count * size
     return entries
+
+
+def _end_of(entries: Mapping[str, Any]) -> int:
+    """Bytes of all tensors."""
+    return int(max(entry["data_offsets"][1] for entry in entries.values()))
 
 
 def _bytes_of_head(about: Mapping[str, str], entries: Mapping[str, Any]) -> bytes:

@@ -39,6 +39,7 @@ from cmidd.options.infonce import InfoNCEOptions
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
+from cmidd.options.relabel import RelabelOptions, RelabelRunOptions
 from tests.support.errors import error_of
 from tests.support.parsed import made
 
@@ -54,6 +55,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "distill idm": (*OF_A_RUN, IDMOptions),
     "distill iid": (*OF_A_RUN, IIDOptions),
     "distill ncfm": (*OF_A_RUN, NCFMOptions),
+    "relabel": (SetDataOptions, RelabelRunOptions, RelabelOptions),
     "evaluate": (SetDataOptions, EvaluateOptions),
     "score": (SetDataOptions, ScoreOptions),
     "convert": (ConvertOptions,),
@@ -63,6 +65,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
 REQUIRED = {
     "distill mtt": ["--experts=e"],
     "distill ncfm": ["--matching_bank=b"],
+    "relabel": ["s", "--teacher=t"],
     "score": ["--bank=b"],
     "convert": ["s", "--out=o", "--dataset=digits"],
     "export": ["s"],
@@ -120,7 +123,7 @@ def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     usages = {"evaluate": "[SETS ...] ", "score": "[SETS ...] ", "export": "[SET] "}
-    usages |= {"convert": "[SOURCE] ", "report": "[RUNS ...] "}
+    usages |= {"relabel": "[SET] ", "convert": "[SOURCE] ", "report": "[RUNS ...] "}
     assert text.startswith(f"usage: cmidd {command} {usages.get(command, '')}[options]\n")
     for group in COMMANDS[command]:
         for field in fields(group):
@@ -160,6 +163,7 @@ def test_without_flags_the_options_are_their_defaults(command: str) -> None:
     required: dict[type, Any] = {
         MTTOptions: {"experts": Path("e")},
         NCFMOptions: {"matching_bank": Path("b")},
+        RelabelRunOptions: {"set": Path("s"), "teacher": (Path("t"),)},
         ScoreOptions: {"bank": Path("b")},
         ConvertOptions: {"source": Path("s"), "out": Path("o"), "dataset": "digits"},
         ExportOptions: {"set": Path("s")},

@@ -113,7 +113,7 @@ def test_ncfm_takes_a_bank_and_its_sets_are_judged_by_adamw(
     assert "of batches of 128, augmentation" in capsys.readouterr().out
     main(["report", "runs/ncfm", "--evaluations=runs/evaluation.json"])
     page = Path("runs/report.html").read_text()
-    assert "NCFM, 1 image per class" in page
+    assert "NCFM, 2 images per class" in page
     assert "seen as 4 images each" in page
 
 

@@ -26,6 +26,7 @@ from tests.support.report_files import (
     make_evaluation,
     make_run,
     report,
+    taught,
 )
 
 
@@ -111,6 +112,24 @@ def test_the_best_of_a_size_is_marked_where_it_is_better_beyond_the_deviation(
     table = accuracy_table([read_evaluation(path)])
     assert re.findall(r'<td class="best">([\d.]+) .*?best', table) == best
     assert ("Marked as best" in table) == (sizes != {"b": 60})  # where there is one to compare with
+
+
+def test_sets_are_compared_where_networks_learned_labels_or_logits_alike(tmp_path: Path) -> None:
+    results: Results = {name: {"mlp": (0.1 * k, 0.1 * k)} for k, name in enumerate("abcd", 1)}
+    path = make_evaluation(tmp_path / "e.json", "digits", results)
+    record = json.loads(path.read_text())
+    a, b, c, d = record["results"]
+    record["results"] = [
+        a,
+        taught(b, "soft labels"),
+        taught(c, "soft labels"),
+        taught(d, "x", "mse"),
+    ]
+    path.write_text(json.dumps(record))
+    table = accuracy_table([read_evaluation(path)])
+    assert re.findall(r'<td class="best">([\d.]+) ', table) == ["30.0"]
+    assert "b, soft labels 6.00kB and 40.0kB; c, soft labels 6.00kB and 40.0kB; d, x" in table
+    assert "Bytes of" not in table_of(tmp_path, results)
 
 
 def test_each_network_has_its_own_best(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from cmidd.cli import main
 from cmidd.report import write_report
-from tests.support.report_files import Results, make_dataset, make_evaluation, make_run
+from tests.support.report_files import Results, make_dataset, make_evaluation, make_run, taught
 
 HEAD = "Accuracy on real test images (%), mean of 2 networks mlp"
 REAL = "random real images, 2 per class"
@@ -55,6 +55,27 @@ def said(folder: Path, *runs: str, results: Results, **more: Any) -> list[str]:
         device=torch.device("cpu"),
         overwrite=True,
     )
+
+
+def test_sets_that_were_learned_by_a_teacher_are_compared_among_themselves(folder: Path) -> None:
+    results: Results = {"plain": {"mlp": (0.5, 0.5)}, "cmi": {"mlp": (0.6, 0.6)}}
+    path = evaluated(folder, results)
+    record = json.loads(path.read_text())
+    record["results"] += [taught(each, "logits of t") for each in record["results"]]
+    path.write_text(json.dumps(record))
+    runs = [folder / name for name in results]
+    out, device = folder / "report.html", torch.device("cpu")
+    lines = write_report(runs, out, evaluations=[path], device=device, overwrite=True)
+    by = ", a teacher's logits by KL at temperature 20"
+    assert lines[1:3] == [
+        "  2 images per class: DM + CMI 60.0, DM 50.0",
+        f"  2 images per class{by}: DM + CMI 60.0, DM 50.0",
+    ]
+    effect = "10.0 points more than without, standard error 0.0"
+    assert lines[3:] == [
+        f"  CMI in DM at 2 images per class: {effect}",
+        f"  CMI in DM at 2 images per class{by}: {effect}",
+    ]
 
 
 def test_a_line_has_the_sets_of_one_size_the_best_first(folder: Path) -> None:

@@ -11,11 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+from cmidd.first_images import first_images
+from cmidd.label_file import SoftLabels
+from cmidd.networks import build_network, freeze, initialize
+from cmidd.options.relabel import RelabelOptions
 from cmidd.pretrained.bank import Bank
 from cmidd.pretrained.experts import Experts
+from cmidd.relabelling import Relabelling, relabel
+from cmidd.seeds import generator
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
 from cmidd.synthetic import SyntheticSet
-from tests.support.tiny import CPU, tiny_bank, tiny_dataset, tiny_experts, tiny_run
+from tests.support.tiny import CPU, NETWORK, quiet, tiny_bank, tiny_dataset, tiny_experts, tiny_run
 
 DATASET = tiny_dataset()
 
@@ -32,9 +38,24 @@ def run_in(path: Path) -> None:
     (path.parent / "run" / "result.safetensors").rename(path)
 
 
+def label(path: Path) -> None:
+    network = build_network(NETWORK, *DATASET.shape[:2], 3)
+    initialize(network, generator("teacher"))
+    made = SyntheticSet.of(DATASET, *first_images(DATASET, 2, "real", 0))
+    options = RelabelOptions(epochs=2, batch_size=4)
+    relabel(path, Relabelling(made, DATASET, [freeze(network)], options, CPU), say=quiet)
+
+
+def read_labels(path: Path) -> None:
+    labels = SoftLabels.load(path)
+    for epoch in range(labels.draws["epochs"]):
+        labels.of_epoch(epoch)
+
+
 FILES: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any]]] = {
     "set": (run_in, SyntheticSet.load),
     "bank": (lambda path: tiny_bank(path, DATASET), lambda path: Bank.load(path, CPU)),
+    "labels": (label, read_labels),
     "experts": (lambda path: tiny_experts(path, DATASET), read_experts),
 }
 
