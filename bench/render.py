@@ -10,7 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import block, digits, evaluation, fashion, precision, ranks, regularizer, scaling
+from bench import (
+    block,
+    digits,
+    evaluation,
+    fashion,
+    precision,
+    ranks,
+    regularizer,
+    scale,
+    scaling,
+)
 from bench.gpu import predictions
 from bench.harness.records import RESULTS, Record
 from bench.kernels import accuracy, overhead, plots, streaming
@@ -94,6 +104,14 @@ KINDS = {
         'is kept. "sending" is the time in sums over ranks, waiting for the others included; '
         '"summed" are the bytes of these sums on each rank.',
         ranks.report,
+    ),
+    "scale": Kind(
+        "bench.scale",
+        "Recovery at scale",
+        "A tree of JPEG pictures of many sizes, drawn for this. Each part is a command of `cmidd` "
+        'in a process of its own. "steps" are those of each batch; recoveries of few steps are '
+        "there for their memory, which follows the batch.",
+        scale.report,
     ),
     "scaling": Kind(
         "bench.scaling",

@@ -11,9 +11,9 @@ The names in `__all__` are stable. The rooms behind them, in the order of a run:
 real images, `networks` see them, `pretrained` keeps networks trained on them, `augment` changes
 images, `first_images` starts from some, `synthetic` is the distilled set and its file, `exchange`
 reads and writes those of other tools, `methods` has a file for each method, `run` sets one up,
-`loop` runs it, `regularization` is its CMI, `storage` its files, `evaluate` trains fresh networks
-on the result, `report` draws it. `options` is what all of these can be told, `cli` has the
-commands.
+`loop` runs it, `regularization` is its CMI, `storage` its files, `recovery` makes images of trained
+networks instead, `evaluate` trains fresh networks on the result, `report` draws it. `options` is
+what all of these can be told, `cli` has the commands.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     from cmidd.options.ncfm import NCFMOptions
     from cmidd.options.pretrained import BankOptions, ExpertOptions
     from cmidd.options.recipe import Recipe
+    from cmidd.options.recover import RecoverCMIOptions, RecoverOptions
     from cmidd.pretrained.bank import Bank, train_bank
     from cmidd.pretrained.experts import train_experts
+    from cmidd.recovery.recover import Recovery, prepare_recovery, recover
     from cmidd.run import prepare
     from cmidd.synthetic import SyntheticSet
 
@@ -72,6 +74,11 @@ _HOME = {
     "ExpertOptions": "options.pretrained",
     "train_experts": "pretrained.experts",
     "CMIOptions": "options.cmi",
+    "RecoverOptions": "options.recover",
+    "RecoverCMIOptions": "options.recover",
+    "Recovery": "recovery.recover",
+    "prepare_recovery": "recovery.recover",
+    "recover": "recovery.recover",
     "SyntheticSet": "synthetic",
 }
 
@@ -95,11 +102,16 @@ __all__ = [
     "NCFMOptions",
     "Published",
     "Recipe",
+    "RecoverCMIOptions",
+    "RecoverOptions",
+    "Recovery",
     "SyntheticSet",
     "distill",
     "evaluate_set",
     "load_dataset",
     "prepare",
+    "prepare_recovery",
+    "recover",
     "register",
     "train_bank",
     "train_experts",

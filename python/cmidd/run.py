@@ -85,8 +85,15 @@ def run_folder(
     settings: dict[str, Any] = {"method": method_name, **(of_data if asked is None else asked)}
     for part in parts:
         settings |= asdict(part)
-    plain = {name: str(v) if isinstance(v, Path) else v for name, v in settings.items()}
+    plain = {name: _plain(value) for name, value in settings.items()}
     return ranks.from_first(lambda: RunFolder(Path(path), plain, resume=resume))
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML gives it back."""
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def prepare(

@@ -18,6 +18,8 @@ from cmidd.cli.flags import as_typed
 from cmidd.cli.parser import Given, read
 from cmidd.interruption import sigterm_interrupts
 
+_GOING_ON = ("pretrain", "experts", "distill", "recover", "evaluate")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; errors that the user can mend are one line, without a traceback."""
@@ -87,7 +89,7 @@ def _end(message: str, given: Given | str | None) -> None:
 
 def _how_it_goes_on(done: str, command: list[str]) -> str:
     """What an interrupted command says: what is done of it, if it says so, and what to do next."""
-    if command[1:2] not in (["pretrain"], ["experts"], ["distill"], ["evaluate"]):
+    if command[1:2] not in ([name] for name in _GOING_ON):
         return "interrupted"
     if "--resume" not in command:  # which begins where nothing is there, too
         command = [*command, "--resume"]

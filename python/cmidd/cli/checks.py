@@ -122,7 +122,7 @@ def _look_at_set(path: Path) -> None:
     _look_at_file(SYNTHETIC_SET, "cmidd distill")(file)
 
 
-SHARED = ("distill", "pretrain", "experts", "evaluate")
+SHARED = ("distill", "pretrain", "experts", "recover", "evaluate")
 """Commands whose work ranks share."""
 
 LOOKS: dict[str, Callable[[Any], object]] = {
@@ -133,5 +133,6 @@ LOOKS: dict[str, Callable[[Any], object]] = {
     "first images": _look_at_first_images,
     "network": _look_at_network,
     "set": _look_at_set,
+    "teacher": _look_at_file(bank.KIND, "cmidd pretrain"),
 }
 """By what an option `names`."""

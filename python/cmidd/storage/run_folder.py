@@ -133,9 +133,14 @@ class RunFolder:
         self._begin(length)
         return Begun(iteration, record.get("update", 0), tensors)
 
+    def begin(self) -> None:
+        """Make the folder this run's: write its configuration."""
+        self._check()  # another process may have been here since
+        write_text(self._config, yaml.safe_dump(self.config, sort_keys=False))
+
     def _begin(self, length: int) -> None:
         """Make the folder this run's, with so many bytes of log."""
-        write_text(self._config, yaml.safe_dump(self.config, sort_keys=False))
+        self.begin()
         with writing(self.log_path), self.log_path.open("ab") as log:
             if log.tell() < length:
                 raise FileError(

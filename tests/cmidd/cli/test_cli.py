@@ -38,6 +38,12 @@ from cmidd.options.iid import IIDOptions
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
+from cmidd.options.recover import (
+    RecoverCMIOptions,
+    RecoverDataOptions,
+    RecoverOptions,
+    RecoverRunOptions,
+)
 from tests.support.errors import error_of
 from tests.support.parsed import made
 
@@ -52,6 +58,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "distill idm": (DataOptions, RunOptions, DistillOptions, CMIOptions, IDMOptions),
     "distill iid": (DataOptions, RunOptions, DistillOptions, CMIOptions, IIDOptions),
     "distill ncfm": (DataOptions, RunOptions, DistillOptions, CMIOptions, NCFMOptions),
+    "recover": (RecoverDataOptions, RecoverRunOptions, RecoverOptions, RecoverCMIOptions),
     "evaluate": (SetDataOptions, EvaluateOptions),
     "score": (SetDataOptions, ScoreOptions),
     "convert": (ConvertOptions,),
@@ -61,6 +68,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
 REQUIRED = {
     "distill mtt": ["--experts=e"],
     "distill ncfm": ["--matching_bank=b"],
+    "recover": ["--teacher=t"],
     "score": ["--bank=b"],
     "convert": ["s", "--out=o", "--dataset=digits"],
     "export": ["s"],
@@ -134,6 +142,7 @@ def test_help_names_commands_datasets_and_networks(capsys: pytest.CaptureFixture
         "pretrain",
         "experts",
         "distill",
+        "recover",
         "evaluate",
         "score",
         "report",
@@ -158,6 +167,7 @@ def test_without_flags_the_options_are_their_defaults(command: str) -> None:
     required: dict[type, Any] = {
         MTTOptions: {"experts": Path("e")},
         NCFMOptions: {"matching_bank": Path("b")},
+        RecoverOptions: {"teacher": (Path("t"),)},
         ScoreOptions: {"bank": Path("b")},
         ConvertOptions: {"source": Path("s"), "out": Path("o"), "dataset": "digits"},
         ExportOptions: {"set": Path("s")},
@@ -176,7 +186,7 @@ def test_flags_set_options() -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize("command", ["distill dm", "distill mtt", "evaluate"])
+@pytest.mark.parametrize("command", ["distill dm", "distill mtt", "recover", "evaluate"])
 @given(data=st.data())
 def test_a_command_line_parses_back_to_the_same_options(command: str, data: st.DataObject) -> None:
     parts = data.draw(options_of(command))
