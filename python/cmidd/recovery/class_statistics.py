@@ -21,7 +21,7 @@ from cmidd.storage.growing_file import CRC_OF, GrowingFile, check_piece
 from cmidd.storage.tensor_file import FileError, opened
 from cmikernels.precision import computing
 
-KIND = "file of class statistics"
+KIND = "set of class statistics"
 _BATCH = 100  # images that go through a teacher at once
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from cmidd import ranks
 from cmidd.datasets import Dataset
@@ -72,7 +73,8 @@ class Recovery:
     ) -> RunFolder:
         """The folder of this recovery, new or, with `resume`, begun before."""
         parts = (self.options, self.task.cmi)
-        return run_folder(path, METHOD, self.task.dataset, parts, resume=resume, asked=asked)
+        data = self.task.dataset
+        return run_folder(path, METHOD, data, parts, resume=resume, asked=asked, may_grow=())
 
     def record(self) -> dict[str, Any]:
         """What the result says of itself."""
@@ -167,7 +169,7 @@ def recover(
     recovery: Recovery,
     folder: RunFolder,
     command: str = "",
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tqdm.write,
 ) -> Path | None:
     """Make the batches that are missing; the file of the set, or None where others still make some.
 

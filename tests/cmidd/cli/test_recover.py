@@ -46,8 +46,6 @@ def test_what_it_makes_goes_through_every_command(capsys: pytest.CaptureFixture[
     assert (config["method"], config["ipc"], config["teacher"]) == ("recover", 2, [BANK])
     again = ["recover", "--config=runs/one/config.yaml", "--out=runs/two"]
     main(again)
-    whole = Path("runs/one/result.safetensors").read_bytes()
-    assert len(Path("runs/two/result.safetensors").read_bytes()) > len(whole) // 2
     one, two = (SyntheticSet.load(Path("runs") / name) for name in ("one", "two"))
     assert (one.images == two.images).all()
     main(["evaluate", "runs/one", "--networks=mlp", "--epochs=2", "--repeats=1", "--device=cpu"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 from dataclasses import replace
@@ -184,6 +183,7 @@ def begun(teacher: Path, tmp_path: Path) -> Path:
     ("changes", "words"),
     [
         ({"seed": 1}, "seed: 0 there, 1 now"),
+        ({"iterations": 2}, "iterations: 1 there, 2 now"),
         ({"ipc": 3}, "ipc: 2 there, 3 now"),
         ({"order": "image"}, "order: 'class' there, 'image' now"),
     ],
@@ -191,7 +191,7 @@ def begun(teacher: Path, tmp_path: Path) -> Path:
 def test_another_recovery_does_not_go_on_with_it(
     begun: Path, teacher: Path, changes: dict[str, Any], words: str
 ) -> None:
-    other = tiny_recovery(recover_options(teacher, iterations=1, **changes))
+    other = tiny_recovery(recover_options(teacher, **{"iterations": 1, **changes}))
     with pytest.raises(ValueError, match=f"resume: {begun} is a run with other settings .*{words}"):
         other.folder(begun, resume=True)
     with pytest.raises(FileExistsError, match="holds a run already; add --resume"):
@@ -200,7 +200,6 @@ def test_another_recovery_does_not_go_on_with_it(
 
 def test_another_teacher_does_not_go_on_with_it(begun: Path, teacher: Path, tmp_path: Path) -> None:
     (begun / "result.safetensors").rename(begun / "result.safetensors.partial")
-    shutil.copy(teacher, tmp_path / "teacher")
     tiny_bank(tmp_path / "other", tiny_dataset(), network="convnet:width=4,depth=1,norm=batch")
     recovery = tiny_recovery(recover_options(teacher, iterations=1))
     other = tiny_recovery(recover_options(tmp_path / "other", iterations=1))
