@@ -202,7 +202,6 @@ EARLY = {
     "recover --teacher none --bank b --cmi_weight 1": "--teacher: expected a file with a bank of",
     "recover --teacher none --augmentation blur": "--teacher: expected a file with a bank of",
     "recover --teacher list.yaml": "--teacher: list.yaml: expected a safetensors file with a bank",
-    "recover --teacher none --out list.yaml": "--out: list.yaml is a file; name a folder",
     "pretrain --network nosuch": f"--network: no 'nosuch'; {NETWORKS}",
 }
 # Of what only the images tell.
