@@ -100,7 +100,8 @@ def real_rows(
             f"{count_option}: class {name} of {dataset.name} has {there} real images, fewer "
             f"than {ipc}; take fewer{also if count_option == 'ipc' else ''}"
         )
-    return first + torch.randperm(there, generator=generator(seed, purpose, c))[:ipc]
+    drawn = torch.randperm(there, generator=generator(seed, purpose, c))[:ipc]
+    return drawn.add_(first)
 
 
 def _real(dataset: Dataset, ipc: int, seed: int, purpose: str, count_option: str) -> Tensor:

@@ -95,7 +95,7 @@ class Batch:
                     )
                     for teacher in self.teachers
                 ]
-        self.index = ClassIndex(labels.unique(return_inverse=True)[1].to(device))
+        self.index = ClassIndex(torch.unique(labels, return_inverse=True)[1].to(device))
         self.regularizers = task.regularizers() if self.index.largest > 1 else []
         self.averages: dict[int, list[Statistics]] = {}
         self._of_classes: dict[int, list[Statistics]] = {}

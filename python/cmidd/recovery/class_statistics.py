@@ -34,7 +34,7 @@ class ClassStatistics:
 
     def of(self, labels: Tensor, teacher: int) -> list[Statistics]:
         """The means over images with these labels of the statistics of their classes."""
-        classes, counts = labels.cpu().unique(return_counts=True)
+        classes, counts = torch.unique(labels.cpu(), return_counts=True)
         means = []
         with opened(self._path, KIND) as (file, _):
             for what in ("mean", "var"):

@@ -66,5 +66,5 @@ def perturbed(
         if length > 0:
             with torch.no_grad():
                 for weight, gradient in zip(weights, gradients, strict=True):
-                    weight += size / steps / length * gradient
+                    weight.add_(size / steps / length * gradient)
     return freeze(moved)

@@ -176,13 +176,13 @@ def test_cmi_is_that_of_whole_classes(by: str, teacher: Path, tmp_path: Path) ->
     recovery = in_float64(tiny_recovery(options, cmi))
     if by == "bank":
         assert recovery.task.bank is not None
-        network = copy.deepcopy(recovery.task.bank[0]).double()
-        task = recovery.task._replace(bank=[network])  # type: ignore[arg-type]
+        of_bank = copy.deepcopy(recovery.task.bank[0]).double()
+        task = recovery.task._replace(bank=[of_bank])  # type: ignore[arg-type]
         recovery = replace(recovery, task=task)
     batch = recovery.batch(0)
     assert batch.labels.tolist() == [0, 0, 0, 1, 1, 1]
     drawn = draw_step(recovery.options, batch.strategy, 2, 0, 3)
-    network = recovery.task.teachers[drawn.teacher] if by == "teacher" else network
+    network = recovery.task.teachers[drawn.teacher] if by == "teacher" else of_bank
     features = network.embed(batch.images)  # type: ignore[operator]
     expected = fused_cmi(features, batch.labels)
     found = batch.losses(3)
@@ -196,7 +196,7 @@ def test_cmi_is_that_of_whole_classes(by: str, teacher: Path, tmp_path: Path) ->
 
 def test_the_images_of_a_class_depend_on_no_other(teacher: Path) -> None:
     for start in ("noise", "real"):
-        pairs = {}
+        pairs: dict[tuple[int, int], Tensor] = {}
         for size in (2, 4, 6):
             recovery = tiny_recovery(recover_options(teacher, start=start, batch_size=size))
             for item in range(len(recovery.batches)):
