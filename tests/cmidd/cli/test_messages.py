@@ -167,7 +167,7 @@ EARLY = {
     "distill dm --network convnet:deep=3": "--network: convnet has no option 'deep'; its options "
     "are depth, width, norm, activation, pooling",
     "distill dm --augmentation blur": "--augmentation: no operation 'blur'; join some of color, "
-    "crop, cutout, flip, scale, rotate by '_', or say 'none'",
+    "crop, cutout, flip, scale, rotate, zoom by '_', or say 'none'",
     "distill mtt --experts none": "--experts: expected a file with a set of experts, found none at "
     "none; cmidd experts makes one",
     "distill dm --device nosuch": "--device: nosuch cannot be used here: ",
