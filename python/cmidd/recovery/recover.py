@@ -39,7 +39,7 @@ from cmidd.recovery.statistics import batch_norms
 from cmidd.run import run_folder
 from cmidd.storage.growing_file import GrowingFile
 from cmidd.storage.run_folder import RunFolder, versions
-from cmidd.storage.shared_filling import fill_together, locked_soon
+from cmidd.storage.shared_filling import complete, fill_together, locked_soon
 from cmidd.storage.tensor_file import checksum, record_of
 from cmidd.stored_pixels import as_items
 from cmidd.synthetic import KIND
@@ -218,7 +218,7 @@ def _begin(recovery: Recovery, folder: RunFolder, command: str) -> GrowingFile:
 
 def _complete(growing: GrowingFile, folder: RunFolder) -> None:
     with locked_soon(folder.path, folder=True):
-        growing.complete()
+        complete(growing)
 
 
 def _class_statistics(
@@ -247,8 +247,7 @@ def _class_statistics(
                 return found
 
             fill_together(growing, make, _turned(missing), wait=True)
-    with locked_soon(folder.path, folder=True):
-        growing.complete()
+    _complete(growing, folder)
     return ClassStatistics(path, channels)
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 
 from torch import Tensor
 
 from cmidd.storage.growing_file import GrowingFile
-from cmidd.storage.lock import BusyError, locked
+from cmidd.storage.lock import LOCK_NAME, BusyError, locked
 
 _PAUSE = 0.2  # seconds between two looks at what others make
 _MOMENTS = 300  # such pauses, in which what takes moments is done
@@ -23,7 +24,7 @@ _MOMENTS = 300  # such pauses, in which what takes moments is done
 def fill_together(
     growing: GrowingFile,
     make: Callable[[int], Mapping[str, Tensor]],
-    order: Iterable[int],
+    order: Sequence[int],
     *,
     wait: bool = False,
 ) -> list[int]:
@@ -49,6 +50,14 @@ def fill_together(
         if not (busy and wait):
             return busy
         time.sleep(_PAUSE)
+
+
+def complete(growing: GrowingFile) -> None:
+    """Give the file its name once all is made; locks that killed processes left are taken away."""
+    growing.complete()
+    path = growing.complete_path
+    for lock in path.parent.glob(f".{escape(path.name)}.*{LOCK_NAME}"):
+        lock.unlink(missing_ok=True)
 
 
 def _claim(growing: GrowingFile, item: int) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor
 from cmidd.storage import shared_filling
 from cmidd.storage.growing_file import GrowingFile
 from cmidd.storage.lock import BusyError, locked
-from cmidd.storage.shared_filling import fill_together, locked_soon
+from cmidd.storage.shared_filling import complete, fill_together, locked_soon
 
 COUNT = 6
 
@@ -92,6 +92,16 @@ def test_a_file_that_another_process_completes_goes_on(tmp_path: Path) -> None:
     assert fill_together(mine, number, range(COUNT)) == []
     mine.complete()
     assert grown(tmp_path / "file").missing() == []
+
+
+def test_locks_that_killed_processes_left_are_gone_once_all_is_made(tmp_path: Path) -> None:
+    file = grown(tmp_path / "file")
+    fill_together(file, number, range(COUNT))
+    for name in (".file.3.lock", ".file.lock", ".other.0.lock"):
+        (tmp_path / name).touch()
+    complete(file)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".file.lock", ".other.0.lock", "file"]
 
 
 def test_a_lock_of_a_moment_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
