@@ -63,7 +63,13 @@ class Batches:
 
     def in_words(self) -> str:
         """For the user."""
-        text = f"{len(self)} batches of up to {self.largest} images"
+        text = f"{_count(len(self), 'batch')} of up to {_count(self.largest, 'image')}"
         if self.pieces > 1 and self.order == "class":
             return f"{text}, {self.pieces} for each class of {self.ipc}"
-        return f"{text}: {self.classes_together} classes with {self.of_each} of each"
+        return f"{text}: {_count(self.classes_together, 'class')} with {self.of_each} of each"
+
+
+def _count(number: int, word: str) -> str:
+    """So many of a thing."""
+    several = f"{word}es" if word.endswith(("s", "ch")) else f"{word}s"
+    return f"{number} {word if number == 1 else several}"

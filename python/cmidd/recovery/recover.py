@@ -138,7 +138,7 @@ def prepare_recovery(
             f"{name}: {getattr(options, name)} gives a batch one image of each class, whose CMI is "
             "0; take order class and more images, or cmi_weight 0"
         )
-    teachers = load_teachers(options.teacher, dataset, place)
+    teachers = load_teachers([Path(file) for file in options.teacher], dataset, place)
     if options.iterations:
         _check_teachers(teachers, options)
     bank = None if cmi.bank is None else Bank.load_for(dataset, cmi.bank, "bank", place)
@@ -179,6 +179,19 @@ def recover(
             with one at once.
         command: that makes the same again, for the record.
         say: told the batches, and each that is done.
+
+    Example:
+        >>> data = cmidd.load_dataset("digits")
+        >>> teacher = cmidd.BankOptions("resnet18:width=4,norm=batch", networks=1, epochs=1)
+        >>> bank = cmidd.train_bank("runs/teacher.safetensors", data, teacher)
+        network 1 of 1: ...% of test images right
+        >>> options = cmidd.RecoverOptions(("runs/teacher.safetensors",), ipc=2, iterations=2)
+        >>> recovery = cmidd.prepare_recovery(data, options)
+        >>> path = cmidd.recover(recovery, recovery.folder("runs/recover"))
+        1 batch of up to 20 images: 10 classes with 2 of each
+        batch 1 of 1: loss ...
+        >>> cmidd.SyntheticSet.load(path).images.shape
+        torch.Size([20, 1, 8, 8])
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM came; the batch under way begins anew when it goes on.

@@ -49,6 +49,11 @@ def test_every_image_is_in_one_batch_and_no_batch_is_too_large(
             "4 batches of up to 3 images, 2 for each class of 5",
         ),
         (
+            Batches(1, 1, 9, "class"),
+            [[(0, 0)]],
+            "1 batch of up to 1 image: 1 class with 1 of each",
+        ),
+        (
             Batches(3, 2, 2, "image"),
             [[(0, 0), (1, 0)], [(2, 0)], [(0, 1), (1, 1)], [(2, 1)]],
             "4 batches of up to 2 images: 2 classes with 1 of each",
