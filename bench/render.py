@@ -18,6 +18,7 @@ from bench import (
     precision,
     ranks,
     regularizer,
+    scale,
     scaling,
     teachers,
 )
@@ -104,6 +105,14 @@ KINDS = {
         'is kept. "sending" is the time in sums over ranks, waiting for the others included; '
         '"summed" are the bytes of these sums on each rank.',
         ranks.report,
+    ),
+    "scale": Kind(
+        "bench.scale",
+        "Recovery at scale",
+        "A tree of JPEG pictures of many sizes, drawn for this. Each part is a command of `cmidd` "
+        'in a process of its own. "steps" are those of each batch; recoveries of few steps are '
+        "there for their memory, which follows the batch.",
+        scale.report,
     ),
     "scaling": Kind(
         "bench.scaling",

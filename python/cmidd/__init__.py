@@ -12,8 +12,9 @@ real images, `networks` see them, `pretrained` keeps networks trained on them, `
 images, `first_images` starts from some, `synthetic` is the distilled set and its file, `exchange`
 reads and writes those of other tools, `methods` has a file for each method, `run` sets one up,
 `loop` runs it, `regularization` is its CMI and `infonce` its InfoNCE, `storage` its files,
-`relabelling` has teachers label the result, `evaluate` trains fresh networks on it, `report` draws
-it. `options` is what all of these can be told, `cli` has the commands.
+`recovery` makes images of trained networks instead, `relabelling` has teachers label the result,
+`evaluate` trains fresh networks on it, `report` draws it. `options` is what all of these can be
+told, `cli` has the commands.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ if TYPE_CHECKING:
     from cmidd.options.ncfm import NCFMOptions
     from cmidd.options.pretrained import BankOptions, ExpertOptions
     from cmidd.options.recipe import Recipe
+    from cmidd.options.recover import RecoverCMIOptions, RecoverOptions
     from cmidd.options.relabel import RelabelOptions
     from cmidd.pretrained.bank import Bank, train_bank
     from cmidd.pretrained.experts import train_experts
+    from cmidd.recovery.recover import Recovery, prepare_recovery, recover
     from cmidd.relabelling import Relabelling, relabel
     from cmidd.run import prepare
     from cmidd.synthetic import SyntheticSet
@@ -78,6 +81,11 @@ _HOME = {
     "train_experts": "pretrained.experts",
     "CMIOptions": "options.cmi",
     "InfoNCEOptions": "options.infonce",
+    "RecoverOptions": "options.recover",
+    "RecoverCMIOptions": "options.recover",
+    "Recovery": "recovery.recover",
+    "prepare_recovery": "recovery.recover",
+    "recover": "recovery.recover",
     "SyntheticSet": "synthetic",
     "RelabelOptions": "options.relabel",
     "Relabelling": "relabelling",
@@ -107,6 +115,9 @@ __all__ = [
     "NCFMOptions",
     "Published",
     "Recipe",
+    "RecoverCMIOptions",
+    "RecoverOptions",
+    "Recovery",
     "RelabelOptions",
     "Relabelling",
     "SoftLabels",
@@ -116,6 +127,8 @@ __all__ = [
     "evaluate_set",
     "load_dataset",
     "prepare",
+    "prepare_recovery",
+    "recover",
     "register",
     "relabel",
     "train_bank",

@@ -88,19 +88,27 @@ def first_images(
     return first, labels
 
 
+def real_rows(
+    dataset: Dataset, ipc: int, c: int, seed: int, purpose: str = "start", count_option: str = "ipc"
+) -> Tensor:
+    """Row numbers of `ipc` different real images of class `c`."""
+    first, last = dataset.train.offsets[c : c + 2].tolist()
+    there = last - first
+    if there < ipc:
+        name, also = dataset.class_names[c], " or start from noise"
+        raise ValueError(
+            f"{count_option}: class {name} of {dataset.name} has {there} real images, fewer "
+            f"than {ipc}; take fewer{also if count_option == 'ipc' else ''}"
+        )
+    drawn = torch.randperm(there, generator=generator(seed, purpose, c))[:ipc]
+    return drawn.add_(first)
+
+
 def _real(dataset: Dataset, ipc: int, seed: int, purpose: str, count_option: str) -> Tensor:
     """`ipc` different real images of each class."""
-    rows = []
-    for c in range(dataset.num_classes):
-        first, last = dataset.train.offsets[c : c + 2].tolist()
-        there = last - first
-        if there < ipc:
-            name, also = dataset.class_names[c], " or start from noise"
-            raise ValueError(
-                f"{count_option}: class {name} of {dataset.name} has {there} real images, fewer "
-                f"than {ipc}; take fewer{also if count_option == 'ipc' else ''}"
-            )
-        rows.append(first + torch.randperm(there, generator=generator(seed, purpose, c))[:ipc])
+    rows = [
+        real_rows(dataset, ipc, c, seed, purpose, count_option) for c in range(dataset.num_classes)
+    ]
     return dataset.to_input(dataset.train.source[torch.cat(rows)])
 
 

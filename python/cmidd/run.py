@@ -80,12 +80,14 @@ def run_folder(
     *,
     resume: bool,
     asked: Mapping[str, Any] | None = None,
+    may_grow: Sequence[str] = ("iterations",),
 ) -> RunFolder:
     """The folder of a run with these options, which have been filled in.
 
     Where there are several ranks, the first looks at it.
 
-    `asked`: how the dataset was asked for, which a name need not say.
+    `asked`: how the dataset was asked for, which a name need not say; `may_grow`: counts of which
+    more may be asked for when it goes on.
     """
     of_data = {
         "dataset": dataset.name,
@@ -98,13 +100,13 @@ def run_folder(
         if not isinstance(part, InfoNCEOptions) or part.mim_weight:
             settings |= asdict(part)
     plain = {name: _plain(value) for name, value in settings.items()}
-    return ranks.from_first(lambda: RunFolder(Path(path), plain, resume=resume))
+    return ranks.from_first(lambda: RunFolder(Path(path), plain, resume=resume, may_grow=may_grow))
 
 
 def _plain(value: Any) -> Any:
     """What YAML and JSON can hold, and give back as it was."""
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(each) for each in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -7,7 +7,8 @@ the architecture that they are made for, `evaluation`, how networks that train o
 as far as it is not as usual. There may be `soft_labels` (N, C) float32; `learned_lr` in the record,
 the step size that networks take; `view` in the record, which makes of the stored images those that
 networks see; and, with the eps `zca` in the record, `whitening_mean` (D,) and `whitening_matrix`
-(D, D) float32 of images that are whitened.
+(D, D) float32 of images that are whitened. Images may be kept as pixels too, batch by batch
+(`stored_pixels.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from cmidd.datasets.given import labels_as_int64
 from cmidd.datasets.images import to_pixels
 from cmidd.datasets.whitening import Whitening
 from cmidd.options.recipe import OPTIMIZERS, SCHEDULES, SOFT_LOSSES
+from cmidd.storage.growing_file import check_complete
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
+from cmidd.stored_pixels import unpacked
 from cmidd.view import View
 
 KIND = "synthetic set"
@@ -126,10 +129,13 @@ class SyntheticSet:
     def load(cls, path: Path | str) -> SyntheticSet:
         """Read and check the file, or that in the folder of a run."""
         path = file_of(Path(path))
+        check_complete(path, KIND)
         tensors, record = read_tensors(path, KIND)
         missing = [name for name in RECORD if name not in record]
         if missing:
             raise FileError(f"{path}: expected a record with {', '.join(RECORD)}, lacks {missing}")
+        if "pixels" in tensors:
+            tensors = unpacked(tensors, record, path)
         empty = torch.empty(0)
         images, labels = tensors.get("images", empty), tensors.get("labels", empty)
         if (

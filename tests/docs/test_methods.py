@@ -16,6 +16,9 @@ from cmidd.methods.iid import WEIGHTS, WEIGHTS_ON_IDM
 from cmidd.methods.mtt import SETTINGS, Setting
 from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.pretrained import BankOptions
+from cmidd.recovery.published import NAMES as RECIPES
+from cmidd.recovery.published import SETTINGS as SETTINGS_OF_RECOVERY
+from cmidd.recovery.published import published as published_of_recovery
 from tests.support.tiny import tiny_dataset
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods"
@@ -26,6 +29,7 @@ NAMES = {
     "mnist": "MNIST",
     "fashionmnist": "Fashion-MNIST",
     "tinyimagenet": "Tiny-ImageNet",
+    "imagenet": "ImageNet",
     "digits": "digits",
 }
 
@@ -167,3 +171,28 @@ def test_settings_are_those_of_idm() -> None:
     ]
     found = [line for line in rows("idm.md") if line.count("|") == 6]
     assert found[2:] == expected
+
+
+def test_settings_are_those_of_recovery() -> None:
+    expected, columns = [], ("iterations", "lr", "bn_weight", "batch_size")
+    for recipe, dataset in SETTINGS_OF_RECOVERY:
+        settings = published_of_recovery(tiny_dataset(dataset), recipe)
+        numbers = [f"{settings[name]:g}" for name in columns]
+        augmentation = f"`{settings['augmentation']}`"
+        expected.append(row(RECIPES[recipe], NAMES[dataset], *numbers, augmentation, "published"))
+    found = [line for line in rows("recover.md") if line.count("|") == 9]
+    assert found[2:] == expected
+
+
+def test_what_a_recipe_adds_is_what_its_settings_have() -> None:
+    table = [line for line in rows("recover.md") if line.count("|") == 8][2:]
+    for line in table:
+        option = line.split(" | ")[1].strip("`-")
+        if option == "jitter":  # in words
+            continue
+        cells = dict(zip(RECIPES, line.split(" | ")[2:6], strict=True))
+        for recipe, dataset in SETTINGS_OF_RECOVERY:
+            value = published_of_recovery(tiny_dataset(dataset), recipe)[option]
+            usual, _, of_imagenet = cells[recipe].partition("; ImageNet ")
+            cell = of_imagenet if of_imagenet and dataset == "imagenet" else usual
+            assert cell == (value if isinstance(value, str) else f"{value:g}"), (option, recipe)

@@ -18,7 +18,7 @@ from cmidd.cli.flags import as_typed
 from cmidd.cli.parser import Given, read
 from cmidd.interruption import sigterm_interrupts
 
-_GO_ON = {"pretrain", "experts", "distill", "relabel", "evaluate"}
+_GO_ON = {"pretrain", "experts", "distill", "recover", "relabel", "evaluate"}
 """Commands that take --resume."""
 
 

@@ -19,7 +19,7 @@ from cmidd.options.commands import DataOptions
 from cmidd.options.fields import AS_PUBLISHED, Options
 from cmidd.pretrained import bank, experts
 from cmidd.storage.growing_file import check_complete
-from cmidd.storage.tensor_file import opened
+from cmidd.storage.tensor_file import opened, record_of
 from cmidd.synthetic import KIND as SYNTHETIC_SET
 from cmidd.synthetic import file_of
 
@@ -114,6 +114,12 @@ def _look_at_file(kind: str, maker: str) -> Callable[[Path], None]:
     return look
 
 
+def _look_at_teacher(path: Path) -> None:
+    """A bank, or a state dict, of which only the dataset tells whether it fits."""
+    if not path.is_file() or record_of(path):
+        _look_at_file(bank.KIND, "cmidd pretrain")(path)
+
+
 def _look_at_set(path: Path) -> None:
     file = file_of(path)
     if "," in str(path) and not file.exists():
@@ -123,7 +129,7 @@ def _look_at_set(path: Path) -> None:
     _look_at_file(SYNTHETIC_SET, "cmidd distill")(file)
 
 
-SHARED = ("distill", "pretrain", "experts", "relabel", "evaluate")
+SHARED = ("distill", "pretrain", "experts", "recover", "relabel", "evaluate")
 """Commands whose work ranks share."""
 
 LOOKS: dict[str, Callable[[Any], object]] = {
@@ -135,6 +141,6 @@ LOOKS: dict[str, Callable[[Any], object]] = {
     "labels": _look_at_file(label_file.KIND, "cmidd relabel"),
     "network": _look_at_network,
     "set": _look_at_set,
-    "teacher": _look_at_file(bank.KIND, "cmidd pretrain"),
+    "teacher": _look_at_teacher,
 }
 """By what an option `names`."""

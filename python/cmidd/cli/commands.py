@@ -14,6 +14,7 @@ from cmidd.cli.evaluation import run_evaluate
 from cmidd.cli.exchange import run_convert, run_export
 from cmidd.cli.filling import filling
 from cmidd.cli.flags import command_line
+from cmidd.cli.recovery import run_recover
 from cmidd.cli.relabelling import run_relabel
 from cmidd.cli.scoring import run_score
 from cmidd.cli.training_costs import cost_of_bank, cost_of_experts
@@ -153,6 +154,7 @@ def run_report(options: ReportOptions) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     "pretrain": pretrain,
     "experts": run_experts,
+    "recover": run_recover,
     "relabel": run_relabel,
     "evaluate": run_evaluate,
     "score": run_score,

@@ -30,8 +30,9 @@ def read_config(path: Path, flags: Mapping[str, Flag], program: str) -> dict[str
     if not isinstance(found, dict):
         raise UsageError(f"{path}: expected lines such as ipc: 10, got {found!r}")
     method = found.pop("method", None)
-    if method is not None and program != f"cmidd distill {method}":
-        raise UsageError(f"{path} is of method {method}: use cmidd distill {method}")
+    of_method = f"cmidd {method}" if method == "recover" else f"cmidd distill {method}"
+    if method is not None and program != of_method:
+        raise UsageError(f"{path} is of method {method}: use {of_method}")
     values = {}
     for name, value in found.items():
         if name not in flags:

@@ -39,6 +39,12 @@ from cmidd.options.fields import Options
 from cmidd.options.infonce import InfoNCEOptions
 from cmidd.options.methods import METHOD_OPTIONS
 from cmidd.options.pretrained import BankOptions, ExpertOptions
+from cmidd.options.recover import (
+    RecoverCMIOptions,
+    RecoverDataOptions,
+    RecoverOptions,
+    RecoverRunOptions,
+)
 from cmidd.options.relabel import RelabelOptions, RelabelRunOptions
 
 _HELP = {"-h", "--help"}
@@ -64,6 +70,11 @@ COMMANDS = {
         (DataOptions, ExpertRunOptions, ExpertOptions),
         "train what MTT matches",
         "Train networks and keep their weights after every epoch, for MTT to match.",
+    ),
+    "recover": Command(
+        (RecoverDataOptions, RecoverRunOptions, RecoverOptions, RecoverCMIOptions),
+        "make the synthetic images from trained networks, batch by batch",
+        "Recover images from trained networks (SRe2L, CDA, DWA, EDC), a batch at a time.",
     ),
     "relabel": Command(
         (SetDataOptions, RelabelRunOptions, RelabelOptions),

@@ -95,7 +95,7 @@ class _Head(NamedTuple):
 class GrowingFile:
     """The file while it is filled: new, or begun by a run with the same settings.
 
-    Whoever fills it holds the lock of its path.
+    Whoever fills it holds the lock of its path, or that of an item (`shared_filling.py`).
 
     Args:
         path: the name it has once it is complete.
@@ -187,7 +187,7 @@ class GrowingFile:
 
     def missing(self) -> list[int]:
         """The items that are not done."""
-        with self.path.open("rb") as file:
+        with self._opened() as file:
             file.seek(self._places[MARKS].start)
             marks = file.read(self._count)
         return [k for k in range(self._count) if marks[k : k + 1] != b"\x01"]
@@ -228,7 +228,16 @@ class GrowingFile:
 
     def complete(self) -> None:
         """Give the file its name."""
-        self.path.replace(self.complete_path)
+        with self._opened():
+            self.path.replace(self.complete_path)
+
+    def _opened(self) -> BinaryIO:
+        """The file to read, to which another process may have given its name meanwhile."""
+        try:
+            return self.path.open("rb")
+        except FileNotFoundError:
+            self.path = self.complete_path
+            return self.path.open("rb")
 
 
 def _to_disk(file: BinaryIO) -> None:

@@ -18,7 +18,7 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,9 +50,20 @@ class Begun(NamedTuple):
 class RunFolder:
     """One run's files; everything that is written is written inside `locked`."""
 
-    def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool) -> None:
-        """Check that the folder is new or belongs to the same run; nothing is written yet."""
+    def __init__(
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        *,
+        resume: bool,
+        may_grow: Sequence[str] = ("iterations",),
+    ) -> None:
+        """Check that the folder is new or belongs to the same run; nothing is written yet.
+
+        `may_grow`: counts in the configuration of which more may be asked for.
+        """
         self.path = path
+        self._may_grow = may_grow
         self.resume = resume
         self.result = path / "result.safetensors"
         self.log_path = path / "log.jsonl"
@@ -69,7 +80,7 @@ class RunFolder:
             before, now = yaml.safe_load(self._config.read_text()), self.config
             if before.get("method") != now.get("method"):  # most of the rest then differs too
                 before, now = ({"method": each.get("method")} for each in (before, now))
-            changed = differences(before, now, may_change=_MAY_CHANGE, may_grow=("iterations",))
+            changed = differences(before, now, may_change=_MAY_CHANGE, may_grow=self._may_grow)
         except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
             raise FileError(f"{self._config}: expected the configuration of a run") from None
         check_same(f"{self.path} is a run", changed)
@@ -133,9 +144,17 @@ class RunFolder:
         self._begin(length)
         return Begun(iteration, record.get("update", 0), tensors)
 
+    def begin(self) -> None:
+        """Make the folder this run's: write its configuration."""
+        self._check()  # another process may have been here since
+        self._write_config()
+
+    def _write_config(self) -> None:
+        write_text(self._config, yaml.safe_dump(self.config, sort_keys=False))
+
     def _begin(self, length: int) -> None:
         """Make the folder this run's, with so many bytes of log."""
-        write_text(self._config, yaml.safe_dump(self.config, sort_keys=False))
+        self._write_config()
         with writing(self.log_path), self.log_path.open("ab") as log:
             if log.tell() < length:
                 raise FileError(

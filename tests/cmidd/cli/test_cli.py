@@ -39,6 +39,12 @@ from cmidd.options.infonce import InfoNCEOptions
 from cmidd.options.mtt import MTTOptions
 from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.pretrained import BankOptions, ExpertOptions
+from cmidd.options.recover import (
+    RecoverCMIOptions,
+    RecoverDataOptions,
+    RecoverOptions,
+    RecoverRunOptions,
+)
 from cmidd.options.relabel import RelabelOptions, RelabelRunOptions
 from tests.support.errors import error_of
 from tests.support.parsed import made
@@ -56,6 +62,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "distill iid": (*OF_A_RUN, IIDOptions),
     "distill ncfm": (*OF_A_RUN, NCFMOptions),
     "relabel": (SetDataOptions, RelabelRunOptions, RelabelOptions),
+    "recover": (RecoverDataOptions, RecoverRunOptions, RecoverOptions, RecoverCMIOptions),
     "evaluate": (SetDataOptions, EvaluateOptions),
     "score": (SetDataOptions, ScoreOptions),
     "convert": (ConvertOptions,),
@@ -65,6 +72,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
 REQUIRED = {
     "distill mtt": ["--experts=e"],
     "distill ncfm": ["--matching_bank=b"],
+    "recover": ["--teacher=t"],
     "relabel": ["s", "--teacher=t"],
     "score": ["--bank=b"],
     "convert": ["s", "--out=o", "--dataset=digits"],
@@ -139,6 +147,7 @@ def test_help_names_commands_datasets_and_networks(capsys: pytest.CaptureFixture
         "pretrain",
         "experts",
         "distill",
+        "recover",
         "evaluate",
         "score",
         "report",
@@ -163,6 +172,7 @@ def test_without_flags_the_options_are_their_defaults(command: str) -> None:
     required: dict[type, Any] = {
         MTTOptions: {"experts": Path("e")},
         NCFMOptions: {"matching_bank": Path("b")},
+        RecoverOptions: {"teacher": (Path("t"),)},
         RelabelRunOptions: {"set": Path("s"), "teacher": (Path("t"),)},
         ScoreOptions: {"bank": Path("b")},
         ConvertOptions: {"source": Path("s"), "out": Path("o"), "dataset": "digits"},
@@ -182,7 +192,7 @@ def test_flags_set_options() -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize("command", ["distill dm", "distill mtt", "evaluate"])
+@pytest.mark.parametrize("command", ["distill dm", "distill mtt", "recover", "evaluate"])
 @given(data=st.data())
 def test_a_command_line_parses_back_to_the_same_options(command: str, data: st.DataObject) -> None:
     parts = data.draw(options_of(command))

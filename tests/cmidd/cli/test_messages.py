@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cmidd.cli import commands, evaluation, scoring
+from cmidd.cli import commands, evaluation, recovery, scoring
 from tests.support.errors import error_of
 
 FILES = {
@@ -25,8 +25,8 @@ FILES = {
 }
 # Of the words that are not known or cannot be understood. Each line is the whole message.
 USAGE = {
-    "": "expected a command: distill, pretrain, experts, evaluate, score, convert, export, report; "
-    "see cmidd --help",
+    "": "expected a command: distill, pretrain, experts, recover, evaluate, score, convert, "
+    "export, report; see cmidd --help",
     "nosuch": "no command nosuch; see cmidd --help",
     "distil dm": "no command distil; did you mean distill? See cmidd --help",
     "dm": "no command dm; did you mean cmidd distill dm? See cmidd --help",
@@ -103,6 +103,11 @@ USAGE = {
     "did you mean iterations? See cmidd distill dm --help",
     "distill dc --config method.yaml": "method.yaml is of method dm: use cmidd distill dm",
     "pretrain --config method.yaml": "method.yaml is of method dm: use cmidd distill dm",
+    "recover": "--teacher: expected files of trained networks with batch norm, as cmidd pretrain "
+    "makes them; of several networks each step takes one; see cmidd recover --help",
+    "recover --teacher t --config method.yaml": "method.yaml is of method dm: use cmidd distill dm",
+    "recover --teacher t --recipe sre3l": "--recipe: expected sre2l or cda or dwa or edc, got "
+    "'sre3l'",
     "distill dm --config typed.yaml": "typed.yaml: iterations: expected a whole number, got many",
     "distill dm --config empty.yaml": "empty.yaml: ipc: expected a whole number, got nothing",
     "distill dm --config switch.yaml": "switch.yaml: zca: expected true or false, got 1",
@@ -188,6 +193,16 @@ EARLY = {
     "report none": "--runs: none is not the folder of a run (it has no config.yaml); name the "
     "folder that cmidd distill wrote to, or the file of a set",
     "report none --bank b": "--bank: expected a file with a bank of networks, found none at b; ",
+    "recover --teacher none": "--teacher: expected a file with a bank of networks, found none at "
+    "none; cmidd pretrain makes one",
+    "recover --teacher none --zca": "--zca: expected images that are not whitened",
+    "recover --teacher=": "--teacher: expected at least one file of networks, got none",
+    "recover --teacher none --zoom 1.5": "--zoom: expected a share up to 1, got 1.5",
+    "recover --teacher none --average 1": "--average: expected a share below 1, got 1",
+    "recover --teacher none --curriculum step": "--curriculum_share: expected a share below 1 with",
+    "recover --teacher none --bank none": "--cmi_weight: expected a weight other than 0 with bank",
+    "recover --teacher none --bank b --cmi_weight 1": "--teacher: expected a file with a bank of",
+    "recover --teacher none --augmentation blur": "--teacher: expected a file with a bank of",
     "pretrain --network nosuch": f"--network: no 'nosuch'; {NETWORKS}",
     "pretrain --objective mcmi": "--from_bank: expected a bank whose networks mcmi fine-tunes; "
     "cmidd pretrain without --objective makes one",
@@ -207,6 +222,14 @@ LATE = {
     "evaluate --config real.yaml": "real.yaml: random_real: class 0 of digits has",
     "experts --network convnet:norm=batch": "--network: expected one whose state is",
 }
+
+
+LOADERS = (
+    (commands, "load"),
+    (recovery, "load"),
+    (evaluation, "load_for"),
+    (scoring, "load_for"),
+)
 
 
 def message_of(words: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -234,7 +257,7 @@ def test_what_is_refused_before_data_is_read(
     monkeypatch: pytest.MonkeyPatch,
     words: str,
 ) -> None:
-    for module, name in ((commands, "load"), (evaluation, "load_for"), (scoring, "load_for")):
+    for module, name in LOADERS:
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("data was read"))
     assert message_of(words, capsys).startswith(EARLY[words])
 

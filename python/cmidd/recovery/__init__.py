@@ -1,0 +1,1 @@
+"""Images that are recovered from trained networks, batch by batch (SRe2L and its kin)."""

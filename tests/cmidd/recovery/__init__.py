@@ -1,0 +1,1 @@
+"""Recovery of images from trained networks."""

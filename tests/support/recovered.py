@@ -1,0 +1,47 @@
+"""Teachers and recoveries so small that a step takes milliseconds."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cmidd.datasets import Dataset
+from cmidd.options.recover import RecoverCMIOptions, RecoverOptions
+from cmidd.recovery.recover import Recovery, prepare_recovery, recover
+from tests.support.tiny import CPU, quiet, tiny_bank, tiny_dataset
+
+TEACHER = "resnet18:width=4,norm=batch"
+
+
+def tiny_teachers(path: Path, networks: int = 2) -> Path:
+    """A file of networks with batch norm, trained on the tiny dataset."""
+    tiny_bank(path, tiny_dataset(), network=TEACHER, networks=networks)
+    return path
+
+
+def recover_options(teacher: Path, **changes: Any) -> RecoverOptions:
+    """Two images a class, two classes in a batch, and five steps, unless told otherwise."""
+    usual = {"ipc": 2, "batch_size": 4, "iterations": 5, "augmentation": "all:zoom_flip"}
+    return RecoverOptions((teacher,), **{**usual, "zoom": 0.3, "jitter": 2, **changes})
+
+
+def tiny_recovery(
+    options: RecoverOptions, cmi: RecoverCMIOptions | None = None, dataset: Dataset | None = None
+) -> Recovery:
+    """A recovery from the tiny dataset."""
+    return prepare_recovery(dataset or tiny_dataset(), options, cmi, CPU)
+
+
+def in_float64(recovery: Recovery) -> Recovery:
+    """The same, whose teachers, and so its images, are float64."""
+    teachers = [copy.deepcopy(teacher).double() for teacher in recovery.task.teachers]
+    return replace(recovery, task=recovery.task._replace(teachers=teachers))
+
+
+def made(path: Path, recovery: Recovery, *, resume: bool = False) -> Path:
+    """The file of a recovered set."""
+    found = recover(recovery, recovery.folder(path, resume=resume), "the command", quiet)
+    assert found is not None
+    return found
