@@ -25,7 +25,7 @@ FILES = {
 }
 # Of the words that are not known or cannot be understood. Each line is the whole message.
 USAGE = {
-    "": "expected a command: distill, pretrain, experts, recover, evaluate, score, convert, "
+    "": "expected a command: distill, pretrain, experts, recover, relabel, evaluate, score, convert, "
     "export, report; see cmidd --help",
     "nosuch": "no command nosuch; see cmidd --help",
     "distil dm": "no command distil; did you mean distill? See cmidd --help",
