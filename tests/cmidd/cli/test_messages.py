@@ -25,8 +25,8 @@ FILES = {
 }
 # Of the words that are not known or cannot be understood. Each line is the whole message.
 USAGE = {
-    "": "expected a command: distill, pretrain, experts, recover, relabel, evaluate, score, convert, "
-    "export, report; see cmidd --help",
+    "": "expected a command: distill, pretrain, experts, recover, relabel, evaluate, score, "
+    "convert, export, report; see cmidd --help",
     "nosuch": "no command nosuch; see cmidd --help",
     "distil dm": "no command distil; did you mean distill? See cmidd --help",
     "dm": "no command dm; did you mean cmidd distill dm? See cmidd --help",
