@@ -305,6 +305,8 @@ def test_shuffle_draws_after_zoom_and_takes_every_order_of_halves_equally_often(
     _, with_both = drawn_for("shuffle_zoom", 5)
     assert with_zoom.numbers.shape == (5, NUM_NUMBERS + 4)
     assert with_both.numbers.shape == (5, NUM_NUMBERS + 6)
+    assert torch.equal(with_both.numbers[:, : NUM_NUMBERS + 4], with_zoom.numbers)
+    assert torch.equal(drawn_for("shuffle", 5)[1].numbers, with_both.numbers)
     quarters = torch.arange(4.0).view(1, 1, 2, 2).expand(4000, 1, 2, 2)
     strategy, drawn = drawn_for("idc:shuffle", 4000)
     first = augment(quarters, strategy, drawn)[:, 0, 0, 0].long()
