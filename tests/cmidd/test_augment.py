@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cmidd.augment import Draw, Strategy, augment, draw
 from cmidd.augment_operations import NUM_NUMBERS, OPERATIONS, Amounts
+from cmidd.options.pretrained import BankOptions
 from cmidd.seeds import generator
 
 ALL = "color_crop_cutout_flip_scale_rotate"
@@ -347,6 +348,11 @@ def test_any_other_text_is_an_error_that_lists_the_operations(text: str) -> None
         return
     with pytest.raises(ValueError, match=r"no operation .* color, crop, cutout, flip"):
         Strategy.parse(text)
+
+
+def test_the_help_of_those_who_train_networks_lists_all_operations() -> None:
+    text = " ".join((BankOptions.__doc__ or "").split())
+    assert f"augmentation: operations {', '.join(OPERATIONS)} joined by _" in text
 
 
 def test_an_operation_named_twice_is_an_error() -> None:

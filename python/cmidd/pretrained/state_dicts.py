@@ -79,8 +79,10 @@ def network_of_file(
         shape: channels, height and width of the images that it is to take.
         num_classes: how many logits it is to give.
     """
+    channels, height, width = shape
+    shape = channels, height, width  # which messages show as they are
     found = read_state_dict(path)
-    nearest, obstacle = _nearest(found, tuple(shape), num_classes)
+    nearest, obstacle = _nearest(found, shape, num_classes)
     wrong = nearest.differences(found)
     if wrong:
         classes = _classes(nearest, found, wrong)
@@ -97,7 +99,7 @@ def network_of_file(
     _check_numbers(path, state)
     network = copy.deepcopy(nearest.network).to_empty(device="cpu").eval()
     network.load_state_dict({nearest.own_name(name): tensor for name, tensor in state.items()})
-    _check_takes(path, nearest.name, network, tuple(shape))
+    _check_takes(path, nearest.name, network, shape)
     return nearest.name, network
 
 

@@ -36,14 +36,16 @@ class Renormalised(nn.Sequential):
 class _Affine(nn.Module):
     """Images times `scale` and plus `shift`, both (channels, 1, 1)."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, scale: Tensor, shift: Tensor) -> None:
         super().__init__()
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
 
     def forward(self, images: Tensor) -> Tensor:
-        changed: Tensor = images * self.scale + self.shift
-        return changed
+        return images * self.scale + self.shift
 
 
 def load_teachers(

@@ -288,5 +288,5 @@ def test_metadata_of_lists_in_lists_is_no_record(tmp_path: Path) -> None:
     path = tmp_path / "file"
     save_file(TENSORS, path, {"cmidd": "[" * 10**5})
     assert record_of(path) == {}
-    with pytest.raises(FileError, match="expected a thing written by cmidd, got .* without its rec"):
+    with pytest.raises(FileError, match=r"^.*expected a thing written by cmidd"):
         read_tensors(path, KIND)
