@@ -39,7 +39,7 @@ IPCS: dict[str, tuple[int, ...]] = dict.fromkeys(ALL_THREE, (1, 10, 50))
 IPCS |= {"iid": (10,), "iid-idm": (10,)}
 TEACHERS = {
     "cifar100": BankOptions(
-        "resnet18:norm=batch", 1, 200, 0.1, weight_decay=5e-4, batch_size=128,
+        "imagenet_resnet18:stem=small", 1, 200, 0.1, weight_decay=5e-4, batch_size=128,
         augmentation="all:crop_flip", schedule="cosine",
     ),
     "tinyimagenet": BankOptions(

@@ -13,7 +13,7 @@ and synthetic images of a class that share a `Draw` are changed alike. With u un
     zoom     a part of u(zoom, 1) of the area is stretched to the whole; the ratio of its sides is
              from 3:4 to 4:3, of those that fit, and its place anywhere
     shuffle  with probability 1/2 each, the upper and the lower half change places, and the left
-             and the right one
+             and the right one: halves only, whatever an image is put together of
 
 A strategy is written `color_crop_flip`, one operation drawn for each group,
 `all:color_crop_flip`, all of them in turn, or `idc:color_crop_flip_scale_rotate_cutout`, flip and
@@ -104,10 +104,10 @@ def draw(
     """Draw for `num_groups` groups; with `one_operation` only their numbers differ."""
     uniform = torch.rand(num_groups, 1 + NUM_NUMBERS, dtype=torch.float64, generator=generator)
     choice, numbers = uniform[:, :1], uniform[:, 1:]
-    later = [ENDS[name] - NUM_NUMBERS for name in LATER if name in strategy.operations]
-    if later:
-        more = torch.rand(num_groups, max(later), dtype=torch.float64, generator=generator)
-        numbers = torch.cat([numbers, more], 1)
+    named = [place for place, name in enumerate(LATER) if name in strategy.operations]
+    later = [OPERATIONS[name].numbers for name in LATER[: max(named, default=-1) + 1]]
+    blocks = [torch.rand(num_groups, k, dtype=torch.float64, generator=generator) for k in later]
+    numbers = torch.cat([numbers, *blocks], 1)
     count = len(strategy.operations)
     if strategy.mode == "idc":
         operations = _as_idc(strategy, choice[:1] if one_operation else choice)

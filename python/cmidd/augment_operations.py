@@ -182,6 +182,7 @@ OPERATIONS: dict[str, Operation] = {
 # Where the numbers of each operation end: every one has its own columns, whatever the strategy.
 ENDS = dict(zip(OPERATIONS, accumulate(o.numbers for o in OPERATIONS.values()), strict=True))
 NUM_NUMBERS = ENDS["rotate"]
-"""Uniform numbers of a group, as long as no operation of `LATER` is named."""
+"""Uniform numbers that a group has whatever the strategy: those of all operations up to rotate."""
 LATER = tuple(name for name, end in ENDS.items() if end > NUM_NUMBERS)
-"""Operations whose numbers are drawn after all others, so that those stay what they were."""
+"""Operations whose numbers are drawn after those, one operation after another, up to the last that
+is named: what is drawn for an operation does not depend on those after it."""

@@ -8,7 +8,8 @@ With f the factor, and count images to make of a class:
     chosen      the best part of each candidate; of these the count f^2 best, the best first
     image i     f x f cells row by row, of which cell k is chosen[k count + i]
 
-There is no optimisation. Memory is that of a cell of each candidate of one class.
+There is no optimisation. Memory is that of a cell of each candidate of one class, and pictures that
+are decoded are not kept.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from torch import Tensor, nn
 
 from cmidd.augment_operations import OPERATIONS, PUBLISHED_AMOUNTS
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import one_after_another
+from cmidd.datasets.encoded import one_after_another, read_once
 from cmidd.networks import GPU_IMAGES_FORWARD, images_per_chunk
 from cmidd.seeds import generator
+
+_IMAGES_PER_READ = 32
+"""How many candidates are decoded together, however few parts the teacher takes."""
 
 
 class Parts(NamedTuple):
@@ -34,11 +38,14 @@ class Parts(NamedTuple):
 
 
 def draw_parts(dataset: Dataset, label: int, seed: int, candidates: int, crops: int) -> Parts:
-    """Candidates of a class, each at most once, and their parts: a function of seed and label."""
+    """Candidates of a class, each at most once, and their parts: a function of seed and label.
+
+    Fewer candidates are the first of more.
+    """
     first, end = dataset.train.offsets[label : label + 2].tolist()
     rng = generator(seed, "rded", label)
     rows = first + torch.randperm(end - first, generator=rng)[:candidates]
-    u = torch.rand(4, len(rows), crops, dtype=torch.float64, generator=rng)
+    u = torch.rand(len(rows), crops, 4, dtype=torch.float64, generator=rng).movedim(2, 0)
     u[1] = 0.5  # as high as wide
     _, height, width = dataset.shape
     columns = OPERATIONS["zoom"].parameters(u, PUBLISHED_AMOUNTS, height, width)
@@ -72,30 +79,28 @@ def rded_images(
     """
     _, height, width = dataset.shape
     _check(dataset, label, count, factor, candidates, crops)
+    _check_enough(dataset, label, count, factor, candidates)
     rows, places = draw_parts(dataset, label, seed, candidates, crops)
-    wanted = count * factor**2
-    if wanted > len(rows):
-        raise ValueError(
-            f"count: expected at most {len(rows) // factor**2} images of {factor} x {factor} cells "
-            f"of class {label}, which has {len(rows)} candidates, got {count}"
-        )
     size = height // factor, width // factor
     up, left = (height - size[0]) // 2, (width - size[1]) // 2
     around = left, width - size[1] - left, up, height - size[0] - up
-    chunk = max(1, images_per_chunk(device, height, GPU_IMAGES_FORWARD) // crops)
-    batches = one_after_another(dataset.train.source, torch.split(rows, chunk))
+    chunk = images_per_chunk(device, height, GPU_IMAGES_FORWARD)
+    source, reads = read_once(dataset.train.source), torch.split(rows, _IMAGES_PER_READ)
     cells, scores = [], []
-    for pixels, of_batch in zip(batches, torch.split(places, chunk), strict=True):
+    for pixels, of_read in zip(
+        one_after_another(source, reads), torch.split(places, _IMAGES_PER_READ), strict=True
+    ):
         images = dataset.to_input(pixels.to(device))
         parts = torch.cat(
             [
                 _resized(image, place, size)
-                for image, of_image in zip(images, of_batch.tolist(), strict=True)
+                for image, of_image in zip(images, of_read.tolist(), strict=True)
                 for place in of_image
             ]
         )
+        logits = torch.cat([teacher(F.pad(some, around)) for some in torch.split(parts, chunk)])
         labels = torch.full((len(parts),), label, device=device)
-        loss = F.cross_entropy(teacher(F.pad(parts, around)), labels, reduction="none")
+        loss = F.cross_entropy(logits, labels, reduction="none")
         score, best = loss.view(-1, crops).cpu().min(1)
         cells.append(parts[(torch.arange(len(best)) * crops + best).to(device)])
         scores.append(score)
@@ -104,7 +109,7 @@ def rded_images(
         raise ValueError(
             f"teacher: expected finite losses of images of class {label}, got NaN or Inf"
         )
-    chosen = all_scores.argsort(stable=True)[:wanted].to(device)
+    chosen = all_scores.argsort(stable=True)[: count * factor**2].to(device)
     return _tiled(torch.cat(cells)[chosen], factor)
 
 
@@ -123,6 +128,21 @@ def _check(
     if height % factor or width % factor:
         raise ValueError(
             f"factor: expected one that divides images of {height} x {width}, got {factor}"
+        )
+
+
+def _check_enough(dataset: Dataset, label: int, count: int, factor: int, candidates: int) -> None:
+    """Raise unless there is a candidate for each cell."""
+    wanted, there = count * factor**2, int(dataset.train.offsets.diff()[label])
+    if wanted > there:
+        raise ValueError(
+            f"count: expected at most {there // factor**2} images of {factor} x {factor} cells of "
+            f"class {label}, which has {there} training images, got {count}"
+        )
+    if wanted > candidates:
+        raise ValueError(
+            f"candidates: expected at least {wanted}, one for each cell of {count} images of "
+            f"{factor} x {factor}, got {candidates}"
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cmidd.augment import Draw, Strategy, augment, draw
 from cmidd.augment_operations import NUM_NUMBERS, OPERATIONS, Amounts
+from cmidd.options.pretrained import BankOptions
 from cmidd.seeds import generator
 
 ALL = "color_crop_cutout_flip_scale_rotate"
@@ -305,6 +306,8 @@ def test_shuffle_draws_after_zoom_and_takes_every_order_of_halves_equally_often(
     _, with_both = drawn_for("shuffle_zoom", 5)
     assert with_zoom.numbers.shape == (5, NUM_NUMBERS + 4)
     assert with_both.numbers.shape == (5, NUM_NUMBERS + 6)
+    assert torch.equal(with_both.numbers[:, : NUM_NUMBERS + 4], with_zoom.numbers)
+    assert torch.equal(drawn_for("shuffle", 5)[1].numbers, with_both.numbers)
     quarters = torch.arange(4.0).view(1, 1, 2, 2).expand(4000, 1, 2, 2)
     strategy, drawn = drawn_for("idc:shuffle", 4000)
     first = augment(quarters, strategy, drawn)[:, 0, 0, 0].long()
@@ -345,6 +348,11 @@ def test_any_other_text_is_an_error_that_lists_the_operations(text: str) -> None
         return
     with pytest.raises(ValueError, match=r"no operation .* color, crop, cutout, flip"):
         Strategy.parse(text)
+
+
+def test_the_help_of_those_who_train_networks_lists_all_operations() -> None:
+    text = " ".join((BankOptions.__doc__ or "").split())
+    assert f"augmentation: operations {', '.join(OPERATIONS)} joined by _" in text
 
 
 def test_an_operation_named_twice_is_an_error() -> None:

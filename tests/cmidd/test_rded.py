@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,20 +14,27 @@ from torch import Tensor, nn
 
 from cmidd import rded
 from cmidd.datasets import Dataset, ImageSet, load_dataset
+from cmidd.datasets.pictures import decode
 from cmidd.networks import Network, build_network, freeze, initialize
 from cmidd.rded import draw_parts, rded_images
 from cmidd.seeds import generator
-from tests.support.dataset_files import Sets, Split, write_tree
+from tests.support.dataset_files import Sets, Split, write_tinyimagenet
 from tests.support.tiny import CPU
 
 SIDE, PER_CLASS, CLASSES = 12, 30, 3
 
 
+def pixels_of(count: int, side: int, channels: int = 3) -> Tensor:
+    """Images of 4 x 4 squares of one colour each."""
+    coarse = torch.rand(count, channels, 4, 4, generator=generator("rded", channels))
+    large = coarse.repeat_interleave(side // 4, 2).repeat_interleave(side // 4, 3)
+    return (large * 255).to(torch.uint8)
+
+
+@cache
 def dataset_of(channels: int = 3) -> Dataset:
     """Random smooth images, so that parts differ in what a network makes of them."""
-    rng = generator("rded", channels)
-    coarse = torch.rand(PER_CLASS * CLASSES, channels, 4, 4, generator=rng)
-    pixels = (coarse.repeat_interleave(3, 2).repeat_interleave(3, 3) * 255).to(torch.uint8)
+    pixels = pixels_of(PER_CLASS * CLASSES, SIDE, channels)
     labels = torch.arange(CLASSES).repeat(PER_CLASS)
     part = ImageSet.from_arrays(pixels, labels, CLASSES)
     return Dataset("smooth", part, part, ("a", "b", "c"), (0.5,) * channels, (0.25,) * channels,
@@ -38,11 +47,8 @@ def teacher_of(channels: int = 3) -> Network:
     return freeze(network)
 
 
-DATASET, TEACHER = dataset_of(), teacher_of()
-
-
 def made(label: int = 1, count: int = 3, factor: int = 2, seed: int = 0, **changes: int) -> Tensor:
-    return rded_images(DATASET, TEACHER, label, count, factor, seed, CPU, **changes)
+    return rded_images(dataset_of(), teacher_of(), label, count, factor, seed, CPU, **changes)
 
 
 # --- a plain one
@@ -67,10 +73,10 @@ def by_hand(
 ) -> Tensor:
     side = SIDE // factor
     before = (SIDE - side) // 2
-    rows, places = draw_parts(DATASET, label, 0, candidates, crops)
+    rows, places = draw_parts(dataset_of(), label, 0, candidates, crops)
     best = []
     for number, row in enumerate(rows.tolist()):
-        image = DATASET.to_input(DATASET.train.images[row : row + 1])[0].double()
+        image = dataset_of().to_input(dataset_of().train.images[row : row + 1])[0].double()
         found = []
         for k, (top, high, left, wide) in enumerate(places[number].tolist()):
             cell = shrunk(image[:, top : top + high, left : left + wide], side)
@@ -113,14 +119,16 @@ class Indifferent(nn.Module):
 
 
 def test_of_equals_the_first_are_taken() -> None:
-    got = rded_images(DATASET, Indifferent(), 1, 3, 2, 0, CPU)
+    got = rded_images(dataset_of(), Indifferent(), 1, 3, 2, 0, CPU)
     expected = by_hand(Indifferent(), 1, 3, 2, 300, 5)
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-5)
 
 
 def test_the_teacher_is_surer_of_what_was_chosen_than_of_the_rest() -> None:
     def loss(images: Tensor) -> float:
-        return float(nn.functional.cross_entropy(TEACHER(images), torch.full((len(images),), 1)))
+        return float(
+            nn.functional.cross_entropy(teacher_of()(images), torch.full((len(images),), 1))
+        )
 
     few, all_of_them = made(count=3, factor=1, crops=1), made(count=30, factor=1, crops=1)
     assert loss(few) < loss(all_of_them) - 0.01
@@ -131,9 +139,9 @@ def test_the_teacher_is_surer_of_what_was_chosen_than_of_the_rest() -> None:
 
 
 def test_parts_are_square_and_have_shares_of_the_area_from_a_twelfth_on() -> None:
-    black = torch.zeros(len(DATASET.train), 3, 100, 100, dtype=torch.uint8)
-    part = replace(DATASET.train, source=black)
-    large = replace(DATASET, train=part, test=part)
+    black = torch.zeros(len(dataset_of().train), 3, 100, 100, dtype=torch.uint8)
+    part = replace(dataset_of().train, source=black)
+    large = replace(dataset_of(), train=part, test=part)
     rows, places = draw_parts(large, 1, 0, 300, 200)
     first, end = large.train.offsets[1:3].tolist()
     assert sorted(rows.tolist()) == list(range(first, end))
@@ -159,30 +167,48 @@ def test_images_are_a_function_of_seed_and_class_alone(monkeypatch: pytest.Monke
     torch.manual_seed(5)
     assert torch.equal(made(seed=3), images)
     assert not torch.equal(made(seed=4), images)
-    assert not torch.equal(draw_parts(DATASET, 1, 3, 30, 5).places,
-                           draw_parts(DATASET, 2, 3, 30, 5).places)  # fmt: skip
+    assert not torch.equal(draw_parts(dataset_of(), 1, 3, 30, 5).places,
+                           draw_parts(dataset_of(), 2, 3, 30, 5).places)  # fmt: skip
     monkeypatch.setattr(rded, "images_per_chunk", lambda *_: 7)
+    torch.testing.assert_close(made(seed=3), images, rtol=0, atol=1e-5)
+    monkeypatch.setattr(rded, "_IMAGES_PER_READ", 4)
     torch.testing.assert_close(made(seed=3), images, rtol=0, atol=1e-5)
 
 
-def test_pictures_are_decoded_on_demand(tmp_path: Path) -> None:
-    rng = generator("pictures")
+def test_fewer_candidates_are_the_first_of_more() -> None:
+    few, many = (draw_parts(dataset_of(), 1, 0, candidates, 5) for candidates in (10, 30))
+    assert torch.equal(few.rows, many.rows[:10])
+    assert torch.equal(few.places, many.places[:10])
+
+
+def test_pictures_are_decoded_on_demand_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     splits = [
-        Split(torch.randint(0, 256, (2 * count, 3, SIDE, SIDE), generator=rng).byte().numpy(),
-              torch.arange(2).repeat(count).numpy())
+        Split(pixels_of(2 * count, 64).numpy(), torch.arange(2).repeat_interleave(count).numpy())
         for count in (9, 2)
-    ]  # fmt: skip
-    folder = write_tree(tmp_path / "set", Sets(*splits))
-    teacher = build_network("convnet:depth=1,width=4", 3, SIDE, 2)
+    ]
+    write_tinyimagenet(tmp_path, Sets(*splits))
+    teacher = build_network("convnet:depth=1,width=4", 3, 64, 2)
     initialize(teacher, generator("teacher"))
-    kept, encoded = (
-        rded_images(data, freeze(teacher), 1, 2, 2, 0, CPU)
-        for data in (
-            load_dataset(f"folder:{folder}"),
-            load_dataset(f"folder:{folder}", keep_decoded=0, on_demand=True),
-        )
+    whole, encoded = (
+        load_dataset("tinyimagenet", tmp_path, on_demand=on_demand) for on_demand in (False, True)
     )
-    assert torch.equal(kept, encoded)
+    decoded: list[Tensor] = []
+
+    def counted(pictures: Any, rows: Tensor, *arguments: Any, **settings: Any) -> Tensor:
+        decoded.append(rows)
+        return decode(pictures, rows, *arguments, **settings)
+
+    monkeypatch.setattr("cmidd.datasets.encoded.decode", counted)
+    monkeypatch.setattr(rded, "_IMAGES_PER_READ", 4)
+    images = rded_images(whole, freeze(teacher), 1, 2, 2, 0, CPU)
+    assert not decoded
+    for _ in range(2):  # there is room for all of them, and none is kept
+        assert torch.equal(rded_images(encoded, freeze(teacher), 1, 2, 2, 0, CPU), images)
+        assert [len(rows) for rows in decoded] == [4, 4, 1]
+        assert torch.cat(decoded).sort().values.tolist() == list(range(9, 18))
+        decoded.clear()
 
 
 # --- what does not fit
@@ -196,8 +222,9 @@ def test_pictures_are_decoded_on_demand(tmp_path: Path) -> None:
         ({"factor": 5}, "factor: expected one that divides images of 12 x 12, got 5"),
         ({"crops": 0}, "crops: expected 1 or more, got 0"),
         ({"count": 8}, "count: expected at most 7 images of 2 x 2 cells of class 1, which has 30 "
-                       "candidates, got 8"),
-        ({"count": 3, "candidates": 10}, "count: expected at most 2 images .* has 10 candidates"),
+                       "training images, got 8"),
+        ({"candidates": 10}, "candidates: expected at least 12, one for each cell of 3 images of 2 "
+                             "x 2, got 10"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_an_error_that_names_it(changes: dict[str, int], told: str) -> None:
@@ -209,4 +236,4 @@ def test_a_teacher_that_has_diverged_is_named() -> None:
     broken = teacher_of()
     broken.head.bias.data[0] = torch.nan
     with pytest.raises(ValueError, match=r"^teacher: expected finite losses .* class 1, got NaN"):
-        rded_images(DATASET, broken, 1, 3, 2, 0, CPU)
+        rded_images(dataset_of(), broken, 1, 3, 2, 0, CPU)

@@ -1,16 +1,23 @@
 """State dicts of ResNets by torchvision's names, and what such a network computes, written plainly.
 
-Of the published description: names, shapes and layers owe nothing to the code that is tested.
+Of the published description: names, shapes and layers owe nothing to the code that is tested. In
+torchvision's place stands one whose networks are small.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from cmidd.pretrained.state_dicts import TORCHVISIONS
 
 STAGES = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 State = dict[str, Tensor]
@@ -44,8 +51,9 @@ def _shapes(depth: int, classes: int, stem: int) -> Iterator[tuple[str, tuple[in
     yield "fc", (classes, channels)
 
 
+@cache
 def resnet_state(depth: int, classes: int, stem: int = 7, seed: int = 0) -> State:
-    """Random numbers, by which logits are neither large nor alike."""
+    """Random numbers, by which logits are neither large nor alike, made once."""
     rng = torch.Generator().manual_seed(seed)
     state: State = {}
     for name, shape in _shapes(depth, classes, stem):
@@ -105,3 +113,43 @@ def saved(content: object, path: Path) -> Path:
     """The file that torch.save makes of it."""
     torch.save(content, path)
     return path
+
+
+# --- in torchvision's place
+
+
+class Mobile(nn.Module):
+    """A network with a name of torchvision's, and a classifier with dropout."""
+
+    def __init__(self, weights: None, num_classes: int) -> None:
+        super().__init__()
+        assert weights is None
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU6())
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(4, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(images).mean((2, 3)))
+        return logits
+
+
+class Large(nn.Module):
+    """One that takes no small images."""
+
+    def __init__(self, weights: None, num_classes: int) -> None:
+        super().__init__()
+        assert weights is None
+        self.features = nn.Conv2d(3, 4, 63)
+        self.classifier = nn.Linear(4, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(images).mean((2, 3)))
+        return logits
+
+
+def put_torchvision_in_place(patch: pytest.MonkeyPatch) -> None:
+    """As `torchvision.models`, networks by its names: alexnet takes no small images."""
+    models = ModuleType("torchvision.models")
+    for name in TORCHVISIONS:
+        setattr(models, name, Large if name == "alexnet" else Mobile)
+    patch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
+    patch.setitem(sys.modules, "torchvision.models", models)

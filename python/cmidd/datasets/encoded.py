@@ -61,16 +61,16 @@ class _Decoder:
         """The images of pictures (N,), of which nothing is kept."""
         return decode(self.pictures, rows, self.shape, resize=self.resize, title=title)
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """The images of pictures (N,), which may be some of them more than once."""
+    def __call__(self, rows: Tensor, keep: bool) -> Tensor:
+        """The images of pictures (N,), some of them more than once; new ones are kept if asked."""
         with self._lock:
             places = self._place[rows]
             missing = torch.unique(rows[places < 0])
             if len(missing):
-                if not self._count:  # which takes memory as it is written to
+                if keep and not self._count:  # which takes memory as it is written to
                     self._kept = self._kept.new_empty(self._room, *self.shape)
                 fresh = self.decode(missing)
-                new = missing[: self._room - self._count]
+                new = missing[: self._room - self._count if keep else 0]
                 kept = slice(self._count, self._count + len(new))
                 self._kept[kept] = fresh[: len(new)]
                 self._count = kept.stop  # first, should it be interrupted here
@@ -98,6 +98,7 @@ class EncodedImages:
     _decoder: _Decoder
     _rows: Tensor  # (N,) of the pictures
     _seen: Callable[[Tensor], Tensor] | None = None  # what is made of images that are asked for
+    _keeps: bool = True  # what is decoded, as far as there is room
 
     @classmethod
     def of(cls, pictures: Pictures, shape: ImageShape, decoding: Decoding) -> EncodedImages:
@@ -126,7 +127,7 @@ class EncodedImages:
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
         """The images of some rows."""
         wanted = self._rows[rows if isinstance(rows, slice) else rows.cpu()]
-        images = self._decoder(wanted.flatten()).to(self.device)
+        images = self._decoder(wanted.flatten(), self._keeps).to(self.device)
         if self._seen is not None:
             images = self._seen(images)
         return images.view(*wanted.shape, *images.shape[1:])
@@ -158,6 +159,11 @@ Images = Tensor | EncodedImages
 def rows_of(images: Images, rows: Tensor | slice) -> Images:
     """Those of some rows, which stay encoded if they are."""
     return images.of_rows(rows) if isinstance(images, EncodedImages) else images[rows]
+
+
+def read_once(images: Images) -> Images:
+    """The same, of which nothing more is kept; what is kept already is not decoded again."""
+    return replace(images, _keeps=False) if isinstance(images, EncodedImages) else images
 
 
 def check_fit(images: Images, what: str) -> None:

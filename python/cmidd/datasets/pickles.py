@@ -54,9 +54,10 @@ class _Unpickler(pickle.Unpickler):
 def asks_for(name: str, of: str = "images") -> str:
     """What an error says of a pickle, in a file `of` this, that names an unknown callable."""
     in_a_line = name.encode("unicode_escape").decode()[:100]
+    cure = "save its state_dict() alone, or " if of == "weights" else ""
     return (
         f"the pickle asks for {in_a_line}, which a file of {of} has no use for, and which was "
-        "not run; get the file again from a source that you trust"
+        f"not run; {cure}get the file again from a source that you trust"
     )
 
 

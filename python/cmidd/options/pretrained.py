@@ -57,7 +57,8 @@ class BankOptions(Options):
         drop_by: what it is divided by there
         weight_decay: of SGD; default: 0.001, for mcmi 0.0005
         batch_size: images a step; default: 256, for mcmi 64
-        augmentation: DSA operations, or none; default: none as published, for mcmi all:crop_flip
+        augmentation: operations color, crop, cutout, flip, scale, rotate, zoom, shuffle joined by
+            _, or none; default: none as published, for mcmi all:crop_flip
         cutmix: probability that a batch is mixed by CutMix
         schedule: how the learning rate falls: drops, where drop_at says; cosine, epoch by epoch to
             0; or half_cosine, to a half; default: drops, for mcmi cosine

@@ -26,6 +26,7 @@ from cmidd.storage.output import write_bytes
 
 FORMAT = 1
 _CRC, _CRC_OF_TENSORS = "crc32", "crc32 of tensors"
+_NO_RECORD = (KeyError, TypeError, ValueError, RecursionError)  # the last of lists in lists
 
 
 class FileError(ValueError):
@@ -80,7 +81,7 @@ def record_of(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             return without_checksums(json.loads(file.metadata()["cmidd"]))
-    except (AttributeError, OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except (*_NO_RECORD, AttributeError, OSError, SafetensorError):
         return {}
 
 
@@ -124,7 +125,7 @@ def _record(path: Path, kind: str, metadata: dict[str, str] | None) -> dict[str,
     try:
         record = json.loads((metadata or {})["cmidd"])
         found, version = record["kind"], record["format"]
-    except (KeyError, TypeError, ValueError):
+    except _NO_RECORD:
         raise FileError(
             f"{path}: expected a {kind} written by cmidd, got a safetensors file without its record"
         ) from None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cmidd import ranks
 from cmidd.datasets import Dataset, encoded, load_dataset
-from cmidd.datasets.encoded import EncodedImages, one_after_another, taken
+from cmidd.datasets.encoded import EncodedImages, one_after_another, read_once, taken
 from cmidd.datasets.pictures import decode
 from cmidd.loop import distill
 from cmidd.options.pretrained import BankOptions
@@ -137,6 +137,23 @@ def test_what_is_kept_is_decoded_once(folder: Path, decoded_rows: list[Tensor]) 
         fresh.train.source[torch.tensor([1, 0, 1])]
         fresh.train.source[torch.tensor([9, 8])]
     assert [rows.tolist() for rows in decoded_rows] == [[8, 9]] * 3
+
+
+def test_what_is_read_once_is_not_kept_and_what_is_kept_is_not_decoded_again(
+    tmp_path: Path, decoded_rows: list[Tensor]
+) -> None:
+    sets = random_sets(2, 3, 64, 64)
+    write_tinyimagenet(tmp_path, Sets(smooth(sets.train), smooth(sets.test)))
+    images = load_dataset("tinyimagenet", tmp_path, on_demand=True).train.source
+    expected = images[torch.tensor([1, 2])]
+    decoded_rows.clear()
+    for _ in range(2):
+        once = read_once(images)[torch.tensor([0, 1, 2])]
+        assert torch.equal(once[1:], expected)
+    assert [rows.tolist() for rows in decoded_rows] == [[0], [0]]
+    assert torch.equal(images[torch.tensor([0])], once[:1])
+    images[torch.tensor([0])]
+    assert len(decoded_rows) == 3  # kept again by who asks as before
 
 
 def test_no_more_than_a_batch_is_decoded_at_once(

@@ -22,6 +22,7 @@ from cmidd.storage.tensor_file import (
     FileError,
     metadata,
     read_tensors,
+    record_of,
     write_tensors,
 )
 from cmidd.synthetic import SyntheticSet
@@ -281,3 +282,11 @@ def test_a_synthetic_set_without_one_of_its_tensors_is_an_error(tmp_path: Path, 
     write_tensors(path, synthetic.KIND, rest, GOOD_RECORD)
     with pytest.raises(FileError, match=rf"{path}: expected N float32 images"):
         SyntheticSet.load(path)
+
+
+def test_metadata_of_lists_in_lists_is_no_record(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    save_file(TENSORS, path, {"cmidd": "[" * 10**5})
+    assert record_of(path) == {}
+    with pytest.raises(FileError, match=r"^.*expected a thing written by cmidd"):
+        read_tensors(path, KIND)
