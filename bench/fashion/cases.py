@@ -147,7 +147,7 @@ SWEEPS = {
             networks=2,
             held_out=True,
         )
-        for rate in (0.0003, 0.001, 0.003)
+        for rate in (0.0003, 0.001)
     ],
 }
 """Settings that were tried, by the training images that are held out. "precision" is that of the
