@@ -78,14 +78,45 @@ def class_infonce(
         (0.824, torch.Size([2, 2]))
     """
     _check(queries, query_labels, keys, key_labels)
-    _check_options(temperature, chunk_size)
-    size = chunk_size or max(1, _AT_ONCE // max(1, len(keys)))
-    call = _Call(query_labels.to(torch.int64), key_labels.to(torch.int64), temperature, size)
-    call.check_positives()
-    dtype = arithmetic_dtype(queries.dtype)
+    check_temperature("temperature", temperature)
+    if chunk_size is not None:
+        check_count("chunk_size", chunk_size)
+    query_labels, key_labels = query_labels.to(torch.int64), key_labels.to(torch.int64)
+    _check_positives(query_labels, key_labels)
+    prepared = PreparedKeys.of(keys, key_labels)
+    return compare(queries, query_labels, prepared, temperature, chunk_size)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedKeys:
+    """Keys of several calls: their unit rows, and their classes as int64."""
+
+    rows: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, keys: Tensor, labels: Tensor) -> PreparedKeys:
+        """Of rows of any length, and labels of int64."""
+        with computing(None, keys.device.type):
+            return cls(unit_rows(keys.to(arithmetic_dtype(keys.dtype))), labels)
+
+
+def compare(
+    queries: Tensor,
+    query_labels: Tensor,
+    keys: PreparedKeys,
+    temperature: float,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """`class_infonce` of arguments that are known to be right; the host does not wait for a GPU.
+
+    Labels are int64, and there is a key of every class of the queries.
+    """
+    size = chunk_size or max(1, _AT_ONCE // max(1, len(keys.rows)))
+    call = _Call(query_labels, keys.labels, temperature, size)
     with computing(None, queries.device.type):  # without autocast, which would round the cosines
-        queries, keys = unit_rows(queries.to(dtype)), unit_rows(keys.to(dtype))
-        value: Tensor = _ClassInfoNCE.apply(queries, keys, call)  # type: ignore[no-untyped-call]
+        rows = unit_rows(queries.to(arithmetic_dtype(queries.dtype)))
+        value: Tensor = _ClassInfoNCE.apply(rows, keys.rows, call)  # type: ignore[no-untyped-call]
         return value
 
 
@@ -111,17 +142,6 @@ class _Call:
     key_labels: Tensor
     temperature: float
     chunk_size: int
-
-    def check_positives(self) -> None:
-        """Raise where a query has no key of its class."""
-        alone = ~torch.isin(self.query_labels, self.key_labels)
-        if alone.any():
-            classes = sorted({*self.query_labels[alone].tolist()})
-            more = ", ..." if len(classes) > _FEW else ""
-            raise ValueError(
-                "key_labels: expected a key of every class of the queries, got none of class "
-                f"{', '.join(map(str, classes[:_FEW]))}{more}"
-            )
 
     def chunks(self) -> Iterator[slice]:
         """Queries that are compared at once."""
@@ -270,14 +290,25 @@ def _check(queries: Tensor, query_labels: Tensor, keys: Tensor, key_labels: Tens
         )
 
 
-def _check_options(temperature: float, chunk_size: int | None) -> None:
+def _check_positives(query_labels: Tensor, key_labels: Tensor) -> None:
+    """Raise where a query has no key of its class."""
+    alone = ~torch.isin(query_labels, key_labels)
+    if alone.any():
+        classes = sorted({*query_labels[alone].tolist()})
+        more = ", ..." if len(classes) > _FEW else ""
+        raise ValueError(
+            "key_labels: expected a key of every class of the queries, got none of class "
+            f"{', '.join(map(str, classes[:_FEW]))}{more}"
+        )
+
+
+def check_temperature(name: str, temperature: float) -> None:
+    """Raise for one by which gradients would leave the range of float32."""
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
-        raise TypeError(f"temperature: expected a number, got {type(temperature).__name__}")
+        raise TypeError(f"{name}: expected a number, got {type(temperature).__name__}")
     least, most = _TEMPERATURES
     if not least <= temperature <= most:
-        raise ValueError(f"temperature: expected a number in [1e-6, 1e6], got {temperature}")
-    if chunk_size is not None:
-        check_count("chunk_size", chunk_size)
+        raise ValueError(f"{name}: expected a number in [1e-6, 1e6], got {temperature}")
 
 
 def _dtype_name(tensor: Tensor) -> str:
