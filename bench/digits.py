@@ -9,7 +9,7 @@ over seeds.
     python -m bench.digits --methods dc dsa mtt --ipc 1 10        # and its other methods
     python -m bench.digits --sweep 0 0.1 1 10 100 --seeds 100 101 # weights of CMI
     python -m bench.digits --methods idc --ipc 1 --seeds 100 101 --settings "" "factor=1" "factor=2"
-    python -m bench.digits --settings "" "mim_weight=1" --judge test  # DM, and with InfoNCE
+    python -m bench.digits --methods dm --settings "" "mim_weight=1" --judge test  # and InfoNCE
 
 A sweep judges by the real *training* images, so that the table's test images stay unseen. Settings
 of a method, and of InfoNCE beside it, are judged by a fifth of the training images, which are held
@@ -105,8 +105,8 @@ def _value(text: str) -> Any:
         return text
 
 
-def settings(methods: Sequence[str]) -> dict[str, Any]:
-    """What a result of these methods depends on."""
+def settings(methods: Sequence[str], given: Sequence[str] = ()) -> dict[str, Any]:
+    """What a result of these methods depends on, beside the settings that are given."""
     digits = load_dataset("digits")
     known = [name for name in METHODS if name in methods]
     every = itertools.product(known, (1, 10, 50))
@@ -119,6 +119,8 @@ def settings(methods: Sequence[str]) -> dict[str, Any]:
         "experts": asdict(EXPERTS), "bank": asdict(BANK), "matched": asdict(MATCHED),
         "networks": NETWORKS, "evaluation": {**recipes, "all real": asdict(ALL_REAL)},
     }  # fmt: skip
+    if any(word.startswith("mim_") for words in given for word in words.split()):
+        about["infonce"] = asdict(InfoNCEOptions())
     return json.loads(json.dumps(about))  # type: ignore[no-any-return]
 
 
@@ -228,8 +230,9 @@ def settings_cases(
     seeds: Sequence[int],
     judge: str = "held out",
 ) -> list[Case]:
-    """Every setting on every seed, without CMI; by default judged by images that are held out."""
-    every = itertools.product(sorted(ipcs, reverse=True), methods, given, seeds)
+    """Every setting of methods on every seed, without CMI; by default judged by held-out images."""
+    known = [method for method in methods if method in METHODS]
+    every = itertools.product(sorted(ipcs, reverse=True), known, given, seeds)
     return [
         Case(method, ipc, 0.0, seed, judge, " ".join(words.split()))
         for ipc, method, words, seed in every
@@ -295,21 +298,26 @@ def main() -> None:
     sweep = parser.add_mutually_exclusive_group().add_argument
     sweep("--sweep", type=float, nargs="+", metavar="WEIGHT", help="weights of CMI to try")
     sweep("--settings", nargs="+", metavar="'NAME=VALUE ...'", help="settings of methods to try")
-    add("--judge", default="held out", choices=["held out", "test"], help="of settings")
+    add("--judge", choices=["held out", "test"], help="of --settings (held out)")
     add("--jobs", type=int, default=os.cpu_count(), help="(%(default)s)")
     add("--folder", type=Path, default=Path("out/digits"), help="(%(default)s)")
     given = parser.parse_args()
+    if given.judge and not given.settings:
+        parser.error("--judge: expected with --settings alone, whose judge it chooses")
+    if (given.sweep or given.settings) and not set(given.methods) & METHODS.keys():
+        parser.error(f"--methods: expected one of {', '.join(METHODS)} to try settings or weights")
     if given.sweep:
         cases = sweep_cases(given.methods, given.sweep, given.ipc, given.seeds)
     elif given.settings:
-        cases = settings_cases(given.methods, given.settings, given.ipc, given.seeds, given.judge)
+        judge = given.judge or "held out"
+        cases = settings_cases(given.methods, given.settings, given.ipc, given.seeds, judge)
     else:
         cases = table_cases(given.methods, given.ipc, given.seeds)
         lacking = [name for name in given.methods if name in METHODS and not _has_weight(name)]
         if lacking:
             print(f"without CMI, of which --sweep has found no weight yet: {', '.join(lacking)}")
     # Runs of other settings are others, though they have the same names.
-    about = settings(given.methods)
+    about = settings(given.methods, given.settings or ())
     folder = given.folder / f"{seed_of(json.dumps(about)):016x}"
     if cases[0].judge == "held out":
         folder /= "held out"

@@ -2,11 +2,14 @@
 
     L = -(1/N) sum_s log( mean over keys r of the class of s of e^(c_sr / tau)
                           / sum over all keys r of e^(c_sr / tau) )
-    dL/dc_sr = (P_sr - Q_sr) / (N tau)
+      = (1/N) sum_s ( log n_s + log(1 + e^gap_s) )
+    dL/dc_sr = sigmoid(gap_s) (R_sr - Q_sr) / (N tau)
 
-c_sr is the cosine of query s and key r. P_s is the softmax of c_s / tau over all keys, Q_s that
-over the keys of the class of s, and 0 for the others. This is after the idea of MIM4DD (arXiv
-2312.16627), whose program is not public: critic, temperature and negatives are ours.
+c_sr is the cosine of query s and key r, and n_s the number of keys of the class of s. Q_s is the
+softmax of c_s / tau over these and R_s that over all other keys, each 0 elsewhere; gap_s is the
+log-sum-exp of the others less that of the class's own. By the gap nothing cancels where classes are
+far apart. This is after the idea of MIM4DD (arXiv 2312.16627), whose program is not public: critic,
+temperature and negatives are ours.
 
 Some queries at a time are compared with all keys, and gradients are computed with the value, so the
 matrix of all pairs is never there.
@@ -16,10 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from cmikernels.arguments import check_count
 from cmikernels.class_index import check_labels
@@ -46,8 +50,9 @@ def class_infonce(
     """Class-positive InfoNCE of `queries` among `keys`, by cosines, differentiable in both.
 
     Small where a row is more alike to keys of its class than to others. A row of zeros, or of
-    numbers so small that their inverse overflows, is at right angles to all others and has no
-    gradient.
+    numbers below 1e-31 (float64: 1e-292), is at right angles to all others and has no gradient:
+    the gradient of a row grows as the row shrinks, and divided by the temperature it has to stay in
+    the range of its dtype.
 
     Args:
         queries: `(N, M)`, float32, float64 or bfloat16, which is computed in float32.
@@ -73,17 +78,46 @@ def class_infonce(
         (0.824, torch.Size([2, 2]))
     """
     _check(queries, query_labels, keys, key_labels)
-    _check_options(temperature, chunk_size)
-    size = chunk_size or max(1, _AT_ONCE // max(1, len(keys)))
-    call = _Call(query_labels.to(torch.int64), key_labels.to(torch.int64), temperature, size)
-    call.check_positives()
-    dtype = arithmetic_dtype(queries.dtype)
+    check_temperature("temperature", temperature)
+    if chunk_size is not None:
+        check_count("chunk_size", chunk_size)
+    query_labels, key_labels = query_labels.to(torch.int64), key_labels.to(torch.int64)
+    _check_positives(query_labels, key_labels)
+    prepared = PreparedKeys.of(keys, key_labels)
+    return compare(queries, query_labels, prepared, temperature, chunk_size)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedKeys:
+    """Keys of several calls: their unit rows, and their classes as int64."""
+
+    rows: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, keys: Tensor, labels: Tensor) -> PreparedKeys:
+        """Of rows of any length, and labels of int64."""
+        with computing(None, keys.device.type):
+            return cls(unit_rows(keys.to(arithmetic_dtype(keys.dtype))), labels)
+
+
+def compare(
+    queries: Tensor,
+    query_labels: Tensor,
+    keys: PreparedKeys,
+    temperature: float,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """`class_infonce` of arguments that are known to be right; the host does not wait for a GPU.
+
+    Labels are int64, and there is a key of every class of the queries.
+    """
+    size = chunk_size or max(1, _AT_ONCE // max(1, len(keys.rows)))
+    call = _Call(query_labels, keys.labels, temperature, size)
     with computing(None, queries.device.type):  # without autocast, which would round the cosines
-        queries, keys = unit_rows(queries.to(dtype)), unit_rows(keys.to(dtype))
-        if torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad):
-            value: Tensor = _ClassInfoNCE.apply(queries, keys, call)  # type: ignore[no-untyped-call]
-            return value
-        return _plain(queries, keys, call)
+        rows = unit_rows(queries.to(arithmetic_dtype(queries.dtype)))
+        value: Tensor = _ClassInfoNCE.apply(rows, keys.rows, call)  # type: ignore[no-untyped-call]
+        return value
 
 
 def unit_rows(rows: Tensor) -> Tensor:
@@ -109,51 +143,80 @@ class _Call:
     temperature: float
     chunk_size: int
 
-    def check_positives(self) -> None:
-        """Raise where a query has no key of its class."""
-        alone = ~torch.isin(self.query_labels, self.key_labels)
-        if alone.any():
-            classes = sorted({*self.query_labels[alone].tolist()})
-            more = ", ..." if len(classes) > _FEW else ""
-            raise ValueError(
-                "key_labels: expected a key of every class of the queries, got none of class "
-                f"{', '.join(map(str, classes[:_FEW]))}{more}"
-            )
-
     def chunks(self) -> Iterator[slice]:
         """Queries that are compared at once."""
         for first in range(0, len(self.query_labels), self.chunk_size):
             yield slice(first, first + self.chunk_size)
 
-    def scores(self, queries: Tensor, keys: Tensor, some: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Cosines over temperature of some queries; those of positives, else -inf; their number."""
+    def scores(self, queries: Tensor, keys: Tensor, some: slice) -> _Scores:
+        """Of some queries."""
         scores = (queries[some] / self.temperature) @ keys.T
         is_negative = self.query_labels[some, None] != self.key_labels
-        counts = len(keys) - is_negative.sum(dim=1)
-        return scores, scores.masked_fill(is_negative, -torch.inf), counts
-
-    def mean(self, losses: list[Tensor], rows: Tensor) -> Tensor:
-        """Over the queries; 0 of none."""
-        if not losses:
-            return rows.flatten()[:0].sum()
-        of_queries = torch.cat(losses)
-        total = of_queries.sum(dtype=oracle_dtype(rows.device))
-        return (total / len(of_queries)).to(rows.dtype)
-
-
-def _losses(scores: Tensor, own: Tensor, counts: Tensor) -> Tensor:
-    return scores.logsumexp(dim=1) - own.logsumexp(dim=1) + counts.to(scores.dtype).log()
+        negatives = is_negative.sum(dim=1)
+        # A query without negatives has all keys in their place, so that every number is finite.
+        counted = is_negative | (negatives == 0)[:, None]
+        return _Scores(
+            scores.masked_fill(is_negative, -torch.inf),
+            scores.masked_fill(~counted, -torch.inf),
+            len(keys) - negatives,
+            negatives == 0,
+        )
 
 
-def _losses_and_derivatives(scores: Tensor, own: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of some queries, and their derivatives by the scores."""
-    return _losses(scores, own, counts), scores.softmax(dim=1).sub_(own.softmax(dim=1))
+class _Scores(NamedTuple):
+    """Cosines over temperature of some queries."""
+
+    own: Tensor  # of keys of the query's class, else -inf
+    others: Tensor  # of all other keys, else -inf
+    positives: Tensor  # how many keys are of the query's class
+    is_alone: Tensor  # whether all of them are
+
+    def gap(self) -> Tensor:
+        """By how much the others outweigh a query's own keys."""
+        return self.others.logsumexp(dim=1) - self.own.logsumexp(dim=1)
+
+    def losses(self) -> Tensor:
+        """Of each query: log n + log(1 + e^gap), which keeps its digits where the gap is wide."""
+        excess = -logsigmoid(-self.gap())
+        return excess.masked_fill(self.is_alone, 0) + self.positives.to(excess.dtype).log()
+
+    def derivatives(self) -> Tensor:
+        """Of the losses by the scores: sigmoid(gap) x (softmax of the others - softmax of own)."""
+        differences = self.others.softmax(dim=1).sub_(self.own.softmax(dim=1))
+        return differences.mul_(self.gap().sigmoid()[:, None])
+
+
+def _mean(losses: Tensor) -> Tensor:
+    """Over queries; 0 of none."""
+    total = losses.sum(dtype=oracle_dtype(losses.device))
+    return (total / max(1, len(losses))).to(losses.dtype)
 
 
 def _plain(queries: Tensor, keys: Tensor, call: _Call) -> Tensor:
     """The value of unit rows by autograd's own means."""
-    losses = [_losses(*call.scores(queries, keys, some)) for some in call.chunks()]
-    return call.mean(losses, queries)
+    losses = [call.scores(queries, keys, some).losses() for some in call.chunks()]
+    return _mean(torch.cat([queries[:0].sum(dim=1), *losses]))
+
+
+def _fill(
+    losses: Tensor,
+    of_queries: Tensor | None,
+    of_keys: Tensor | None,
+    queries: Tensor,
+    keys: Tensor,
+    call: _Call,
+    some: slice,
+) -> None:
+    """Put in the losses of some queries and, where asked for, their part of the gradients."""
+    scores = call.scores(queries, keys, some)
+    losses[some] = scores.losses()
+    if of_queries is None and of_keys is None:
+        return
+    of_cosines = scores.derivatives().div_(len(queries) * call.temperature)
+    if of_queries is not None:
+        torch.mm(of_cosines, keys, out=of_queries[some])
+    if of_keys is not None:
+        of_keys.addmm_(of_cosines.T, queries[some])
 
 
 class _ClassInfoNCE(torch.autograd.Function):
@@ -161,22 +224,16 @@ class _ClassInfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, call: _Call) -> Tensor:
-        of_queries, of_keys = (
+        of_queries, of_keys = gradients = [
             torch.zeros_like(rows) if needed else None
             for rows, needed in zip((queries, keys), ctx.needs_input_grad, strict=False)
-        )
-        losses = []
+        ]
+        losses = queries.new_empty(len(queries))  # what each chunk adds would split the memory
         for some in call.chunks():
-            of_chunk, of_cosines = _losses_and_derivatives(*call.scores(queries, keys, some))
-            losses.append(of_chunk)
-            of_cosines /= len(queries) * call.temperature
-            if of_queries is not None:
-                torch.mm(of_cosines, keys, out=of_queries[some])
-            if of_keys is not None:
-                of_keys.addmm_(of_cosines.T, queries[some])
+            _fill(losses, of_queries, of_keys, queries, keys, call, some)
         ctx.save_for_backward(queries, keys)
-        ctx.call, ctx.gradients = call, (of_queries, of_keys)
-        return call.mean(losses, queries)
+        ctx.call, ctx.gradients = call, gradients
+        return _mean(losses)
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
@@ -233,14 +290,25 @@ def _check(queries: Tensor, query_labels: Tensor, keys: Tensor, key_labels: Tens
         )
 
 
-def _check_options(temperature: float, chunk_size: int | None) -> None:
+def _check_positives(query_labels: Tensor, key_labels: Tensor) -> None:
+    """Raise where a query has no key of its class."""
+    alone = ~torch.isin(query_labels, key_labels)
+    if alone.any():
+        classes = sorted({*query_labels[alone].tolist()})
+        more = ", ..." if len(classes) > _FEW else ""
+        raise ValueError(
+            "key_labels: expected a key of every class of the queries, got none of class "
+            f"{', '.join(map(str, classes[:_FEW]))}{more}"
+        )
+
+
+def check_temperature(name: str, temperature: float) -> None:
+    """Raise for one by which gradients would leave the range of float32."""
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
-        raise TypeError(f"temperature: expected a number, got {type(temperature).__name__}")
+        raise TypeError(f"{name}: expected a number, got {type(temperature).__name__}")
     least, most = _TEMPERATURES
     if not least <= temperature <= most:
-        raise ValueError(f"temperature: expected a number in [1e-6, 1e6], got {temperature}")
-    if chunk_size is not None:
-        check_count("chunk_size", chunk_size)
+        raise ValueError(f"{name}: expected a number in [1e-6, 1e6], got {temperature}")
 
 
 def _dtype_name(tensor: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""The regulariser of a run: its options, and what it adds to every step.
+"""CMI of a run: its options, and what it adds to every step.
 
     gradient <- gradient + d (weight x CMI) / d images
 

@@ -17,7 +17,7 @@ from cmidd import ranks
 from cmidd.datasets import Dataset
 from cmidd.device import precision_on, usable_device, with_precision
 from cmidd.first_images import class_by_class, first_images
-from cmidd.infonce import InfoNCETerm
+from cmidd.infonce_term import InfoNCETerm
 from cmidd.methods import (
     Method,
     cmi_weight,
@@ -177,7 +177,7 @@ def prepare(
         say(f"weight of CMI: {known.value:g}, {known.origin}{note}")
         return known.value
 
-    about = dataset, images, labels, method, options.seed
+    of_term = dataset, images, labels, method, options.seed
     precision = precision_on(place, getattr(method_options, "precision", None))
     return Run(
         method_name,
@@ -190,6 +190,6 @@ def prepare(
         method,
         images,
         labels,
-        CMITerm(cmi, *about, weight=weight, say=say),
-        InfoNCETerm(infonce, *about, precision=precision),
+        CMITerm(cmi, *of_term, weight=weight, say=say),
+        InfoNCETerm(infonce, *of_term, precision=precision),
     )

@@ -46,7 +46,7 @@ class Term(ABC):
     @property
     def weight_of_mean(self) -> float:
         """The factor of the mean over images, which the method may multiply."""
-        return self.weight * self._method.cmi_factor
+        return self.weight * self._method.term_factor
 
     @abstractmethod
     def add(

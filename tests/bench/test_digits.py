@@ -15,6 +15,7 @@ from bench.harness.records import Record
 from cmidd.datasets import Dataset, ImageSet, load_dataset
 from cmidd.evaluate import evaluate
 from cmidd.methods import METHODS, CMIWeights, Published
+from cmidd.options.infonce import InfoNCEOptions
 from cmidd.options.pretrained import BankOptions
 from cmidd.options.recipe import Recipe
 from cmidd.storage.run_folder import read_log
@@ -60,6 +61,29 @@ def test_settings_are_judged_by_images_that_are_held_out() -> None:
     assert {case.judge for case in sweep_cases(["dm"], [1.0], [10], [0])} == {"train"}
     (chosen,) = settings_cases(["dm"], ["mim_weight=1"], [1], [0], "test")
     assert (chosen.judge, chosen.given) == ("test", {"mim_weight": 1})
+
+
+def test_settings_are_those_of_methods_alone() -> None:
+    found = settings_cases(["dm", "random", "all"], ["", "mim_weight=1"], [1], [0])
+    assert [(case.method, case.settings) for case in found] == [("dm", ""), ("dm", "mim_weight=1")]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--judge", "test"], "--judge: expected with --settings alone"),
+        (["--sweep", "1", "--judge", "test"], "--judge: expected with --settings alone"),
+        (["--methods", "random", "--settings", "mim_weight=1"], "--methods: expected one of dm, "),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench.digits", *words])
+    monkeypatch.setattr(digits, "run_all", lambda *_: pytest.fail("it ran"))
+    with pytest.raises(SystemExit):
+        digits.main()
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["idc", "iid"])
@@ -119,6 +143,10 @@ def test_what_a_result_depends_on_is_that_of_its_methods() -> None:
     assert of_dm["published"].items() < of_both["published"].items()
     assert of_dm["updates"] == {"dm": 300}
     assert json.loads(json.dumps(of_both)) == of_both
+    assert digits.settings(["dm"], ["", "lr_images=1"]) == of_dm
+    of_infonce = digits.settings(["dm"], ["", "lr_images=1 mim_weight=1"])
+    assert of_infonce == {**of_dm, "infonce": of_infonce["infonce"]}
+    assert of_infonce["infonce"]["mim_temperature"] == InfoNCEOptions().mim_temperature
 
 
 def test_the_table_tells_settings_and_judges_apart() -> None:

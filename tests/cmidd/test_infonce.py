@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cmidd.datasets import Dataset
 from cmidd.first_images import first_images
-from cmidd.infonce import InfoNCETerm
+from cmidd.infonce_term import InfoNCETerm
 from cmidd.methods import METHODS, Method, fill_in_published
 from cmidd.methods.dm import DM
 from cmidd.networks import build_network, freeze, initialize
@@ -53,10 +53,14 @@ def method_of(name: str, options: Any, ipc: int) -> Method:
 
 
 def term_of(
-    method: Method, images: Tensor, options: InfoNCEOptions = MIM, dataset: Dataset = DATASET
+    method: Method,
+    images: Tensor,
+    options: InfoNCEOptions = MIM,
+    dataset: Dataset = DATASET,
+    precision: str = "float32",
 ) -> InfoNCETerm:
     labels = torch.arange(len(CLASSES)).repeat_interleave(len(images) // len(CLASSES))
-    return InfoNCETerm(options, dataset, images, labels, method, SEED, precision="float32")
+    return InfoNCETerm(options, dataset, images, labels, method, SEED, precision=precision)
 
 
 def random_images(ipc: int) -> Tensor:
@@ -101,13 +105,15 @@ def by_hand(
     seen, labels = x, torch.arange(len(CLASSES)).repeat_interleave(len(images) // len(CLASSES))
     if method.view is not None:
         seen, labels = method.view(x, labels)
-    value = torch.zeros((), dtype=torch.float64)
+    value, of_method = torch.zeros((), dtype=torch.float64), 1
+    if method.view is not None:
+        of_method = len(CLASSES)  # in IDC
     features = (layers_by_hand(network, each, options.mim_layers) for each in (seen, real))
     for queries, keys in zip(*features, strict=True):
         loss = infonce_by_hand(
             queries, labels, keys, DATASET.train.labels[rows], options.mim_temperature
         )
-        value = value + options.mim_weight * method.cmi_factor * loss
+        value = value + options.mim_weight * of_method * loss
     return value.detach(), torch.autograd.grad(value, x)[0]
 
 
@@ -118,7 +124,7 @@ def test_value_and_gradient_are_those_of_a_plain_loop(
     name: str, given: Any, ipc: int, chunk: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if chunk is not None:
-        monkeypatch.setattr("cmidd.infonce.images_per_chunk", lambda *_: chunk)
+        monkeypatch.setattr("cmidd.infonce_term.images_per_chunk", lambda *_: chunk)
     method, images = method_of(name, given, ipc), random_images(ipc)
     assert (method.view is not None) == (name == "idc")
     term = term_of(method, images, SEVERAL)
@@ -181,6 +187,36 @@ def test_networks_of_a_bank_take_the_place_of_fresh_ones(bank_file: Path) -> Non
     assert len(numbers) > 1
 
 
+def test_in_bfloat16_it_is_rounded_and_weights_are_not() -> None:
+    method, images = method_of("dm", DM_OPTIONS, 2), random_images(2).float()
+    found = []
+    for precision in ("float32", "bfloat16"):
+        term, gradient = term_of(method, images, SEVERAL, precision=precision), images * 0
+        found.append((term.add(images, gradient, 0, logged=False), gradient))
+        weight = term.draw(0, 0)[0].head.weight
+        assert torch.equal(weight, fresh_network(0, 0).head.weight.float())
+    (value, gradient), (rounded, of_rounded) = found
+    assert rounded.dtype == of_rounded.dtype == torch.float32
+    assert value != rounded
+    assert rounded.item() == pytest.approx(value.item(), rel=0.02)
+    assert 0 < (of_rounded - gradient).norm() < 0.1 * gradient.norm()
+
+
+def test_scales_of_a_method_are_those_of_its_gradient_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = replace(OPTIONS, init="real", iterations=1, seed=SEED, momentum=0.0)
+    first, of_classes = first_images(DATASET, 2, "real", SEED)[0], torch.tensor([1.0, 0.5, 0.0])
+    infonce = replace(MIM, mim_weight=20.0)
+    plain = tiny_run(tmp_path / "plain", loop, infonce=infonce)
+    monkeypatch.setattr(DM, "class_scale", of_classes)
+    monkeypatch.setattr(DM, "channel_scale", torch.tensor([2.0]))
+    scaled = tiny_run(tmp_path / "scaled", loop, infonce=infonce)
+    factors = 2 * of_classes[plain.labels].view(-1, 1, 1, 1)
+    expected = first + factors * (plain.images - first)
+    torch.testing.assert_close(scaled.images, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_loop_takes_steps_on_the_sum_and_logs_both(tmp_path: Path, cmi: CMIOptions) -> None:
     loop = replace(OPTIONS, iterations=3, report_every=1, seed=SEED, momentum=0.0)
     made = tiny_run(tmp_path / "run", loop, infonce=MIM)
@@ -228,6 +264,7 @@ def prepared(infonce: InfoNCEOptions, **changes: Any) -> Run:
     [
         ({"mim_layers": ("feature",)}, "mim_layers: expected .* got 'feature'; did you mean"),
         ({"mim_layers": ("features", "features.7")}, "mim_layers: expected 'features', 'logits'"),
+        ({"mim_layers": ("features", "logits", "features")}, "expected each layer once, got feat"),
         ({"mim_layers": ()}, "mim_layers: expected at least one, got none"),
         ({"mim_temperature": 1e-7}, r"mim_temperature: expected .* \[1e-6, 1e6\], got 1e-07"),
         ({"mim_temperature": 0.0}, "mim_temperature: expected more than 0"),
@@ -240,6 +277,18 @@ def prepared(infonce: InfoNCEOptions, **changes: Any) -> Run:
 def test_a_mistake_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prepared(replace(MIM, **changes))
+
+
+def test_layers_are_no_text() -> None:
+    with pytest.raises(TypeError, match=r"mim_layers: expected a tuple of names, got the text 'f"):
+        prepared(replace(MIM, mim_layers="features"))  # type: ignore[arg-type]
+
+
+def test_a_network_with_batch_norm_is_refused() -> None:
+    method, images = method_of("dm", DM_OPTIONS, 1), random_images(1)
+    method.network_spec = "convnet:norm=batch,depth=1"
+    with pytest.raises(ValueError, match=r"mim_weight: network: .* or none, or give mim_bank"):
+        term_of(method, images)
 
 
 def test_a_bank_has_to_be_there_and_of_the_dataset(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from cmidd.cli import main
 from cmidd.cli.costs import estimate
 from cmidd.datasets import load_dataset
 from cmidd.datasets.encoded import EncodedImages
-from cmidd.infonce import InfoNCETerm
+from cmidd.infonce_term import InfoNCETerm
 from cmidd.loop import distill
+from cmidd.options.cmi import CMIOptions
 from cmidd.options.infonce import InfoNCEOptions
 from cmidd.run import prepare
 from cmidd.storage.run_folder import read_log
@@ -40,6 +41,7 @@ from tests.support.tiny import (
     DM_OPTIONS,
     IDC_OPTIONS,
     NETWORK,
+    NO_CMI,
     OPTIONS,
     mtt_options,
     quiet,
@@ -122,14 +124,16 @@ def test_pictures_that_stay_encoded_give_the_same_run(tmp_path: Path) -> None:
 
 
 def run_each(folder: Path, experts: Path) -> None:
-    batch = replace(MIM, mim_on="batch")
-    for name, options, infonce in (
-        ("dm", DM_OPTIONS, SEVERAL),
-        ("idc", IDC_OPTIONS, MIM),
-        ("mtt", mtt_options(experts, batch_syn=3), batch),
+    batch, bank = replace(MIM, mim_on="batch"), experts.with_name("bank")
+    cmi, of_bank = CMIOptions(bank=bank, cmi_weight=5.0), replace(MIM, mim_bank=bank)
+    for name, options, infonce, of_cmi in (
+        ("dm", DM_OPTIONS, SEVERAL, NO_CMI),
+        ("idc", IDC_OPTIONS, MIM, NO_CMI),
+        ("mtt", mtt_options(experts, batch_syn=3), batch, NO_CMI),
+        ("dm with both", DM_OPTIONS, of_bank, cmi),
     ):
         loop = replace(OPTIONS, init="real", iterations=4, lr_images=1.0)
-        tiny_run(folder / name, loop, method=(name, options), infonce=infonce)
+        tiny_run(folder / name, loop, of_cmi, method=(name.split()[0], options), infonce=infonce)
 
 
 def share(name: str, given: Any) -> tuple[Tensor, Tensor]:
@@ -152,10 +156,11 @@ def compare_shares(folder: Path, experts: Path, expected: list[tuple[Tensor, Ten
 def test_ranks_make_the_images_of_one_process(tmp_path: Path) -> None:
     experts = tmp_path / "experts"
     tiny_experts(experts, DATASET)
+    tiny_bank(tmp_path / "bank", DATASET)
     run_each(tmp_path / "one", experts)
     whole = [share("dm", DM_OPTIONS), share("idc", IDC_OPTIONS)]
     on_ranks(2, compare_shares, tmp_path, tmp_path / "shared", experts, whole)
-    for name in ("dm", "idc", "mtt"):
+    for name in ("dm", "idc", "mtt", "dm with both"):
         one, shared = tmp_path / "one" / name, tmp_path / "shared" / name
         torch.testing.assert_close(
             SyntheticSet.load(shared).images, SyntheticSet.load(one).images, rtol=1e-5, atol=1e-5
@@ -164,6 +169,7 @@ def test_ranks_make_the_images_of_one_process(tmp_path: Path) -> None:
         for of_shared, of_one in zip(*logs, strict=True):
             assert of_shared == pytest.approx(of_one, rel=1e-3)
             assert "weighted_mim" in of_one
+            assert ("weighted_cmi" in of_one) == (name == "dm with both")
 
 
 def test_a_weight_that_is_too_large_is_suspected(tmp_path: Path) -> None:
@@ -204,4 +210,10 @@ def test_the_command_takes_its_options_and_goes_on(
     main(["distill", "dm", "--config=runs/dm/config.yaml", "--out=runs/dm", "--resume"])
     assert "is finished already" in capsys.readouterr().out
     main(["report", "runs/dm", "--out=report.html", "--device=cpu"])
-    assert "InfoNCE weight 0.5" in Path("report.html").read_text()
+    Path("runs/dm/result.safetensors").unlink()  # and it is not finished
+    main(["report", "runs/dm", "--out=unfinished.html", "--device=cpu"])
+    for page in ("report.html", "unfinished.html"):
+        text = Path(page).read_text()
+        assert "DM, 1 image per class, no CMI, InfoNCE weight 0.5" in text
+        assert "runs/dm (no CMI, InfoNCE weight 0.5)" in text
+        assert "InfoNCE against iterations, a line a run" in text

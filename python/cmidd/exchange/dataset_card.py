@@ -100,8 +100,9 @@ def _title(record: Mapping[str, Any]) -> str:
     made = f"distilled by {str(record['method']).upper()}" if "method" in record else "distilled"
     if _origin(record):
         made += " by another tool"
-    if record.get("cmi_weight"):
-        made += " with CMI"
+    terms = {"CMI": record.get("cmi_weight"), "InfoNCE": record.get("mim_weight")}
+    if added := [name for name, weight in terms.items() if weight]:
+        made += f" with {' and '.join(added)}"
     ipc = record.get("ipc")
     images = "" if ipc is None else f", {ipc} {'image' if ipc == 1 else 'images'} per class"
     return f"{_plain(record['dataset'])} {made}{images}"

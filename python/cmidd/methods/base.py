@@ -52,13 +52,13 @@ class Method(ABC):
     options_that_may_diverge: tuple[str, ...] = ()
     """Options that can make the loss NaN, beside the learning rates of what is optimised."""
     view: View | None = None
-    """How stored images become those that CMI, evaluation and report see; None: as they are."""
+    """How stored images become those that terms, evaluation and report see; None: as they are."""
     bank_draw: Literal["iteration", "update"] = "iteration"
     """How often networks of the bank are drawn: once an "iteration" or for every "update"."""
-    cmi_factor: float = 1.0
-    """What CMI, a mean over images, is multiplied by beside its weight."""
+    term_factor: float = 1.0
+    """What CMI and InfoNCE, means over images, are multiplied by beside their weights."""
     class_scale: Tensor | None = None
-    """`(C,)` factors of the images' gradients, that of CMI included; None: 1."""
+    """`(C,)` factors of the images' gradients, those of CMI and InfoNCE included; None: 1."""
     channel_scale: Tensor | None = None
     """`(channels,)` factors of them; None: 1."""
 

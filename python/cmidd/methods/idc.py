@@ -81,7 +81,7 @@ class IDC(ClassMatching):
         )
         self.options, self.labels = options, labels.cpu()
         self.view = self.stored.view
-        self.cmi_factor = float(dataset.num_classes)
+        self.term_factor = float(dataset.num_classes)
         self.channel_scale = self.stored.std_of_channels**-2
         self.recipe = Recipe(
             1,

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from cmidd.options.fields import Options, option
 
-_TEMPERATURES = 1e-6, 1e6
-
 
 @dataclass(frozen=True)
 class InfoNCEOptions(Options):
@@ -43,11 +41,11 @@ class InfoNCEOptions(Options):
             )
 
     def check(self) -> None:
-        """Raise where there is no layer, or a temperature that float32 cannot compute with."""
-        if not self.mim_layers:
+        """Raise unless layers are named, each once."""
+        layers = self.mim_layers
+        if isinstance(layers, str):
+            raise TypeError(f"mim_layers: expected a tuple of names, got the text {layers!r}")
+        if not layers:
             raise ValueError("mim_layers: expected at least one, got none")
-        least, most = _TEMPERATURES
-        if not least <= self.mim_temperature <= most:
-            raise ValueError(
-                f"mim_temperature: expected a number in [1e-6, 1e6], got {self.mim_temperature:g}"
-            )
+        if twice := [layer for layer in layers if layers.count(layer) > 1]:
+            raise ValueError(f"mim_layers: expected each layer once, got {twice[0]} several times")

@@ -188,13 +188,18 @@ def _grid(run: RunSummary) -> Html:
 def _curves(runs: Sequence[RunSummary]) -> Html:
     loss = [_curve(number, run, "loss") for number, run in enumerate(runs) if run.log]
     cmi = [_curve(number, run, "cmi") for number, run in enumerate(runs) if run.log and run.has_cmi]
+    mim = [
+        _curve(number, run, "mim")
+        for number, run in enumerate(runs)
+        if run.mim_weight and any("mim" in line for line in run.log)
+    ]
     steps = [
         _curve(number, run, "step_size")
         for number, run in enumerate(runs)
         if all("step_size" in line for line in run.log) and run.log
     ]
     keys = [
-        element("li", line_key(number), f"{run.name} ({run.cmi if run.log else 'no log'})")
+        element("li", line_key(number), f"{run.name} ({run.terms if run.log else 'no log'})")
         for number, run in enumerate(runs)
     ]
     drawn = []
@@ -202,6 +207,9 @@ def _curves(runs: Sequence[RunSummary]) -> Html:
         drawn.append(curves(loss, "loss of the method", "Loss against iterations, a line a run"))
     if cmi:
         drawn.append(curves(cmi, "CMI (nats), unweighted", "CMI against iterations, a line a run"))
+    if mim:
+        title = "InfoNCE against iterations, a line a run"
+        drawn.append(curves(mim, "InfoNCE (nats), unweighted", title))
     if steps:
         title = "Learned step size against iterations, a line a run"
         drawn.append(curves(steps, "learned step size", title))

@@ -73,12 +73,23 @@ class RunSummary:
         weight = self.synthetic.record.get("cmi_weight")
         return "CMI" if weight is None else f"CMI weight {weight:g}"
 
+    @property
+    def mim_weight(self) -> float:
+        """The weight of InfoNCE, 0 without it."""
+        source = self.config if self.iteration is not None else self.synthetic.record
+        found = source.get("mim_weight")
+        return float(found) if isinstance(found, int | float) else 0.0
+
+    @property
+    def terms(self) -> str:
+        """What was added to the method's loss, in words."""
+        return f"{self.cmi}, InfoNCE weight {self.mim_weight:g}" if self.mim_weight else self.cmi
+
     def about(self) -> str:
-        """Method, size, regulariser, what networks need to know of it, and how far it is."""
+        """Method, size, what was added, what networks need to know of it, and how far it is."""
         count, made = self.images_per_class, self.synthetic
-        words = [self.method, f"{count} {'image' if count == 1 else 'images'} per class", self.cmi]
-        if weight := made.record.get("mim_weight"):
-            words.append(f"InfoNCE weight {weight:g}")
+        images = f"{count} {'image' if count == 1 else 'images'} per class"
+        words = [self.method, images, self.terms]
         if len(self.seen.labels) != len(made.labels):
             words.append(f"seen as {len(self.seen.labels) // len(made.labels)} images each")
         if made.learned_lr is not None:

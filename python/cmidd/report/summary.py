@@ -76,7 +76,8 @@ def _maker(row: Row, own: Mapping[str, RunSummary]) -> str:
     """What made a set: the method where it is of a run of the report."""
     if row.set in own:
         run = own[row.set]
-        return f"{run.method} + CMI" if run.has_cmi else run.method
+        words = [run.method, "CMI" if run.has_cmi else "", "InfoNCE" if run.mim_weight else ""]
+        return " + ".join(filter(None, words))
     return RANDOM_REAL if row.name.startswith(RANDOM_REAL) else row.name
 
 

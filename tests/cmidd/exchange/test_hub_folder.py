@@ -150,6 +150,10 @@ def test_the_card_says_how_the_set_was_made() -> None:
     )  # fmt: skip
     _, text = card_of(made)
     assert text.startswith("\n# tiny distilled by MTT with CMI, 2 images per class\n")
+    for weight, terms in ((5.0, "CMI and InfoNCE"), (0.0, "InfoNCE")):
+        with_infonce = a_set(method="mtt", ipc=2, cmi_weight=weight, mim_weight=1.0)
+        title = f"\n# tiny distilled by MTT with {terms}, 2 images per class\n"
+        assert card_of(with_infonce)[1].startswith(title)
     assert "\n    cmidd distill mtt --ipc 2\n" in text
     for row in ("| iterations | 7 |", "| network | convnet |", "| version of torch | 2.13 |",
                 "| step size that was learned | 0.02 |", "| odd | a\\|b c |"):  # fmt: skip

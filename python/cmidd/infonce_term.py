@@ -20,7 +20,7 @@ from cmidd.datasets.encoded import one_after_another
 from cmidd.methods.base import Method
 from cmidd.methods.class_draws import draw_real_rows
 from cmidd.networks import (
-    GPU_IMAGES_SECOND_ORDER,
+    GPU_IMAGES_FORWARD,
     Network,
     build_network,
     check_images_are_independent,
@@ -32,8 +32,8 @@ from cmidd.options.infonce import InfoNCEOptions
 from cmidd.pretrained.bank import Bank
 from cmidd.seeds import generator
 from cmidd.term import Term
-from cmikernels import class_infonce
 from cmikernels.embedding import embed_each
+from cmikernels.infonce import PreparedKeys, check_temperature, compare
 from cmikernels.precision import computing
 
 
@@ -66,30 +66,39 @@ class InfoNCETerm(Term):
         """
         super().__init__(dataset, images, labels, method, options.mim_on)
         options.check()
+        check_temperature("mim_temperature", options.mim_temperature)
         self._options, self._seed, self._precision = options, seed, precision
         if not options.mim_weight:
             return
         self.check_batch()
         self.weight = options.mim_weight
-        self._bank: Bank | None = None
-        if options.mim_bank is None:
-            (channels, size, _), spec = dataset.shape, method.network_spec
-            network = build_network(spec, channels, size, dataset.num_classes)
-            check_images_are_independent(network, spec)
-        else:
-            self._bank = Bank.load_for(dataset, options.mim_bank, "mim_bank", images.device)
-            self.input_records["mim_bank"] = self._bank.record
-            network = self._bank[0]
-        self._network = freeze(network.to(images.device, images.dtype))
-        self._chunk = images_per_chunk(images.device, dataset.shape.height, GPU_IMAGES_SECOND_ORDER)
+        self._networks = [
+            freeze(network.to(images.device, images.dtype)) for network in self._unplaced(images)
+        ]
+        self._chunk = images_per_chunk(images.device, dataset.shape.height, GPU_IMAGES_FORWARD)
         with torch.no_grad():
             seen, _ = self.seen(images[:1], self._labels[:1])
             self._stored = max(1, self._chunk // len(seen))  # images that make a chunk
             self._check_layers(seen)
 
+    def _unplaced(self, images: Tensor) -> list[Network]:
+        """The networks of the bank, or the one that takes fresh weights."""
+        dataset, path, spec = self._dataset, self._options.mim_bank, self._method.network_spec
+        if path is not None:
+            bank = Bank.load_for(dataset, path, "mim_bank", images.device)
+            self.input_records["mim_bank"] = bank.record
+            return bank[:]
+        channels, size, _ = dataset.shape
+        network = build_network(spec, channels, size, dataset.num_classes)
+        try:
+            check_images_are_independent(network, spec)
+        except ValueError as error:
+            raise ValueError(f"mim_weight: {error}, or give mim_bank") from None
+        return [network]
+
     def _check_layers(self, images: Tensor) -> None:
         try:
-            embed_each(self._network, images, self._options.mim_layers, self._precision)
+            embed_each(self._networks[0], images, self._options.mim_layers, self._precision)
         except ValueError as error:
             text = str(error).removeprefix("layer: ")
             raise ValueError(f"mim_layers: {text}") from None
@@ -97,25 +106,25 @@ class InfoNCETerm(Term):
     def draw(self, iteration: int, update: int) -> tuple[Network, Tensor]:
         """The network of an update, and row numbers of real images, class by class."""
         numbers = generator(self._seed, "mim network", iteration, update)
-        if self._bank is None:
-            initialize(self._network, numbers)
-            network = self._network
+        if self._options.mim_bank is None:
+            (network,) = self._networks
+            initialize(network, numbers)
         else:
-            number = int(torch.randint(len(self._bank), (), generator=numbers))
-            network = self._bank[number].to(self._network.head.weight)
+            network = self._networks[int(torch.randint(len(self._networks), (), generator=numbers))]
         train, classes = self._dataset.train, range(self._dataset.num_classes)
         count, words = self._options.mim_batch_real, (self._seed, "mim real", iteration, update)
         return network, torch.cat(draw_real_rows(train, classes, count, *words))
 
     @torch.no_grad()
-    def keys(self, network: Network, rows: Tensor) -> list[Tensor]:
-        """Features of real images at each layer, `(R, M)`."""
+    def keys(self, network: Network, rows: Tensor) -> list[PreparedKeys]:
+        """Features of real images at each layer, `(R, M)`, with their classes."""
         weight, parts = network.head.weight, []
         source = self._dataset.train.source
         for pixels in one_after_another(source, torch.split(rows, self._chunk)):
             x = self._dataset.to_input(pixels.to(weight.device), weight.dtype)
             parts.append(embed_each(network, x, self._options.mim_layers, self._precision))
-        return [torch.cat(of_layer) for of_layer in zip(*parts, strict=True)]
+        labels = self._dataset.train.labels[rows].to(weight.device)
+        return [PreparedKeys.of(torch.cat(each), labels) for each in zip(*parts, strict=True)]
 
     def add(
         self,
@@ -137,13 +146,12 @@ class InfoNCETerm(Term):
         with computing(self._precision, images.device.type):
             network, rows = self.draw(iteration, update)
             keys = self.keys(network, rows)
-            of_keys = self._dataset.train.labels[rows].to(images.device)
             for some in torch.split(mine, self._stored):
                 x = images.detach()[some].requires_grad_()
                 seen, labels = self.seen(x, self._labels[some])
                 queries = embed_each(network, seen, options.mim_layers, self._precision)
                 losses = [
-                    class_infonce(q, labels, k, of_keys, temperature=options.mim_temperature)
+                    compare(q, labels, k, options.mim_temperature)
                     for q, k in zip(queries, keys, strict=True)
                 ]
                 value = self.weight_of_mean * len(some) / of_all * torch.stack(losses).sum()
