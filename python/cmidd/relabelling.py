@@ -188,8 +188,13 @@ def _label(growing: GrowingFile, work: Relabelling, epochs: Sequence[int]) -> No
                 first += len(some)
                 bar.update()
                 if stop.asked and first < len(labels):
-                    there = work.recipe.epochs - len(growing.missing())
-                    raise stop.interruption(
-                        f"interrupted after {there} of {work.recipe.epochs} epochs"
-                    )
+                    raise stop.interruption(_how_far(growing, work))
             growing.put(epoch, {LOGITS: labels})
+            if stop.asked and growing.missing():
+                raise stop.interruption(_how_far(growing, work))
+
+
+def _how_far(growing: GrowingFile, work: Relabelling) -> str:
+    """How many epochs are in the file when a signal ends the work, in words."""
+    epochs = work.recipe.epochs
+    return f"interrupted after {epochs - len(growing.missing())} of {epochs} epochs"

@@ -244,19 +244,38 @@ def test_labelling_that_is_killed_goes_on_to_the_same_bytes(
     assert len(teacher.saw) == 3 * LONGEST - (step - 1) // LONGEST * LONGEST
 
 
-def test_a_signal_loses_the_epoch_under_way_at_most(tmp_path: Path, path: Path) -> None:
-    stopped = tmp_path / "labels"
+def interrupted_at(step: int) -> Recorded:
+    """A teacher that a signal interrupts in a step."""
 
     def interrupt(count: int) -> None:
-        if count == LONGEST + 1:
+        if count == step:
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(Interrupted, match="interrupted after 1 of 3 epochs"):
-        labelled(stopped, Recorded(interrupt))
+    return Recorded(interrupt)
+
+
+@pytest.mark.parametrize(("step", "there"), [(LONGEST - 1, 0), (LONGEST, 1), (LONGEST + 1, 1)])
+def test_a_signal_loses_the_epoch_under_way_at_most(
+    tmp_path: Path, path: Path, step: int, there: int
+) -> None:
+    stopped, teacher = tmp_path / "labels", interrupted_at(step)
+    with pytest.raises(Interrupted, match=f"interrupted after {there} of 3 epochs"):
+        labelled(stopped, teacher)
+    assert len(teacher.saw) == step
     said: list[str] = []
     relabel(stopped, work(), resume=True, say=said.append)
-    assert said[0] == "1 of 3 epochs are there already"
+    assert (said[0] == f"{there} of 3 epochs are there already") == (there > 0)
     assert stopped.read_bytes() == path.read_bytes()
+
+
+def test_a_signal_ends_labelling_after_an_epoch_of_one_step(tmp_path: Path) -> None:
+    stopped, whole, teacher = tmp_path / "labels", tmp_path / "whole", interrupted_at(2)
+    with pytest.raises(Interrupted, match="interrupted after 2 of 3 epochs"):
+        labelled(stopped, teacher, batch_size=100)
+    assert len(teacher.saw) == 2
+    labelled(stopped, batch_size=100, resume=True)
+    labelled(whole, batch_size=100)
+    assert stopped.read_bytes() == whole.read_bytes()
 
 
 def on_rank(folder: Path) -> None:
