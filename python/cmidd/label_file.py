@@ -109,7 +109,13 @@ class SoftLabels(Teacher):
                     f"{asked[name]}; leave it out, or relabel the set with it"
                 )
 
-    def logits(self, epoch: int, places: slice, images: Tensor) -> Tensor:
+    def logits(
+        self,
+        epoch: int,
+        places: slice,
+        images: Tensor,
+        num_classes: int,  # noqa: ARG002
+    ) -> Tensor:
         """The labels at these places, the same for all networks."""
         labels = self.of_epoch(epoch)[places].to(images)
         return labels.expand(len(images), *labels.shape)

@@ -54,6 +54,7 @@ class Relabelling:
         options: RelabelOptions,
         device: torch.device | str | None = None,
     ) -> None:
+        options.check()
         place = usable_device(device)
         judge, seen = synthetic_set.whiten(dataset), synthetic_set.seen()
         judge.check_made_for(seen.record, "synthetic_set")
@@ -94,11 +95,7 @@ class Relabelling:
         for batch in batches_of(
             self.images, self.labels, self.recipe, self.strategy, drawn, self.num_classes
         ):
-            found = mean_logits(self.teachers, batch.images[0], self.precision)
-            if found.shape[1] != self.num_classes:
-                raise ValueError(
-                    f"teachers: expected logits of {self.num_classes} classes, got {found.shape[1]}"
-                )
+            found = mean_logits(self.teachers, batch.images[0], self.num_classes, self.precision)
             labels = found.half()
             if not labels.isfinite().all():
                 raise FloatingPointError(

@@ -164,8 +164,8 @@ Objective = Callable[[Stack, Tensor, Tensor], Tensor]
 Where networks are taught, targets are (K, B, 2, C): a teacher's logits, then probabilities.
 """
 
-Teach = Callable[[int, slice, Tensor, Tensor], Tensor]
-"""Of the epoch, the places in its order, images (K, B, ...) and their targets: those to learn."""
+Teach = Callable[[int, slice, Tensor, Tensor, int], Tensor]
+"""Of the epoch, places in its order, images (K, B, ...), targets and classes: what to learn."""
 
 
 def cross_entropy(stack: Stack, images: Tensor, targets: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ def train(
                              first=first_step, seen=seen, shared=shared)  # fmt: skip
         for step, (x, y, places, size) in enumerate(batches, first_step):
             if teach is not None and x.numel():
-                y = teach(epoch, places, x, y)
+                y = teach(epoch, places, x, y, stack.num_classes)
             optimizer.zero_grad()
             chunk = stack.images_per_chunk(images)
             for first in range(0, x.shape[1], chunk):

@@ -296,8 +296,23 @@ def test_logits_that_float16_does_not_hold_are_an_error(tmp_path: Path) -> None:
         FloatingPointError, match=r"logits that are finite in float16, got .*epoch 1"
     ):
         labelled(tmp_path / "labels", teacher)
-    with pytest.raises(ValueError, match="teachers: expected logits of 3 classes, got 8"):
+    with pytest.raises(ValueError, match=r"expected logits of 3 classes, got \(4, 8\) of 4 images"):
         labelled(tmp_path / "others", nn.Sequential(nn.Flatten(), nn.Linear(64, 8)).eval())
+
+
+@pytest.mark.parametrize("wrong", [{"cutmix": 2.0}, {"zoom": 2.0}])
+def test_options_that_no_file_may_say_label_nothing(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=rf"{name}: expected a .* got 2"):
+        work(replace(OPTIONS, **wrong))
+
+
+def test_labels_of_fewer_epochs_than_a_record_warms_up_for(tmp_path: Path) -> None:
+    evaluation = {"soft_loss": "kl", "epochs": 100, "schedule": "cosine", "warm_up": 5}
+    warm = replace(SET, record={**SET.record, "evaluation": evaluation})
+    made = Relabelling(warm, DATASET, [Recorded()], OPTIONS, CPU)
+    labels = relabel(tmp_path / "labels", made, say=quiet)
+    assert labels.draws["epochs"] == 3
 
 
 # --- files that cannot be used

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmidd.augment import Strategy
+from cmidd.evaluate import evaluate
 from cmidd.networks import Network, build_network, freeze, initialize
 from cmidd.options.evaluation import EvaluateOptions
 from cmidd.options.recipe import PUBLISHED_RECIPE, STUDENT_RECIPE, Recipe, recipe_of
@@ -136,7 +138,46 @@ def test_a_teacher_that_cannot_teach_is_named() -> None:
         TeacherNetworks([a_teacher(0)]).check(a_set, DATASET, PUBLISHED_RECIPE)
 
 
+def test_a_teacher_and_a_recipe_for_labels_are_not_evaluated_together_nor_the_reverse() -> None:
+    found = partial(evaluate, IMAGES.float(), LABELS, DATASET, [NETWORK], device=CPU)
+    with pytest.raises(ValueError, match="recipe: expected soft_loss kl or mse, to learn logits"):
+        found(recipe=Recipe(1), teacher=TeacherNetworks([a_teacher(0)]))
+    with pytest.raises(
+        ValueError, match=r"recipe: expected a teacher or a file .* soft_loss kl,"
+    ):
+        found(recipe=RECIPES["kl"])
+
+
+def test_logits_in_the_loop_are_of_the_classes_and_finite() -> None:
+    of_eight = nn.Sequential(nn.Flatten(), nn.Linear(64, 8)).double().eval()
+    with pytest.raises(ValueError, match=r"expected logits of 3 classes, got \(18, 8\) of 18 "):
+        trained([1], RECIPES["kl"], TeacherNetworks([a_teacher(0), of_eight]))
+    broken = a_teacher(0)
+    broken.head.weight.data[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="teachers: expected finite logits, got NaN"):
+        trained([1], RECIPES["kl"], TeacherNetworks([broken]))
+
+
 # --- recipes
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"soft_loss": "l1"}, "soft_loss: expected none or kl or mse, got 'l1'"),
+        ({"temperature": 0.0}, "temperature: expected more than 0, got 0.0"),
+        ({"temperature": float("nan")}, "temperature: expected more than 0, got nan"),
+        ({"ce_weight": -0.1}, "ce_weight: expected at least 0, got -0.1"),
+        ({"cutmix": -0.5}, "cutmix: expected a probability from 0 to 1, got -0.5"),
+        ({"zoom": 0.0}, "zoom: expected a share of the area up to 1, got 0"),
+        ({"drop_at": (0.5, 1.5)}, "drop_at: expected shares of the epochs from 0 to 1, got 0.5"),
+    ],
+)
+def test_a_recipe_that_nothing_can_be_trained_by_is_named(
+    wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(3, **wrong)
 
 
 OF_SRE2L: dict[str, Any] = {"epochs": 100, "optimizer": "sgd", "lr": 0.2, "soft_loss": "kl",

@@ -25,6 +25,19 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 """What networks compute in, as `cmikernels.precision` does it."""
 
 
+def check_shares(
+    drop_at: Sequence[float] | None, cutmix: float | None, zoom: float | None = None
+) -> None:
+    """Raise where shares of the epochs or of an area, or a probability, are none."""
+    if cutmix is not None and not 0 <= cutmix <= 1:
+        raise ValueError(f"cutmix: expected a probability from 0 to 1, got {cutmix:g}")
+    if zoom is not None and not 0 < zoom <= 1:
+        raise ValueError(f"zoom: expected a share of the area up to 1, got {zoom:g}")
+    if not all(0 <= share <= 1 for share in drop_at or ()):
+        found = " ".join(f"{share:g}" for share in drop_at or ())
+        raise ValueError(f"drop_at: expected shares of the epochs from 0 to 1, got {found}")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How networks are trained.
@@ -76,10 +89,22 @@ class Recipe:
         if isinstance(self.drop_at, Sequence):  # one alone is a number, several are a tuple
             several = tuple(self.drop_at) or (1.0,)
             object.__setattr__(self, "drop_at", several if len(several) > 1 else several[0])
+        check_shares(self.drops, self.cutmix, self.zoom)
+        self._check_loss()
         if self.warm_up and self.warm_up >= self.epochs:
             raise ValueError(
                 f"warm_up: expected fewer epochs than the {self.epochs} in all, got {self.warm_up}"
             )
+
+    def _check_loss(self) -> None:
+        """Raise where there is no such loss between logits."""
+        losses = ("none", *SOFT_LOSSES)
+        if self.soft_loss not in losses:
+            raise ValueError(f"soft_loss: expected {' or '.join(losses)}, got {self.soft_loss!r}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature: expected more than 0, got {self.temperature!r}")
+        if not 0 <= self.ce_weight < math.inf:
+            raise ValueError(f"ce_weight: expected at least 0, got {self.ce_weight!r}")
 
     @property
     def drops(self) -> Sequence[float]:
@@ -177,19 +202,6 @@ def check_schedule(schedule: str | None, drop_at: Sequence[float] | None) -> Non
     """Raise where the learning rate is told to fall in two ways."""
     if drop_at and schedule not in (None, "drops"):
         raise ValueError(f"drop_at: expected it with schedule drops, got schedule {schedule}")
-
-
-def check_shares(
-    drop_at: Sequence[float] | None, cutmix: float | None, zoom: float | None = None
-) -> None:
-    """Raise where shares of the epochs or of an area, or a probability, are none."""
-    if cutmix is not None and cutmix > 1:
-        raise ValueError(f"cutmix: expected a probability from 0 to 1, got {cutmix:g}")
-    if zoom is not None and zoom > 1:
-        raise ValueError(f"zoom: expected a share of the area up to 1, got {zoom:g}")
-    if not all(0 <= share <= 1 for share in drop_at or ()):
-        found = " ".join(f"{share:g}" for share in drop_at or ())
-        raise ValueError(f"drop_at: expected shares of the epochs from 0 to 1, got {found}")
 
 
 def recipe_of(

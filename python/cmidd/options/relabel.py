@@ -68,10 +68,14 @@ class RelabelOptions(Options):
         check_shares((), self.cutmix, self.zoom)
 
     def recipe(self, record: Mapping[str, Any]) -> Recipe:
-        """How networks see the images of a set with this record."""
+        """How networks see the images of a set with this record.
+
+        Its learning rate, and so its warm-up, are of no account.
+        """
         return recipe_of(
             record,
             taught={},
+            warm_up=0,
             epochs=self.epochs,
             batch_size=self.batch_size,
             augmentation=self.augmentation,
