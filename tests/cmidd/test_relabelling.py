@@ -18,8 +18,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from cmidd import ranks
+from cmidd import ranks, teaching
 from cmidd.augment import Strategy, augment
+from cmidd.augment_operations import Amounts
+from cmidd.datasets.whitening import Whitening
 from cmidd.evaluate import evaluate_set
 from cmidd.evaluation_file import EvaluationFile
 from cmidd.first_images import first_images
@@ -28,6 +30,7 @@ from cmidd.label_file import KIND, SoftLabels
 from cmidd.options.recipe import STUDENT_RECIPE, recipe_of
 from cmidd.options.relabel import RelabelOptions
 from cmidd.relabelling import Relabelling, relabel
+from cmidd.seeds import seed_of
 from cmidd.storage.growing_file import partial_path
 from cmidd.storage.output import in_words
 from cmidd.storage.tensor_file import FileError, bytes_of, metadata, record_of
@@ -116,16 +119,20 @@ def dies(work: Callable[[], object]) -> None:
 # --- what is labelled
 
 
-def test_labels_are_the_teachers_logits_on_the_images_that_are_drawn(path: Path) -> None:
+@pytest.mark.parametrize("zoom", [0.08, 0.5])
+def test_labels_are_the_teachers_logits_on_the_images_that_are_drawn(
+    tmp_path: Path, zoom: float
+) -> None:
     """Images by hand: rows, then augmentation, then a rectangle pixel by pixel."""
-    labels, teacher = SoftLabels.load(path), Recorded()
+    labels, teacher = labelled(tmp_path / "labels", zoom=zoom), Recorded()
     recipe, strategy = recipe_of({}, taught=labels.draws), Strategy.parse("all:zoom_flip")
     boxes = 0
     for epoch in range(3):
         drawn = draw_epoch([labels.seed or 0], 9, recipe, strategy, epoch)
         assert sorted(drawn.order[0].tolist()) == list(range(9))
         for step, rows in enumerate(torch.split(drawn.order[0], 4)):
-            images = augment(SET.images[rows], strategy, drawn.augmentation[step])
+            changes, amounts = drawn.augmentation[step], Amounts(zoom=zoom)
+            images = augment(SET.images[rows], strategy, changes, amounts=amounts)
             (u, down, right), mixed = drawn.mixing[step].numbers[0].tolist(), images.clone()
             half = int(8 * (1 - u) ** 0.5) // 2
             for row in range(max(int(down * 8) - half, 0), min(int(down * 8) + half, 8)):
@@ -136,6 +143,41 @@ def test_labels_are_the_teachers_logits_on_the_images_that_are_drawn(path: Path)
             expected = teacher(mixed).half()
             assert torch.equal(labels.of_epoch(epoch)[4 * step : 4 * step + 4], expected)
     assert boxes > 9
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_an_evaluation_sees_the_images_that_were_labelled_and_learns_their_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    teacher, said = Recorded(), list[str]()
+    labels = labelled(tmp_path / "labels", teacher)
+    seeds = [seed_of(0, "evaluation", k) for k in range(2)]
+    plain = fresh(*seeds)
+    trained(labels, labels, plain)
+
+    seen, learnt, call, loss = list[Tensor](), list[Tensor](), Stack.__call__, teaching.soft_loss
+
+    def watched_call(stack: Stack, images: Tensor) -> Tensor:
+        if stack.network.training:
+            seen.append(images.clone())
+        return call(stack, images)
+
+    def watched_loss(found: Tensor, logits: Tensor, *others: Any) -> Tensor:
+        learnt.append(logits.view(together, -1, 3))
+        return loss(found, logits, *others)
+
+    monkeypatch.setattr(Stack, "__call__", watched_call)
+    monkeypatch.setattr(teaching, "soft_loss", watched_loss)
+    (found,) = evaluate_set(SET, DATASET, NETWORK, repeats=2, teacher=labels, device="cpu",
+                            together=together, say=said.append)  # fmt: skip
+    expected = torch.cat([labels.of_epoch(epoch) for epoch in range(3)]).float()
+    for of_network in torch.cat(seen, 1).view(2, 27, 1, 8, 8):
+        assert torch.equal(of_network, torch.cat(teacher.saw))
+    for of_network in torch.cat(learnt, 1).view(2, 27, 3):
+        assert torch.equal(of_network, expected)
+    assert found.accuracies == tuple(plain.accuracy(DATASET.batches(DATASET.test, CPU)))
+    assert found.recipe == replace(STUDENT_RECIPE, epochs=3, batch_size=4, precision="float32")
+    assert f"soft labels of {labels.path} (KL at temperature 20)" in said[0]
 
 
 @pytest.mark.parametrize("networks", [1, 2])
@@ -180,15 +222,6 @@ def test_labels_of_any_teacher_are_its_logits_but_for_rounding(tmp_path: Path) -
     trained(labels, labels, by_file)
     trained(labels, TeacherNetworks(teachers), in_loop)
     assert same(by_file, in_loop, 1e-4)
-
-
-def test_an_evaluation_by_the_file_is_what_its_networks_learn(path: Path) -> None:
-    said: list[str] = []
-    (found,) = evaluate_set(SET, DATASET, NETWORK, repeats=2, teacher=SoftLabels.load(path),
-                            device="cpu", together=2, say=said.append)  # fmt: skip
-    assert found.recipe == replace(STUDENT_RECIPE, epochs=3, batch_size=4, precision="float32")
-    assert f"soft labels of {path} (KL at temperature 20)" in said[0]
-    assert len(set(found.accuracies)) <= 2
 
 
 # --- the file
@@ -337,6 +370,12 @@ def rewritten(path: Path, target: Path, record: dict[str, Any], **tensors: Tenso
         ({"cutmix": 2.0}, "cutmix from 0 to 1"),
         ({"zoom": 0.0}, "zoom above 0"),
         ({"seed": None}, "and the numbers set_crc32, seed and streams"),
+        ({"seed": -1}, "the seed from 0 on"),
+        ({"seed": 2**63}, "the seed from 0 on"),
+        ({"held_out": "half"}, "a share held_out if any"),
+        ({"held_out": 2.0}, "a share held_out if any"),
+        ({"teachers": None}, "teachers by their checksums"),
+        ({"teachers": ["one"]}, "teachers by their checksums"),
         ({"augmentation": "all:melt"}, "no operation 'melt'"),
         ({"streams": 1}, "drawn as today .streams 2., got streams 1; relabel the set"),
     ],
@@ -418,6 +457,40 @@ def test_labels_serve_their_own_set_and_recipe_alone(path: Path) -> None:
         labels.check(SET, tiny_dataset("other"), recipe)
     with pytest.raises(ValueError, match=f"labels: {path}: expected one made with held_out"):
         labels.check(SET, DATASET.holding_out(0.5), recipe)
+
+
+def test_labels_are_of_the_images_that_a_view_shows(tmp_path: Path) -> None:
+    view = {"name": "cells", "settings": {"factor": 2}}
+    of_cells = replace(SET, record={**SET.record, "view": view})
+    teacher = Recorded()
+    made = Relabelling(of_cells, DATASET, [teacher], replace(OPTIONS, augmentation="none"), CPU)
+    labels = relabel(tmp_path / "labels", made, say=quiet)
+    assert sum(len(images) for images in teacher.saw) == 3 * 4 * len(SET.labels)
+    recipe = recipe_of({}, taught=labels.draws)
+    labels.check(of_cells, DATASET, recipe)
+    by_columns = {"name": "cells", "settings": {"factor": 2, "order": "columns"}}
+    other = replace(of_cells, record={**SET.record, "view": by_columns})
+    with pytest.raises(ValueError, match="has those of another set, or of this one before it was"):
+        labels.check(other, DATASET, recipe)
+
+
+def test_labels_are_of_the_images_as_they_are_whitened(tmp_path: Path) -> None:
+    whitened = replace(DATASET, whitening=Whitening(torch.zeros(64), torch.eye(64), 0.1))
+    a_set = SyntheticSet.of(whitened, SET.images, SET.labels)
+    made = Relabelling(a_set, DATASET, [Recorded()], OPTIONS, CPU)
+    labels = relabel(tmp_path / "labels", made, say=quiet)
+    recipe = recipe_of({}, taught=labels.draws)
+    labels.check(a_set, whitened, recipe)
+    other = Whitening(torch.zeros(64), 2 * torch.eye(64), 0.1)
+    with pytest.raises(ValueError, match="has those of another set, or of this one before it was"):
+        labels.check(replace(a_set, whitening=other), replace(DATASET, whitening=other), recipe)
+    with pytest.raises(ValueError, match="expected images without whitening"):
+        labels.check(SET, DATASET, recipe)
+
+
+def test_a_zoom_that_no_operation_reads_is_not_compared(tmp_path: Path) -> None:
+    labels = labelled(tmp_path / "labels", augmentation="flip")
+    labels.check(SET, DATASET, replace(recipe_of({}, taught=labels.draws), zoom=0.5))
 
 
 # --- training that is stopped
