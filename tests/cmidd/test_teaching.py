@@ -142,9 +142,7 @@ def test_a_teacher_and_a_recipe_for_labels_are_not_evaluated_together_nor_the_re
     found = partial(evaluate, IMAGES.float(), LABELS, DATASET, [NETWORK], device=CPU)
     with pytest.raises(ValueError, match="recipe: expected soft_loss kl or mse, to learn logits"):
         found(recipe=Recipe(1), teacher=TeacherNetworks([a_teacher(0)]))
-    with pytest.raises(
-        ValueError, match=r"recipe: expected a teacher or a file .* soft_loss kl,"
-    ):
+    with pytest.raises(ValueError, match=r"recipe: expected a teacher or a file .* soft_loss kl,"):
         found(recipe=RECIPES["kl"])
 
 
@@ -196,8 +194,25 @@ def test_the_recipe_is_as_given_or_as_published_for_a_teacher_or_as_usual_for_on
     by_sgd = recipe_of({}, taught={}, optimizer="sgd")
     assert (by_sgd.lr, by_sgd.weight_decay, by_sgd.schedule) == (0.01, 5e-4, "cosine")
     assert recipe_of({}, taught={}, drop_at=(0.5,)).lr_in(200) == pytest.approx(1e-4)
+    other = recipe_of({"evaluation": {**OF_SRE2L, "ce_weight": 0.5}}, taught={}, soft_loss="mse")
+    assert other == replace(
+        STUDENT_RECIPE, epochs=100, optimizer="sgd", lr=0.2, weight_decay=5e-4, soft_loss="mse",
+        temperature=1.0,
+    )  # fmt: skip
     by_mse = recipe_of({}, taught={}, soft_loss="mse", ce_weight=0.1)
     assert by_mse.loss_in_words() == "MSE of logits + 0.1 cross-entropy"
+
+
+def test_what_is_told_of_a_loss_or_an_operation_that_is_not_there_is_named() -> None:
+    by_mse = {"evaluation": {"soft_loss": "mse", "augmentation": "color"}}
+    for told in ({"temperature": 4.0}, {"temperature_squared": True}):
+        with pytest.raises(ValueError, match="temperature: expected it with soft_loss kl, got"):
+            recipe_of(by_mse, taught={}, **told)
+    with pytest.raises(
+        ValueError, match=r"zoom: expected it with the operation zoom, got .* color"
+    ):
+        recipe_of(by_mse, taught={}, zoom=0.5)
+    assert recipe_of(by_mse, taught={}, zoom=0.5, augmentation="all:zoom_flip").zoom == 0.5
 
 
 def test_hard_labels_are_not_trained_on_by_what_is_said_of_soft_ones() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -36,6 +37,12 @@ def check_shares(
     if not all(0 <= share <= 1 for share in drop_at or ()):
         found = " ".join(f"{share:g}" for share in drop_at or ())
         raise ValueError(f"drop_at: expected shares of the epochs from 0 to 1, got {found}")
+
+
+def check_temperature(soft_loss: str | None, told: Mapping[str, Any]) -> None:
+    """Raise where the temperature is told of a loss that has none."""
+    if soft_loss == "mse" and (told.get("temperature") or told.get("temperature_squared")):
+        raise ValueError("temperature: expected it with soft_loss kl, got soft_loss mse")
 
 
 @dataclass(frozen=True)
@@ -210,24 +217,32 @@ def recipe_of(
     """How networks are trained on a set: as given, as its record says, as is usual.
 
     Args:
-        record: of the set. What it says of one optimizer is not taken for another, and nothing that
-            it says of hard labels for a teacher's logits.
+        record: of the set. What it says of one optimizer or loss is not taken for another, and
+            nothing that it says of hard labels for a teacher's logits.
         taught: fields that a teacher's logits are made for; None: networks learn labels.
         given: fields of the recipe; None stands for one that is not given.
     """
     said, usual = as_today(record.get("evaluation", {})), PUBLISHED_RECIPE
     told = {name: value for name, value in given.items() if value is not None}
-    if taught is None:
+    loss = said.get("soft_loss")
+    if taught is None or told.get("soft_loss", loss) != loss:
         said = {name: value for name, value in said.items() if name not in OF_TEACHER}
-    else:
-        said = {**said, **taught} if "soft_loss" in said else dict(taught)
+    if taught is not None:
+        said = {**said, **taught} if loss else dict(taught)
         usual = _student(told, said)
         if "drop_at" in told:
             told.setdefault("schedule", "drops")
     expected = said.get("optimizer", usual.optimizer)
     if told.get("optimizer", expected) != expected:
         said = {name: value for name, value in said.items() if name not in _OF_OPTIMIZER}
-    return replace(usual, **{**said, **told})
+    recipe = replace(usual, **{**said, **told})
+    check_temperature(recipe.soft_loss, told)
+    if "zoom" in told and "zoom" not in re.split("[:_]", recipe.augmentation):
+        raise ValueError(
+            "zoom: expected it with the operation zoom, got the augmentation "
+            f"{recipe.augmentation}; leave it out, or name the operation"
+        )
+    return recipe
 
 
 def _student(told: Mapping[str, Any], said: Mapping[str, Any]) -> Recipe:
