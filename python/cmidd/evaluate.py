@@ -218,6 +218,9 @@ def evaluate(
         learned = checksum({"images": images, "labels": labels})
         if len(set(ranks.from_all(learned))) > 1:
             raise ValueError("images, labels: expected the same on all ranks, which share networks")
+        taught = ranks.from_all(None if teacher is None else dict(teacher.record))
+        if any(each != taught[0] for each in taught):
+            raise ValueError(f"teacher: expected the same on all ranks, got {taught}")
     results = []
     with deferred() as stop:
         train_some = partial(

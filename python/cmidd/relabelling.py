@@ -31,7 +31,7 @@ from cmidd.storage.output import in_words
 from cmidd.synthetic import SyntheticSet
 from cmidd.teaching import check_teachers, checksums, mean_logits
 from cmidd.training_batches import batches_of
-from cmidd.training_draws import draw_epoch
+from cmidd.training_draws import EpochDraws, draw_epoch
 
 
 class Relabelling:
@@ -41,7 +41,8 @@ class Relabelling:
         synthetic_set: as it was distilled.
         dataset: that it was distilled from.
         teachers: networks in eval mode, on the device, that see images as networks that train on
-            the set do; labels are the mean of their logits.
+            the set do; labels are the mean of their logits. Whether they were trained on images
+            that are held out for judging, modules do not say: that is for you to know.
         options: of the drawing.
         device: where the teachers are; default: a GPU where there is one.
     """
@@ -89,9 +90,12 @@ class Relabelling:
             f"{self.strategy}{mixing}"
         )
 
-    def labels_of(self, epoch: int) -> Iterator[Tensor]:
-        """Logits `(B, C)` float16 of each batch of an epoch."""
-        drawn = draw_epoch([self.seed], len(self.images), self.recipe, self.strategy, epoch)
+    def draw(self, epoch: int) -> EpochDraws:
+        """What is drawn for an epoch."""
+        return draw_epoch([self.seed], len(self.images), self.recipe, self.strategy, epoch)
+
+    def labels_of(self, epoch: int, drawn: EpochDraws) -> Iterator[Tensor]:
+        """Logits `(B, C)` float16 of each batch of an epoch, by what was drawn for it."""
         for batch in batches_of(
             self.images, self.labels, self.recipe, self.strategy, drawn, self.num_classes
         ):
@@ -180,7 +184,7 @@ def _label(growing: GrowingFile, work: Relabelling, epochs: Sequence[int]) -> No
     with deferred() as stop, progress(total=total, desc="labelling", unit="step") as bar:
         for epoch in epochs:
             first = 0
-            for some in work.labels_of(epoch):
+            for some in work.labels_of(epoch, work.draw(epoch)):
                 labels[first : first + len(some)] = some.cpu()
                 first += len(some)
                 bar.update()

@@ -75,6 +75,8 @@ class TeacherNetworks(Teacher):
 
     Args:
         networks: of images as the networks that learn see them, in eval mode, on their device.
+            Whether they were trained on images that are held out for judging, modules do not say:
+            that is for you to know.
         name: what to call them in words.
         precision: that they compute in: float32, tf32 or bfloat16.
     """
