@@ -158,7 +158,7 @@ def test_a_dry_run_says_the_size_that_the_file_has(capsys: pytest.CaptureFixture
         (["relabel", "no", "--teacher", BANK], "--set: expected a file with a synthetic set"),
         ([*RELABEL, "--seed=-1"], "--seed: expected "),
         (
-            [*RELABEL, "--augmentation=flip", "--zoom=0.5"],
+            [*RELABEL, "--out=new", "--augmentation=flip", "--zoom=0.5"],
             "--zoom: expected it with the operation zoom, got the augmentation flip",
         ),
         ([*RELABEL, "--cutmix=2"], "--cutmix: expected a probability from 0 to 1, got 2"),
