@@ -225,8 +225,11 @@ def train(
         shared: whether ranks share the images of each step; for one network, whose gradients are
             then added up.
         seen: what networks see of the images of a batch; None: they are that already.
-        teach: puts what a teacher makes of each batch in the place of its targets.
+        teach: puts what a teacher makes of each batch in the place of its targets; not of batches
+            that ranks share.
     """
+    if shared and teach is not None:
+        raise ValueError("teach: expected it where ranks do not share the images of a step")
     done = done or Progress()
     stack.network.train()
     optimizer = _optimizer(stack.parameters, recipe)

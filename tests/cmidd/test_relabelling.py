@@ -9,6 +9,7 @@ import signal
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -320,6 +321,24 @@ def on_rank(folder: Path) -> None:
 def test_ranks_share_the_epochs(tmp_path: Path, path: Path) -> None:
     on_ranks(2, on_rank, tmp_path, tmp_path)
     assert (tmp_path / "labels").read_bytes() == path.read_bytes()
+
+
+def evaluated_on_rank(folder: Path) -> None:
+    evaluation = partial(evaluate_set, SET, DATASET, NETWORK, repeats=2, device="cpu", say=quiet)
+    (found,) = evaluation(teacher=SoftLabels.load(folder / "labels"))
+    (folder / f"accuracies {ranks.number()}").write_text(str(found.accuracies))
+    own = TeacherNetworks([a_teacher(ranks.number(), dtype=torch.float32)])
+    with pytest.raises(ValueError, match="teacher: expected the same on all ranks, got "):
+        evaluation(teacher=own)
+
+
+def test_ranks_share_networks_that_learn_the_labels_of_one_file(tmp_path: Path, path: Path) -> None:
+    shutil.copy(path, tmp_path / "labels")
+    on_ranks(2, evaluated_on_rank, tmp_path, tmp_path)
+    (alone,) = evaluate_set(SET, DATASET, NETWORK, repeats=2, teacher=SoftLabels.load(path),
+                            device="cpu", say=quiet)  # fmt: skip
+    for rank in range(2):
+        assert (tmp_path / f"accuracies {rank}").read_text() == str(alone.accuracies)
 
 
 def test_logits_that_float16_does_not_hold_are_an_error(tmp_path: Path) -> None:

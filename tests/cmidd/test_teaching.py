@@ -156,6 +156,13 @@ def test_logits_in_the_loop_are_of_the_classes_and_finite() -> None:
         trained([1], RECIPES["kl"], TeacherNetworks([broken]))
 
 
+def test_a_teacher_of_batches_that_ranks_share_is_refused() -> None:
+    stack = Stack.fresh(NETWORK, DATASET.shape, 3, [1], CPU)
+    with pytest.raises(ValueError, match="teach: expected it where ranks do not share"):
+        train(stack, IMAGES, LABELS, RECIPES["kl"], Strategy.parse("none"), [], shared=True,
+              teach=TeacherNetworks([a_teacher(0)]))  # fmt: skip
+
+
 # --- recipes
 
 
