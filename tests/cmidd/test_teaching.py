@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cmidd.augment import Strategy
 from cmidd.evaluate import evaluate
-from cmidd.networks import Network, build_network, freeze, initialize
+from cmidd.networks import build_network
 from cmidd.options.evaluation import EvaluateOptions
 from cmidd.options.recipe import PUBLISHED_RECIPE, STUDENT_RECIPE, Recipe, recipe_of
 from cmidd.seeds import generator
@@ -20,6 +20,7 @@ from cmidd.synthetic import SyntheticSet
 from cmidd.teaching import TeacherNetworks, objective_of, soft_loss
 from cmidd.training import Stack, train
 from cmidd.training_draws import draw_epochs
+from tests.support.labels import a_teacher
 from tests.support.tiny import CPU, NETWORK, tiny_dataset
 
 DATASET = tiny_dataset()
@@ -32,13 +33,6 @@ RECIPES = {
     "mse": Recipe(1, soft_loss="mse"),
     "mse and labels": Recipe(1, soft_loss="mse", ce_weight=0.1),
 }
-
-
-def a_teacher(seed: int, dtype: torch.dtype = torch.float64) -> Network:
-    network = build_network(NETWORK, 1, 8, 3)
-    initialize(network, generator("teacher", seed))
-    network.head.weight.data *= 20  # else its logits are all alike
-    return freeze(network.to(dtype))
 
 
 def plain_loss(found: Tensor, logits: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
@@ -206,6 +200,8 @@ def test_the_recipe_is_as_given_or_as_published_for_a_teacher_or_as_usual_for_on
         STUDENT_RECIPE, epochs=100, optimizer="sgd", lr=0.2, weight_decay=5e-4, soft_loss="mse",
         temperature=1.0,
     )  # fmt: skip
+    along_cosine = {"evaluation": {"schedule": "cosine"}}
+    assert recipe_of(along_cosine, drop_at=(0.5,)).schedule == "drops"
     by_mse = recipe_of({}, taught={}, soft_loss="mse", ce_weight=0.1)
     assert by_mse.loss_in_words() == "MSE of logits + 0.1 cross-entropy"
 
