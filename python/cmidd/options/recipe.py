@@ -230,8 +230,8 @@ def recipe_of(
     if taught is not None:
         said = {**said, **taught} if loss else dict(taught)
         usual = _student(told, said)
-        if "drop_at" in told:
-            told.setdefault("schedule", "drops")
+    if "drop_at" in told:
+        told.setdefault("schedule", "drops")
     expected = said.get("optimizer", usual.optimizer)
     if told.get("optimizer", expected) != expected:
         said = {name: value for name, value in said.items() if name not in _OF_OPTIMIZER}
