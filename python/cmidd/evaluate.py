@@ -32,7 +32,7 @@ from cmidd.progress import progress
 from cmidd.seeds import seed_of
 from cmidd.storage.tensor_file import checksum
 from cmidd.synthetic import SyntheticSet
-from cmidd.teaching import Teacher, objective_of
+from cmidd.teaching import Teacher, check_loss, objective_of
 from cmidd.training import Progress, Stack, fresh_and_trained, network_of, networks_together
 from cmidd.training_file import TrainingFile, about_training, train_or_go_on, training_path
 
@@ -208,6 +208,7 @@ def evaluate(
         Interrupted: Ctrl-C or SIGTERM came; the step under way was finished, and the store keeps
             what there is.
     """
+    check_loss(recipe, teacher)
     images, labels = images.to(device), labels.to(device)
     recipe = replace(recipe, precision=precision_on(device, recipe.precision))
     for spec in networks:  # so that a mistake in the last is not found after hours with the first
@@ -217,6 +218,9 @@ def evaluate(
         learned = checksum({"images": images, "labels": labels})
         if len(set(ranks.from_all(learned))) > 1:
             raise ValueError("images, labels: expected the same on all ranks, which share networks")
+        taught = ranks.from_all(None if teacher is None else dict(teacher.record))
+        if any(each != taught[0] for each in taught):
+            raise ValueError(f"teacher: expected the same on all ranks, got {taught}")
     results = []
     with deferred() as stop:
         train_some = partial(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from cmidd.datasets import Dataset
 from cmidd.options.recipe import Recipe
 from cmidd.synthetic import SyntheticSet
-from cmidd.teaching import Teacher
+from cmidd.teaching import Teacher, check_loss
 
 
 class Protocol(NamedTuple):
@@ -36,11 +36,7 @@ def evaluation_protocol(
         lr: the learning rate that the user gave, which goes before the one that the set learned.
         teacher: what networks learn in the place of the set's labels.
     """
-    if teacher is None and recipe.soft_loss != "none":
-        raise ValueError(
-            "recipe: expected a teacher or a file of soft labels with soft_loss "
-            f"{recipe.soft_loss}, got none"
-        )
+    check_loss(recipe, teacher)
     rate, origin = recipe.lr, "of the protocol"
     if lr is not None:
         rate, origin = lr, "as given"

@@ -21,6 +21,7 @@ from torch import Tensor
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
 from cmidd.options.recipe import Recipe
+from cmidd.options.relabel import SEEDS
 from cmidd.seeds import STREAMS, seed_of
 from cmidd.storage.growing_file import CRC_OF, MARKS, check_complete, check_piece
 from cmidd.storage.tensor_file import FileError, bytes_of, checksum, opened
@@ -36,6 +37,7 @@ _RECORD: dict[str, type] = {
     **dict.fromkeys((*_COUNTS, "set_crc32", "seed", "streams"), int),
     **dict.fromkeys(("zoom", "cutmix"), float),
     "augmentation": str,
+    "teachers": list,
 }
 """What the record has at least, and the type of each."""
 
@@ -100,7 +102,10 @@ class SoftLabels(Teacher):
             )
         strategy = Strategy.parse(recipe.augmentation, mirror=dataset.mirror)
         asked = {name: getattr(recipe, name) for name in DRAWS} | {"augmentation": str(strategy)}
+        unused = () if "zoom" in strategy.operations else ("zoom",)
         for name, value in self.draws.items():
+            if name in unused:
+                continue
             is_there = asked[name] <= value if name == "epochs" else asked[name] == value
             if not is_there:
                 most = "at most " if name == "epochs" else ""
@@ -109,7 +114,13 @@ class SoftLabels(Teacher):
                     f"{asked[name]}; leave it out, or relabel the set with it"
                 )
 
-    def logits(self, epoch: int, places: slice, images: Tensor) -> Tensor:
+    def logits(
+        self,
+        epoch: int,
+        places: slice,
+        images: Tensor,
+        num_classes: int,  # noqa: ARG002
+    ) -> Tensor:
         """The labels at these places, the same for all networks."""
         labels = self.of_epoch(epoch)[places].to(images)
         return labels.expand(len(images), *labels.shape)
@@ -139,16 +150,24 @@ def _check_record(path: Path, record: Mapping[str, Any]) -> None:
         or any(record[name] < 1 for name in _COUNTS)
         or not 0 <= record["cutmix"] <= 1
         or not 0 < record["zoom"] <= 1
+        or not 0 <= record["seed"] < SEEDS
+        or not _is_share_or_none(record.get("held_out"))
+        or not all(type(crc32) is int for crc32 in record["teachers"])
     ):
         raise FileError(
             f"{path}: expected a record with {', '.join(_COUNTS)} from 1 on, cutmix from 0 to 1, "
-            "zoom above 0 and up to 1, an augmentation, and the numbers set_crc32, seed and "
-            f"streams, got {dict(record)}"
+            "zoom above 0 and up to 1, an augmentation, teachers by their checksums, a share "
+            "held_out if any, and the numbers set_crc32, seed and streams, the seed from 0 on, got "
+            f"{dict(record)}"
         )
     try:
         Strategy.parse(record["augmentation"])
     except ValueError as error:
         raise FileError(f"{path}: {error}") from None
+
+
+def _is_share_or_none(value: object) -> bool:
+    return value is None or (type(value) is float and 0 <= value < 1)
 
 
 def draw_seed(seed: int) -> int:
@@ -157,8 +176,12 @@ def draw_seed(seed: int) -> int:
 
 
 def checksum_of(synthetic_set: SyntheticSet) -> int:
-    """Of all that networks learn from in a set."""
-    return checksum({"images": synthetic_set.images, "targets": synthetic_set.targets})
+    """Of all that networks learn from in a set: what they see of it, and how it is whitened."""
+    seen, whitening = synthetic_set.seen(), synthetic_set.whitening
+    tensors = {"images": seen.images, "targets": seen.targets}
+    if whitening is not None:
+        tensors |= {"whitening_mean": whitening.mean, "whitening_matrix": whitening.matrix}
+    return checksum(tensors)
 
 
 def items_of(images: int, num_classes: int) -> Mapping[str, Tensor]:

@@ -31,7 +31,7 @@ from cmidd.storage.output import in_words
 from cmidd.synthetic import SyntheticSet
 from cmidd.teaching import check_teachers, checksums, mean_logits
 from cmidd.training_batches import batches_of
-from cmidd.training_draws import draw_epoch
+from cmidd.training_draws import EpochDraws, draw_epoch
 
 
 class Relabelling:
@@ -41,7 +41,8 @@ class Relabelling:
         synthetic_set: as it was distilled.
         dataset: that it was distilled from.
         teachers: networks in eval mode, on the device, that see images as networks that train on
-            the set do; labels are the mean of their logits.
+            the set do; labels are the mean of their logits. Whether they were trained on images
+            that are held out for judging, modules do not say: that is for you to know.
         options: of the drawing.
         device: where the teachers are; default: a GPU where there is one.
     """
@@ -54,6 +55,7 @@ class Relabelling:
         options: RelabelOptions,
         device: torch.device | str | None = None,
     ) -> None:
+        options.check()
         place = usable_device(device)
         judge, seen = synthetic_set.whiten(dataset), synthetic_set.seen()
         judge.check_made_for(seen.record, "synthetic_set")
@@ -88,17 +90,16 @@ class Relabelling:
             f"{self.strategy}{mixing}"
         )
 
-    def labels_of(self, epoch: int) -> Iterator[Tensor]:
-        """Logits `(B, C)` float16 of each batch of an epoch."""
-        drawn = draw_epoch([self.seed], len(self.images), self.recipe, self.strategy, epoch)
+    def draw(self, epoch: int) -> EpochDraws:
+        """What is drawn for an epoch."""
+        return draw_epoch([self.seed], len(self.images), self.recipe, self.strategy, epoch)
+
+    def labels_of(self, epoch: int, drawn: EpochDraws) -> Iterator[Tensor]:
+        """Logits `(B, C)` float16 of each batch of an epoch, by what was drawn for it."""
         for batch in batches_of(
             self.images, self.labels, self.recipe, self.strategy, drawn, self.num_classes
         ):
-            found = mean_logits(self.teachers, batch.images[0], self.precision)
-            if found.shape[1] != self.num_classes:
-                raise ValueError(
-                    f"teachers: expected logits of {self.num_classes} classes, got {found.shape[1]}"
-                )
+            found = mean_logits(self.teachers, batch.images[0], self.num_classes, self.precision)
             labels = found.half()
             if not labels.isfinite().all():
                 raise FloatingPointError(
@@ -183,13 +184,18 @@ def _label(growing: GrowingFile, work: Relabelling, epochs: Sequence[int]) -> No
     with deferred() as stop, progress(total=total, desc="labelling", unit="step") as bar:
         for epoch in epochs:
             first = 0
-            for some in work.labels_of(epoch):
+            for some in work.labels_of(epoch, work.draw(epoch)):
                 labels[first : first + len(some)] = some.cpu()
                 first += len(some)
                 bar.update()
                 if stop.asked and first < len(labels):
-                    there = work.recipe.epochs - len(growing.missing())
-                    raise stop.interruption(
-                        f"interrupted after {there} of {work.recipe.epochs} epochs"
-                    )
+                    raise stop.interruption(_how_far(growing, work))
             growing.put(epoch, {LOGITS: labels})
+            if stop.asked and growing.missing():
+                raise stop.interruption(_how_far(growing, work))
+
+
+def _how_far(growing: GrowingFile, work: Relabelling) -> str:
+    """How many epochs are in the file when a signal ends the work, in words."""
+    epochs = work.recipe.epochs
+    return f"interrupted after {epochs - len(growing.missing())} of {epochs} epochs"

@@ -48,7 +48,7 @@ class Teacher(ABC):
     seed: int | None = None
 
     @abstractmethod
-    def logits(self, epoch: int, places: slice, images: Tensor) -> Tensor:
+    def logits(self, epoch: int, places: slice, images: Tensor, num_classes: int) -> Tensor:
         """`(K, B, C)` of images `(K, B, ...)`, which have these places in the epoch's order."""
 
     def check(
@@ -58,16 +58,15 @@ class Teacher(ABC):
         recipe: Recipe,
     ) -> None:
         """Raise where networks cannot learn a set of a dataset from it by a recipe."""
-        if recipe.soft_loss == "none":
-            raise ValueError(
-                f"recipe: expected soft_loss kl or mse, to learn {self.about}, got none"
-            )
+        check_loss(recipe, self)
 
-    def __call__(self, epoch: int, places: slice, images: Tensor, targets: Tensor) -> Tensor:
+    def __call__(
+        self, epoch: int, places: slice, images: Tensor, targets: Tensor, num_classes: int
+    ) -> Tensor:
         """What `train` gives its objective: logits, then probabilities of labels, (K, B, 2, C)."""
-        logits = self.logits(epoch, places, images).to(images)
+        logits = self.logits(epoch, places, images, num_classes).to(images)
         if targets.ndim == 2:
-            targets = F.one_hot(targets, logits.shape[2])
+            targets = F.one_hot(targets, num_classes)
         return torch.stack((logits, targets.to(images)), 2)
 
 
@@ -76,6 +75,8 @@ class TeacherNetworks(Teacher):
 
     Args:
         networks: of images as the networks that learn see them, in eval mode, on their device.
+            Whether they were trained on images that are held out for judging, modules do not say:
+            that is for you to know.
         name: what to call them in words.
         precision: that they compute in: float32, tf32 or bfloat16.
     """
@@ -90,10 +91,29 @@ class TeacherNetworks(Teacher):
             tensor.nbytes for network in networks for tensor in network.state_dict().values()
         )
 
-    def logits(self, epoch: int, places: slice, images: Tensor) -> Tensor:  # noqa: ARG002
+    def logits(
+        self,
+        epoch: int,  # noqa: ARG002
+        places: slice,  # noqa: ARG002
+        images: Tensor,
+        num_classes: int,
+    ) -> Tensor:
         """Those of the images, whatever their places."""
-        found = mean_logits(self.networks, images.flatten(0, 1), self.precision)
-        return found.view(*images.shape[:2], -1)
+        found = mean_logits(self.networks, images.flatten(0, 1), num_classes, self.precision)
+        return found.view(*images.shape[:2], num_classes)
+
+
+def check_loss(recipe: Recipe, teacher: Teacher | None) -> None:
+    """Raise where a recipe has a loss for logits and no teacher gives them, or the reverse."""
+    if teacher is None and recipe.soft_loss != "none":
+        raise ValueError(
+            "recipe: expected a teacher or a file of soft labels with soft_loss "
+            f"{recipe.soft_loss}, got none"
+        )
+    if teacher is not None and recipe.soft_loss == "none":
+        raise ValueError(
+            f"recipe: expected soft_loss kl or mse, to learn {teacher.about}, got none"
+        )
 
 
 def check_teachers(networks: Sequence[nn.Module]) -> Sequence[nn.Module]:
@@ -111,16 +131,25 @@ def checksums(networks: Sequence[nn.Module]) -> list[int]:
 
 
 @torch.no_grad()
-def mean_logits(networks: Sequence[nn.Module], images: Tensor, precision: str) -> Tensor:
+def mean_logits(
+    networks: Sequence[nn.Module], images: Tensor, num_classes: int, precision: str
+) -> Tensor:
     """`(N, C)`, the mean over networks, of images `(N, channels, height, width)`."""
-    chunk = images_per_chunk(images.device, images.shape[-1], GPU_IMAGES_FORWARD)
+    chunk, means = images_per_chunk(images.device, images.shape[-1], GPU_IMAGES_FORWARD), []
     with computing(precision, images.device.type, network=True):
-        return torch.cat(
-            [
-                torch.stack([network(some).to(some.dtype) for network in networks]).mean(0)
-                for some in torch.split(images, chunk)
-            ]
-        )
+        for some in torch.split(images, chunk):
+            of_each = [network(some).to(some.dtype) for network in networks]
+            for logits in of_each:
+                if logits.shape != (len(some), num_classes):
+                    raise ValueError(
+                        f"teachers: expected logits of {num_classes} classes, got "
+                        f"{tuple(logits.shape)} of {len(some)} images"
+                    )
+            means.append(torch.stack(of_each).mean(0))
+    found = torch.cat(means)
+    if not found.isfinite().all():
+        raise FloatingPointError("teachers: expected finite logits, got NaN or Inf among them")
+    return found
 
 
 def objective_of(recipe: Recipe) -> Objective:

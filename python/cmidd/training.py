@@ -164,8 +164,8 @@ Objective = Callable[[Stack, Tensor, Tensor], Tensor]
 Where networks are taught, targets are (K, B, 2, C): a teacher's logits, then probabilities.
 """
 
-Teach = Callable[[int, slice, Tensor, Tensor], Tensor]
-"""Of the epoch, the places in its order, images (K, B, ...) and their targets: those to learn."""
+Teach = Callable[[int, slice, Tensor, Tensor, int], Tensor]
+"""Of the epoch, places in its order, images (K, B, ...), targets and classes: what to learn."""
 
 
 def cross_entropy(stack: Stack, images: Tensor, targets: Tensor) -> Tensor:
@@ -225,8 +225,11 @@ def train(
         shared: whether ranks share the images of each step; for one network, whose gradients are
             then added up.
         seen: what networks see of the images of a batch; None: they are that already.
-        teach: puts what a teacher makes of each batch in the place of its targets.
+        teach: puts what a teacher makes of each batch in the place of its targets; not of batches
+            that ranks share.
     """
+    if shared and teach is not None:
+        raise ValueError("teach: expected it where ranks do not share the images of a step")
     done = done or Progress()
     stack.network.train()
     optimizer = _optimizer(stack.parameters, recipe)
@@ -241,7 +244,7 @@ def train(
                              first=first_step, seen=seen, shared=shared)  # fmt: skip
         for step, (x, y, places, size) in enumerate(batches, first_step):
             if teach is not None and x.numel():
-                y = teach(epoch, places, x, y)
+                y = teach(epoch, places, x, y, stack.num_classes)
             optimizer.zero_grad()
             chunk = stack.images_per_chunk(images)
             for first in range(0, x.shape[1], chunk):

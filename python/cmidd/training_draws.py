@@ -8,8 +8,8 @@ lies outside of the image is cut off, and labels are mixed in the shares of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from torch import Tensor
 from cmidd.augment import Draw, Strategy, draw
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator
+
+T = TypeVar("T")
 
 
 class Mix(NamedTuple):
@@ -53,7 +55,9 @@ def draw_epoch(
 ) -> EpochDraws:
     """What is drawn for an epoch, or for the first `taken` images of it."""
     order = torch.stack(
-        [torch.randperm(count, generator=generator(s, "order", epoch))[:taken] for s in seeds]
+        _of_each(
+            seeds, lambda s: torch.randperm(count, generator=generator(s, "order", epoch))[:taken]
+        )
     )
     sizes = [rows.shape[1] for rows in torch.split(order, recipe.batch_size, dim=1)]
     steps = enumerate(sizes if strategy.operations else ())
@@ -67,24 +71,33 @@ def draw_epoch(
 
 def _draw_step(strategy: Strategy, seeds: Sequence[int], size: int, epoch: int, step: int) -> Draw:
     """One operation for each network's batch, parameters for each image."""
-    draws = [
-        draw(strategy, size, generator(s, "augmentation", epoch, step), one_operation=True)
-        for s in seeds
-    ]
+    draws = _of_each(
+        seeds,
+        lambda s: draw(
+            strategy, size, generator(s, "augmentation", epoch, step), one_operation=True
+        ),
+    )
     return Draw(torch.cat([d.operations for d in draws]), torch.cat([d.numbers for d in draws]))
 
 
 def _draw_mix(probability: float, seeds: Sequence[int], size: int, epoch: int, step: int) -> Mix:
     """One rectangle for each network's batch, of no size where it is not mixed."""
-    partners, numbers = [], []
-    for seed in seeds:
+
+    def drawn(seed: int) -> tuple[Tensor, Tensor]:
         draws = generator(seed, "cutmix", epoch, step)
         chance, *of_box = torch.rand(4, dtype=torch.float64, generator=draws)
         if chance >= probability:
             of_box[0] = torch.ones(())
-        numbers.append(torch.stack(of_box))
-        partners.append(torch.randperm(size, generator=draws))
+        return torch.randperm(size, generator=draws), torch.stack(of_box)
+
+    partners, numbers = zip(*_of_each(seeds, drawn), strict=True)
     return Mix(torch.stack(partners), torch.stack(numbers))
+
+
+def _of_each(seeds: Sequence[int], drawn: Callable[[int], T]) -> list[T]:
+    """What is drawn by each seed, once for all networks that have the same."""
+    found = {seed: drawn(seed) for seed in dict.fromkeys(seeds)}
+    return [found[seed] for seed in seeds]
 
 
 def box(numbers: Tensor, height: int, width: int) -> tuple[slice, slice]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cmidd.options.cmi import CMIOptions
+from tests.support.labels import labelled
 from tests.support.threads import one_thread
 from tests.support.tiny import tiny_bank, tiny_dataset
 
@@ -20,6 +21,14 @@ def bank_file(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A tiny bank of the tiny dataset."""
     path = tmp_path_factory.mktemp("shared") / "bank"
     tiny_bank(path, tiny_dataset())
+    return path
+
+
+@pytest.fixture(scope="module")
+def labels_file(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Soft labels of a tiny set."""
+    path = tmp_path_factory.mktemp("labels") / "labels"
+    labelled(path)
     return path
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmidd.augment import Strategy
-from cmidd.networks import Network, build_network, freeze, initialize
+from cmidd.evaluate import evaluate
+from cmidd.networks import build_network
 from cmidd.options.evaluation import EvaluateOptions
 from cmidd.options.recipe import PUBLISHED_RECIPE, STUDENT_RECIPE, Recipe, recipe_of
 from cmidd.seeds import generator
@@ -18,6 +20,7 @@ from cmidd.synthetic import SyntheticSet
 from cmidd.teaching import TeacherNetworks, objective_of, soft_loss
 from cmidd.training import Stack, train
 from cmidd.training_draws import draw_epochs
+from tests.support.labels import a_teacher
 from tests.support.tiny import CPU, NETWORK, tiny_dataset
 
 DATASET = tiny_dataset()
@@ -30,13 +33,6 @@ RECIPES = {
     "mse": Recipe(1, soft_loss="mse"),
     "mse and labels": Recipe(1, soft_loss="mse", ce_weight=0.1),
 }
-
-
-def a_teacher(seed: int, dtype: torch.dtype = torch.float64) -> Network:
-    network = build_network(NETWORK, 1, 8, 3)
-    initialize(network, generator("teacher", seed))
-    network.head.weight.data *= 20  # else its logits are all alike
-    return freeze(network.to(dtype))
 
 
 def plain_loss(found: Tensor, logits: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
@@ -136,7 +132,51 @@ def test_a_teacher_that_cannot_teach_is_named() -> None:
         TeacherNetworks([a_teacher(0)]).check(a_set, DATASET, PUBLISHED_RECIPE)
 
 
+def test_a_teacher_and_a_recipe_for_labels_are_not_evaluated_together_nor_the_reverse() -> None:
+    found = partial(evaluate, IMAGES.float(), LABELS, DATASET, [NETWORK], device=CPU)
+    with pytest.raises(ValueError, match="recipe: expected soft_loss kl or mse, to learn logits"):
+        found(recipe=Recipe(1), teacher=TeacherNetworks([a_teacher(0)]))
+    with pytest.raises(ValueError, match=r"recipe: expected a teacher or a file .* soft_loss kl,"):
+        found(recipe=RECIPES["kl"])
+
+
+def test_logits_in_the_loop_are_of_the_classes_and_finite() -> None:
+    of_eight = nn.Sequential(nn.Flatten(), nn.Linear(64, 8)).double().eval()
+    with pytest.raises(ValueError, match=r"expected logits of 3 classes, got \(18, 8\) of 18 "):
+        trained([1], RECIPES["kl"], TeacherNetworks([a_teacher(0), of_eight]))
+    broken = a_teacher(0)
+    broken.head.weight.data[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="teachers: expected finite logits, got NaN"):
+        trained([1], RECIPES["kl"], TeacherNetworks([broken]))
+
+
+def test_a_teacher_of_batches_that_ranks_share_is_refused() -> None:
+    stack = Stack.fresh(NETWORK, DATASET.shape, 3, [1], CPU)
+    with pytest.raises(ValueError, match="teach: expected it where ranks do not share"):
+        train(stack, IMAGES, LABELS, RECIPES["kl"], Strategy.parse("none"), [], shared=True,
+              teach=TeacherNetworks([a_teacher(0)]))  # fmt: skip
+
+
 # --- recipes
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"soft_loss": "l1"}, "soft_loss: expected none or kl or mse, got 'l1'"),
+        ({"temperature": 0.0}, "temperature: expected more than 0, got 0.0"),
+        ({"temperature": float("nan")}, "temperature: expected more than 0, got nan"),
+        ({"ce_weight": -0.1}, "ce_weight: expected at least 0, got -0.1"),
+        ({"cutmix": -0.5}, "cutmix: expected a probability from 0 to 1, got -0.5"),
+        ({"zoom": 0.0}, "zoom: expected a share of the area up to 1, got 0"),
+        ({"drop_at": (0.5, 1.5)}, "drop_at: expected shares of the epochs from 0 to 1, got 0.5"),
+    ],
+)
+def test_a_recipe_that_nothing_can_be_trained_by_is_named(
+    wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(3, **wrong)
 
 
 OF_SRE2L: dict[str, Any] = {"epochs": 100, "optimizer": "sgd", "lr": 0.2, "soft_loss": "kl",
@@ -155,8 +195,27 @@ def test_the_recipe_is_as_given_or_as_published_for_a_teacher_or_as_usual_for_on
     by_sgd = recipe_of({}, taught={}, optimizer="sgd")
     assert (by_sgd.lr, by_sgd.weight_decay, by_sgd.schedule) == (0.01, 5e-4, "cosine")
     assert recipe_of({}, taught={}, drop_at=(0.5,)).lr_in(200) == pytest.approx(1e-4)
+    other = recipe_of({"evaluation": {**OF_SRE2L, "ce_weight": 0.5}}, taught={}, soft_loss="mse")
+    assert other == replace(
+        STUDENT_RECIPE, epochs=100, optimizer="sgd", lr=0.2, weight_decay=5e-4, soft_loss="mse",
+        temperature=1.0,
+    )  # fmt: skip
+    along_cosine = {"evaluation": {"schedule": "cosine"}}
+    assert recipe_of(along_cosine, drop_at=(0.5,)).schedule == "drops"
     by_mse = recipe_of({}, taught={}, soft_loss="mse", ce_weight=0.1)
     assert by_mse.loss_in_words() == "MSE of logits + 0.1 cross-entropy"
+
+
+def test_what_is_told_of_a_loss_or_an_operation_that_is_not_there_is_named() -> None:
+    by_mse = {"evaluation": {"soft_loss": "mse", "augmentation": "color"}}
+    for told in ({"temperature": 4.0}, {"temperature_squared": True}):
+        with pytest.raises(ValueError, match="temperature: expected it with soft_loss kl, got"):
+            recipe_of(by_mse, taught={}, **told)
+    with pytest.raises(
+        ValueError, match=r"zoom: expected it with the operation zoom, got .* color"
+    ):
+        recipe_of(by_mse, taught={}, zoom=0.5)
+    assert recipe_of(by_mse, taught={}, zoom=0.5, augmentation="all:zoom_flip").zoom == 0.5
 
 
 def test_hard_labels_are_not_trained_on_by_what_is_said_of_soft_ones() -> None:

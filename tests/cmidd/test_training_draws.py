@@ -93,6 +93,27 @@ def test_fewer_images_of_an_epoch_are_its_first_ones() -> None:
     assert torch.equal(part.augmentation[1].numbers, whole.augmentation[1].numbers)
 
 
+def test_networks_of_one_seed_have_the_same_draws_which_are_made_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    strategy, made = Strategy.parse("color_crop"), list[object]()
+    of_one, of_both = (draw_epoch(seeds, 9, RECIPE, strategy, 1) for seeds in ([3], [3, 4]))
+
+    def counted(*words: int | str) -> torch.Generator:
+        made.append(words)
+        return generator(*words)
+
+    monkeypatch.setattr("cmidd.training_draws.generator", counted)
+    both = draw_epoch([3, 3], 9, RECIPE, strategy, 1)
+    assert len(made) == len(set(made))
+    assert torch.equal(both.order, of_one.order.expand(2, -1))
+    assert not torch.equal(both.order, of_both.order)
+    for twice, once in zip(both.augmentation, of_one.augmentation, strict=True):
+        assert torch.equal(twice.numbers, once.numbers.repeat(2, 1))
+    for twice, once in zip(both.mixing, of_one.mixing, strict=True):
+        assert torch.equal(twice.partners, once.partners.expand(2, -1))
+
+
 def trained(recipe: Recipe, images: Tensor, labels: Tensor) -> Stack:
     stack = Stack.fresh(NETWORK, images.shape[1:], 3, [0, 1], CPU)
     train(stack, images, labels, recipe, NONE, draw_epochs([0, 1], len(images), recipe, NONE))

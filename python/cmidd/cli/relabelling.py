@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cmidd.cli.data import load_for, load_sets
 from cmidd.cli.filling import filling
 from cmidd.cli.flags import command_line
@@ -16,11 +18,11 @@ from cmidd.relabelling import Relabelling, relabel
 
 def run_relabel(data: SetDataOptions, run: RelabelRunOptions, options: RelabelOptions) -> None:
     """Keep the logits of teachers for every image that training on a set sees."""
+    command = command_line("relabel", (data, replace(run, dry_run=False), options))
     if run.dry_run:
-        print(cost_of_labels(_relabelling(data, run, options)))
+        print(cost_of_labels(_relabelling(data, run, options), command))
         return
     with filling(run.out, resume=run.resume):
-        command = command_line("relabel", (data, run, options))
         relabel(run.out, _relabelling(data, run, options), resume=run.resume, command=command)
     evaluation = EvaluateOptions(sets=(run.set,), labels=run.out)
     print(f"the soft labels: {run.out}")

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -97,20 +97,23 @@ def cost_of_evaluation(
     return _told(costs, disk, names)
 
 
-def cost_of_labels(work: Relabelling) -> str:
-    """In words, what `relabel` costs."""
+def cost_of_labels(work: Relabelling, command: str) -> str:
+    """In words, what it costs to `relabel` by a command."""
     device = work.images.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    epochs, began = work.recipe.epochs, time.perf_counter()
+    drawn = [work.draw(epoch) for epoch in range(min(epochs, _epochs_tried(work.steps)))]
+    draw = (time.perf_counter() - began) / len(drawn)
     clock = _Clock(device)
-    for _ in work.labels_of(0):
+    for _ in chain.from_iterable(work.labels_of(*each) for each in enumerate(drawn)):
         if clock():
             break
-    epochs, step = work.recipe.epochs, clock.step()
-    seconds = epochs * work.steps * step
+    step = clock.step()
+    seconds = epochs * (draw + work.steps * step)
     return (
         f"about {duration(step)} a step, {duration(seconds)} for {epochs * work.steps:,} steps in "
-        f"{epochs:,} epochs; memory {in_words(peak(device))}, disk {in_words(work.size())}"
+        f"{epochs:,} epochs; memory {in_words(peak(device))}, disk {in_words(work.size(command))}"
     )
 
 
@@ -169,6 +172,11 @@ class _Clock:
         return (times[-1] - times[0]) / (len(times) - 1)
 
 
+def _epochs_tried(steps: int) -> int:
+    """Epochs of so many steps that hold those that are tried."""
+    return math.ceil((_TRIED + 1) / steps)
+
+
 def estimate_training(
     spec: str,
     images: Images,
@@ -200,8 +208,8 @@ def estimate_training(
     strategy = Strategy.parse(recipe.augmentation, mirror=judge.mirror)
     steps = math.ceil(len(images) / recipe.batch_size)
     began = time.perf_counter()
-    epochs = math.ceil((_TRIED + 1) / steps)
-    drawn = list(islice(draw_epochs(seeds, len(images), recipe, strategy), epochs))
+    epochs = draw_epochs(seeds, len(images), recipe, strategy)
+    drawn = list(islice(epochs, _epochs_tried(steps)))
     draw = (time.perf_counter() - began) / len(drawn)
     clock = _Clock(device)
     train(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cmidd.options.recipe import (
     Recipe,
     check_schedule,
     check_shares,
+    check_temperature,
     recipe_of,
 )
 
@@ -39,7 +40,8 @@ class EvaluateOptions(Options):
         lr: learning rate of the optimizer; default: what the set learned with its images, else as
             its method was published for the optimizer, else 0.01
         drop_at: share of the epochs after which the learning rate falls, or several shares, after
-            each of which it does; default: as the set's method was published, else 0.5
+            each of which it does; the schedule is then drops; default: as the set's method was
+            published, else 0.5
         drop_by: what the learning rate is divided by there; default: as the set's method was
             published, else 10
         weight_decay: of the optimizer; default: as the set's method was published for it, else
@@ -149,8 +151,7 @@ class EvaluateOptions(Options):
         if self.labels is not None or self.teacher:
             if self.ddranking:
                 raise ValueError("ddranking: expected it without labels and teacher")
-            if self.soft_loss == "mse" and (self.temperature or self.temperature_squared):
-                raise ValueError("temperature: expected it with soft_loss kl, got soft_loss mse")
+            check_temperature(self.soft_loss, asdict(self))
             return
         for name in OF_TEACHER:
             if getattr(self, name) is not None:

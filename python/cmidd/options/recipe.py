@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -23,6 +24,25 @@ _NAMES = {"sgd": "SGD", "adamw": "AdamW"}
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 """What networks compute in, as `cmikernels.precision` does it."""
+
+
+def check_shares(
+    drop_at: Sequence[float] | None, cutmix: float | None, zoom: float | None = None
+) -> None:
+    """Raise where shares of the epochs or of an area, or a probability, are none."""
+    if cutmix is not None and not 0 <= cutmix <= 1:
+        raise ValueError(f"cutmix: expected a probability from 0 to 1, got {cutmix:g}")
+    if zoom is not None and not 0 < zoom <= 1:
+        raise ValueError(f"zoom: expected a share of the area up to 1, got {zoom:g}")
+    if not all(0 <= share <= 1 for share in drop_at or ()):
+        found = " ".join(f"{share:g}" for share in drop_at or ())
+        raise ValueError(f"drop_at: expected shares of the epochs from 0 to 1, got {found}")
+
+
+def check_temperature(soft_loss: str | None, told: Mapping[str, Any]) -> None:
+    """Raise where the temperature is told of a loss that has none."""
+    if soft_loss == "mse" and (told.get("temperature") or told.get("temperature_squared")):
+        raise ValueError("temperature: expected it with soft_loss kl, got soft_loss mse")
 
 
 @dataclass(frozen=True)
@@ -76,10 +96,22 @@ class Recipe:
         if isinstance(self.drop_at, Sequence):  # one alone is a number, several are a tuple
             several = tuple(self.drop_at) or (1.0,)
             object.__setattr__(self, "drop_at", several if len(several) > 1 else several[0])
+        check_shares(self.drops, self.cutmix, self.zoom)
+        self._check_loss()
         if self.warm_up and self.warm_up >= self.epochs:
             raise ValueError(
                 f"warm_up: expected fewer epochs than the {self.epochs} in all, got {self.warm_up}"
             )
+
+    def _check_loss(self) -> None:
+        """Raise where there is no such loss between logits."""
+        losses = ("none", *SOFT_LOSSES)
+        if self.soft_loss not in losses:
+            raise ValueError(f"soft_loss: expected {' or '.join(losses)}, got {self.soft_loss!r}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature: expected more than 0, got {self.temperature!r}")
+        if not 0 <= self.ce_weight < math.inf:
+            raise ValueError(f"ce_weight: expected at least 0, got {self.ce_weight!r}")
 
     @property
     def drops(self) -> Sequence[float]:
@@ -179,43 +211,38 @@ def check_schedule(schedule: str | None, drop_at: Sequence[float] | None) -> Non
         raise ValueError(f"drop_at: expected it with schedule drops, got schedule {schedule}")
 
 
-def check_shares(
-    drop_at: Sequence[float] | None, cutmix: float | None, zoom: float | None = None
-) -> None:
-    """Raise where shares of the epochs or of an area, or a probability, are none."""
-    if cutmix is not None and cutmix > 1:
-        raise ValueError(f"cutmix: expected a probability from 0 to 1, got {cutmix:g}")
-    if zoom is not None and zoom > 1:
-        raise ValueError(f"zoom: expected a share of the area up to 1, got {zoom:g}")
-    if not all(0 <= share <= 1 for share in drop_at or ()):
-        found = " ".join(f"{share:g}" for share in drop_at or ())
-        raise ValueError(f"drop_at: expected shares of the epochs from 0 to 1, got {found}")
-
-
 def recipe_of(
     record: Mapping[str, Any], *, taught: Mapping[str, Any] | None = None, **given: Any
 ) -> Recipe:
     """How networks are trained on a set: as given, as its record says, as is usual.
 
     Args:
-        record: of the set. What it says of one optimizer is not taken for another, and nothing that
-            it says of hard labels for a teacher's logits.
+        record: of the set. What it says of one optimizer or loss is not taken for another, and
+            nothing that it says of hard labels for a teacher's logits.
         taught: fields that a teacher's logits are made for; None: networks learn labels.
         given: fields of the recipe; None stands for one that is not given.
     """
     said, usual = as_today(record.get("evaluation", {})), PUBLISHED_RECIPE
     told = {name: value for name, value in given.items() if value is not None}
-    if taught is None:
+    loss = said.get("soft_loss")
+    if taught is None or told.get("soft_loss", loss) != loss:
         said = {name: value for name, value in said.items() if name not in OF_TEACHER}
-    else:
-        said = {**said, **taught} if "soft_loss" in said else dict(taught)
+    if taught is not None:
+        said = {**said, **taught} if loss else dict(taught)
         usual = _student(told, said)
-        if "drop_at" in told:
-            told.setdefault("schedule", "drops")
+    if "drop_at" in told:
+        told.setdefault("schedule", "drops")
     expected = said.get("optimizer", usual.optimizer)
     if told.get("optimizer", expected) != expected:
         said = {name: value for name, value in said.items() if name not in _OF_OPTIMIZER}
-    return replace(usual, **{**said, **told})
+    recipe = replace(usual, **{**said, **told})
+    check_temperature(recipe.soft_loss, told)
+    if "zoom" in told and "zoom" not in re.split("[:_]", recipe.augmentation):
+        raise ValueError(
+            "zoom: expected it with the operation zoom, got the augmentation "
+            f"{recipe.augmentation}; leave it out, or name the operation"
+        )
+    return recipe
 
 
 def _student(told: Mapping[str, Any], said: Mapping[str, Any]) -> Recipe:

@@ -10,6 +10,9 @@ from typing import Any
 from cmidd.options.fields import Options, option
 from cmidd.options.recipe import PRECISIONS, Recipe, check_shares, recipe_of
 
+SEEDS = 2**63
+"""How many seeds there are."""
+
 
 @dataclass(frozen=True)
 class RelabelRunOptions(Options):
@@ -60,18 +63,24 @@ class RelabelOptions(Options):
     augmentation: str | None = option(None, names="augmentation")
     zoom: float | None = option(None, above=0)
     cutmix: float | None = option(None, least=0)
-    seed: int = 0
+    seed: int = option(0, least=0)
     precision: str | None = option(None, choices=PRECISIONS)
 
     def check(self) -> None:
-        """Raise where a share or a probability is none."""
+        """Raise where a share, a probability or a seed is none."""
         check_shares((), self.cutmix, self.zoom)
+        if self.seed >= SEEDS:
+            raise ValueError(f"seed: expected a number below 2^63, got {self.seed}")
 
     def recipe(self, record: Mapping[str, Any]) -> Recipe:
-        """How networks see the images of a set with this record."""
+        """How networks see the images of a set with this record.
+
+        Its learning rate, and so its warm-up, are of no account.
+        """
         return recipe_of(
             record,
             taught={},
+            warm_up=0,
             epochs=self.epochs,
             batch_size=self.batch_size,
             augmentation=self.augmentation,
