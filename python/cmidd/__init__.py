@@ -11,7 +11,7 @@ The names in `__all__` are stable. The rooms behind them, in the order of a run:
 real images, `networks` see them, `pretrained` keeps networks trained on them, `augment` changes
 images, `first_images` starts from some, `synthetic` is the distilled set and its file, `exchange`
 reads and writes those of other tools, `methods` has a file for each method, `run` sets one up,
-`loop` runs it, `regularization` is its CMI and `infonce` its InfoNCE, `storage` its files,
+`loop` runs it, `regularization` is its CMI, `infonce_term` its InfoNCE, `storage` its files,
 `recovery` makes images of trained networks instead, `relabelling` has teachers label the result,
 `evaluate` trains fresh networks on it, `report` draws it. `options` is what all of these can be
 told, `cli` has the commands.

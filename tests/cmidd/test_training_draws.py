@@ -110,8 +110,8 @@ def test_networks_of_one_seed_have_the_same_draws_which_are_made_once(
     assert not torch.equal(both.order, of_both.order)
     for twice, once in zip(both.augmentation, of_one.augmentation, strict=True):
         assert torch.equal(twice.numbers, once.numbers.repeat(2, 1))
-    for twice, once in zip(both.mixing, of_one.mixing, strict=True):
-        assert torch.equal(twice.partners, once.partners.expand(2, -1))
+    for mixed_twice, mixed_once in zip(both.mixing, of_one.mixing, strict=True):
+        assert torch.equal(mixed_twice.partners, mixed_once.partners.expand(2, -1))
 
 
 def trained(recipe: Recipe, images: Tensor, labels: Tensor) -> Stack:
