@@ -131,7 +131,7 @@ class SoftLabels(Teacher):
             with opened(self.path, KIND) as (file, record):
                 if record != self._about:
                     raise FileError(f"{self.path}: another file has taken its place; begin again")
-                labels: Tensor = file.get_slice(LOGITS)[epoch].clone()
+                labels: Tensor = file.get_slice(LOGITS)[epoch].clone()  # a slice is mapped
                 crc = file.get_slice(CRC_OF + LOGITS)[epoch]
             check_piece(self.path, f"{LOGITS} of epoch {epoch + 1}", labels, crc)
             if not labels.isfinite().all():
