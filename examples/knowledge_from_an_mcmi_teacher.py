@@ -4,7 +4,8 @@
 then spread more around their mean, and tell more of an image than its class. Students of plain
 torch see 5 % of the digits and learn what each teacher makes of them. The script prints, for both
 teachers, their accuracy on test images and the CMI of their outputs, and how accurate their
-students are. The runs are short and the digits easy: here the students gain nothing by MCMI.
+students are. `bench.mcmi` measures that with more seeds, beside a teacher that is trained as long
+by cross-entropy alone.
 """
 
 from pathlib import Path

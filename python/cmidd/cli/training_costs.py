@@ -59,7 +59,7 @@ class TrainingCost:
 
 
 def cost_of_bank(dataset: Dataset, options: BankOptions, device: torch.device) -> str:
-    """In words, what `train_bank` costs."""
+    """In words, what `train_bank` costs; of MCMI without its divergence and its passes."""
     spec = options.network or bank_network(dataset.name, dataset.shape.height)
     cost = _estimate_on_real(spec, dataset, options, options.networks, device)
     state = build_network(spec, *dataset.shape[:2], dataset.num_classes).state_dict()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }
 _DECAY = 0.9999
+_MOST = 1e30  # of what `fused_cmi` takes as a weight
 _OF_MCMI = ("from_bank", "mcmi_weight", "centroids", "centroid_decay")
 
 
@@ -63,15 +63,15 @@ class BankOptions(Options):
         schedule: how the learning rate falls: drops, where drop_at says; cosine, epoch by epoch to
             0; or half_cosine, to a half; default: drops, for mcmi cosine
         warm_up: epochs before that, in which the learning rate rises from a hundredth
-        seed: of first weights and order
+        seed: of first weights, order and augmentation; of order and augmentation alone for mcmi
         precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
             it, else float32
         together: networks trained at once; default: 1 on a CPU and for mcmi, 5 on a GPU
         objective: what is minimised: cross_entropy of networks with fresh weights, or mcmi, by
             which those of from_bank are fine-tuned
         from_bank: file of the bank whose networks mcmi fine-tunes
-        mcmi_weight: of CMI in the loss of mcmi, which makes it larger where that is negative;
-            default: -0.15 as published
+        mcmi_weight: of CMI in the loss of mcmi; below 0 CMI becomes larger than in as many epochs
+            with weight 0, and may still fall; default: -0.15 as published
         centroids: of classes, in mcmi: frozen as published, or moving with what networks make of
             images; default: frozen
         centroid_decay: share of a moving centroid that an image of its class leaves; default:
@@ -100,19 +100,29 @@ class BankOptions(Options):
     centroid_decay: float | None = option(None, least=0)
 
     def __post_init__(self) -> None:
+        not_given = super().defaults()
         for name, value in self._published().items():
-            if getattr(self, name) in (AS_PUBLISHED, None):
+            if getattr(self, name) is not_given[name]:
                 object.__setattr__(self, name, value)
         super().__post_init__()
-        if self.mcmi_weight is not None and not math.isfinite(self.mcmi_weight):
-            raise ValueError(f"mcmi_weight: expected a number, got {self.mcmi_weight}")
+        weight = self.mcmi_weight
+        if isinstance(weight, bool) or not isinstance(weight, int | float | None):
+            raise TypeError(f"mcmi_weight: expected a number, got {type(weight).__name__}")
+        if weight is not None and not abs(weight) <= _MOST:
+            raise ValueError(
+                f"mcmi_weight: expected a number from -{_MOST:g} to {_MOST:g}, got {weight}"
+            )
 
     def _published(self) -> dict[str, Any]:
         """What suits the objective in the place of what is not given."""
-        known = dict(_PUBLISHED.get(self.objective, {}))
-        if self.centroids == "moving":
-            known["centroid_decay"] = _DECAY
-        return known
+        return _PUBLISHED.get(self.objective, {})
+
+    @property
+    def decay(self) -> float | None:
+        """Share of a centroid that an image of its class leaves; None: they do not move."""
+        if self.centroids != "moving":
+            return None
+        return _DECAY if self.centroid_decay is None else self.centroid_decay
 
     def defaults(self) -> dict[str, Any]:
         """What each option is where it is not given."""
@@ -182,7 +192,7 @@ class BankOptions(Options):
         usual = BankOptions().defaults()
         return {
             name: value
-            for name, value in asdict(self).items()
+            for name, value in {**asdict(self), "centroid_decay": self.decay}.items()
             if name not in ("together", "from_bank")
             and (name not in _LATER or value != usual[name])
         }

@@ -204,8 +204,9 @@ def train_bank(
     def last_state(stack: Stack, place: int, number: int) -> dict[str, Tensor]:
         state = stack.states()[place]
         if not all(tensor.isfinite().all() for tensor in state.values()):
+            too = "" if options.mcmi_weight is None else ", or bring mcmi_weight nearer to 0"
             raise FloatingPointError(
-                f"network {number + 1}: its weights are NaN or Inf after training; lower lr"
+                f"network {number + 1}: its weights are NaN or Inf after training; lower lr{too}"
             )
         return state
 
@@ -231,4 +232,5 @@ def train_bank(
         )
         fill(growing, task, dataset, place, at_the_end=last_state, say=say)
         ranks.from_first(growing.complete)
+    del source, tuning, task  # whose networks would stay beside those that are read
     return Bank.load(path, place)

@@ -47,8 +47,8 @@ class Tuning(Protocol):
     def objective(self, stack: Stack, images: Tensor, targets: Tensor) -> Tensor:
         """What is minimised."""
 
-    def found(self, stack: Stack, number: int) -> str:
-        """What became of network `number`, in words that follow its accuracy."""
+    def judge(self, stack: Stack, number: int) -> tuple[float, str]:
+        """The accuracy of network `number`, and in words what else became of it."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,11 @@ def fill(
     """
     missing, count, recipe = set(ranks.from_first(growing.missing)), len(task.seeds), task.recipe
     tuning = task.tuning
+    size = networks_together(task.spec, device, task.together)
+    groups = [range(first, min(first + size, count)) for first in range(0, count, size)]
+    for group in groups:
+        if ranks.is_first() and not missing & set(group):  # left by a kill after the last `put`
+            training_path(growing.complete_path, group.start + 1).unlink(missing_ok=True)
     if len(missing) < count:
         say(f"{count - len(missing)} of {count} {task.name}s are there already")
     if not missing:
@@ -111,8 +116,6 @@ def fill(
     images = dataset.inputs(device)
     labels = dataset.train.labels.to(device)
     strategy = Strategy.parse(recipe.augmentation, mirror=dataset.mirror)
-    size = networks_together(task.spec, device, task.together)
-    groups = [range(first, min(first + size, count)) for first in range(0, count, size)]
     groups = [group for group in groups if missing & set(group)]
     groups = groups[ranks.number() :: ranks.count()]
     epochs = sum(len(missing & set(group)) for group in groups) * recipe.epochs
@@ -179,16 +182,19 @@ def fill(
             # torchrun gives a rank half a minute to end, and a picture may be one that is broken.
             if ranks.count() > 1 or isinstance(dataset.test.source, EncodedImages):
                 kept.save(stack, Progress(recipe.epochs))
-            accuracies = stack.accuracy(dataset.batches(dataset.test, device))
+            if tuning is None:
+                accuracies = stack.accuracy(dataset.batches(dataset.test, device))
+                judged = [(accuracy, "") for accuracy in accuracies]
+            else:
+                judged = [tuning.judge(stack, k) for k in group]
             for place, k in enumerate(group):
                 if k in wanted:
-                    accuracy = torch.tensor(accuracies[place])
-                    growing.put(k, {**at_the_end(stack, place, k), "accuracy": accuracy})
+                    accuracy, words = torch.tensor(judged[place][0]), judged[place][1]
                     line = (
                         f"{task.name} {k + 1} of {count}: {accuracy:.1%} of {dataset.judges} right"
+                        f"{words}"
                     )
-                    if tuning is not None:
-                        line += tuning.found(stack, k)
+                    growing.put(k, {**at_the_end(stack, place, k), "accuracy": accuracy})
                     said.append(line)
                     say(line)
             kept.discard()

@@ -15,8 +15,8 @@ from cmidd.options.pretrained import BankOptions
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.pretrained.mcmi import MCMI, accuracy_and_cmi, moved, train_centroids
 from cmidd.score import score
+from cmidd.seeds import seed_of
 from cmidd.training import Stack
-from cmikernels import ClassIndex
 from tests.support.tiny import (
     CPU,
     NETWORK,
@@ -119,10 +119,38 @@ def test_a_network_begins_as_it_was(source: Bank, tmp_path: Path) -> None:
         assert torch.equal(tensor, before[name][0])
 
 
+@pytest.mark.parametrize("mirror", [True, False])
+def test_a_network_begins_with_centroids_of_its_own_seed_and_as_its_options_say(
+    tmp_path: Path, mirror: bool
+) -> None:
+    dataset = tiny_dataset(mirror=mirror)
+    bank = tiny_bank(tmp_path / "bank", dataset, network=BATCH_NORM, networks=2)
+    tuning = MCMI(bank, bank.record, dataset, mcmi_options(tmp_path / "bank"), CPU)
+    images, labels = dataset.inputs(CPU), dataset.train.labels
+
+    def stack(number: int = 1) -> Stack:
+        return Stack(BATCH_NORM, dataset.shape, 3, [tuning.first_state(number)])
+
+    tuning.prepare(stack(), images, labels, 7)
+    found, seed = tuning.state["centroids"], seed_of(7, "centroids")
+    usual, other = (
+        Strategy.parse("all:crop_flip", mirror=mirror is same) for same in (True, False)
+    )
+    assert torch.equal(found, train_centroids(stack(), images, labels, usual, 5, seed))
+    for wrong in (
+        train_centroids(stack(), images, labels, other, 5, seed),
+        train_centroids(stack(), images, labels, NONE, 5, seed),
+        train_centroids(stack(), images, labels, usual, 6, seed),
+        train_centroids(stack(), images, labels, usual, 5, 7),
+        train_centroids(stack(0), images, labels, usual, 5, seed),
+    ):
+        assert not torch.allclose(found, wrong, rtol=1e-5)
+
+
 def test_centroids_move_towards_the_outputs_of_their_class() -> None:
     centroids = torch.rand(3, 3).softmax(1)
     logits, labels = torch.randn(5, 3), torch.tensor([2, 0, 0, 2, 2])
-    found = moved(centroids, logits, ClassIndex(labels, 3), 0.9)
+    found = moved(centroids, logits, labels, 0.9)
     for c, count in enumerate((2, 0, 3)):
         of_class = logits[labels == c].double().softmax(1)
         left = 0.9**count
@@ -131,7 +159,7 @@ def test_centroids_move_towards_the_outputs_of_their_class() -> None:
             expected = expected + (1 - left) * of_class.mean(0)
         torch.testing.assert_close(found[c].double(), expected, rtol=1e-5, atol=1e-7)
     assert torch.equal(found[1], (centroids / centroids.sum(1, keepdim=True))[1])
-    assert torch.allclose(moved(centroids, logits, ClassIndex(labels, 3), 1.0), centroids)
+    assert torch.allclose(moved(centroids, logits, labels, 1.0), centroids)
 
 
 def test_moving_centroids_are_what_later_images_are_compared_with(source: Bank) -> None:
@@ -141,7 +169,7 @@ def test_moving_centroids_are_what_later_images_are_compared_with(source: Bank) 
     images, labels = DATASET.to_input(DATASET.train.images)[None], DATASET.train.labels[None]
     first = tuning.state["centroids"] = torch.full((3, 3), 1 / 3)
     tuning.objective(stack, images, labels).backward()  # type: ignore[no-untyped-call]
-    expected = moved(first, stack(images)[0].detach(), ClassIndex(labels[0], 3), 0.5)
+    expected = moved(first, stack(images)[0].detach(), labels[0], 0.5)
     assert torch.equal(tuning.state["centroids"], expected)
     assert not torch.allclose(expected, first, rtol=1e-3)
     frozen = MCMI(source, RECORD, DATASET, mcmi_options(Path()), CPU)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from cmidd.interruption import Interrupted
 from cmidd.options.pretrained import BankOptions
 from cmidd.pretrained import mcmi
 from cmidd.pretrained.bank import Bank, train_bank
+from cmidd.pretrained.mcmi import MCMI
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
 from cmidd.training import Stack, cross_entropy
-from cmidd.training_file import KIND
+from cmidd.training_file import KIND, TrainingFile
 from tests.support.errors import error_of
 from tests.support.parsed import made
 from tests.support.signals import signalling
@@ -94,6 +96,36 @@ def test_training_that_was_kept_and_lacks_centroids_says_what_to_delete(
         train_bank(tmp_path / "out", DATASET, options, CPU, resume=True, say=quiet)
 
 
+def test_a_network_that_was_not_judged_is_not_there(
+    bank_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, out = mcmi_options(bank_file, networks=2), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(MCMI, "_judged", None)
+        with pytest.raises(TypeError, match="NoneType"):
+            train_bank(out, DATASET, options, CPU, say=quiet)
+    said: list[str] = []
+    train_bank(out, DATASET, options, CPU, resume=True, say=said.append)
+    assert [words.partition(":")[0] for words in said] == ["network 1 of 2", "network 2 of 2"]
+    assert all(", CMI " in words for words in said)
+
+
+def test_training_that_a_kill_left_behind_goes_when_its_networks_are_there(
+    bank_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, out = mcmi_options(bank_file), tmp_path / "out"
+    kept = stop_in_step(options, out, monkeypatch)
+    with monkeypatch.context() as patch:  # after the network was put into the file
+        patch.setattr(TrainingFile, "discard", None)
+        with pytest.raises(TypeError, match="NoneType"):
+            train_bank(out, DATASET, options, CPU, resume=True, say=quiet)
+    assert kept.exists()
+    said: list[str] = []
+    train_bank(out, DATASET, options, CPU, resume=True, say=said.append)
+    assert said[0] == "1 of 3 networks are there already"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_more_networks_are_added_where_the_source_has_more(tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     tiny_bank(source, DATASET, networks=1)
@@ -138,7 +170,7 @@ def test_another_source_than_one_of_the_data_is_refused_before_anything_is_writt
 
 
 def test_weights_that_are_nan_are_not_kept(bank_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"network 1: .* lower lr"):
+    with pytest.raises(FloatingPointError, match=r"network 1: .* lower lr, or .* mcmi_weight"):
         train_bank(tmp_path / "out", DATASET, mcmi_options(bank_file, lr=1e30), CPU, say=quiet)
     assert not (tmp_path / "out").exists()
 
@@ -150,7 +182,10 @@ def test_what_is_not_given_is_as_published() -> None:
     recipe = found.recipe()
     assert (recipe.momentum, recipe.schedule, recipe.lr_in(10)) == (0.9, "cosine", 0.025)
     moving = BankOptions(objective="mcmi", from_bank=Path("bank"), centroids="moving")
-    assert moving.centroid_decay == 0.9999
+    assert moving.decay == 0.9999
+    assert (moving.as_record()["centroid_decay"], found.decay) == (0.9999, None)
+    replace(moving, centroids="frozen").check()  # what was not given does not stay behind
+    assert replace(moving, centroid_decay=0.0).decay == 0.0
     assert BankOptions(objective="mcmi", epochs=3).epochs == 3
 
 
@@ -191,8 +226,15 @@ def test_options_of_mcmi_alone_are_refused_without_it(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mcmi_weight": float("nan")}, "mcmi_weight: expected a number, got nan"),
-        ({"mcmi_weight": float("-inf")}, "mcmi_weight: expected a number, got -inf"),
+        (
+            {"mcmi_weight": float("nan")},
+            r"mcmi_weight: .* from -1e\+30 to 1e\+30, got nan",
+        ),
+        ({"mcmi_weight": float("-inf")}, r"mcmi_weight: expected .* to 1e\+30, got -inf"),
+        ({"mcmi_weight": 1.1e30}, r"mcmi_weight: expected .* to 1e\+30, got 1.1e\+30"),
+        ({"networks": None}, "networks: expected a whole number from 1 on, got None"),
+        ({"lr": None}, "lr: expected more than 0, got None"),
+        ({"schedule": None}, "schedule: expected drops or .*, got None"),
         ({"centroids": "fixed"}, "centroids: expected frozen or moving, got 'fixed'"),
         ({"centroid_decay": -0.1}, "centroid_decay: expected at least 0, got -0.1"),
         ({"objective": "cmi"}, "objective: expected cross_entropy or mcmi, got 'cmi'"),
@@ -202,6 +244,12 @@ def test_options_of_mcmi_alone_are_refused_without_it(name: str) -> None:
 def test_options_are_checked(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         BankOptions(**{"objective": "mcmi", **changes})
+
+
+@pytest.mark.parametrize(("weight", "kind"), [("-0.1", "str"), (True, "bool"), ([], "list")])
+def test_a_weight_that_is_no_number_is_refused(weight: Any, kind: str) -> None:
+    with pytest.raises(TypeError, match=f"^mcmi_weight: expected a number, got {kind}$"):
+        BankOptions(objective="mcmi", mcmi_weight=weight)
 
 
 def test_the_command_fine_tunes_and_says_what_became_of_it(

@@ -1,10 +1,10 @@
 """What students with few images learn from a teacher, plain or fine-tuned by MCMI.
 
-python -m bench.teachers --data digits --seeds 0 1 2
+python -m bench.mcmi --data digits --seeds 0 1 2
 
-A teacher is trained on all training images, and fine-tuned: by MCMI, and for as long by
-cross-entropy alone, so that the two can be told apart. Students, smaller networks, see a share of
-each class. They minimise
+A teacher is trained on all training images, and fine-tuned: by MCMI, and for as long with weight
+0, by cross-entropy alone, so that the two can be told apart. Students, smaller networks, see a
+share of each class. They minimise
 
     0.1 cross-entropy + 0.9 T^2 KL(teacher's softmax(logits / T) || student's),    T = 4
 
@@ -16,9 +16,8 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +37,7 @@ from cmidd.training import Objective, Stack, cross_entropy, fresh_and_trained
 
 CPU = torch.device("cpu")
 TEMPERATURE, OF_LABELS, OF_TEACHER = 4.0, 0.1, 0.9  # as published
+LR = 0.05  # of teachers at first, and of students
 NONE, PLAIN, LONGER, MCMI = "none", "plain", "plain, trained longer", "MCMI"
 
 
@@ -51,11 +51,15 @@ class Setting:
     student: str
     student_epochs: int  # on a share of the images
     students: int  # of each teacher
-    lr: float = 0.05
+    weight: float = -0.15  # of MCMI, as published
+    tuned_lr: float = 0.05
+    augmentation: str = "all:crop_flip"  # of teachers, and of their fine-tuning
 
 
 SETTINGS = {
-    "digits": Setting("convnet:depth=2,width=64", 30, 20, "convnet:depth=2,width=16", 300, 5),
+    "digits": Setting(
+        "convnet:depth=2,width=16", 12, 6, "convnet:depth=2,width=8", 200, 3, -0.4, 0.02, "none"
+    ),
     "fashionmnist": Setting("convnet:width=64", 15, 10, "convnet:width=32", 60, 2),
 }
 QUICK = Setting("convnet:depth=1,width=8", 2, 1, "convnet:depth=1,width=4", 2, 1)
@@ -85,24 +89,31 @@ def rows_of_share(dataset: Dataset, share: float, seed: int) -> Tensor:
     return torch.cat(chosen)
 
 
-def teachers(
-    dataset: Dataset, setting: Setting, weight: float, seed: int, folder: Path
-) -> dict[str, Bank]:
-    """Banks of one network each, by what they are called."""
-    recipe: dict[str, Any] = {"lr": setting.lr, "seed": seed, "augmentation": "all:crop_flip"}
-    plain = BankOptions(
-        setting.teacher, networks=1, epochs=setting.teacher_epochs, batch_size=64,
-        weight_decay=5e-4, schedule="cosine", **recipe,
+def plain_options(setting: Setting, seed: int) -> BankOptions:
+    """How a teacher is trained at first."""
+    return BankOptions(
+        setting.teacher, networks=1, epochs=setting.teacher_epochs, lr=LR, batch_size=64,
+        weight_decay=5e-4, schedule="cosine", seed=seed, augmentation=setting.augmentation,
     )  # fmt: skip
+
+
+def tuned_options(setting: Setting, weight: float, seed: int, source: Path) -> BankOptions:
+    """How a teacher is fine-tuned."""
+    return BankOptions(
+        objective="mcmi", from_bank=source, networks=1, mcmi_weight=weight,
+        epochs=setting.tuned_epochs, lr=setting.tuned_lr, seed=seed,
+        augmentation=setting.augmentation,
+    )  # fmt: skip
+
+
+def teachers(dataset: Dataset, setting: Setting, seed: int, folder: Path) -> dict[str, Bank]:
+    """Banks of one network each, by what they are called."""
     source = folder / f"plain-{seed}"
+    plain = plain_options(setting, seed)
     made = {PLAIN: train_bank(source, dataset, plain, CPU, resume=True, say=_quiet)}
-    for name, of_cmi in ((LONGER, 0.0), (MCMI, weight)):
-        tuning = BankOptions(
-            objective="mcmi", from_bank=source, mcmi_weight=of_cmi, epochs=setting.tuned_epochs,
-            **recipe,
-        )  # fmt: skip
-        out = folder / f"tuned-{seed}-{of_cmi:g}"
-        made[name] = train_bank(out, dataset, tuning, CPU, resume=True, say=_quiet)
+    for name, weight in ((LONGER, 0.0), (MCMI, setting.weight)):
+        tuned, out = tuned_options(setting, weight, seed, source), folder / f"tuned-{seed}-{name}"
+        made[name] = train_bank(out, dataset, tuned, CPU, resume=True, say=_quiet)
     return made
 
 
@@ -113,7 +124,7 @@ def students_of(
     rows = rows_of_share(dataset, share, seed)
     images, labels = dataset.to_input(dataset.train.images[rows]), dataset.train.labels[rows]
     recipe = Recipe(
-        setting.student_epochs, setting.lr, batch_size=64, augmentation="all:crop_flip",
+        setting.student_epochs, LR, batch_size=64, augmentation="all:crop_flip",
         schedule="cosine",
     )  # fmt: skip
     found = []
@@ -127,15 +138,13 @@ def students_of(
     return found
 
 
-def measure(
-    dataset: Dataset, setting: Setting, share: float, weight: float, seed: int, folder: Path
-) -> list[Row]:
+def measure(dataset: Dataset, setting: Setting, share: float, seed: int, folder: Path) -> list[Row]:
     """The rows of a seed."""
     about = {"data": dataset.name, "seed": seed, "share": share}
     rows: list[Row] = [
         {**about, "teacher": NONE, "students": students_of(None, dataset, setting, share, seed)}
     ]
-    for name, bank in teachers(dataset, setting, weight, seed, folder).items():
+    for name, bank in teachers(dataset, setting, seed, folder).items():
         accuracy, cmi = accuracy_and_cmi(
             bank[0], dataset.batches(dataset.test, CPU), dataset.num_classes
         )
@@ -167,9 +176,11 @@ def report(record: Record) -> str:
     words = (
         f"{settings['data']}, {seeds} seeds, {settings['students']} students of each teacher, "
         f"which see {settings['share']:.0%} of the training images. The teacher is a "
-        f"`{settings['teacher']}`, the student a `{settings['student']}`. The weight of MCMI is "
-        f"{settings['weight']:g}. Deviations are over seeds; that of a difference is its standard "
-        "error, of differences seed by seed."
+        f"`{settings['teacher']}`, the student a `{settings['student']}`. Fine-tuning takes "
+        f"{settings['tuned_epochs']} epochs from a learning rate of {settings['tuned_lr']:g} on, "
+        f"MCMI has weight {settings['weight']:g}, and the images of teachers have augmentation "
+        f"`{settings['augmentation']}`. Deviations are over seeds; that of a difference is its "
+        "standard error, of differences seed by seed."
     )
     return "\n\n".join([*head_of(record), words, table(header, lines)])
 
@@ -201,33 +212,41 @@ def _mean_and_spread(numbers: Sequence[float], form: str) -> str:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = benchmark_parser("bench.teachers", __doc__, "", unit="seed", on_gpus=False)
+    parser = benchmark_parser("bench.mcmi", __doc__, "", unit="seed", on_gpus=False)
     add = parser.add_argument
     add("--data", default="digits", choices=list(SETTINGS), help="(%(default)s)")
     add("--root", type=Path, default=Path("data"), help="folder of datasets (%(default)s)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(%(default)s)")
     add("--share", type=float, default=0.05, help="of images that students see (%(default)s)")
-    add("--weight", type=float, default=-0.15, help="of MCMI (%(default)s)")
-    add("--folder", type=Path, default=Path("out/teachers"), help="of teachers (%(default)s)")
+    add("--weight", type=float, help="of MCMI (default: one that suits the data)")
+    add("--folder", type=Path, default=Path("out/mcmi"), help="of teachers (%(default)s)")
     add("--quick", action="store_true", help="a look: tiny networks, little training")
     args = parser.parse_args()
-    args.name = args.name or f"teachers-{args.data}"
+    args.name = args.name or f"mcmi-{args.data}"
     setting = QUICK if args.quick else SETTINGS[args.data]
-    about = {"data": args.data, "share": args.share, "weight": args.weight, **asdict(setting)}
+    if args.weight is not None:
+        setting = replace(setting, weight=args.weight)
     seeds = " ".join(map(str, args.seeds))
     arguments = (
-        f"--data {args.data} --share {args.share:g} --weight {args.weight:g} --seeds {seeds}"
+        f"--data {args.data} --share {args.share:g} --weight {setting.weight:g} --seeds {seeds}"
     )
-    record = new_record("teachers", args, {**about, "arguments": arguments})
-    # Teachers of other settings are others, though they have the same names.
-    folder = args.folder / f"{seed_of(json.dumps(about)):016x}"
+    about = {"data": args.data, "share": args.share, **asdict(setting)}
+    record = new_record("mcmi", args, {**about, "arguments": arguments})
+    folder = args.folder / folder_name(args.data, setting, record.machine)
     dataset = load_dataset(args.data, args.root)
     done = {row["seed"] for row in record.rows}
     for seed in args.seeds:
         if seed not in done:
-            given_all = dataset, setting, args.share, args.weight, seed, folder
-            add_rows(record, args, measure(*given_all))
+            add_rows(record, args, measure(dataset, setting, args.share, seed, folder))
     finish(record, args, report)
+
+
+def folder_name(data: str, setting: Setting, machine: Row) -> str:
+    """Where teachers are: those of other settings or versions are others with the same names."""
+    banks = plain_options(setting, 0), tuned_options(setting, setting.weight, 0, Path())
+    versions = [machine[name] for name in ("torch", "cmikernels")]
+    about = [data, *(bank.as_record() for bank in banks), versions]
+    return f"{seed_of(json.dumps(about)):016x}"
 
 
 if __name__ == "__main__":
