@@ -26,7 +26,8 @@ def report(record: Record) -> str:
 def title_of(case: Case) -> str:
     """What networks are trained on, in words."""
     name = _REAL.get(case.method, case.method.upper())
-    return name + (f" + CMI of weight {case.weight:g}" if case.weight else "")
+    name += f" + CMI of weight {case.weight:g}" if case.weight else ""
+    return name + (f", {case.label}" if case.label else "")
 
 
 def _groups(cases: Sequence[Case]) -> dict[tuple[str, int, float, str], list[Case]]:
@@ -159,7 +160,7 @@ def _sweep(rows: Sequence[Row], cases: Sequence[Case]) -> str:
         shown = _percent(last) if last else "not run yet"
         networks = "+".join(str(len(row["accuracies"])) for row in last) or "-"
         iterations = f"{last[0]['iterations']:,}" if last else "-"
-        name = title_of(case) + (f", {case.label}" if case.label else "")
+        name = title_of(case)
         lines.append([case.ipc, name, shown, iterations, networks])
         gains = _gains(rows, first, alike) if alike is not first else []
         if len(gains) > 1:
