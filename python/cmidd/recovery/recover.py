@@ -202,9 +202,9 @@ def recover(
     growing = ranks.from_first(partial(_begin, recovery, folder, command))
     say(recovery.batches.in_words())
     of_classes = _class_statistics(recovery, folder, say)
-    busy = _fill(recovery, growing, of_classes, say)
+    _fill(recovery, growing, of_classes, say)
     ranks.wait()
-    left = len(growing.missing()) if busy else 0
+    left = ranks.from_first(lambda: len(growing.missing()))
     if left:
         say(f"other processes still make {left} of {len(recovery.batches)} batches")
         return None
@@ -269,8 +269,8 @@ def _fill(
     growing: GrowingFile,
     of_classes: ClassStatistics | None,
     say: Callable[[str], None],
-) -> list[int]:
-    """Make batches; those that other processes make."""
+) -> None:
+    """Make the batches that no other process makes."""
     missing, count = growing.missing(), len(recovery.batches)
     if len(missing) < count:
         say(f"{count - len(missing)} of {count} batches are there already")
@@ -288,7 +288,7 @@ def _fill(
             )
             return made
 
-        return fill_together(growing, make, _turned(missing))
+        fill_together(growing, make, _turned(missing))
 
 
 def _made(
