@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cmidd.datasets import Dataset
-from cmidd.options.fields import fill_in
+from cmidd.options.fields import AS_PUBLISHED, fill_in
 from cmidd.options.recover import RecoverOptions
 
 SIZES = {"cifar100": 32, "tinyimagenet": 64, "imagenet": 224}
@@ -33,7 +33,9 @@ _USUAL: dict[str, Any] = {
     "perturb_steps": 0,
     "perturb_size": 0.0,
 }
-_PERTURBED = {"start": "real", "perturb_size": 0.015}
+PERTURB_SIZE = 0.015
+"""Of DWA, and what serves where steps are given and their size is not."""
+_PERTURBED = {"start": "real", "perturb_size": PERTURB_SIZE}
 
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("sre2l", "cifar100"): {
@@ -114,7 +116,10 @@ def evaluation_of(dataset: Dataset) -> dict[str, Any]:
 
 def fill_in_published(dataset: Dataset, options: RecoverOptions) -> tuple[RecoverOptions, str]:
     """Options with what is published in the place of what was not given, and a line of it."""
-    options, filled = fill_in(options, published(dataset, options.recipe))
+    known = dict(published(dataset, options.recipe))
+    if options.perturb_steps is not AS_PUBLISHED and options.perturb_steps:
+        known["perturb_size"] = PERTURB_SIZE
+    options, filled = fill_in(options, known)
     near, recipe = nearest(dataset, options.recipe), NAMES[options.recipe]
     whose = f"{recipe} on {near}, as published"
     if near != dataset.name:

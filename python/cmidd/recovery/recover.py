@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from cmidd import ranks
@@ -28,14 +28,14 @@ from cmidd.pretrained.teachers import load_teachers
 from cmidd.progress import progress
 from cmidd.recovery.batch import Batch, Task
 from cmidd.recovery.batches import Batches
+from cmidd.recovery.checks import check_cmi, check_effects, check_fits, check_teachers
 from cmidd.recovery.class_statistics import (
     ClassStatistics,
     channels_of,
     measure,
     statistics_file,
 )
-from cmidd.recovery.published import evaluation_of, fill_in_published
-from cmidd.recovery.statistics import batch_norms
+from cmidd.recovery.published import evaluation_of, fill_in_published, published
 from cmidd.run import run_folder
 from cmidd.storage.growing_file import GrowingFile
 from cmidd.storage.run_folder import RunFolder, versions
@@ -125,22 +125,13 @@ def prepare_recovery(
     options.check()
     cmi.check()
     options, filled_in = fill_in_published(dataset, options)
+    check_effects(dataset, options, published(dataset, options.recipe))
     (options,) = with_precision((options,), place)
-    if dataset.shape.height % options.patches or dataset.shape.width % options.patches:
-        raise ValueError(
-            f"patches: expected a number that divides {dataset.shape.height} x "
-            f"{dataset.shape.width} pixels, got {options.patches}"
-        )
+    check_fits(dataset, options)
     batches = Batches(dataset.num_classes, options.ipc, options.batch_size, options.order)
-    if cmi.cmi_weight and batches.of_each == 1:
-        name = "order" if options.order == "image" else "ipc" if options.ipc == 1 else "batch_size"
-        raise ValueError(
-            f"{name}: {getattr(options, name)} gives a batch one image of each class, whose CMI is "
-            "0; take order class and more images, or cmi_weight 0"
-        )
+    check_cmi(batches, options, cmi)
     teachers = load_teachers([Path(file) for file in options.teacher], dataset, place)
-    if options.iterations:
-        _check_teachers(teachers, options)
+    check_teachers(teachers, dataset, options, place)
     bank = None if cmi.bank is None else Bank.load_for(dataset, cmi.bank, "bank", place)
     made_with: dict[str, Any] = {
         "teacher": {
@@ -153,16 +144,6 @@ def prepare_recovery(
     task = Task(dataset, options, cmi, teachers, bank, None, place)
     task.regularizers()  # so that a layer that is none is known now
     return Recovery(task, batches, filled_in, made_with)
-
-
-def _check_teachers(teachers: Sequence[nn.Module], options: RecoverOptions) -> None:
-    if options.bn_weight and not all(batch_norms(teacher) for teacher in teachers):
-        files = " ".join(map(str, options.teacher))
-        raise ValueError(
-            f"teacher: expected networks with batch norm, whose statistics images are to match, "
-            f"got one without in {files}; train such ones (cmidd pretrain "
-            "--network=resnet18:norm=batch), or give bn_weight 0"
-        )
 
 
 def recover(

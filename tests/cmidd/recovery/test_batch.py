@@ -24,6 +24,7 @@ from cmidd.recovery.starts import perturbed
 from cmidd.recovery.statistics import Statistics, watched
 from cmidd.recovery.steps import draw_step, least_area
 from cmikernels import fused_cmi
+from tests.support import tiny
 from tests.support.recovered import in_float64, recover_options, tiny_recovery
 from tests.support.tiny import CPU, tiny_bank, tiny_dataset
 
@@ -230,6 +231,7 @@ def test_rded_chooses_for_each_class_of_a_batch(
         return label + torch.arange(count)[:, None, None, None] / 8 * torch.ones(*dataset.shape)
 
     monkeypatch.setattr(starts, "rded_images", chosen)
+    monkeypatch.setattr(tiny, "PER_CLASS", 12)  # one image of the class for each cell
     options = recover_options(teacher, start="rded", rded_factor=2, ipc=3, batch_size=6, seed=5)
     images = tiny_recovery(options).batch(0).images
     assert images[:, 0, 0, 0].tolist() == [0, 0.125, 0.25, 1, 1.125, 1.25]
