@@ -236,11 +236,15 @@ def _class_statistics(
         with progress(total=len(missing), desc="statistics", unit="class") as bar:
 
             def make(c: int) -> dict[str, Tensor]:
+                bar.total = bar.n + len(growing.missing())
                 found = measure(task.dataset, task.teachers, c, task.device, options.precision)
                 bar.update()
                 return found
 
-            fill_together(growing, make, _turned(missing), wait=True)
+            def waiting(c: int, holder: str) -> None:
+                say(f"waiting for class {task.dataset.class_names[c]}, measured by {holder}")
+
+            fill_together(growing, make, _turned(missing), wait=True, waiting=waiting)
     _complete(growing, folder)
     return ClassStatistics(path, channels)
 
@@ -262,6 +266,7 @@ def _fill(
     ):
 
         def make(item: int) -> dict[str, Tensor]:
+            bar.total = bar.n + len(growing.missing()) * steps  # less what others made
             made = _made(recovery, item, of_classes, bar, stop, growing)
             say(
                 f"batch {item + 1} of {count}: loss {made['loss'].item():.4g}"
