@@ -102,7 +102,7 @@ def rded_images(
         )
         logits = torch.cat([teacher(F.pad(some, around)) for some in torch.split(parts, chunk)])
         labels = torch.full((len(parts),), label, device=device)
-        loss = F.cross_entropy(logits, labels, reduction="none")
+        loss = F.cross_entropy(logits.to(parts.dtype), labels, reduction="none")
         score, best = loss.view(-1, crops).cpu().min(1)
         cells.append(parts[(torch.arange(len(best)) * crops + best).to(device)])
         scores.append(score)

@@ -16,6 +16,7 @@ from bench.plain import recover as plain
 from cmidd.augment_operations import ENDS, OPERATIONS, Amounts
 from cmidd.datasets import Dataset
 from cmidd.options.recover import RecoverCMIOptions
+from cmidd.recovery import batch as module_of_batch
 from cmidd.recovery import starts
 from cmidd.recovery.batch import Batch
 from cmidd.recovery.class_statistics import ClassStatistics
@@ -121,6 +122,8 @@ def test_loss_gradient_and_result_are_those_of_the_published_loops(way: str, tea
         error = (gradients[0] - gradients[1]).abs().max()
         assert error <= 1e-10 * gradients[1].abs().max()
         assert gradients[1].abs().max() > 1e-6
+        assert batch.losses(step).total.item() == found.item()
+        batch.step(step)
     again = recovery.batch(0, given)
     assert torch.equal(again.images, first)
     for step in range(recovery.options.iterations):
@@ -242,5 +245,27 @@ def test_a_step_that_is_too_long_is_an_error(teacher: Path) -> None:
     batch = tiny_recovery(recover_options(teacher)).batch(1)
     with torch.no_grad():
         batch.images[0, 0, 0, 0] = torch.nan
-    with pytest.raises(FloatingPointError, match="batch 2: its images are NaN or Inf; take a"):
+    words = "batch 2: its images are NaN or Inf; take a"
+    with pytest.raises(FloatingPointError, match=words):
         batch.pixels()
+    with pytest.raises(FloatingPointError, match=words):
+        batch.step(0)
+
+
+def test_a_teacher_moves_when_it_is_first_drawn(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[nn.Module] = []
+
+    def noted(network: nn.Module, *rest: Any) -> nn.Module:
+        moved.append(network)
+        return perturbed(network, *rest)
+
+    monkeypatch.setattr(module_of_batch, "perturbed", noted)
+    recovery = tiny_recovery(recover_options(teacher, perturb_steps=1, iterations=12))
+    batch = recovery.batch(0)
+    assert not moved
+    for step in range(12):
+        batch.step(step)
+    assert len(moved) == 2
+    assert {id(each) for each in moved} == {id(each) for each in recovery.task.teachers}
