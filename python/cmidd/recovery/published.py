@@ -10,9 +10,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from cmidd.datasets import Dataset
+from cmidd.device import with_precision
 from cmidd.options.fields import AS_PUBLISHED, fill_in
 from cmidd.options.recover import RecoverOptions
+from cmidd.recovery.checks import check_effects
 
 SIZES = {"cifar100": 32, "tinyimagenet": 64, "imagenet": 224}
 """Pixels of a side of the images that settings were published for."""
@@ -126,3 +130,14 @@ def fill_in_published(dataset: Dataset, options: RecoverOptions) -> tuple[Recove
         whose = f"not published for {dataset.name}; those of {recipe} on {near}"
     words = ", ".join(f"{name} {value}" for name, value in filled.items())
     return options, f"{words} ({whose})" if words else ""
+
+
+def settled(
+    dataset: Dataset, options: RecoverOptions, device: torch.device
+) -> tuple[RecoverOptions, str]:
+    """Options, checked and filled in, and what was not given in words for the user."""
+    options.check()
+    options, filled_in = fill_in_published(dataset, options)
+    check_effects(dataset, options, published(dataset, options.recipe))
+    (options,) = with_precision((options,), device)
+    return options, filled_in

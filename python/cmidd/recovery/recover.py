@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from cmidd import ranks
 from cmidd.datasets import Dataset
-from cmidd.device import usable_device, with_precision
+from cmidd.device import usable_device
 from cmidd.interruption import Stop, deferred
 from cmidd.options.recover import RecoverCMIOptions, RecoverOptions
 from cmidd.pretrained.bank import Bank
@@ -28,14 +28,14 @@ from cmidd.pretrained.teachers import load_teachers
 from cmidd.progress import progress
 from cmidd.recovery.batch import Batch, Task
 from cmidd.recovery.batches import Batches
-from cmidd.recovery.checks import check_cmi, check_effects, check_fits, check_teachers
+from cmidd.recovery.checks import check_cmi, check_fits, check_teachers
 from cmidd.recovery.class_statistics import (
     ClassStatistics,
     channels_of,
     measure,
     statistics_file,
 )
-from cmidd.recovery.published import evaluation_of, fill_in_published, published
+from cmidd.recovery.published import evaluation_of, settled
 from cmidd.run import run_folder
 from cmidd.storage.growing_file import GrowingFile
 from cmidd.storage.run_folder import RunFolder, versions
@@ -72,9 +72,8 @@ class Recovery:
         self, path: Path | str, *, resume: bool = False, asked: Mapping[str, Any] | None = None
     ) -> RunFolder:
         """The folder of this recovery, new or, with `resume`, begun before."""
-        parts = (self.options, self.task.cmi)
-        data = self.task.dataset
-        return run_folder(path, METHOD, data, parts, resume=resume, asked=asked, may_grow=())
+        task = self.task
+        return folder_of(path, task.dataset, task.options, task.cmi, resume=resume, asked=asked)
 
     def record(self) -> dict[str, Any]:
         """What the result says of itself."""
@@ -102,6 +101,20 @@ class Recovery:
         return {"pixels": pixels, "labels": labels, "loss": number, "cmi": number}
 
 
+def folder_of(
+    path: Path | str,
+    dataset: Dataset,
+    options: RecoverOptions,
+    cmi: RecoverCMIOptions,
+    *,
+    resume: bool = False,
+    asked: Mapping[str, Any] | None = None,
+) -> RunFolder:
+    """The folder of a recovery with these options, which are settled."""
+    parts = (options, cmi)
+    return run_folder(path, METHOD, dataset, parts, resume=resume, asked=asked, may_grow=())
+
+
 def prepare_recovery(
     dataset: Dataset,
     options: RecoverOptions,
@@ -122,11 +135,8 @@ def prepare_recovery(
             "range of pixels"
         )
     place, cmi = usable_device(device), cmi or RecoverCMIOptions()
-    options.check()
     cmi.check()
-    options, filled_in = fill_in_published(dataset, options)
-    check_effects(dataset, options, published(dataset, options.recipe))
-    (options,) = with_precision((options,), place)
+    options, filled_in = settled(dataset, options, place)
     check_fits(dataset, options)
     batches = Batches(dataset.num_classes, options.ipc, options.batch_size, options.order)
     check_cmi(batches, options, cmi)
