@@ -23,7 +23,7 @@ from cmidd.recovery.class_statistics import ClassStatistics
 from cmidd.recovery.recover import Recovery
 from cmidd.recovery.starts import perturbed
 from cmidd.recovery.statistics import Statistics, watched
-from cmidd.recovery.steps import draw_step, least_area
+from cmidd.recovery.steps import draw_step
 from cmikernels import fused_cmi
 from tests.support import tiny
 from tests.support.recovered import in_float64, recover_options, tiny_recovery
@@ -93,7 +93,9 @@ def plain_loss(recovery: Recovery, batch: Batch, given: GivenStatistics) -> Call
         numbers = drawn.augmentation.numbers[0]
         if "zoom" in strategy.operations:
             u = numbers[ENDS["zoom"] - 4 : ENDS["zoom"], None]
-            amounts = Amounts(zoom=least_area(options, step))
+            ends = options.zoom_from, options.zoom
+            fall = options.iterations, options.curriculum_share, ends
+            amounts = Amounts(zoom=plain.crop_scale(options.curriculum, step, *fall))
             top, high, left, wide = (
                 int(n) for n in OPERATIONS["zoom"].parameters(u, amounts, *images.shape[2:])
             )
@@ -169,13 +171,19 @@ def test_perturbed_weights_are_those_of_a_plain_loop(teacher: Path) -> None:
     assert not any(parameter.requires_grad for parameter in moved.parameters())
 
 
-@pytest.mark.parametrize("by", ["teacher", "bank"])
-def test_cmi_is_that_of_whole_classes(by: str, teacher: Path, tmp_path: Path) -> None:
-    cmi = RecoverCMIOptions(cmi_weight=30.0)
+@pytest.mark.parametrize(
+    ("by", "chunk", "perturb_steps"), [("teacher", 50, 0), ("bank", 4, 0), ("teacher", 4, 2)]
+)
+def test_cmi_is_that_of_whole_classes(
+    by: str, chunk: int, perturb_steps: int, teacher: Path, tmp_path: Path
+) -> None:
+    cmi = RecoverCMIOptions(cmi_weight=30.0, cmi_chunk=chunk)
     if by == "bank":
         tiny_bank(tmp_path / "bank", tiny_dataset(), networks=1)
         cmi = replace(cmi, bank=tmp_path / "bank")
-    options = recover_options(teacher, ipc=3, batch_size=7, bn_weight=0.1)
+    options = recover_options(
+        teacher, ipc=3, batch_size=7, bn_weight=0.1, perturb_steps=perturb_steps
+    )
     recovery = in_float64(tiny_recovery(options, cmi))
     if by == "bank":
         assert recovery.task.bank is not None
