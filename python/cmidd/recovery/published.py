@@ -120,7 +120,8 @@ def evaluation_of(dataset: Dataset) -> dict[str, Any]:
 
 def fill_in_published(dataset: Dataset, options: RecoverOptions) -> tuple[RecoverOptions, str]:
     """Options with what is published in the place of what was not given, and a line of it."""
-    known = dict(published(dataset, options.recipe))
+    usual = published(dataset, options.recipe)
+    known = dict(usual)
     if options.perturb_steps is not AS_PUBLISHED and options.perturb_steps:
         known["perturb_size"] = PERTURB_SIZE
     options, filled = fill_in(options, known)
@@ -128,6 +129,8 @@ def fill_in_published(dataset: Dataset, options: RecoverOptions) -> tuple[Recove
     whose = f"{recipe} on {near}, as published"
     if near != dataset.name:
         whose = f"not published for {dataset.name}; those of {recipe} on {near}"
+    if "perturb_size" in filled and known["perturb_size"] != usual["perturb_size"]:
+        whose += f"; perturb_size that of {NAMES['dwa']}"
     words = ", ".join(f"{name} {value}" for name, value in filled.items())
     return options, f"{words} ({whose})" if words else ""
 

@@ -61,7 +61,9 @@ def test_what_is_filled_in_can_be_given(recipe: str, teacher: Path) -> None:
 
 
 def test_steps_of_the_teacher_without_a_size_take_the_published_one(teacher: Path) -> None:
-    options = tiny_recovery(recover_options(teacher, perturb_steps=2)).options
+    recovery = tiny_recovery(recover_options(teacher, perturb_steps=2))
+    options = recovery.options
+    assert recovery.filled_in.endswith("; perturb_size that of DWA)")
     assert (options.perturb_steps, options.perturb_size) == (2, 0.015)
 
 
