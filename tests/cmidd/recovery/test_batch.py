@@ -260,6 +260,17 @@ def test_a_step_that_is_too_long_is_an_error(teacher: Path) -> None:
         batch.step(0)
 
 
+def test_images_that_overflow_are_seen_before_they_are_clamped(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = tiny_recovery(recover_options(teacher)).batch(0)
+    with torch.no_grad():
+        batch.images.fill_(torch.finfo(torch.float32).max)
+    monkeypatch.setattr(batch.optimizer, "step", lambda: batch.images.data.mul_(2))
+    with pytest.raises(FloatingPointError, match="batch 1: its images are NaN or Inf"):
+        batch.step(0)
+
+
 def test_a_teacher_moves_when_it_is_first_drawn(
     teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
