@@ -26,6 +26,8 @@ from cmidd.datasets.encoded import one_after_another, read_once
 from cmidd.networks import GPU_IMAGES_FORWARD, images_per_chunk
 from cmidd.seeds import generator
 
+CANDIDATES = 300
+"""How many training images of a class are looked at, unless told otherwise."""
 _IMAGES_PER_READ = 32
 """How many candidates are decoded together, however few parts the teacher takes."""
 
@@ -61,7 +63,7 @@ def rded_images(
     factor: int,
     seed: int,
     device: torch.device,
-    candidates: int = 300,
+    candidates: int = CANDIDATES,
     crops: int = 5,
 ) -> Tensor:
     """Images `(count, channels, height, width)` of a class, as networks see them.
@@ -100,7 +102,7 @@ def rded_images(
         )
         logits = torch.cat([teacher(F.pad(some, around)) for some in torch.split(parts, chunk)])
         labels = torch.full((len(parts),), label, device=device)
-        loss = F.cross_entropy(logits, labels, reduction="none")
+        loss = F.cross_entropy(logits.to(parts.dtype), labels, reduction="none")
         score, best = loss.view(-1, crops).cpu().min(1)
         cells.append(parts[(torch.arange(len(best)) * crops + best).to(device)])
         scores.append(score)

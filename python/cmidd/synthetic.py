@@ -135,7 +135,12 @@ class SyntheticSet:
         if missing:
             raise FileError(f"{path}: expected a record with {', '.join(RECORD)}, lacks {missing}")
         if "pixels" in tensors:
-            tensors = unpacked(tensors, record, path)
+            try:
+                tensors = unpacked(tensors, record, path)
+            except FileError:
+                raise
+            except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+                raise FileError(f"{path}: {error}") from None
         empty = torch.empty(0)
         images, labels = tensors.get("images", empty), tensors.get("labels", empty)
         if (

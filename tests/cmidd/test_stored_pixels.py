@@ -91,6 +91,29 @@ def test_labels_that_are_none_are_an_error(file: Path, tmp_path: Path) -> None:
         SyntheticSet.load(tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean": 0.5},
+        {"mean": ["a"]},
+        {"mean": [0.5, 0.5]},
+        {"mean": None},
+        {"std": {}},
+        {"std": [[0.25]]},
+        {"shape": 3},
+        {"shape": ["a", 8, 8]},
+    ],
+)
+def test_a_hostile_record_is_an_error_that_names_the_file(
+    file: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    path, record = tmp_path / "file", {**record_of(file), **changes}
+    about = metadata(KIND, {k: v for k, v in record.items() if k not in ("kind", "format")})
+    save_file(load_file(file), path, about)
+    with pytest.raises(FileError, match=str(path)):
+        SyntheticSet.load(path)
+
+
 def test_a_file_that_is_cut_short_is_an_error(file: Path, tmp_path: Path) -> None:
     whole = file.read_bytes()
     for length in (0, 7, 300, len(whole) - 1):

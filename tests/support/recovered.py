@@ -23,8 +23,10 @@ def tiny_teachers(path: Path, networks: int = 2) -> Path:
 
 def recover_options(teacher: Path, **changes: Any) -> RecoverOptions:
     """Two images a class, two classes in a batch, and five steps, unless told otherwise."""
-    usual = {"ipc": 2, "batch_size": 4, "iterations": 5, "augmentation": "all:zoom_flip"}
-    return RecoverOptions((teacher,), **{**usual, "zoom": 0.3, "jitter": 2, **changes})
+    usual: dict[str, Any] = {"ipc": 2, "batch_size": 4, "iterations": 5, "jitter": 2}
+    if "augmentation" not in changes:
+        usual |= {"augmentation": "all:zoom_flip", "zoom": 0.3}
+    return RecoverOptions((teacher,), **{**usual, **changes})
 
 
 def tiny_recovery(

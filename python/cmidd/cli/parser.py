@@ -147,10 +147,12 @@ class Given(NamedTuple):
     @property
     def is_finished(self) -> bool:
         """Whether it is a run whose result is there."""
-        if self.method is None:
-            return False
-        run = next(part for part in self.parts if isinstance(part, RunOptions))
-        return (run.folder(self.method) / "result.safetensors").exists()
+        for part in self.parts:
+            if isinstance(part, RecoverRunOptions):
+                return (part.out / "result.safetensors").exists()
+            if isinstance(part, RunOptions) and self.method is not None:
+                return (part.folder(self.method) / "result.safetensors").exists()
+        return False
 
 
 def read(arguments: Sequence[str]) -> Given | str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +14,8 @@ from cmidd import ranks
 from cmidd.cli.costs import duration, peak
 from cmidd.cli.data import load
 from cmidd.cli.flags import command_line
+from cmidd.datasets import Dataset
+from cmidd.device import usable_device
 from cmidd.options.evaluation import EvaluateOptions
 from cmidd.options.recover import (
     RecoverCMIOptions,
@@ -18,7 +23,8 @@ from cmidd.options.recover import (
     RecoverOptions,
     RecoverRunOptions,
 )
-from cmidd.recovery.recover import Recovery, prepare_recovery, recover
+from cmidd.recovery.published import settled
+from cmidd.recovery.recover import Recovery, folder_of, prepare_recovery, recover
 from cmidd.storage.lock import busy_first
 from cmidd.storage.output import in_words
 from cmidd.storage.run_folder import check_folder
@@ -38,19 +44,39 @@ def run_recover(
         with busy_first(run.out, folder=True):
             check_folder(run.out, resume=run.resume)
     dataset = load(data)
-    recovery = prepare_recovery(dataset, options, cmi, data.device)
-    if recovery.filled_in:
-        print(f"not given, so as known: {recovery.filled_in}")
-    if run.dry_run:
-        print(recovery.batches.in_words(), cost_of_recovery(recovery), sep="\n")
-        return
     asked = {**asdict(data), "held_out": dataset.held_out}
-    folder = recovery.folder(run.out, resume=run.resume, asked=asked)
-    made = recover(recovery, folder, command)
+    if run.resume and _is_finished(run, dataset, options, cmi, data.device, asked):
+        print(f"{run.out} is finished already")
+        made: Path | None = run.out / "result.safetensors"
+    else:
+        recovery = prepare_recovery(dataset, options, cmi, data.device)
+        if recovery.filled_in:
+            print(f"not given, so as known: {recovery.filled_in}")
+        if run.dry_run:
+            print(recovery.batches.in_words(), cost_of_recovery(recovery), sep="\n")
+            return
+        folder = recovery.folder(run.out, resume=run.resume, asked=asked)
+        made = recover(recovery, folder, command)
     if made is not None:
         evaluation = EvaluateOptions(sets=(made,), out=run.out / "evaluation.json")
         print(f"the synthetic set: {made}")
         print("try it:", command_line("evaluate", (data, evaluation)))
+
+
+def _is_finished(
+    run: RecoverRunOptions,
+    dataset: Dataset,
+    options: RecoverOptions,
+    cmi: RecoverCMIOptions,
+    device: str | None,
+    asked: Mapping[str, Any],
+) -> bool:
+    """Whether the result is there, which then needs no teacher any more."""
+    if run.dry_run or not ranks.from_first(lambda: (run.out / "config.yaml").exists()):
+        return False
+    options, _ = settled(dataset, options, usable_device(device))
+    folder = folder_of(run.out, dataset, options, cmi, resume=True, asked=asked)
+    return ranks.from_first(lambda: folder.finished)
 
 
 def cost_of_recovery(recovery: Recovery) -> str:

@@ -87,7 +87,7 @@ class RecoverOptions(Options):
         zoom: least share of the area that the operation zoom shows; default: as published
         curriculum: how that share falls from zoom_from on: none (it does not), cosine, linear or
             step; default: as published
-        zoom_from: what it falls from
+        zoom_from: what it falls from; at least zoom
         curriculum_share: share of the steps in which it falls
         jitter: pixels by which a step rolls the images down and to the right, at most; default: as
             published
@@ -103,7 +103,8 @@ class RecoverOptions(Options):
             default: as published
         perturb_steps: steps by which the teacher's weights move before a batch, up the loss of its
             first images; default: as published
-        perturb_size: how far they move in all; default: as published
+        perturb_size: how far they move in all; default: as published, or 0.015 where perturb_steps
+            are given
         seed: of everything that is drawn
         precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
             it, else float32

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,9 +23,12 @@ from cmidd.pretrained.bank import Bank
 from cmidd.recovery.class_statistics import ClassStatistics
 from cmidd.recovery.starts import perturbed, start
 from cmidd.recovery.statistics import Statistics, averaged, distance, kept, watched
-from cmidd.recovery.steps import augmented, draw_step, lr_in
+from cmidd.recovery.steps import StepDraws, augmented, draw_step, lr_in
 from cmikernels import ClassIndex, CMIRegularizer
 from cmikernels.precision import computing
+
+LOOK_EVERY = 100
+"""Steps between two looks for NaN, for which the host waits for a GPU."""
 
 
 class Losses(NamedTuple):
@@ -80,24 +82,14 @@ class Batch:
         self.task, self.item, self.labels = task, item, labels.to(device)
         self.strategy = task.strategy
         dtype = next(task.teachers[0].parameters()).dtype
-        first = start(task.dataset, labels, numbers, options, task.teachers, device).to(dtype)
+        with computing(options.precision, device.type):
+            first = start(task.dataset, labels, numbers, options, task.teachers, device).to(dtype)
         self.images = first.requires_grad_()
-        self.teachers = list(task.teachers)
-        if options.perturb_steps and options.iterations:
-            with computing(options.precision, device.type):
-                self.teachers = [
-                    perturbed(
-                        teacher,
-                        first.detach(),
-                        self.labels,
-                        options.perturb_steps,
-                        options.perturb_size,
-                    )
-                    for teacher in self.teachers
-                ]
+        self._first = first.detach().clone() if options.perturb_steps else None
+        self._moved: dict[int, nn.Module] = {}
         self.index = ClassIndex(torch.unique(labels, return_inverse=True)[1].to(device))
         self.regularizers = task.regularizers() if self.index.largest > 1 else []
-        self.averages: dict[int, list[Statistics]] = {}
+        self._averages: dict[int, list[Statistics]] = {}
         self._of_classes: dict[int, list[Statistics]] = {}
         self.optimizer = torch.optim.Adam([self.images], lr=1.0, betas=(0.5, 0.9), eps=1e-8)
         black_and_white = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
@@ -107,9 +99,15 @@ class Batch:
 
     def losses(self, step: int) -> Losses:
         """The terms of a step, at the images as they are."""
+        drawn = draw_step(
+            self.task.options, self.strategy, len(self.task.teachers), self.item, step
+        )
+        return self._losses(step, drawn)[0]
+
+    def _losses(self, step: int, drawn: StepDraws) -> tuple[Losses, Sequence[Statistics]]:
+        """The terms of a step, and the running averages with it."""
         options = self.task.options
-        drawn = draw_step(options, self.strategy, len(self.teachers), self.item, step)
-        teacher = self.teachers[drawn.teacher]
+        teacher = self._teacher(drawn.teacher)
         seen_images = augmented(self.images, options, self.strategy, drawn, step)
         with (
             watched(teacher) as seen,
@@ -119,19 +117,26 @@ class Batch:
         classes = F.cross_entropy(logits.to(seen_images.dtype), self.labels)
         zero = classes.new_zeros(())
         total, statistics, cmi = classes, zero, zero
+        found = averaged(seen, self._averages.get(drawn.teacher), options.average)
         if options.bn_weight:
-            found = averaged(seen, self.averages.get(drawn.teacher), options.average)
-            if options.average:
-                self.averages[drawn.teacher] = [
-                    Statistics(*(number.detach() for number in each)) for each in found
-                ]
             statistics = self._distance(found, kept(seen), drawn.teacher)
             total = total + options.bn_weight * statistics
         if self.regularizers:
             regularizer = self.regularizers[0 if self.task.bank is not None else drawn.teacher]
             cmi = regularizer(self.images, self.index, step=self.item * options.iterations + step)
             total = total + self.task.cmi.cmi_weight * cmi
-        return Losses(total, classes, statistics, cmi)
+        return Losses(total, classes, statistics, cmi), found
+
+    def _teacher(self, number: int) -> nn.Module:
+        """A teacher, whose weights move when it is first drawn, where they are to."""
+        options, teacher = self.task.options, self.task.teachers[number]
+        if self._first is None:
+            return teacher
+        if number not in self._moved:
+            self._moved[number] = perturbed(
+                teacher, self._first, self.labels, options.perturb_steps, options.perturb_size
+            )
+        return self._moved[number]
 
     def _distance(
         self, found: Sequence[Statistics], wanted: Sequence[Statistics], teacher: int
@@ -149,21 +154,32 @@ class Batch:
 
     def step(self, number: int) -> Losses:
         """Move the images once; the terms before that."""
-        with computing(self.task.options.precision, self.images.device.type):
-            losses = self.losses(number)
+        options = self.task.options
+        drawn = draw_step(options, self.strategy, len(self.task.teachers), self.item, number)
+        with computing(options.precision, self.images.device.type):
+            losses, found = self._losses(number, drawn)
             (self.images.grad,) = torch.autograd.grad(losses.total, self.images)
-        self.optimizer.param_groups[0]["lr"] = lr_in(self.task.options, number)
+        if options.average:
+            self._averages[drawn.teacher] = [
+                Statistics(*(each.detach() for each in statistics)) for statistics in found
+            ]
+        self.optimizer.param_groups[0]["lr"] = lr_in(options, number)
         self.optimizer.step()
+        if number % LOOK_EVERY == 0 or number == options.iterations - 1:
+            self._check_finite()  # Inf would be clamped
         with torch.no_grad():
             self.images.clamp_(self.least, self.most)
         return losses
 
-    def pixels(self) -> Tensor:
-        """The images as they are kept: uint8 on the CPU."""
-        images = self.images.detach()
-        if not math.isfinite(images.abs().sum().item()):
+    def _check_finite(self) -> None:
+        if not self.images.isfinite().all():
             raise FloatingPointError(
                 f"batch {self.item + 1}: its images are NaN or Inf; take a smaller lr, bn_weight "
                 "or cmi_weight, and another folder"
             )
-        return (self.task.dataset.to_pixels(images) * 255).round().to(torch.uint8).cpu()
+
+    def pixels(self) -> Tensor:
+        """The images as they are kept: uint8 on the CPU."""
+        self._check_finite()
+        pixels = self.task.dataset.to_pixels(self.images.detach())
+        return (pixels * 255).round().to(torch.uint8).cpu()

@@ -10,9 +10,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from cmidd.datasets import Dataset
-from cmidd.options.fields import fill_in
+from cmidd.device import with_precision
+from cmidd.options.fields import AS_PUBLISHED, fill_in
 from cmidd.options.recover import RecoverOptions
+from cmidd.recovery.checks import check_effects
 
 SIZES = {"cifar100": 32, "tinyimagenet": 64, "imagenet": 224}
 """Pixels of a side of the images that settings were published for."""
@@ -33,7 +37,9 @@ _USUAL: dict[str, Any] = {
     "perturb_steps": 0,
     "perturb_size": 0.0,
 }
-_PERTURBED = {"start": "real", "perturb_size": 0.015}
+PERTURB_SIZE = 0.015
+"""Of DWA, and what serves where steps are given and their size is not."""
+_PERTURBED = {"start": "real", "perturb_size": PERTURB_SIZE}
 
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("sre2l", "cifar100"): {
@@ -114,10 +120,27 @@ def evaluation_of(dataset: Dataset) -> dict[str, Any]:
 
 def fill_in_published(dataset: Dataset, options: RecoverOptions) -> tuple[RecoverOptions, str]:
     """Options with what is published in the place of what was not given, and a line of it."""
-    options, filled = fill_in(options, published(dataset, options.recipe))
+    usual = published(dataset, options.recipe)
+    known = dict(usual)
+    if options.perturb_steps is not AS_PUBLISHED and options.perturb_steps:
+        known["perturb_size"] = PERTURB_SIZE
+    options, filled = fill_in(options, known)
     near, recipe = nearest(dataset, options.recipe), NAMES[options.recipe]
     whose = f"{recipe} on {near}, as published"
     if near != dataset.name:
         whose = f"not published for {dataset.name}; those of {recipe} on {near}"
+    if "perturb_size" in filled and known["perturb_size"] != usual["perturb_size"]:
+        whose += f"; perturb_size that of {NAMES['dwa']}"
     words = ", ".join(f"{name} {value}" for name, value in filled.items())
     return options, f"{words} ({whose})" if words else ""
+
+
+def settled(
+    dataset: Dataset, options: RecoverOptions, device: torch.device
+) -> tuple[RecoverOptions, str]:
+    """Options, checked and filled in, and what was not given in words for the user."""
+    options.check()
+    options, filled_in = fill_in_published(dataset, options)
+    check_effects(dataset, options, published(dataset, options.recipe))
+    (options,) = with_precision((options,), device)
+    return options, filled_in

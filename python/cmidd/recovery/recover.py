@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from cmidd import ranks
 from cmidd.datasets import Dataset
-from cmidd.device import usable_device, with_precision
+from cmidd.device import usable_device
 from cmidd.interruption import Stop, deferred
 from cmidd.options.recover import RecoverCMIOptions, RecoverOptions
 from cmidd.pretrained.bank import Bank
@@ -28,14 +28,14 @@ from cmidd.pretrained.teachers import load_teachers
 from cmidd.progress import progress
 from cmidd.recovery.batch import Batch, Task
 from cmidd.recovery.batches import Batches
+from cmidd.recovery.checks import check_cmi, check_fits, check_teachers
 from cmidd.recovery.class_statistics import (
     ClassStatistics,
     channels_of,
     measure,
     statistics_file,
 )
-from cmidd.recovery.published import evaluation_of, fill_in_published
-from cmidd.recovery.statistics import batch_norms
+from cmidd.recovery.published import evaluation_of, settled
 from cmidd.run import run_folder
 from cmidd.storage.growing_file import GrowingFile
 from cmidd.storage.run_folder import RunFolder, versions
@@ -72,9 +72,8 @@ class Recovery:
         self, path: Path | str, *, resume: bool = False, asked: Mapping[str, Any] | None = None
     ) -> RunFolder:
         """The folder of this recovery, new or, with `resume`, begun before."""
-        parts = (self.options, self.task.cmi)
-        data = self.task.dataset
-        return run_folder(path, METHOD, data, parts, resume=resume, asked=asked, may_grow=())
+        task = self.task
+        return folder_of(path, task.dataset, task.options, task.cmi, resume=resume, asked=asked)
 
     def record(self) -> dict[str, Any]:
         """What the result says of itself."""
@@ -102,6 +101,20 @@ class Recovery:
         return {"pixels": pixels, "labels": labels, "loss": number, "cmi": number}
 
 
+def folder_of(
+    path: Path | str,
+    dataset: Dataset,
+    options: RecoverOptions,
+    cmi: RecoverCMIOptions,
+    *,
+    resume: bool = False,
+    asked: Mapping[str, Any] | None = None,
+) -> RunFolder:
+    """The folder of a recovery with these options, which are settled."""
+    parts = (options, cmi)
+    return run_folder(path, METHOD, dataset, parts, resume=resume, asked=asked, may_grow=())
+
+
 def prepare_recovery(
     dataset: Dataset,
     options: RecoverOptions,
@@ -122,25 +135,13 @@ def prepare_recovery(
             "range of pixels"
         )
     place, cmi = usable_device(device), cmi or RecoverCMIOptions()
-    options.check()
     cmi.check()
-    options, filled_in = fill_in_published(dataset, options)
-    (options,) = with_precision((options,), place)
-    if dataset.shape.height % options.patches or dataset.shape.width % options.patches:
-        raise ValueError(
-            f"patches: expected a number that divides {dataset.shape.height} x "
-            f"{dataset.shape.width} pixels, got {options.patches}"
-        )
+    options, filled_in = settled(dataset, options, place)
+    check_fits(dataset, options)
     batches = Batches(dataset.num_classes, options.ipc, options.batch_size, options.order)
-    if cmi.cmi_weight and batches.of_each == 1:
-        name = "order" if options.order == "image" else "ipc" if options.ipc == 1 else "batch_size"
-        raise ValueError(
-            f"{name}: {getattr(options, name)} gives a batch one image of each class, whose CMI is "
-            "0; take order class and more images, or cmi_weight 0"
-        )
+    check_cmi(batches, options, cmi)
     teachers = load_teachers([Path(file) for file in options.teacher], dataset, place)
-    if options.iterations:
-        _check_teachers(teachers, options)
+    check_teachers(teachers, dataset, options, place)
     bank = None if cmi.bank is None else Bank.load_for(dataset, cmi.bank, "bank", place)
     made_with: dict[str, Any] = {
         "teacher": {
@@ -153,16 +154,6 @@ def prepare_recovery(
     task = Task(dataset, options, cmi, teachers, bank, None, place)
     task.regularizers()  # so that a layer that is none is known now
     return Recovery(task, batches, filled_in, made_with)
-
-
-def _check_teachers(teachers: Sequence[nn.Module], options: RecoverOptions) -> None:
-    if options.bn_weight and not all(batch_norms(teacher) for teacher in teachers):
-        files = " ".join(map(str, options.teacher))
-        raise ValueError(
-            f"teacher: expected networks with batch norm, whose statistics images are to match, "
-            f"got one without in {files}; train such ones (cmidd pretrain "
-            "--network=resnet18:norm=batch), or give bn_weight 0"
-        )
 
 
 def recover(
@@ -202,9 +193,9 @@ def recover(
     growing = ranks.from_first(partial(_begin, recovery, folder, command))
     say(recovery.batches.in_words())
     of_classes = _class_statistics(recovery, folder, say)
-    busy = _fill(recovery, growing, of_classes, say)
+    _fill(recovery, growing, of_classes, say)
     ranks.wait()
-    left = len(growing.missing()) if busy else 0
+    left = ranks.from_first(lambda: len(growing.missing()))
     if left:
         say(f"other processes still make {left} of {len(recovery.batches)} batches")
         return None
@@ -255,11 +246,15 @@ def _class_statistics(
         with progress(total=len(missing), desc="statistics", unit="class") as bar:
 
             def make(c: int) -> dict[str, Tensor]:
+                bar.total = bar.n + len(growing.missing())
                 found = measure(task.dataset, task.teachers, c, task.device, options.precision)
                 bar.update()
                 return found
 
-            fill_together(growing, make, _turned(missing), wait=True)
+            def waiting(c: int, holder: str) -> None:
+                say(f"waiting for class {task.dataset.class_names[c]}, measured by {holder}")
+
+            fill_together(growing, make, _turned(missing), wait=True, waiting=waiting)
     _complete(growing, folder)
     return ClassStatistics(path, channels)
 
@@ -269,8 +264,8 @@ def _fill(
     growing: GrowingFile,
     of_classes: ClassStatistics | None,
     say: Callable[[str], None],
-) -> list[int]:
-    """Make batches; those that other processes make."""
+) -> None:
+    """Make the batches that no other process makes."""
     missing, count = growing.missing(), len(recovery.batches)
     if len(missing) < count:
         say(f"{count - len(missing)} of {count} batches are there already")
@@ -281,6 +276,7 @@ def _fill(
     ):
 
         def make(item: int) -> dict[str, Tensor]:
+            bar.total = bar.n + len(growing.missing()) * steps  # less what others made
             made = _made(recovery, item, of_classes, bar, stop, growing)
             say(
                 f"batch {item + 1} of {count}: loss {made['loss'].item():.4g}"
@@ -288,7 +284,7 @@ def _fill(
             )
             return made
 
-        return fill_together(growing, make, _turned(missing))
+        fill_together(growing, make, _turned(missing))
 
 
 def _made(

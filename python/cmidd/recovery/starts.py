@@ -15,6 +15,7 @@ from cmidd.networks import freeze
 from cmidd.options.recover import RecoverOptions
 from cmidd.rded import rded_images
 from cmidd.seeds import generator
+from cmikernels.precision import computing
 
 
 def start(
@@ -40,12 +41,13 @@ def start(
         rows = {c: real_rows(dataset, options.ipc, c, options.seed) for c, _ in pairs}
         chosen = torch.stack([rows[c][number] for c, number in pairs])
         return dataset.to_input(dataset.train.source[chosen].to(device))
-    found = {
-        c: rded_images(
-            dataset, teachers[0], c, options.ipc, options.rded_factor, options.seed, device
-        )
-        for c in sorted({c for c, _ in pairs})
-    }  # fmt: skip
+    with computing(options.precision, device.type, network=True):
+        found = {
+            c: rded_images(
+                dataset, teachers[0], c, options.ipc, options.rded_factor, options.seed, device
+            )
+            for c in sorted({c for c, _ in pairs})
+        }
     return torch.stack([found[c][number] for c, number in pairs]).to(device)
 
 

@@ -192,6 +192,12 @@ class GrowingFile:
             marks = file.read(self._count)
         return [k for k in range(self._count) if marks[k : k + 1] != b"\x01"]
 
+    def is_done(self, item: int) -> bool:
+        """Whether an item is done."""
+        with self._opened() as file:
+            file.seek(self._places[MARKS].start + item)
+            return file.read(1) == b"\x01"
+
     def is_begun(self, item: int) -> bool:
         """Whether the first part is on disk of each tensor that is written part by part."""
         with self.path.open("rb") as file:

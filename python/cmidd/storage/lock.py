@@ -30,6 +30,9 @@ _held: dict[Path, tuple[int, int]] = {}  # locks, and the process and thread tha
 class BusyError(OSError):
     """Another process is writing there; the message says which."""
 
+    holder = "another process"
+    """Who that is."""
+
 
 @contextlib.contextmanager
 def locked(path: Path, *, folder: bool = False) -> Iterator[None]:
@@ -155,10 +158,12 @@ def _claim(descriptor: int, lock: Path, path: Path) -> None:
 
 
 def _busy(path: Path, holder: str) -> BusyError:
-    return BusyError(
-        f"out: {path} is being written by {holder or 'another process'}; wait until it ends, or "
-        "name another"
+    holder = holder or BusyError.holder
+    error = BusyError(
+        f"out: {path} is being written by {holder}; wait until it ends, or name another"
     )
+    error.holder = holder
+    return error
 
 
 def _sign(descriptor: int) -> str:

@@ -27,6 +27,7 @@ def fill_together(
     order: Sequence[int],
     *,
     wait: bool = False,
+    waiting: Callable[[int, str], None] | None = None,
 ) -> list[int]:
     """Make the items that are missing and that no other process makes; those that others still do.
 
@@ -35,20 +36,28 @@ def fill_together(
         make: makes the tensors of an item.
         order: in which this process comes to the items.
         wait: until others have made theirs, and make what they leave.
+        waiting: told once for which item it waits, and who makes that.
     """
     while True:
-        busy = []
+        busy, holder = [], ""
         for item in order:
-            if item not in growing.missing():
+            if growing.is_done(item):
                 continue
-            try:
-                with locked(_claim(growing, item)):
-                    if item in growing.missing():  # nobody has made it since
-                        growing.put(item, make(item))
-            except BusyError:
-                busy.append(item)
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(locked(_claim(growing, item)))
+                except BusyError as error:
+                    busy.append(item)
+                    holder = holder or error.holder
+                    continue
+                if not growing.is_done(item):  # nobody has made it since
+                    growing.put(item, make(item))
         if not (busy and wait):
             return busy
+        if waiting is not None:
+            waiting(busy[0], holder)
+            waiting = None
+        order = busy
         time.sleep(_PAUSE)
 
 

@@ -64,6 +64,20 @@ def test_what_it_makes_goes_through_every_command(capsys: pytest.CaptureFixture[
     assert "runs/one is finished already" in capsys.readouterr().out
 
 
+def test_a_run_that_is_there_needs_no_teacher(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*RECOVER, "--iterations=1", "--out=runs/there"]
+    main(words)
+    Path(BANK).rename("runs/elsewhere")
+    try:
+        capsys.readouterr()
+        main([*words, "--resume"])
+        assert capsys.readouterr().out.startswith("runs/there is finished already\n")
+        assert "seed: 0 there, 1 now" in error_of([*words, "--resume", "--seed=1"], capsys)
+        assert BANK in error_of([*words[:-1], "--out=runs/not"], capsys)
+    finally:
+        Path("runs/elsewhere").rename(BANK)
+
+
 def test_a_dry_run_says_what_it_costs_and_writes_nothing(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

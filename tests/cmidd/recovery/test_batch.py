@@ -16,14 +16,16 @@ from bench.plain import recover as plain
 from cmidd.augment_operations import ENDS, OPERATIONS, Amounts
 from cmidd.datasets import Dataset
 from cmidd.options.recover import RecoverCMIOptions
+from cmidd.recovery import batch as module_of_batch
 from cmidd.recovery import starts
 from cmidd.recovery.batch import Batch
 from cmidd.recovery.class_statistics import ClassStatistics
 from cmidd.recovery.recover import Recovery
 from cmidd.recovery.starts import perturbed
 from cmidd.recovery.statistics import Statistics, watched
-from cmidd.recovery.steps import draw_step, least_area
+from cmidd.recovery.steps import draw_step
 from cmikernels import fused_cmi
+from tests.support import tiny
 from tests.support.recovered import in_float64, recover_options, tiny_recovery
 from tests.support.tiny import CPU, tiny_bank, tiny_dataset
 
@@ -91,7 +93,9 @@ def plain_loss(recovery: Recovery, batch: Batch, given: GivenStatistics) -> Call
         numbers = drawn.augmentation.numbers[0]
         if "zoom" in strategy.operations:
             u = numbers[ENDS["zoom"] - 4 : ENDS["zoom"], None]
-            amounts = Amounts(zoom=least_area(options, step))
+            ends = options.zoom_from, options.zoom
+            fall = options.iterations, options.curriculum_share, ends
+            amounts = Amounts(zoom=plain.crop_scale(options.curriculum, step, *fall))
             top, high, left, wide = (
                 int(n) for n in OPERATIONS["zoom"].parameters(u, amounts, *images.shape[2:])
             )
@@ -120,6 +124,8 @@ def test_loss_gradient_and_result_are_those_of_the_published_loops(way: str, tea
         error = (gradients[0] - gradients[1]).abs().max()
         assert error <= 1e-10 * gradients[1].abs().max()
         assert gradients[1].abs().max() > 1e-6
+        assert batch.losses(step).total.item() == found.item()
+        batch.step(step)
     again = recovery.batch(0, given)
     assert torch.equal(again.images, first)
     for step in range(recovery.options.iterations):
@@ -165,13 +171,19 @@ def test_perturbed_weights_are_those_of_a_plain_loop(teacher: Path) -> None:
     assert not any(parameter.requires_grad for parameter in moved.parameters())
 
 
-@pytest.mark.parametrize("by", ["teacher", "bank"])
-def test_cmi_is_that_of_whole_classes(by: str, teacher: Path, tmp_path: Path) -> None:
-    cmi = RecoverCMIOptions(cmi_weight=30.0)
+@pytest.mark.parametrize(
+    ("by", "chunk", "perturb_steps"), [("teacher", 50, 0), ("bank", 4, 0), ("teacher", 4, 2)]
+)
+def test_cmi_is_that_of_whole_classes(
+    by: str, chunk: int, perturb_steps: int, teacher: Path, tmp_path: Path
+) -> None:
+    cmi = RecoverCMIOptions(cmi_weight=30.0, cmi_chunk=chunk)
     if by == "bank":
         tiny_bank(tmp_path / "bank", tiny_dataset(), networks=1)
         cmi = replace(cmi, bank=tmp_path / "bank")
-    options = recover_options(teacher, ipc=3, batch_size=7, bn_weight=0.1)
+    options = recover_options(
+        teacher, ipc=3, batch_size=7, bn_weight=0.1, perturb_steps=perturb_steps
+    )
     recovery = in_float64(tiny_recovery(options, cmi))
     if by == "bank":
         assert recovery.task.bank is not None
@@ -230,6 +242,7 @@ def test_rded_chooses_for_each_class_of_a_batch(
         return label + torch.arange(count)[:, None, None, None] / 8 * torch.ones(*dataset.shape)
 
     monkeypatch.setattr(starts, "rded_images", chosen)
+    monkeypatch.setattr(tiny, "PER_CLASS", 12)  # one image of the class for each cell
     options = recover_options(teacher, start="rded", rded_factor=2, ipc=3, batch_size=6, seed=5)
     images = tiny_recovery(options).batch(0).images
     assert images[:, 0, 0, 0].tolist() == [0, 0.125, 0.25, 1, 1.125, 1.25]
@@ -240,5 +253,38 @@ def test_a_step_that_is_too_long_is_an_error(teacher: Path) -> None:
     batch = tiny_recovery(recover_options(teacher)).batch(1)
     with torch.no_grad():
         batch.images[0, 0, 0, 0] = torch.nan
-    with pytest.raises(FloatingPointError, match="batch 2: its images are NaN or Inf; take a"):
+    words = "batch 2: its images are NaN or Inf; take a"
+    with pytest.raises(FloatingPointError, match=words):
         batch.pixels()
+    with pytest.raises(FloatingPointError, match=words):
+        batch.step(0)
+
+
+def test_images_that_overflow_are_seen_before_they_are_clamped(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = tiny_recovery(recover_options(teacher)).batch(0)
+    with torch.no_grad():
+        batch.images.fill_(torch.finfo(torch.float32).max)
+    monkeypatch.setattr(batch.optimizer, "step", lambda: batch.images.data.mul_(2))
+    with pytest.raises(FloatingPointError, match="batch 1: its images are NaN or Inf"):
+        batch.step(0)
+
+
+def test_a_teacher_moves_when_it_is_first_drawn(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[nn.Module] = []
+
+    def noted(network: nn.Module, *rest: Any) -> nn.Module:
+        moved.append(network)
+        return perturbed(network, *rest)
+
+    monkeypatch.setattr(module_of_batch, "perturbed", noted)
+    recovery = tiny_recovery(recover_options(teacher, perturb_steps=1, iterations=12))
+    batch = recovery.batch(0)
+    assert not moved
+    for step in range(12):
+        batch.step(step)
+    assert len(moved) == 2
+    assert {id(each) for each in moved} == {id(each) for each in recovery.task.teachers}

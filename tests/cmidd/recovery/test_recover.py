@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmidd import ranks
 from cmidd.options.recover import RecoverCMIOptions
+from cmidd.recovery import recover as module_of_recover
 from cmidd.recovery.batch import Batch
 from cmidd.recovery.recover import recover
 from cmidd.storage.growing_file import GrowingFile, partial_path
@@ -170,6 +172,23 @@ def test_ranks_make_the_set_of_one_process(teacher: Path, tmp_path: Path) -> Non
     assert (tmp_path / "shared" / "result.safetensors").read_bytes() == whole
     left = sorted(path.name for path in (tmp_path / "shared").iterdir())
     assert left == ["config.yaml", "result.safetensors", "statistics.safetensors"]
+
+
+def leave(folder: Path, teacher: Path) -> None:
+    """What every rank does while another process makes a batch that only the last one comes to."""
+    recovery = tiny_recovery(recover_options(teacher))
+
+    def fill(*_: object) -> list[int]:
+        return [1] if ranks.number() else []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module_of_recover, "fill_together", fill)
+        assert recover(recovery, recovery.folder(folder / "left"), "", quiet) is None
+
+
+def test_ranks_agree_on_whether_batches_are_left(teacher: Path, tmp_path: Path) -> None:
+    on_ranks(2, leave, tmp_path, tmp_path, teacher)
+    assert not (tmp_path / "left" / "result.safetensors").exists()
 
 
 @pytest.fixture

@@ -80,9 +80,48 @@ def test_others_are_waited_for_where_that_is_asked(
     with held(tmp_path / "file", 3) as process:
         timer = threading.Timer(0.2, process.kill)
         timer.start()
-        assert fill_together(file, number, range(COUNT), wait=True) == []
+        told: list[tuple[int, str]] = []
+        asked: list[int] = []
+        is_done = file.is_done
+
+        def looked(item: int) -> bool:
+            asked.append(item)
+            return is_done(item)
+
+        monkeypatch.setattr(file, "is_done", looked)
+
+        def waiting(item: int, holder: str) -> None:
+            told.append((item, holder))
+
+        found = fill_together(file, number, range(COUNT), wait=True, waiting=waiting)
         timer.join()
+    assert found == []
     assert file.missing() == []
+    ((item, holder),) = told
+    assert item == 3
+    assert holder.startswith(f"process {process.pid} on ")
+    assert {*asked[2 * COUNT - 1 :]} == {3}  # after a pass it comes to what was busy alone
+
+
+def test_a_lock_of_something_else_that_is_busy_is_an_error(tmp_path: Path) -> None:
+    file = grown(tmp_path / "file")
+
+    def make(item: int) -> dict[str, Tensor]:
+        with held(tmp_path / "other", 0) as process:
+            try:
+                with locked(tmp_path / "other.0"):
+                    return number(item)
+            finally:
+                process.kill()
+
+    with pytest.raises(BusyError, match=r"other\.0 is being written by process"):
+        fill_together(file, make, range(COUNT))
+
+
+def test_one_item_is_looked_at_alone(tmp_path: Path) -> None:
+    file = grown(tmp_path / "file")
+    file.put(4, number(4))
+    assert [file.is_done(item) for item in range(COUNT)] == [item == 4 for item in range(COUNT)]
 
 
 def test_a_file_that_another_process_completes_goes_on(tmp_path: Path) -> None:
