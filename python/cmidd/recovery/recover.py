@@ -40,9 +40,10 @@ from cmidd.run import run_folder
 from cmidd.storage.growing_file import GrowingFile
 from cmidd.storage.run_folder import RunFolder, versions
 from cmidd.storage.shared_filling import complete, fill_together, locked_soon
-from cmidd.storage.tensor_file import checksum, record_of
+from cmidd.storage.tensor_file import record_of
 from cmidd.stored_pixels import as_items
 from cmidd.synthetic import KIND
+from cmidd.teaching import checksums
 
 METHOD = "recover"
 """What records and folders call it."""
@@ -146,7 +147,7 @@ def prepare_recovery(
     made_with: dict[str, Any] = {
         "teacher": {
             "networks": len(teachers),
-            "checksums": [checksum(teacher.state_dict()) for teacher in teachers],
+            "checksums": checksums(teachers),
         }
     }
     if bank is not None:
