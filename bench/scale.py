@@ -3,10 +3,11 @@
 python -m bench.scale
 
 A tree of JPEG pictures of many sizes is drawn, in which each class has stripes of its own width,
-direction and colours. A teacher is trained on it, images are recovered with CMI, and a student
-learns from them. Each part is a command of `cmidd` in a process of its own, so its peak is its own.
-The recovery is repeated with few steps for other numbers of images per class and for a part of the
-classes: its memory follows the batch.
+direction and colours. A teacher is trained on it, images are recovered with CMI from parts of
+pictures that RDED selects, the teacher labels what a student sees of them, and students learn these
+labels, or the classes alone. Each part is a command of `cmidd` in a process of its own, so its peak
+is its own. The recovery is repeated from noise with few steps for other numbers of images per class
+and for a part of the classes: its memory follows the batch.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import io
 import json
 import math
 import os
+import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +35,6 @@ from bench.harness.memory import peak_so_far
 from bench.harness.processes import apart
 from bench.harness.records import Record, Row, head_of
 from bench.harness.tables import bytes_text, seconds_text, table
-from cmidd import training
 from cmidd.cli import main as cmidd
 from cmidd.datasets.encoded import Images, one_after_another
 
@@ -46,7 +47,7 @@ class Part(NamedTuple):
     seconds: float
     peak: int
     waited: float
-    """Seconds in which training waited for pictures."""
+    """Seconds in which networks waited for pictures."""
 
 
 def draw_tree(folder: Path, classes: int, pictures: int, size: int) -> int:
@@ -96,15 +97,23 @@ def command(words: list[str]) -> Part:
                 return
             yield pixels
 
-    vars(training)[one_after_another.__name__] = timed
     began = time.perf_counter()
+    replace_in_cmidd(one_after_another, timed)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             cmidd(words)
     finally:
-        vars(training)[one_after_another.__name__] = one_after_another
+        replace_in_cmidd(timed, one_after_another)
     device = "cuda" if "--device=cuda" in words else "cpu"
     return Part(time.perf_counter() - began, peak_so_far(torch.device(device)), waited)
+
+
+def replace_in_cmidd(function: Callable[..., Any], other: Callable[..., Any]) -> None:
+    """Let every module of cmidd that has a function by its name have another."""
+    name = one_after_another.__name__
+    for module in list(sys.modules.values()):
+        if module.__name__.startswith("cmidd.") and vars(module).get(name) is function:
+            vars(module)[name] = other
 
 
 def measure(args: Namespace, folder: Path) -> list[Row]:
@@ -132,38 +141,55 @@ def measure(args: Namespace, folder: Path) -> list[Row]:
             *[f"--epochs={args.epochs if whole else 1}", f"--lr={args.lr}", "--schedule=cosine"],
             *["--augmentation=all:crop_flip", "--batch_size=128", "--keep_decoded=0"],
             f"--out={teachers[data]}",
-        ])  # fmt: skip
+        ], allocator={})  # fmt: skip
         if whole:
             (accuracy,) = load_file(teachers[data])["accuracy"].tolist()
             rows.append(row("pretrain", args.classes, None, found, accuracy=accuracy))
     first, *others = args.ipc
-    cases = [(tree, first, args.iterations)]
-    cases += [(tree, ipc, args.few) for ipc in (first, *others)]
-    cases.append((half, first, args.few))
-    for data, ipc, iterations in cases:
-        out = folder / f"{data.name}-{ipc}-{iterations}"
+    cases = [(tree, first, args.iterations, "rded")]
+    cases += [(tree, ipc, args.few, "noise") for ipc in (first, *others)]
+    cases.append((half, first, args.few, "noise"))
+    made = []
+    for data, ipc, iterations, start in cases:
+        out = folder / f"{data.name}-{ipc}-{iterations}-{start}"
+        made.append(out)
         classes = len(list((data / "train").iterdir()))
         found = apart(command, [
             *["recover", *of_data(args, data), f"--teacher={teachers[data]}", f"--ipc={ipc}"],
-            *[f"--iterations={iterations}", f"--batch_size={args.batch_size}"],
+            *[f"--iterations={iterations}", f"--batch_size={args.batch_size}", f"--start={start}"],
             *["--augmentation=all:zoom_flip", f"--cmi_weight={args.cmi_weight}", f"--out={out}"],
-        ])  # fmt: skip
+        ], allocator={})  # fmt: skip
         result = out / "result.safetensors"
         rows.append(
-            row("recover", classes, ipc, found, iterations=iterations, disk=result.stat().st_size)
-        )
-    evaluation = folder / "evaluation.json"
-    made = folder / f"{tree.name}-{first}-{args.iterations}"
+            row(f"recover from {start}", classes, ipc, found, iterations=iterations,
+                disk=result.stat().st_size)
+        )  # fmt: skip
+    return [*rows, *learning(args, tree, teachers[tree], made[0])]
+
+
+def learning(args: Namespace, data: Path, teacher: Path, made: Path) -> Iterator[Row]:
+    """Rows of soft labels, and of students that learn from a recovered set with and without."""
+    labels = made / "labels.safetensors"
+    drawn = [f"--epochs={args.student_epochs}", "--batch_size=100"]
     found = apart(command, [
-        *["evaluate", str(made), f"--random_real={first}", *of_data(args, tree), "--repeats=1"],
-        *[f"--epochs={args.student_epochs}", "--batch_size=100", f"--out={evaluation}"],
-    ])  # fmt: skip
-    results = json.loads(evaluation.read_text())["results"]
-    of_set, of_real = (result["evaluations"][0]["mean"] for result in results)
-    rows.append(
-        row("evaluate", args.classes, first, found, accuracy=of_set, accuracy_of_real=of_real)
-    )
-    return rows
+        *["relabel", str(made), f"--teacher={teacher}", *of_data(args, data), *drawn],
+        f"--out={labels}",
+    ], allocator={})  # fmt: skip
+    about = args.classes, args.ipc[0]
+    yield row("relabel", *about, found, disk=labels.stat().st_size)
+    taught = {
+        "evaluate": [f"--random_real={args.ipc[0]}", *drawn],
+        "evaluate with soft labels": [f"--labels={labels}"],
+    }
+    for part, options in taught.items():
+        out = made / f"{part}.json"
+        found = apart(command, [
+            *["evaluate", str(made), *of_data(args, data), "--repeats=1", *options, f"--out={out}"]
+        ], allocator={})  # fmt: skip
+        results = json.loads(out.read_text())["results"]
+        reached = [result["evaluations"][0]["mean"] for result in results]
+        names = ("accuracy", "accuracy_of_real")
+        yield row(part, *about, found, **dict(zip(names, reached, strict=False)))
 
 
 def of_data(args: Namespace, data: Path) -> list[str]:
@@ -183,7 +209,7 @@ def report(record: Record) -> str:
     """Render the record as Markdown."""
     lines = []
     for each in record.rows:
-        share = each.get("idle") if each["part"] != "recover" else None
+        share = each.get("idle")
         accuracy = [
             f"{each[name]:.1%}{text}"
             for name, text in (("accuracy", ""), ("accuracy_of_real", " random real"))

@@ -16,7 +16,7 @@ from tests.support.threads import one_thread
 __all__ = ["one_thread"]  # a fixture of the test below
 
 
-def here(function: Callable[..., Any], *arguments: Any) -> Any:
+def here(function: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
     """In this process, where torch is imported already."""
     return function(*arguments)
 
@@ -37,13 +37,16 @@ def test_every_part_is_measured(
     assert found == [
         ("draw the pictures", 4, None),
         ("pretrain", 4, None),
-        *[("recover", 4, 2), ("recover", 4, 2), ("recover", 4, 3), ("recover", 2, 2)],
-        ("evaluate", 4, 2),
+        ("recover from rded", 4, 2),
+        *[("recover from noise", *case) for case in ((4, 2), (4, 3), (2, 2))],
+        *[("relabel", 4, 2), ("evaluate", 4, 2), ("evaluate with soft labels", 4, 2)],
     ]
     assert record.rows[0]["images"] == len(list((tmp_path / "work/tree/train").rglob("*.jpg")))
     assert all(row["peak"] > 2**20 for row in record.rows[1:])
-    assert 0 <= record.rows[1]["idle"] < 1
-    assert record.rows[2]["disk"] == (tmp_path / "work/tree-2-2/result.safetensors").stat().st_size
+    assert all(0 < row["idle"] < 1 for row in record.rows[1:3]), "pictures are decoded for both"
+    made = tmp_path / "work/tree-2-2-rded"
+    assert record.rows[2]["disk"] == (made / "result.safetensors").stat().st_size
+    assert record.rows[6]["disk"] == (made / "labels.safetensors").stat().st_size
     assert all(0 <= row["accuracy"] <= 1 for row in record.rows if "accuracy" in row)
     assert "waiting for pictures" in scale.report(record)
 
