@@ -23,8 +23,9 @@ color, then one of crop, scale, rotate and zoom, then cutout and shuffle, of tho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ from cmidd.augment_operations import (
     Amounts,
     whole,
 )
+from cmidd.parcel import sent
 
 
 @dataclass(frozen=True)
@@ -155,22 +157,77 @@ def augment(
             f"got {images.dtype} of shape {tuple(images.shape)}"
         )
     groups = _checked_groups(groups, len(images), len(drawn.numbers))
-    changed = images.to(torch.promote_types(images.dtype, torch.float32))
+    changes = changes_of(strategy, drawn, groups, images.shape[2:], images.dtype, amounts=amounts)
+    return change(images, sent(changes, images.device))
+
+
+class Part(NamedTuple):
+    """An operation, and its parameters `(k, n)` for the n images that it changes."""
+
+    operation: str
+    parameters: Tensor
+
+
+class Turn(NamedTuple):
+    """What is done to all images in one turn: an operation, or several to some of them each."""
+
+    parts: list[Part]
+    order: Tensor | None  # (N,): the images part by part; None: as they stand
+    back: Tensor | None  # (N,): the place of each in that order
+
+
+def changes_of(
+    strategy: Strategy,
+    drawn: Draw,
+    groups: Tensor,
+    size: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    *,
+    amounts: Amounts = PUBLISHED_AMOUNTS,
+) -> list[Turn]:
+    """What is to be done to images, turn by turn, worked out on the CPU.
+
+    Args:
+        strategy: of the draw.
+        drawn: by `draw(strategy, ...)`.
+        groups: (N,) int64, the group of each image.
+        size: height and width of the images.
+        dtype: of the images.
+        amounts: how far operations go.
+    """
     numbers = drawn.numbers[groups]
+    of_parameters = torch.promote_types(dtype, torch.float32)
+    turns = []
     for step in range(drawn.operations.shape[1]):
         operations = drawn.operations[groups, step]  # (N,)
         counts = operations.bincount(minlength=len(strategy.operations)).tolist()
-        if max(counts) == len(images):
-            name = strategy.operations[counts.index(len(images))]
-            changed = _apply(name, changed, numbers, amounts)
-            continue
-        order = operations.argsort(stable=True)
-        pieces = [
-            _apply(name, _rows(changed, part), numbers[part], amounts)
-            for name, part in zip(strategy.operations, torch.split(order, counts), strict=True)
-            if len(part)
+        rows: Sequence[Tensor | slice]
+        rows, order, back = [slice(None)] * len(counts), None, None
+        if max(counts) < len(groups):
+            order = operations.argsort(stable=True)
+            rows, back = torch.split(order, counts), order.argsort()
+        parts = [
+            Part(name, _parameters(name, numbers[own], size, amounts).to(of_parameters))
+            for name, own, count in zip(strategy.operations, rows, counts, strict=True)
+            if count
         ]
-        changed = _rows(torch.cat(pieces), order.argsort())
+        turns.append(Turn(parts, order, back))
+    return turns
+
+
+def change(images: Tensor, turns: Sequence[Turn]) -> Tensor:
+    """Change `images` (N, ch, H, W) by `turns = changes_of(...)`, on their device."""
+    changed = images.to(torch.promote_types(images.dtype, torch.float32))
+    for parts, order, back in turns:
+        if order is None or back is None:
+            changed = _apply(parts[0], changed)
+            continue
+        rows = torch.split(order, [each.parameters.shape[1] for each in parts])
+        pieces = [
+            _apply(each, changed.index_select(0, own))
+            for each, own in zip(parts, rows, strict=True)
+        ]
+        changed = torch.cat(pieces).index_select(0, back)
     return changed.to(images.dtype)
 
 
@@ -197,16 +254,13 @@ def _checked_groups(groups: Tensor | None, num_images: int, num_groups: int) -> 
     return groups
 
 
-def _rows(images: Tensor, rows: Tensor) -> Tensor:
-    """Images by their places, which are on the CPU."""
-    return images.index_select(0, rows.to(images.device))
-
-
-def _apply(name: str, images: Tensor, numbers: Tensor, amounts: Amounts) -> Tensor:
-    """One operation on `images` (n, ch, H, W) by the `numbers` (n, ...) of their groups."""
-    operation = OPERATIONS[name]
-    end = ENDS[name]
+def _parameters(name: str, numbers: Tensor, size: Sequence[int], amounts: Amounts) -> Tensor:
+    """Of an operation, `(k, n)` float64, by the `numbers` (n, ...) of images of this size."""
+    operation, end = OPERATIONS[name], ENDS[name]
     u = numbers[:, end - operation.numbers : end].T
-    columns = operation.parameters(u, amounts, images.shape[2], images.shape[3])
-    moved = torch.stack([column.to(images.dtype) for column in columns]).to(images.device)
-    return operation.apply(images, *moved[:, :, None, None, None])
+    return torch.stack([each.double() for each in operation.parameters(u, amounts, *size)])
+
+
+def _apply(part: Part, images: Tensor) -> Tensor:
+    """One operation on `images` (n, ch, H, W)."""
+    return OPERATIONS[part.operation].apply(images, *part.parameters[:, :, None, None, None])
