@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from cmidd.augment import Draw, Strategy, augment
+from cmidd.augment import Draw, Strategy, Turn, change, changes_of
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import Images, taken
+from cmidd.datasets.encoded import Images
 from cmidd.device import precision_on
 from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published, origin_on
 from cmidd.methods.class_draws import (
@@ -41,6 +41,7 @@ from cmidd.networks import (
 from cmidd.networks.usual import usual_network
 from cmidd.options.dm import DMOptions
 from cmidd.options.fields import check_filled_in
+from cmidd.parcel import sent
 from cmidd.seeds import generator
 from cmikernels.precision import computing
 
@@ -61,6 +62,16 @@ class DMDraws:
     weights: dict[str, Tensor]  # of the network
     real: list[Tensor]  # row numbers of the real images of each class
     augmentation: Draw  # of each class
+
+
+@dataclass(frozen=True, eq=False)
+class DMPlan:
+    """The same as the device takes it."""
+
+    weights: Mapping[str, Tensor]
+    rows: Tensor  # of the real images among those of the rank's classes
+    real: list[Turn]  # the changes of these
+    synthetic: list[list[Turn]]  # and of those that the network sees of the images of each chunk
 
 
 class DM(Method):
@@ -129,19 +140,34 @@ class DM(Method):
 
     def _loss_and_gradient(self, images: Tensor, draws: DMDraws) -> tuple[Tensor, Tensor]:
         with record_function("dm.network"):
-            self.load_network(draws.weights)
+            plan = self.plan(draws)
+            self.load_network(plan.weights)
         with record_function("dm.real_images"):
-            real, places = self.real_batch(draws.real)
-            real = augment(real, self.strategy, draws.augmentation, places)
+            real = change(self.real_batch(plan.rows), plan.real)
         with record_function("dm.real_branch"):
             targets = self.real_statistics(real, [len(rows) for rows in draws.real])
         with record_function("dm.synthetic_branch"):
-            loss, gradient = self.match(
-                images.detach()[self.share.rows],
-                targets,
-                lambda x, places: augment(x, self.strategy, draws.augmentation, places),
-            )
+            mine = images.detach()[self.share.rows]
+            loss, gradient = self.match(mine, targets, plan.synthetic)
         return loss, self.share.whole(gradient, images)
+
+    def plan(self, draws: DMDraws) -> DMPlan:
+        """What was drawn as the device takes it, where it is then."""
+        chosen, share = torch.cat(draws.real), self.share
+        seen = share.labels - share.classes.start
+
+        def changes(places: Tensor) -> list[Turn]:
+            size = self.dataset.shape[1:]
+            return changes_of(self.strategy, draws.augmentation, places, size, self.dtype)
+
+        plan = DMPlan(
+            draws.weights,
+            chosen - share.first_real,
+            changes(self.dataset.train.labels[chosen] - share.classes.start),
+            [changes(seen[rows].repeat_interleave(self.seen_of_stored)) for _, rows in self.chunks],
+        )
+        there = sent(plan, self.device)
+        return there if isinstance(self.images, Tensor) else replace(there, rows=plan.rows)
 
     def placed(self, network: Network, dtype: torch.dtype) -> Network:
         """The network frozen, on the device, in the layout that is fast there."""
@@ -158,22 +184,13 @@ class DM(Method):
         if self.real_network is not self.network:
             self.real_network.load_state_dict(weights)
 
-    def real_batch(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Normalised real images of every class, and the place of the class of each."""
-        chosen = torch.cat(rows)
-        there = taken(self.images, chosen - self.share.first_real)
-        return (
-            self.dataset.to_input(there, self.dtype),
-            self.dataset.train.labels[chosen] - self.share.classes.start,
-        )
+    def real_batch(self, rows: Tensor) -> Tensor:
+        """Normalised real images by their rows among those of the rank's classes."""
+        return self.dataset.to_input(self.images[rows], self.dtype)
 
     def statistics(self, features: Tensor, counts: list[int]) -> list[Tensor]:
         """What is matched of embeddings `(N, M)` that stand class by class, each `(C, ...)`."""
         return [class_means(features, counts)]
-
-    def seen(self, images: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network sees of stored images, and the place of the class of each."""
-        return (images, places) if self.view is None else self.view(images, places)
 
     def loss_of(self, seen: Tensor, targets: list[Tensor], classes: slice) -> Tensor:
         """Loss of augmented images `seen` of whole classes, whose real images have `targets`."""
@@ -204,16 +221,15 @@ class DM(Method):
         self,
         images: Tensor,
         targets: list[Tensor],
-        augmented: Callable[[Tensor, Tensor], Tensor],
+        changes: list[list[Turn]],
     ) -> tuple[Tensor, Tensor]:
         """Loss and gradient of the rank's images, in chunks of whole classes."""
         losses: list[Tensor] = []
         gradients: list[Tensor] = []
-        places = self.share.labels - self.share.classes.start
-        for classes, rows in self.chunks:
+        for (classes, rows), turns in zip(self.chunks, changes, strict=True):
             x = images[rows].requires_grad_()
-            seen = augmented(*self.seen(x, places[rows]))
-            seen = seen.contiguous(memory_format=layout_on(self.device, x.dtype))
+            seen = x if self.view is None else self.view(x, self.share.labels[rows])[0]
+            seen = change(seen, turns).contiguous(memory_format=layout_on(self.device, x.dtype))
             loss = self.loss_of(seen, [t[classes] for t in targets], classes)
             losses.append(loss.detach())
             gradients += torch.autograd.grad(loss, x)

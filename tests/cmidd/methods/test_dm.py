@@ -143,9 +143,9 @@ def test_every_operation_changes_the_same_images_in_both_loops(
     in_plain: Counter[str] = Counter()
     apply = augment._apply
 
-    def counted_apply(name: str, images: Tensor, *rest: Any) -> Tensor:
-        in_ours[name] += len(images)
-        return apply(name, images, *rest)
+    def counted_apply(part: augment.Part, images: Tensor) -> Tensor:
+        in_ours[part.operation] += len(images)
+        return apply(part, images)
 
     def counted(name: str, operation: plain_dm.Operation) -> plain_dm.Operation:
         def call(images: Tensor, u: list[float]) -> Tensor:
@@ -221,8 +221,8 @@ def test_classes_with_other_numbers_of_images_match_one_by_one() -> None:
 
 def test_a_class_smaller_than_the_batch_gives_all_its_images_once() -> None:
     loop = ours(batch_real=1000)
-    real, labels = loop.real_batch(loop.draw(0, 0).real)
-    train = loop.dataset.train
+    rows, train = loop.plan(loop.draw(0, 0)).rows, loop.dataset.train
+    real, labels = loop.real_batch(rows), train.labels[rows]
     assert torch.equal(labels, train.labels)
     for c in range(len(RAGGED)):
         expected = loop.dataset.to_input(train.of_class(c), torch.float64).flatten(1)
@@ -239,7 +239,7 @@ def means(real_dtype: str, **options: Any) -> Tensor:
                 real_dtype=real_dtype, **options)  # fmt: skip
     draws = loop.draw(0, 0)
     loop.load_network(draws.weights)
-    (found,) = loop.real_statistics(loop.real_batch(draws.real)[0], sizes)
+    (found,) = loop.real_statistics(loop.real_batch(loop.plan(draws).rows), sizes)
     return found
 
 
