@@ -28,9 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
-from cmidd.augment import Draw, Strategy, augment
+from cmidd.augment import Draw, Strategy, Turn, change, changes_of
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import taken
 from cmidd.device import precision_on
 from cmidd.methods.base import CMIWeights, Method, MethodEntry
 from cmidd.methods.characteristic import characteristic_functions, directions, distances
@@ -61,6 +60,7 @@ from cmidd.networks import (
 from cmidd.options.fields import check_filled_in
 from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.recipe import OPTIMIZERS
+from cmidd.parcel import sent
 from cmidd.pretrained.bank import Bank
 from cmidd.seeds import generator
 from cmidd.synthetic import SyntheticSet
@@ -77,6 +77,19 @@ class NCFMDraws:
     frequencies: Tensor
     real: list[Tensor]  # row numbers of the real images of each class
     augmentation: Draw  # of each class
+
+
+@dataclass(frozen=True, eq=False)
+class NCFMPlan:
+    """The same as the device takes it."""
+
+    trained: int
+    first: Mapping[str, Tensor]
+    share: float
+    frequencies: Tensor
+    rows: list[Tensor]  # of the real images of each class among those of the rank's classes
+    real: list[list[Turn]]  # the changes of these
+    synthetic: list[list[Turn]]  # and of those that networks see of the images of each chunk
 
 
 class NCFM(Method):
@@ -120,14 +133,14 @@ class NCFM(Method):
         self.images = self.share.real_images(dataset.train, device)
         self.chunk = images_per_chunk(device, size, GPU_IMAGES_FORWARD)
         self.chunks = whole_classes(self.share.counts, max(1, self.chunk // self.stored.in_one))
+        of_chunks = [self.share.labels[rows] for _, rows in self.chunks]
+        seen = [each.repeat_interleave(self.stored.in_one) for each in of_chunks]
+        self.labels = [each.to(device) for each in seen]  # of what networks see of each chunk
+        self.places = [each - self.share.classes.start for each in seen]
         self.steps: PixelSteps | None = None  # once there is what moves the images
 
     def _first_weights(self, number: int) -> dict[str, Tensor]:
-        try:
-            return self.bank.first_weights(number)
-        except ValueError as error:
-            text = str(error).removeprefix("bank: ")
-            raise ValueError(f"matching_bank: {self.options.matching_bank}: {text}") from None
+        return self.bank.first_weights(number, f"matching_bank: {self.options.matching_bank}")
 
     @property
     def input_records(self) -> dict[str, Any]:
@@ -156,41 +169,54 @@ class NCFM(Method):
         """Loss and its gradient with respect to the stored images, `(N, ch, H, W)`."""
         with computing(self.precision, self.device.type):
             with record_function("ncfm.network"):
-                last = self.load_network(draws)
-                frequencies = draws.frequencies.to(self.device, self.dtype)
-            targets = self.real_functions(draws, frequencies)
+                plan = self.plan(draws)
+                last = self.load_network(plan)
+            targets = self.real_functions(plan)
             with record_function("ncfm.synthetic_branch"):
                 mine = images.detach()[self.share.rows]
-                loss, gradient = self.match(mine, targets, last, draws, frequencies)
+                loss, gradient = self.match(mine, targets, last, plan)
         return loss, self.share.whole(gradient, images)
 
+    def plan(self, draws: NCFMDraws) -> NCFMPlan:
+        """What was drawn as the device takes it, where it is then."""
+        drawn = self.strategy, draws.augmentation
+        changes = partial(changes_of, *drawn, size=self.dataset.shape[1:], dtype=self.dtype)
+        plan = NCFMPlan(
+            draws.trained,
+            draws.first,
+            draws.share,
+            draws.frequencies.to(self.dtype),
+            [rows - self.share.first_real for rows in draws.real],
+            [changes(groups=torch.full((len(rows),), k)) for k, rows in enumerate(draws.real)],
+            [changes(groups=places) for places in self.places],
+        )
+        there = sent(plan, self.device)
+        return there if isinstance(self.images, Tensor) else replace(there, rows=plan.rows)
+
     @torch.no_grad()
-    def load_network(self, draws: NCFMDraws) -> Network:
+    def load_network(self, plan: NCFMPlan) -> Network:
         """Give the network the weights of an iteration; the one with the last weights."""
-        last = self.bank[draws.trained].to(self.dtype)
+        last = self.bank[plan.trained].to(self.dtype)
         of_last = last.state_dict()
         between = {
-            name: torch.lerp(of_last[name], first.to(of_last[name]), draws.share)
-            for name, first in draws.first.items()
+            name: torch.lerp(of_last[name], first.to(of_last[name]), plan.share)
+            for name, first in plan.first.items()
         }
         for network in (self.network, self.real_network):
             network.load_state_dict(between)
         return last
 
     @torch.no_grad()
-    def real_functions(self, draws: NCFMDraws, frequencies: Tensor) -> Tensor:
+    def real_functions(self, plan: NCFMPlan) -> Tensor:
         """Characteristic functions of the real images of each class, `(C, T, 2)`."""
         found = []
-        for place, rows in enumerate(draws.real):
+        for rows, turns in zip(plan.rows, plan.real, strict=True):
             with record_function("ncfm.real_images"):
-                there = taken(self.images, rows - self.share.first_real)
-                x = self.dataset.to_input(there, self.dtype)
-                places = torch.full((len(rows),), place)
-                x = augment(x, self.strategy, draws.augmentation, places)
+                x = change(self.dataset.to_input(self.images[rows], self.dtype), turns)
             with record_function("ncfm.real_branch"):
                 x = x.to(memory_format=self.layout)
                 units = directions(self.in_parts(self.real_network.embed, x))
-                found.append(characteristic_functions(units, [len(rows)], frequencies))
+                found.append(characteristic_functions(units, [len(rows)], plan.frequencies))
         return torch.cat(found)
 
     def in_parts(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -200,12 +226,7 @@ class NCFM(Method):
         return found.to(images.dtype)
 
     def match(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        last: Network,
-        draws: NCFMDraws,
-        frequencies: Tensor,
+        self, images: Tensor, targets: Tensor, last: Network, plan: NCFMPlan
     ) -> tuple[Tensor, Tensor]:
         """Loss and gradient of the rank's images, in chunks of whole classes.
 
@@ -213,20 +234,17 @@ class NCFM(Method):
         """
         losses: list[Tensor] = []
         gradients: list[Tensor] = []
-        for classes, rows in self.chunks:
-            x, labels = images[rows].requires_grad_(), self.share.labels[rows]
-            seen = x
-            if self.view is not None:
-                seen, labels = self.view(x, labels)
-            places = labels - self.share.classes.start
-            seen = augment(seen, self.strategy, draws.augmentation, places)
+        for k, (classes, rows) in enumerate(self.chunks):
+            x = images[rows].requires_grad_()
+            seen = x if self.view is None else self.view(x, self.share.labels[rows])[0]
+            seen = change(seen, plan.synthetic[k])
             counts = [count * self.stored.in_one for count in self.share.counts[classes]]
             inputs = seen.detach().requires_grad_()
-            loss = self.distance(inputs, counts, targets[classes], frequencies)
+            loss = self.distance(inputs, counts, targets[classes], plan.frequencies)
             (gradient,) = torch.autograd.grad(loss, inputs)
             losses.append(loss.detach())
             if self.options.calibration_weight:
-                loss = self.calibration(last, inputs, labels, counts)
+                loss = self.calibration(last, inputs, self.labels[k], counts)
                 gradient = gradient + torch.autograd.grad(loss, inputs)[0]
                 losses.append(loss.detach())
             gradients += torch.autograd.grad(seen, x, gradient)
@@ -245,7 +263,7 @@ class NCFM(Method):
     def calibration(self, last: Network, seen: Tensor, labels: Tensor, counts: list[int]) -> Tensor:
         """The weighted sum over classes of the mean cross-entropy of the last weights."""
         logits = self.in_parts(last, seen)
-        of_images = F.cross_entropy(logits, labels.to(seen.device), reduction="none")
+        of_images = F.cross_entropy(logits, labels, reduction="none")
         return self.options.calibration_weight * class_means(of_images[:, None], counts).sum()
 
     def optimizer(self, groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:

@@ -83,11 +83,11 @@ class Bank(Sequence[Network]):
         dataset.check_unseen(bank.record, f"{option}: {path}")
         return bank
 
-    def first_weights(self, number: int) -> dict[str, Tensor]:
+    def first_weights(self, number: int, name: str = "bank") -> dict[str, Tensor]:
         """The state, on the CPU, that the training of network `number` began with.
 
         No file holds it: it is drawn anew by the seed in the bank's record. Networks that were
-        fine-tuned began with those of another bank, which began with these.
+        fine-tuned began with those of another bank, which began with these. Errors call it `name`.
         """
         record = self.record
         while isinstance(record.get("source"), dict):
@@ -95,7 +95,7 @@ class Bank(Sequence[Network]):
         seed = record.get("seed")
         if type(seed) is not int:
             raise ValueError(
-                "bank: expected one that cmidd pretrain made, whose record has the seed of the "
+                f"{name}: expected one that cmidd pretrain made, whose record has the seed of the "
                 f"first weights of its networks, got seed {seed!r}"
             )
         return first_weights(self[number], seed_of(seed, "bank", number))

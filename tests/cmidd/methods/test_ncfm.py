@@ -146,7 +146,7 @@ def test_weights_lie_between_the_first_and_the_last_of_all_networks(
     shares = sorted(each.share for each in draws)
     assert 0 <= shares[0] < 0.2 < 0.8 < shares[-1] < 1
     for each in draws[:3]:
-        last = loop.load_network(each).state_dict()
+        last = loop.load_network(loop.plan(each)).state_dict()
         for name, tensor in loop.network.state_dict().items():
             first = bank.first_weights(each.trained)[name].double()
             expected = each.share * first + (1 - each.share) * last[name]
