@@ -15,18 +15,19 @@ steps are long.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from cmidd.augment import Draw, Strategy, augment
+from cmidd.augment import Draw, Strategy, Turn, change, changes_of
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import Images, taken
+from cmidd.datasets.encoded import Images
 from cmidd.device import precision_on
 from cmidd.methods.base import Method
 from cmidd.methods.class_draws import ClassShare, draw_for_classes, draw_real_rows
@@ -43,6 +44,7 @@ from cmidd.networks import (
 from cmidd.options.dc import DCOptions
 from cmidd.options.fields import check_filled_in
 from cmidd.options.idc import IDCOptions
+from cmidd.parcel import sent
 from cmidd.seeds import generator
 from cmidd.training import Stack
 from cmikernels.precision import computing
@@ -57,6 +59,23 @@ class MatchingDraws:
     weights: dict[str, Tensor]  # the network's first ones, for update 0 alone
     real: list[Tensor]  # row numbers of the real images of each class
     augmentation: Draw  # of each class
+
+
+class GroupPlan(NamedTuple):
+    """What is done to images of classes that go through the network together."""
+
+    rows: Tensor  # of the real images among those of the rank's classes
+    real: list[Turn]  # their changes
+    chosen: Tensor | None  # of the images that the network may see, those that it sees; None: all
+    synthetic: list[Turn]  # their changes
+
+
+@dataclass(frozen=True, eq=False)
+class MatchingPlan:
+    """What is drawn for an update as the device takes it."""
+
+    weights: Mapping[str, Tensor]
+    groups: list[GroupPlan]
 
 
 class ClassMatching(Method):
@@ -119,6 +138,7 @@ class ClassMatching(Method):
             )
         self.distance = GradientDistance(options.metric, matched)
         self.share = ClassShare.of(dataset, labels)
+        self.first_rows = [0, *accumulate(self.share.counts)]  # of each class, of its own
         self.images = self.real_images()
         names = self.distance.names
         self.part = images_per_chunk(device, size, GPU_IMAGES_SECOND_ORDER)
@@ -158,15 +178,46 @@ class ClassMatching(Method):
                 f"{self.due}"
             )
         self.due = iteration, update + 1
-        if update == 0:
-            with record_function(f"{self.name}.network"):
-                self.load_network(draws.weights)
-        else:
+        with record_function(f"{self.name}.network"):
+            plan = self.plan(draws)
+            if update == 0:
+                self.load_network(plan.weights)
+        if update:
             with record_function(f"{self.name}.inner_training"):
                 self.train_network(images.detach(), draws)
         with computing(self.stack.precision, self.device.type):
-            loss, gradient = self.match(images.detach()[self.share.rows], draws)
+            loss, gradient = self.match(images.detach()[self.share.rows], draws, plan.groups)
         return loss, self.share.whole(gradient, images)
+
+    def plan(self, draws: Any) -> MatchingPlan:
+        """What was drawn as the device takes it, where it is then."""
+        groups = []
+        for classes in self.groups():
+            real = torch.cat(draws.real[classes.start : classes.stop])
+            of_real, of_synthetic = (
+                changes_of(
+                    self.strategy,
+                    draws.augmentation,
+                    torch.tensor(classes).repeat_interleave(torch.tensor(counts)),
+                    self.dataset.shape[1:],
+                    self.dtype,
+                )
+                for counts in self.counts(classes, draws)
+            )
+            chosen = self.chosen(classes, draws)
+            groups.append(GroupPlan(real - self.share.first_real, of_real, chosen, of_synthetic))
+        plan = MatchingPlan(draws.weights, groups)
+        there = sent(plan, self.device)
+        if isinstance(self.images, Tensor):
+            return there
+        pairs = zip(there.groups, groups, strict=True)
+        return replace(there, groups=[each._replace(rows=here.rows) for each, here in pairs])
+
+    def groups(self) -> Iterator[range]:
+        """The rank's classes, as many at a time as go through the network together."""
+        classes = range(len(self.share.classes))
+        for first in range(0, len(classes), self.gradients.classes):
+            yield classes[first : first + self.gradients.classes]
 
     def real_images(self) -> Images:
         """Those of the rank's classes, on the device."""
@@ -206,33 +257,35 @@ class ClassMatching(Method):
         for name, tensor in weights.items():
             self.stack.state[name].copy_(tensor)
 
-    def seen(self, images: Tensor, labels: Tensor, classes: range, draws: Any) -> Sequence[Tensor]:  # noqa: ARG002
-        """What the network sees of stored images of some of the rank's classes, and its labels."""
-        return images, labels
+    def counts(self, classes: range, draws: Any) -> tuple[list[int], list[int]]:
+        """How many real images the network sees of each of some classes, and synthetic ones."""
+        return [len(draws.real[c]) for c in classes], [self.share.counts[c] for c in classes]
 
-    def match(self, images: Tensor, draws: Any) -> tuple[Tensor, Tensor]:
+    def chosen(self, classes: range, draws: Any) -> Tensor | None:  # noqa: ARG002
+        """Which of the images of some of its classes that it may see it sees; None: all."""
+        return None
+
+    def match(
+        self, images: Tensor, draws: Any, groups: Sequence[GroupPlan]
+    ) -> tuple[Tensor, Tensor]:
         """Loss and gradient of the rank's images with the network as it is."""
         losses: list[Tensor] = []
         gradients: list[Tensor] = []
-        counts, first_class = self.share.counts, self.share.classes.start
-        row, at_once = 0, self.gradients.classes
-        for first in range(0, len(counts), at_once):
-            last = min(first + at_once, len(counts))
+        for classes, group in zip(self.groups(), groups, strict=True):
+            numbers = self.share.classes[classes.start : classes.stop]
+            of_real, of_synthetic = self.counts(classes, draws)
             with record_function(f"{self.name}.real_gradients"):
-                chosen = torch.cat(draws.real[first:last])
-                there = taken(self.images, chosen - self.share.first_real)
-                x = self.dataset.to_input(there, self.dtype)
-                labels = self.dataset.train.labels[chosen]
-                x = augment(x, self.strategy, draws.augmentation, labels - first_class)
-                real = self.gradients(x, labels)
+                x = change(self.dataset.to_input(self.images[group.rows], self.dtype), group.real)
+                real = self.gradients(x, numbers, of_real)
             with record_function(f"{self.name}.synthetic_gradients"):
-                rows = slice(row, row + sum(counts[first:last]))
-                row = rows.stop
+                rows = slice(self.first_rows[classes.start], self.first_rows[classes.stop])
                 x = images[rows].requires_grad_()
-                seen, labels = self.seen(x, self.share.labels[rows], range(first, last), draws)
-                seen = augment(seen, self.strategy, draws.augmentation, labels - first_class)
+                seen = x if self.view is None else self.view(x, self.share.labels[rows])[0]
+                seen = seen if group.chosen is None else seen[group.chosen]
+                seen = change(seen, group.synthetic)
                 distance = partial(self.distance, real=real)
-                loss, of_seen = self.gradients.match(seen.detach(), labels, distance)
+                found = self.gradients.match(seen.detach(), numbers, of_synthetic, distance)
+                loss, of_seen = found
                 losses.append(loss)
                 gradients += torch.autograd.grad(seen, x, of_seen)
         return torch.stack(losses).sum(), torch.cat(gradients)

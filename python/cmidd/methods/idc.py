@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -123,18 +124,15 @@ class IDC(ClassMatching):
         matching = self.draw_matching(iteration, update)
         return IDCDraws(**vars(matching), cells=cells, training=training)
 
-    def seen(
-        self, images: Tensor, labels: Tensor, classes: range, draws: IDCDraws
-    ) -> tuple[Tensor, Tensor]:
-        """The cells that were drawn of stored images, enlarged, and their labels."""
-        if self.view is not None:
-            images, labels = self.view(images, labels)
-        first, rows = 0, []
-        for c in classes:
-            rows.append(first + draws.cells[c])
-            first += self.share.counts[c] * self.stored.in_one
-        chosen = torch.cat(rows)
-        return images[chosen.to(images.device)], labels[chosen]
+    def counts(self, classes: range, draws: IDCDraws) -> tuple[list[int], list[int]]:
+        """How many real images the network sees of each of some classes, and cells."""
+        return super().counts(classes, draws)[0], [len(draws.cells[c]) for c in classes]
+
+    def chosen(self, classes: range, draws: IDCDraws) -> Tensor:
+        """The cells that were drawn of those of some classes."""
+        there = [self.share.counts[c] * self.stored.in_one for c in classes]
+        firsts = [0, *accumulate(there)][:-1]
+        return torch.cat([first + draws.cells[c] for first, c in zip(firsts, classes, strict=True)])
 
     def train_network(self, images: Tensor, draws: IDCDraws) -> None:  # noqa: ARG002
         """What the network learns from real images after an update."""

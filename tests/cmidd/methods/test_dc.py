@@ -182,11 +182,12 @@ def test_no_part_is_larger_than_asked_for_however_many_images_a_class_has(
 def test_gradients_that_nobody_differentiates_again_keep_no_graph_for_it() -> None:
     # Its norm is torch's own, whose events are known.
     loop = ours(way="mapped", network="convnet:depth=2,width=4,pooling=max")
-    images, labels = images_of(2), labels_of(2)
+    images = images_of(2)
+    classes = range(len(RAGGED)), [2] * len(RAGGED)
     with profile(activities=[ProfilerActivity.CPU]) as once:
-        loop.gradients(images, labels)
+        loop.gradients(images, *classes)
     with profile(activities=[ProfilerActivity.CPU]) as twice:
-        loop.gradients.match(images, labels, lambda g: (g.sum(), torch.ones_like(g)))
+        loop.gradients.match(images, *classes, lambda g: (g.sum(), torch.ones_like(g)))
     backward = "aten::native_group_norm_backward"  # which second derivatives cannot go through
     used, used_twice = ({event.key for event in p.key_averages()} for p in (once, twice))
     assert backward in used
@@ -232,7 +233,7 @@ def test_filters_that_are_dead_for_all_images_give_finite_numbers(way: str, metr
     with torch.no_grad():
         loop.stack.state["features.0.weight"][:, :2] = 0.0
         loop.stack.state["features.0.bias"][:, :2] = -1.0
-    loss, gradient = loop.match(images_of(2), draws)
+    loss, gradient = loop.match(images_of(2), draws, loop.plan(draws).groups)
     assert loss.isfinite()
     assert gradient.isfinite().all()
     assert gradient.any()
