@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.profiler import record_function
 
 from cmidd import ranks
-from cmidd.augment import Draw, Strategy, augment, draw
+from cmidd.augment import Draw, Strategy, Turn, change, changes_of, draw
 from cmidd.datasets import Dataset
 from cmidd.device import precision_on
 from cmidd.methods.adjoint import Descent
@@ -28,6 +28,7 @@ from cmidd.methods.base import CMIWeights, ExtraParameter, Method, MethodEntry, 
 from cmidd.networks import GPU_IMAGES_SECOND_ORDER, build_network, freeze, images_per_chunk
 from cmidd.options.fields import check_filled_in
 from cmidd.options.mtt import MTTOptions
+from cmidd.parcel import sent
 from cmidd.pretrained.experts import Experts
 from cmidd.seeds import generator
 from cmidd.synthetic import SyntheticSet
@@ -45,6 +46,21 @@ class MTTDraws:
     epoch: int  # of the expert, that the student starts from
     rows: list[Tensor]  # of the synthetic images of each step of the student
     augmentation: list[Draw]  # of each step, with a group for each image
+
+
+class StudentBatch(NamedTuple):
+    """What a step of the student takes, of this rank."""
+
+    rows: Tensor | None  # of the images; None: all of them in order
+    changes: list[Turn]
+
+
+class MTTPlan(NamedTuple):
+    """The same as the device takes it."""
+
+    start: Tensor  # weights (P,) that the student starts from
+    target: Tensor  # and those that it is to reach
+    batches: list[StudentBatch]
 
 
 class MTT(Method):
@@ -90,6 +106,7 @@ class MTT(Method):
         self.lr_labels = 1.0 if options.lr_labels is None else options.lr_labels
         self.strategy = Strategy.parse(options.augmentation, mirror=dataset.mirror)
         channels, size, _ = dataset.shape
+        self.image_size = dataset.shape[1:]
         self.network_spec = self.experts.record["network"]
         network = build_network(self.network_spec, channels, size, dataset.num_classes)
         self.network = freeze(network.to(device, dtype))  # only its structure is used
@@ -140,18 +157,32 @@ class MTT(Method):
             each.tensor.grad = None
         self.step_size_before = self.step_size.detach().clone()
         with record_function("mtt.experts"):
-            start, target = self.window(draws.expert, draws.epoch)
+            plan = self.plan(draws)
         leaf = images.detach().requires_grad_()
         descent = Descent(
             self.student_loss,
-            lambda i: self.batch(leaf, draws.rows[i], draws.augmentation[i]),
+            lambda i: self.batch(leaf, plan.batches[i]),
             self.options.student_steps,
             self.step_size_before,
             self.chunk,
             lambda i: len(draws.rows[i]),
         )
         with computing(self.precision, self.device.type):
-            return self._match(descent, start, target, leaf)
+            return self._match(descent, plan.start, plan.target, leaf)
+
+    def plan(self, draws: MTTDraws) -> MTTPlan:
+        """What was drawn as the device takes it, where it is then."""
+        batches = []
+        for rows, drawn in zip(draws.rows, draws.augmentation, strict=True):
+            mine = ranks.slice_of(len(rows))
+            own, drawn = rows[mine], drawn[mine]
+            changes = changes_of(
+                self.strategy, drawn, torch.arange(len(own)), self.image_size, self.dtype
+            )
+            in_order = len(own) == self.batch_size == self.count
+            batches.append(StudentBatch(None if in_order else own, changes))
+        plan = MTTPlan(*self.window(draws.expert, draws.epoch), batches)
+        return sent(plan, self.device)
 
     def _match(
         self, descent: Descent, start: Tensor, target: Tensor, leaf: Tensor
@@ -166,7 +197,7 @@ class MTT(Method):
         return loss if ranks.is_first() else torch.zeros_like(loss), leaf.grad
 
     def window(self, expert: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """Weights (P,) that the student starts from, and those that it is to reach."""
+        """Weights (P,) that the student starts from and those that it is to reach, on the CPU."""
         later = epoch + self.options.expert_epochs
         start, target = (self.experts.parameters(expert, e).to(self.dtype) for e in (epoch, later))
         if not (start - target).square().sum() > 0:
@@ -175,7 +206,7 @@ class MTT(Method):
                 f"{self.options.experts} has the same weights after {epoch} and "
                 f"{later} epochs; train them with a larger lr"
             )
-        return start.to(self.device), target.to(self.device)
+        return start, target
 
     def batch_rows(self, iteration: int, step: int) -> Tensor:
         """The images of a student's step: all in order, or the next of a drawn order."""
@@ -187,12 +218,12 @@ class MTT(Method):
         )
         return torch.split(order, self.batch_size)[place]
 
-    def batch(self, images: Tensor, rows: Tensor, drawn: Draw) -> tuple[Tensor, Tensor]:
+    def batch(self, images: Tensor, batch: StudentBatch) -> tuple[Tensor, Tensor]:
         """Augmented images of a student's step that are this rank's, and their labels."""
-        mine = ranks.slice_of(len(rows))
-        drawn, rows_there = drawn[mine], rows[mine].to(self.device)
         targets = self.labels if self.label_logits is None else self.label_logits.softmax(dim=1)
-        return augment(images[rows_there], self.strategy, drawn).contiguous(), targets[rows_there]
+        if batch.rows is not None:
+            images, targets = images[batch.rows], targets[batch.rows]
+        return change(images, batch.changes).contiguous(), targets
 
     def student_loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """Sum of cross-entropies, `theta` (P,) being the network's parameters one after another."""
