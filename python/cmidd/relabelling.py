@@ -30,7 +30,7 @@ from cmidd.storage.lock import locked
 from cmidd.storage.output import in_words
 from cmidd.synthetic import SyntheticSet
 from cmidd.teaching import check_teachers, checksums, mean_logits
-from cmidd.training_batches import batches_of
+from cmidd.training_batches import EpochPlan, batches_of, plans_on
 from cmidd.training_draws import EpochDraws, draw_epoch
 
 
@@ -96,9 +96,9 @@ class Relabelling:
 
     def labels_of(self, epoch: int, drawn: EpochDraws) -> Iterator[Tensor]:
         """Logits `(B, C)` float16 of each batch of an epoch, by what was drawn for it."""
-        for batch in batches_of(
-            self.images, self.labels, self.recipe, self.strategy, drawn, self.num_classes
-        ):
+        plans = [EpochPlan.of(drawn, self.images, self.recipe, self.strategy)]
+        (plan,) = plans_on(self.images.device, plans)
+        for batch in batches_of(self.images, self.labels, plan, self.num_classes):
             found = mean_logits(self.teachers, batch.images[0], self.num_classes, self.precision)
             labels = found.half()
             if not labels.isfinite().all():

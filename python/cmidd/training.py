@@ -38,7 +38,7 @@ from cmidd.networks import (
 )
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator
-from cmidd.training_batches import batches_of
+from cmidd.training_batches import EpochPlan, batches_of, plans_on
 from cmidd.training_draws import EpochDraws, draw_epochs
 from cmikernels.precision import computing
 
@@ -235,13 +235,15 @@ def train(
     optimizer = _optimizer(stack.parameters, recipe)
     for parameter, state in zip(stack.parameters, done.optimizer, strict=False):
         optimizer.state[parameter].update(state)
-    for epoch, drawn in enumerate(epochs, done.epoch):
+    plans = (
+        EpochPlan.of(drawn, images, recipe, strategy, seen=seen, shared=shared) for drawn in epochs
+    )
+    for epoch, plan in enumerate(plans_on(images.device, plans), done.epoch):
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_in(epoch)
         first_step = done.step if epoch == done.epoch else 0
         total = torch.full((), done.loss if first_step else 0.0, device=images.device)
-        batches = batches_of(images, labels, recipe, strategy, drawn, stack.num_classes,
-                             first=first_step, seen=seen, shared=shared)  # fmt: skip
+        batches = batches_of(images, labels, plan, stack.num_classes, first=first_step, seen=seen)
         for step, (x, y, places, size) in enumerate(batches, first_step):
             if teach is not None and x.numel():
                 y = teach(epoch, places, x, y, stack.num_classes)

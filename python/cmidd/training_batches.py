@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cmidd import ranks
-from cmidd.augment import Strategy, augment
+from cmidd.augment import Strategy, Turn, change, changes_of
 from cmidd.augment_operations import PUBLISHED_AMOUNTS
 from cmidd.datasets.encoded import Images, one_after_another
 from cmidd.options.recipe import Recipe
-from cmidd.training_draws import EpochDraws, mixed
+from cmidd.parcel import sent
+from cmidd.training_draws import EpochDraws, Mix, mixed
+
+_SENT_TOGETHER = 2**16
+"""Images of small epochs of which what is drawn goes to a device in one copy."""
 
 
 class Batch(NamedTuple):
@@ -26,51 +30,114 @@ class Batch(NamedTuple):
     size: int  # images of all ranks
 
 
+class StepPlan(NamedTuple):
+    """What is drawn for a step, as the device takes it."""
+
+    rows: Tensor  # (K, B) of the images
+    changes: list[Turn]  # of these
+    partners: Tensor | None  # (K, B) as `Mix` has them; None: images are not mixed
+
+
+@dataclass(frozen=True, eq=False)
+class EpochPlan:
+    """What is drawn for an epoch, worked out for images of a size, of this rank."""
+
+    steps: list[StepPlan]
+    rows: list[Tensor]  # of each step, on the CPU
+    rectangles: list[Tensor]  # the numbers of `Mix` of each step, on the CPU
+    sizes: list[int]  # images of each step, of all ranks
+    own: list[slice]  # those of each that are this rank's
+
+    @classmethod
+    def of(
+        cls,
+        drawn: EpochDraws,
+        images: Images,
+        recipe: Recipe,
+        strategy: Strategy,
+        *,
+        seen: Callable[[Tensor], Tensor] | None = None,
+        shared: bool = False,
+    ) -> EpochPlan:
+        """What was drawn for a recipe and a strategy; arguments are those of `batches_of`."""
+        amounts = replace(PUBLISHED_AMOUNTS, zoom=recipe.zoom)
+        batches = torch.split(drawn.order, recipe.batch_size, dim=1)
+        sizes = [batch.shape[1] for batch in batches]
+        shares = [ranks.share_of(size) if shared else range(size) for size in sizes]
+        own = [slice(share.start, share.stop) for share in shares]
+        cut = shared and not drawn.mixing  # mixed images need others of the whole batch
+        rows = [batch[:, some] if cut else batch for batch, some in zip(batches, own, strict=True)]
+        none = images[:0]
+        dtype = (none if seen is None else seen(none)).dtype
+        steps = []
+        for k, of_step in enumerate(rows):
+            changes: list[Turn] = []
+            if drawn.augmentation and of_step.numel():
+                all_drawn = drawn.augmentation[k]
+                changes = changes_of(
+                    strategy,
+                    all_drawn[own[k]] if cut else all_drawn,
+                    torch.arange(of_step.numel()),
+                    images.shape[2:],
+                    dtype,
+                    amounts=amounts,
+                )
+            partners = drawn.mixing[k].partners if drawn.mixing else None
+            steps.append(StepPlan(of_step, changes, partners))
+        return cls(steps, rows, [each.numbers for each in drawn.mixing], sizes, own)
+
+
+def plans_on(device: torch.device, plans: Iterable[EpochPlan]) -> Iterator[EpochPlan]:
+    """The plans on a device, to which those of many small epochs go together."""
+    group: list[EpochPlan] = []
+    count = 0
+    for plan in plans:
+        group.append(plan)
+        count += sum(plan.sizes)
+        if device.type == "cpu" or count >= _SENT_TOGETHER:
+            yield from _sent(group, device)
+            group, count = [], 0
+    yield from _sent(group, device)
+
+
+def _sent(plans: list[EpochPlan], device: torch.device) -> Iterator[EpochPlan]:
+    steps = sent([plan.steps for plan in plans], device)
+    for plan, there in zip(plans, steps, strict=True):
+        yield replace(plan, steps=there)
+
+
 def batches_of(
     images: Images,
     labels: Tensor,
-    recipe: Recipe,
-    strategy: Strategy,
-    drawn: EpochDraws,
+    plan: EpochPlan,
     num_classes: int,
     *,
     first: int = 0,
     seen: Callable[[Tensor], Tensor] | None = None,
-    shared: bool = False,
 ) -> Iterator[Batch]:
     """The batches of an epoch, from step `first` on, each made when it is asked for.
 
     Args:
         images: `(N, channels, height, width)`.
         labels: `(N,)`, or `(N, C)` of probabilities.
-        recipe: that `drawn` was drawn for.
-        strategy: how images are augmented.
-        drawn: of the epoch.
+        plan: of the epoch, on their device.
         num_classes: C.
         first: the step to begin with.
         seen: what networks see of the images of a batch; None: they are that already.
-        shared: whether ranks share the images of each step.
     """
-    amounts = replace(PUBLISHED_AMOUNTS, zoom=recipe.zoom)
-    batches = torch.split(drawn.order, recipe.batch_size, dim=1)[first:]
-    cut = shared and not drawn.mixing  # mixed images need others of the whole batch
-    mine = [rows[:, ranks.slice_of(rows.shape[1])] if cut else rows for rows in batches]
-    pixels = one_after_another(images, mine)  # (K, B, channels, height, width) of each step
-    for step, (batch, rows) in enumerate(zip(batches, mine, strict=True), first):
-        x = next(pixels)
+    there = isinstance(images, Tensor)
+    rows = [step.rows for step in plan.steps] if there else plan.rows
+    pixels = one_after_another(images, rows[first:])  # (K, B, channels, height, width) of each
+    start = sum(plan.sizes[:first])
+    for k, step in enumerate(plan.steps[first:], first):
+        x, own = next(pixels), plan.own[k]
         if seen is not None:
             x = seen(x.flatten(0, 1)).view_as(x)
-        size = batch.shape[1]
-        share = ranks.share_of(size) if shared else range(size)
-        own = slice(share.start, share.stop)
-        changes = drawn.augmentation[step] if drawn.augmentation else None
-        if changes is not None and cut:
-            changes = changes[own]
-        if changes is not None and rows.numel():
-            x = augment(x.flatten(0, 1), strategy, changes, amounts=amounts).view_as(x)
-        y = labels[rows.to(labels.device)]
-        if drawn.mixing:
-            x, y = mixed(x, y, drawn.mixing[step], num_classes)
+        if step.changes:
+            x = change(x.flatten(0, 1), step.changes).view_as(x)
+        y = labels[step.rows]
+        if step.partners is not None:
+            x, y = mixed(x, y, Mix(step.partners, plan.rectangles[k]), num_classes)
             x, y = x[:, own], y[:, own]
-        start = step * recipe.batch_size
-        yield Batch(x, y, slice(start + own.start, start + own.stop), size)
+        yield Batch(x, y, slice(start + own.start, start + own.stop), plan.sizes[k])
+        start += plan.sizes[k]

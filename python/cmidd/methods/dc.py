@@ -46,7 +46,7 @@ class GradientMatching(ClassMatching):
     ) -> None:
         """Prepare updates of images whose labels are `labels`, ascending."""
         super().__init__(dataset, labels, options, options.outer_steps, seed, device, dtype)
-        self.options, self.labels = options, labels.cpu()
+        self.options, self.labels = options, labels.to(device)
         self.recipe = Recipe(
             options.inner_epochs,
             options.lr_net,
@@ -73,9 +73,8 @@ class GradientMatching(ClassMatching):
 
     def train_network(self, images: Tensor, draws: DCDraws) -> None:
         """What the network learns from the images after an update."""
-        labels, epochs = self.labels.to(self.device), draws.epochs
-        shared = ranks_share_steps(images, self.recipe.batch_size)
-        train(self.stack, images, labels, self.recipe, self.strategy, epochs, shared=shared)
+        shared, epochs = ranks_share_steps(images, self.recipe.batch_size), draws.epochs
+        train(self.stack, images, self.labels, self.recipe, self.strategy, epochs, shared=shared)
 
 
 # Images per class -> updates of the images in an iteration, and epochs of the network between two.

@@ -81,6 +81,7 @@ class IDC(ClassMatching):
             seen_at_most=options.batch_syn,
         )
         self.options, self.labels = options, labels.cpu()
+        self.real_labels = dataset.train.labels.to(device)
         self.view = self.stored.view
         self.term_factor = float(dataset.num_classes)
         self.channel_scale = self.stored.std_of_channels**-2
@@ -141,7 +142,7 @@ class IDC(ClassMatching):
         train(
             self.stack,
             self.all_real,
-            self.dataset.train.labels.to(self.device),
+            self.real_labels,
             self.recipe,
             self.network_strategy,
             [draws.training],
