@@ -4,9 +4,10 @@ float32     convolutions and matrix products in float32
 tf32        convolutions round their inputs to 10 bits of mantissa, on GPUs that can
 bfloat16    convolutions and matrix products of a forward and its backward, by autocast
 
-Matrix products in float32 tensors stay float32 in all three, as torch's default has it. torch keeps
-the first two in attributes of the whole process: other threads see them while they are set, and
-until they are put back torch may refuse to read the older `allow_tf32`.
+Matrix products in float32 tensors stay float32 in all three, as torch's default has it. Meanwhile
+cuDNN takes algorithms that give the same bits every time, and does not choose them by their speed.
+torch keeps all of this but bfloat16 in attributes of the whole process: other threads see them
+while they are set, and until they are put back torch may refuse to read the older `allow_tf32`.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ def computing(precision: str | None, device_type: str, *, network: bool = False)
             included, has autocast off: a backward goes by the dtypes that its forward had.
     """
     before = [] if precision is None else _attributes()
-    values = ("tf32" if precision == "tf32" else "ieee", "ieee")
+    values = ("tf32" if precision == "tf32" else "ieee", "ieee", True, False)
     try:
         for (holder, name, _), value in zip(before, values, strict=False):
-            setattr(holder, name, value if name == _NEW else value == "tf32")
+            setattr(holder, name, value == "tf32" if name == "allow_tf32" else value)
         with _autocast(device_type, enabled=network and precision == "bfloat16"):
             yield
     finally:
@@ -64,13 +65,20 @@ _NEW = "fp32_precision"
 
 
 def _attributes() -> list[tuple[Any, str, Any]]:
-    """For convolutions and matrix products, whose attribute, which, and its own value."""
+    """What is set: whose attribute, which, and its own value.
+
+    Of convolutions and of matrix products, and how cuDNN chooses algorithms.
+    """
     backends: Any = torch.backends
-    convolutions, products = getattr(backends.cudnn, "conv", None), backends.cuda.matmul
+    cudnn, products = backends.cudnn, backends.cuda.matmul
+    choice = [(cudnn, name, getattr(cudnn, name)) for name in ("deterministic", "benchmark")]
+    convolutions = getattr(cudnn, "conv", None)
     if not hasattr(convolutions, _NEW):  # torch before 2.9
-        return [(holder, "allow_tf32", holder.allow_tf32) for holder in (backends.cudnn, products)]
-    parents = (backends, backends.cudnn)
-    return [(holder, _NEW, _own([*parents, holder])) for holder in (convolutions, products)]
+        older = [(holder, "allow_tf32", holder.allow_tf32) for holder in (cudnn, products)]
+        return [*older, *choice]
+    parents = (backends, cudnn)
+    own = [(holder, _NEW, _own([*parents, holder])) for holder in (convolutions, products)]
+    return [*own, *choice]
 
 
 def _own(chain: Sequence[Any]) -> str:

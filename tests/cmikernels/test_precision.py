@@ -83,6 +83,21 @@ def test_convolutions_alone_may_be_tf32_whatever_is_set(precision: str, convolut
             assert BACKENDS.cuda.matmul.fp32_precision == "ieee"
 
 
+@pytest.mark.parametrize("own", [*itertools.product((True, False), repeat=2)])
+def test_cudnn_repeats_its_bits_meanwhile_and_is_put_back(own: tuple[bool, bool]) -> None:
+    cudnn = BACKENDS.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    try:
+        cudnn.deterministic, cudnn.benchmark = own
+        with computing("tf32", "cpu"), computing("float32", "cpu", network=True):
+            assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
+        assert (cudnn.deterministic, cudnn.benchmark) == own
+        with computing(None, "cpu"):
+            assert (cudnn.deterministic, cudnn.benchmark) == own
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
 def test_none_leaves_what_the_caller_set() -> None:
     put(("none", "tf32", "none", "tf32"))
     before = readings()
@@ -104,7 +119,8 @@ def test_the_older_flag_is_not_read_while_it_would_raise() -> None:
 def test_a_torch_without_the_attribute_has_the_older_flags(
     precision: str, before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cudnn, matmul = SimpleNamespace(allow_tf32=before), SimpleNamespace(allow_tf32=before)
+    cudnn = SimpleNamespace(allow_tf32=before, deterministic=before, benchmark=before)
+    matmul = SimpleNamespace(allow_tf32=before)
     older = SimpleNamespace(cudnn=cudnn, cuda=SimpleNamespace(matmul=matmul))
     monkeypatch.setattr(torch, "backends", older)
     with computing(precision, "cpu"):
