@@ -13,8 +13,9 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from cmidd.resampling import check_reach, resample
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def _flip(images: Tensor, flipped: Tensor) -> Tensor:
 
 
 def _scale_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
+    check_reach(max(amounts.scale, 1 / amounts.scale))
     least = 1 / amounts.scale
     across, down = least + u * (amounts.scale - least)
     zero = torch.zeros_like(across)
@@ -117,16 +119,10 @@ def _scale_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> l
 
 
 def _rotate_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
-    angle = (2 * u[0] - 1) * math.radians(amounts.rotate)
+    most = math.radians(amounts.rotate)
+    check_reach(1 + math.sin(min(most, math.pi / 2)) * max(height / width, width / height))
+    angle = (2 * u[0] - 1) * most
     return [angle.cos(), -angle.sin(), angle.sin(), angle.cos()]
-
-
-def _resample(images: Tensor, xx: Tensor, xy: Tensor, yx: Tensor, yy: Tensor) -> Tensor:
-    """Image at (x, y) from (xx x + xy y, yx x + yy y), sides from -1 to 1, zero outside."""
-    still = torch.zeros_like(xx)
-    matrix = torch.cat([xx, xy, still, yx, yy, still], 1).view(-1, 2, 3)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
 
 
 def _zoom_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
@@ -173,8 +169,8 @@ OPERATIONS: dict[str, Operation] = {
     "crop": Operation(2, _crop_parameters, _crop),
     "cutout": Operation(2, _cutout_parameters, _cutout),
     "flip": Operation(1, _flip_parameters, _flip),
-    "scale": Operation(2, _scale_parameters, _resample),
-    "rotate": Operation(1, _rotate_parameters, _resample),
+    "scale": Operation(2, _scale_parameters, resample),
+    "rotate": Operation(1, _rotate_parameters, resample),
     "zoom": Operation(4, _zoom_parameters, _zoom),
     "shuffle": Operation(2, _shuffle_parameters, _shuffle),
 }

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
+
+from cmidd.resampling import resized
 
 ViewFunction = Callable[..., tuple[Tensor, Tensor]]
 """Of images (N, ...), labels (N,) or (N, C), and settings by name: those that networks see."""
@@ -99,8 +100,7 @@ def cells(
         whole[:, :, :height, :width] = images
     grid = whole.reshape(count, channels, factor, rows, factor, columns)
     small = grid.permute(_AXES[order]).flatten(0, 2)
-    seen = F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
-    return seen, labels.repeat_interleave(factor**2, dim=0)
+    return resized(small, height, width), labels.repeat_interleave(factor**2, dim=0)
 
 
 _AXES = {"rows": (0, 2, 4, 1, 3, 5), "columns": (0, 4, 2, 1, 3, 5)}
