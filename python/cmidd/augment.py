@@ -40,6 +40,7 @@ from cmidd.augment_operations import (
     whole,
 )
 from cmidd.parcel import sent
+from cmikernels.changes import operations as changes
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,9 @@ def augment(
             f"got {images.dtype} of shape {tuple(images.shape)}"
         )
     groups = _checked_groups(groups, len(images), len(drawn.numbers))
-    changes = changes_of(strategy, drawn, groups, images.shape[2:], images.dtype, amounts=amounts)
-    return change(images, sent(changes, images.device))
+    like, device = (images.shape[2:], images.dtype), images.device
+    turns = changes_of(strategy, drawn, groups, *like, device, amounts=amounts)
+    return change(images, sent(turns, device))
 
 
 class Part(NamedTuple):
@@ -168,12 +170,24 @@ class Part(NamedTuple):
     parameters: Tensor
 
 
-class Turn(NamedTuple):
-    """What is done to all images in one turn: an operation, or several to some of them each."""
+class Parts(NamedTuple):
+    """A turn of one operation on all images, or of several on some of them each."""
 
     parts: list[Part]
     order: Tensor | None  # (N,): the images part by part; None: as they stand
     back: Tensor | None  # (N,): the place of each in that order
+
+
+class Kernel(NamedTuple):
+    """A turn that `cmikernels.changes` does in one launch."""
+
+    codes: Tensor  # (N,): the operation of each image
+    numbers: Tensor  # (N, ...): its parameters
+    colours: bool  # whether COLOR is one of them
+
+
+Turn = Parts | Kernel
+"""What is done to all images in one turn."""
 
 
 def changes_of(
@@ -181,7 +195,8 @@ def changes_of(
     drawn: Draw,
     groups: Tensor,
     size: Sequence[int],
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype,
+    device: torch.device,
     *,
     amounts: Amounts = PUBLISHED_AMOUNTS,
 ) -> list[Turn]:
@@ -193,11 +208,12 @@ def changes_of(
         groups: (N,) int64, the group of each image.
         size: height and width of the images.
         dtype: of the images.
+        device: where they are.
         amounts: how far operations go.
     """
     numbers = drawn.numbers[groups]
     of_parameters = torch.promote_types(dtype, torch.float32)
-    turns = []
+    turns: list[Turn] = []
     for step in range(drawn.operations.shape[1]):
         operations = drawn.operations[groups, step]  # (N,)
         counts = operations.bincount(minlength=len(strategy.operations)).tolist()
@@ -211,14 +227,43 @@ def changes_of(
             for name, own, count in zip(strategy.operations, rows, counts, strict=True)
             if count
         ]
-        turns.append(Turn(parts, order, back))
+        turn = Parts(parts, order, back)
+        served = changes.serves(device, of_parameters)
+        fused = served and all(part.operation in _CODES for part in parts)
+        turns.append(_fused(turn, len(groups)) if fused else turn)
     return turns
+
+
+_CODES = {
+    "color": changes.COLOR,
+    "crop": changes.CROP,
+    "cutout": changes.CUTOUT,
+    "flip": changes.FLIP,
+    "scale": changes.AFFINE,
+    "rotate": changes.AFFINE,
+}
+
+
+def _fused(turn: Parts, count: int) -> Kernel:
+    """The same for the kernel."""
+    codes = torch.empty(count, dtype=torch.int32)
+    numbers = torch.zeros(count, changes.NUMBERS, dtype=turn.parts[0].parameters.dtype)
+    order = torch.arange(count) if turn.order is None else turn.order
+    rows = torch.split(order, [part.parameters.shape[1] for part in turn.parts])
+    for part, own in zip(turn.parts, rows, strict=True):
+        codes[own] = _CODES[part.operation]
+        numbers[own, : len(part.parameters)] = part.parameters.T
+    return Kernel(codes, numbers, any(part.operation == "color" for part in turn.parts))
 
 
 def change(images: Tensor, turns: Sequence[Turn]) -> Tensor:
     """Change `images` (N, ch, H, W) by `turns = changes_of(...)`, on their device."""
     changed = images.to(torch.promote_types(images.dtype, torch.float32))
-    for parts, order, back in turns:
+    for turn in turns:
+        if isinstance(turn, Kernel):
+            changed = changes.change(changed, turn.codes, turn.numbers, colours=turn.colours)
+            continue
+        parts, order, back = turn
         if order is None or back is None:
             changed = _apply(parts[0], changed)
             continue

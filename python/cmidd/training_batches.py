@@ -80,6 +80,7 @@ class EpochPlan:
                     torch.arange(of_step.numel()),
                     images.shape[2:],
                     dtype,
+                    images.device,
                     amounts=amounts,
                 )
             partners = drawn.mixing[k].partners if drawn.mixing else None

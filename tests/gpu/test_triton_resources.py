@@ -19,6 +19,7 @@ KERNELS = {
         "slot_column_sums", "wide_rows", "weight_means", "sum_values",
     },
     "triton_norm_resources": {"forward", "backward", "double_backward", "add_rows"},
+    "triton_changes_resources": {"changed"},
 }  # fmt: skip
 
 

@@ -201,6 +201,7 @@ class ClassMatching(Method):
                     torch.tensor(classes).repeat_interleave(torch.tensor(counts)),
                     self.dataset.shape[1:],
                     self.dtype,
+                    self.device,
                 )
                 for counts in self.counts(classes, draws)
             )

@@ -158,7 +158,8 @@ class DM(Method):
 
         def changes(places: Tensor) -> list[Turn]:
             size = self.dataset.shape[1:]
-            return changes_of(self.strategy, draws.augmentation, places, size, self.dtype)
+            like = size, self.dtype, self.device
+            return changes_of(self.strategy, draws.augmentation, places, *like)
 
         plan = DMPlan(
             draws.weights,

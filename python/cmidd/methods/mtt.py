@@ -176,9 +176,8 @@ class MTT(Method):
         for rows, drawn in zip(draws.rows, draws.augmentation, strict=True):
             mine = ranks.slice_of(len(rows))
             own, drawn = rows[mine], drawn[mine]
-            changes = changes_of(
-                self.strategy, drawn, torch.arange(len(own)), self.image_size, self.dtype
-            )
+            groups, like = torch.arange(len(own)), (self.image_size, self.dtype, self.device)
+            changes = changes_of(self.strategy, drawn, groups, *like)
             in_order = len(own) == self.batch_size == self.count
             batches.append(StudentBatch(None if in_order else own, changes))
         plan = MTTPlan(*self.window(draws.expert, draws.epoch), batches)

@@ -179,16 +179,16 @@ class NCFM(Method):
 
     def plan(self, draws: NCFMDraws) -> NCFMPlan:
         """What was drawn as the device takes it, where it is then."""
-        drawn = self.strategy, draws.augmentation
-        changes = partial(changes_of, *drawn, size=self.dataset.shape[1:], dtype=self.dtype)
+        like = self.dataset.shape[1:], self.dtype, self.device
+        changes = partial(changes_of, self.strategy, draws.augmentation)
         plan = NCFMPlan(
             draws.trained,
             draws.first,
             draws.share,
             draws.frequencies.to(self.dtype),
             [rows - self.share.first_real for rows in draws.real],
-            [changes(groups=torch.full((len(rows),), k)) for k, rows in enumerate(draws.real)],
-            [changes(groups=places) for places in self.places],
+            [changes(torch.full((len(rows),), k), *like) for k, rows in enumerate(draws.real)],
+            [changes(places, *like) for places in self.places],
         )
         there = sent(plan, self.device)
         return there if isinstance(self.images, Tensor) else replace(there, rows=plan.rows)
