@@ -55,6 +55,12 @@ def change(images: Tensor, codes: Tensor, numbers: Tensor, *, colours: bool) -> 
     return out
 
 
+def _run(kind: int, images: Tensor, *rest: Tensor | None) -> None:
+    """One launch. Tensors without memory are left as they are."""
+    if not images.is_meta:
+        importlib.import_module("cmikernels.changes.kernel").run(kind, images, *rest)
+
+
 class _Changed(torch.autograd.Function):
     """One kind of pass, whose gradient is another."""
 
@@ -67,9 +73,7 @@ class _Changed(torch.autograd.Function):
         images = images.contiguous()
         means = images.mean((1, 2, 3)) if colours else None
         out = torch.empty_like(images)
-        if not images.is_meta:
-            kernel = importlib.import_module("cmikernels.changes.kernel")
-            kernel.run(kind, images, codes, numbers, means, out)
+        _run(kind, images, codes, numbers, means, out)
         return out
 
     @staticmethod

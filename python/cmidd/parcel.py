@@ -34,16 +34,21 @@ def sent(made: T, device: torch.device) -> T:
         if tensor.device.type == "cpu":
             places[key] = slice(end, end + tensor.nbytes)
             end = -(-places[key].stop // _ALIGNED) * _ALIGNED
-    packed = torch.empty(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    packed = torch.empty(end, dtype=torch.uint8, pin_memory=_pins(device))
     for key, place in places.items():
         packed[place].view(found[key].dtype).view(found[key].shape).copy_(found[key])
-    there = packed.to(device, non_blocking=True)
+    there = packed.to(device, non_blocking=True) if end else packed.new_empty(0, device=device)
 
     def unpacked(tensor: Tensor) -> Tensor:
         place = places.get(id(tensor))
         return tensor if place is None else there[place].view(tensor.dtype).view(tensor.shape)
 
     return _mapped(made, unpacked)
+
+
+def _pins(device: torch.device) -> bool:
+    """Whether copies to a device are of pinned memory."""
+    return device.type == "cuda"
 
 
 def _mapped(made: T, function: Callable[[Tensor], Tensor]) -> T:
