@@ -60,7 +60,7 @@ SETTINGS = {
     "digits": Setting(
         "convnet:depth=2,width=16", 12, 6, "convnet:depth=2,width=8", 200, 3, -0.4, 0.02, "none"
     ),
-    "fashionmnist": Setting("convnet:width=64", 15, 10, "convnet:width=32", 60, 2),
+    "fashionmnist": Setting("convnet:width=32", 6, 4, "convnet:width=16", 40, 2, tuned_lr=0.02),
 }
 QUICK = Setting("convnet:depth=1,width=8", 2, 1, "convnet:depth=1,width=4", 2, 1)
 
