@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,14 +66,20 @@ class DMDraws:
     augmentation: Draw  # of each class
 
 
+class RealChunk(NamedTuple):
+    """Real images that go through the network together."""
+
+    rows: Tensor  # among those of the rank's classes
+    changes: list[Turn]
+
+
 @dataclass(frozen=True, eq=False)
 class DMPlan:
     """The same as the device takes it."""
 
     weights: Mapping[str, Tensor]
-    rows: Tensor  # of the real images among those of the rank's classes
-    real: list[Turn]  # the changes of these
-    synthetic: list[list[Turn]]  # and of those that the network sees of the images of each chunk
+    real: list[RealChunk]  # class by class
+    synthetic: list[list[Turn]]  # changes of what the network sees of the images of each chunk
 
 
 class DM(Method):
@@ -142,10 +150,7 @@ class DM(Method):
         with record_function("dm.network"):
             plan = self.plan(draws)
             self.load_network(plan.weights)
-        with record_function("dm.real_images"):
-            real = change(self.real_batch(plan.rows), plan.real)
-        with record_function("dm.real_branch"):
-            targets = self.real_statistics(real, [len(rows) for rows in draws.real])
+        targets = self.real_statistics(plan.real, [len(rows) for rows in draws.real])
         with record_function("dm.synthetic_branch"):
             mine = images.detach()[self.share.rows]
             loss, gradient = self.match(mine, targets, plan.synthetic)
@@ -153,22 +158,21 @@ class DM(Method):
 
     def plan(self, draws: DMDraws) -> DMPlan:
         """What was drawn as the device takes it, where it is then."""
-        chosen, share = torch.cat(draws.real), self.share
-        seen = share.labels - share.classes.start
-
-        def changes(places: Tensor) -> list[Turn]:
-            size = self.dataset.shape[1:]
-            like = size, self.dtype, self.device
-            return changes_of(self.strategy, draws.augmentation, places, *like)
-
-        plan = DMPlan(
-            draws.weights,
-            chosen - share.first_real,
-            changes(self.dataset.train.labels[chosen] - share.classes.start),
-            [changes(seen[rows].repeat_interleave(self.seen_of_stored)) for _, rows in self.chunks],
-        )
-        there = sent(plan, self.device)
-        return there if isinstance(self.images, Tensor) else replace(there, rows=plan.rows)
+        share, like = self.share, (self.dataset.shape[1:], self.dtype, self.device)
+        changes = partial(changes_of, self.strategy, draws.augmentation)
+        seen, real = share.labels - share.classes.start, []
+        for rows in torch.split(torch.cat(draws.real), self.chunk):
+            places = self.dataset.train.labels[rows] - share.classes.start
+            real.append(RealChunk(rows - share.first_real, changes(places, *like)))
+        synthetic = [
+            changes(seen[rows].repeat_interleave(self.seen_of_stored), *like)
+            for _, rows in self.chunks
+        ]
+        there = sent(DMPlan(draws.weights, real, synthetic), self.device)
+        if isinstance(self.images, Tensor):
+            return there
+        pairs = zip(there.real, real, strict=True)
+        return replace(there, real=[each._replace(rows=here.rows) for each, here in pairs])
 
     def placed(self, network: Network, dtype: torch.dtype) -> Network:
         """The network frozen, on the device, in the layout that is fast there."""
@@ -185,9 +189,11 @@ class DM(Method):
         if self.real_network is not self.network:
             self.real_network.load_state_dict(weights)
 
-    def real_batch(self, rows: Tensor) -> Tensor:
-        """Normalised real images by their rows among those of the rank's classes."""
-        return self.dataset.to_input(self.images[rows], self.dtype)
+    def real_batch(self, chunk: RealChunk) -> Tensor:
+        """Normalised and augmented real images, as the network takes them."""
+        real = self.dataset.to_input(self.images[chunk.rows], self.dtype)
+        layout = layout_on(self.device, self.real_dtype)
+        return change(real, chunk.changes).to(self.real_dtype, memory_format=layout)
 
     def statistics(self, features: Tensor, counts: list[int]) -> list[Tensor]:
         """What is matched of embeddings `(N, M)` that stand class by class, each `(C, ...)`."""
@@ -206,17 +212,19 @@ class DM(Method):
         return torch.stack(distances).sum()
 
     @torch.no_grad()
-    def real_statistics(self, real: Tensor, counts: list[int]) -> list[Tensor]:
-        """Those of the real images of each class; `real` is class by class."""
-        chunk = min(self.chunk, len(real))
+    def real_statistics(self, real: list[RealChunk], counts: list[int]) -> list[Tensor]:
+        """Those of the real images of each class, of which there are so many."""
         features = []
-        real = real.to(self.real_dtype, memory_format=layout_on(self.device, self.real_dtype))
-        for part in torch.split(real, chunk):
+        for chunk in real:
+            with record_function("dm.real_images"):
+                part = self.real_batch(chunk)
             # A compiled embedding is made for full chunks; another size would compile again.
-            embed = self.embed_real if len(part) == chunk else self.real_network.embed
-            with self.as_network():
+            full = len(part) == len(real[0].rows)
+            embed = self.embed_real if full else self.real_network.embed
+            with record_function("dm.real_branch"), self.as_network():
                 features.append(embed(part))
-        return self.statistics(torch.cat(features).to(self.dtype), counts)
+        with record_function("dm.real_branch"):
+            return self.statistics(torch.cat(features).to(self.dtype), counts)
 
     def match(
         self,

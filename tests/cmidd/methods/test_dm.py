@@ -221,8 +221,9 @@ def test_classes_with_other_numbers_of_images_match_one_by_one() -> None:
 
 def test_a_class_smaller_than_the_batch_gives_all_its_images_once() -> None:
     loop = ours(batch_real=1000)
-    rows, train = loop.plan(loop.draw(0, 0)).rows, loop.dataset.train
-    real, labels = loop.real_batch(rows), train.labels[rows]
+    plan, train = loop.plan(loop.draw(0, 0)), loop.dataset.train
+    labels = torch.cat([train.labels[chunk.rows] for chunk in plan.real])
+    real = torch.cat([loop.real_batch(chunk._replace(changes=[])) for chunk in plan.real])
     assert torch.equal(labels, train.labels)
     for c in range(len(RAGGED)):
         expected = loop.dataset.to_input(train.of_class(c), torch.float64).flatten(1)
@@ -239,7 +240,7 @@ def means(real_dtype: str, **options: Any) -> Tensor:
                 real_dtype=real_dtype, **options)  # fmt: skip
     draws = loop.draw(0, 0)
     loop.load_network(draws.weights)
-    (found,) = loop.real_statistics(loop.real_batch(loop.plan(draws).rows), sizes)
+    (found,) = loop.real_statistics(loop.plan(draws).real, sizes)
     return found
 
 

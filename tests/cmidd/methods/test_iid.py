@@ -211,7 +211,7 @@ def test_bfloat16_on_the_real_branch_moves_what_is_matched_little() -> None:
         loop = IID(random_dataset(sizes, 32), labels_of(2), options, SEED, CPU)
         draws = loop.draw(0, 0)
         loop.load_network(draws.weights)
-        found.append(loop.real_statistics(loop.real_batch(loop.plan(draws).rows), sizes))
+        found.append(loop.real_statistics(loop.plan(draws).real, sizes))
     for exact, rounded in zip(*found, strict=True):
         assert rounded.dtype == torch.float32
         assert 0 < relative_error(rounded, exact) < 5e-3
