@@ -48,12 +48,12 @@ BUDGETS: dict[str, dict[str, Budget]] = {
     "DC, ipc 10": {
         "network": Budget(0, 11, 11, 0, 0),
         "update": Budget(238, 8, 8, 18526, 841),
-        "inner epoch": Budget(55, 2, 2, 446, 30),
+        "inner epoch": Budget(33, 2, 2, 443, 30),
     },
     "DSA, ipc 10": {
         "network": Budget(0, 11, 11, 0, 0),
         "update": Budget(399, 34, 34, 18955, 841),
-        "inner epoch": Budget(75, 3, 3, 453, 30),
+        "inner epoch": Budget(53, 3, 3, 451, 30),
     },
     "MTT, ipc 10": {
         "iteration of one step": Budget(202, 6, 6, 2096, 119),
@@ -61,12 +61,12 @@ BUDGETS: dict[str, dict[str, Budget]] = {
     },
     "IDC, ipc 10": {
         "network": Budget(1, 11, 11, 3, 0),
-        "training": Budget(3345, 193, 193, 10403, 609),
+        "training": Budget(2641, 193, 193, 10321, 609),
         "update": Budget(311, 15, 15, 24974, 1078),
     },
     "IDM, ipc 10": {
         "step": Budget(216, 35, 35, 7227, 341),
-        "training": Budget(1378, 82, 82, 23062, 1523),
+        "training": Budget(938, 82, 82, 23010, 1523),
     },
     "IID, ipc 10": {
         "step": Budget(367, 36, 36, 9156, 503),
