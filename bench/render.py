@@ -22,6 +22,7 @@ from bench import (
     scale,
     scaling,
 )
+from bench.budget import report as budget
 from bench.gpu import predictions
 from bench.harness.records import RESULTS, Record
 from bench.kernels import accuracy, overhead, plots, streaming
@@ -88,6 +89,19 @@ KINDS = {
         "float32 loop and nothing else. Parts of a step are, in newer records, the ranges that "
         "the loops name, as a profile of whole steps has them; in older ones each was timed alone.",
         loops.report,
+    ),
+    "budget": Kind(
+        "bench.budget",
+        "What each loop asks of a GPU",
+        "No GPU was at hand: this was counted on torch's device `meta`, on which the loops take "
+        "the branches of a GPU and compute nothing. Images are 32 x 32 of ten classes, 256 real "
+        "ones of a class in a batch. A launch is that of a kernel; a convolution with a bias has "
+        "two, and our own kernels have as many as they are launched with. The host waits where it "
+        "reads a number or copies memory that is not pinned, as all copies here do. A line of "
+        "DM's log is written after every tenth iteration. A student takes 30 steps in an "
+        "iteration. DC and DSA have ten updates in one, and 50 epochs between two. Five ConvNets "
+        "have a step in an epoch, after which the loss is read.",
+        budget.report,
     ),
     "evaluation": Kind(
         "bench.evaluation",

@@ -133,15 +133,20 @@ def working(plan: dict[str, Any], shape: Shape, chip: Chip) -> float:
     return float(shape.classes * plan["cluster"] / (turns * blocks_together))
 
 
-def plan_of(shape: Shape, dtype: torch.dtype, chip: Chip) -> dict[str, Any]:
-    """How the kernels compute on contiguous features of equal classes."""
+def plan_of(
+    shape: Shape, dtype: torch.dtype, chip: Chip, *, ragged: bool = False
+) -> dict[str, Any]:
+    """How the kernels compute on contiguous features of equal classes.
+
+    With `ragged` they are not told that classes are equal, as with a ClassIndex.
+    """
     plan: dict[str, Any] = native.cuda_plan(
         rows=shape.classes * shape.rows,
         classes=shape.classes,
         largest=shape.rows,
         channels=shape.channels,
         element_bytes=dtype.itemsize,
-        ragged=False,
+        ragged=ragged,
         aligned=shape.channels * dtype.itemsize % 16 == 0,
         given=False,
         weighted=False,

@@ -27,6 +27,7 @@ from bench.plain.inputs import (
     write_expert,
 )
 from bench.plain.rivals import RIVALS
+from cmidd.datasets import Dataset
 from cmidd.device import usable_device
 from cmidd.methods import fill_in_published, method_entry
 from cmidd.networks import Network
@@ -55,6 +56,10 @@ class Sizes:
     student_steps: int = 5  # of MTT, in what is timed
     peaks: tuple[int, ...] = (1, 5, 10, 50)  # those whose memory is measured
 
+    def dataset(self) -> Dataset:
+        """Real images to draw batches of."""
+        return random_dataset([2 * self.batch_real] * self.classes, self.pixels)
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -78,12 +83,20 @@ def option_names(method: str) -> set[str]:
 class Setup:
     """The problem; the files that loops read are written into `folder`."""
 
-    def __init__(self, method: str, sizes: Sizes, ipc: int, device: str, folder: Path) -> None:
+    def __init__(
+        self,
+        method: str,
+        sizes: Sizes,
+        ipc: int,
+        device: str,
+        folder: Path,
+        dataset: Dataset | None = None,
+    ) -> None:
         self.method, self.sizes, self.ipc = method, sizes, ipc
         self.device, self.folder = usable_device(device), folder
         self.rival = RIVALS.get(method)
         self.with_cmi = has_cmi(method)
-        self.dataset = random_dataset([2 * sizes.batch_real] * sizes.classes, sizes.pixels)
+        self.dataset = dataset or sizes.dataset()
         self.labels = torch.arange(sizes.classes).repeat_interleave(ipc)
         shape = (len(self.labels), *self.dataset.shape)
         self.images = torch.randn(shape, generator=generator("images")).to(self.device)
@@ -94,7 +107,7 @@ class Setup:
         """The driver's, with some of the method's options changed."""
         regularizer = self.regularizer(cmi_precision)
         method = method_entry(self.method).make(
-            self.dataset, self.labels, self._options(**changes), SEED, self.device
+            self.dataset, self.labels, self.options(**changes), SEED, self.device
         )
 
         def step(iteration: int, update: int) -> Result:
@@ -119,7 +132,7 @@ class Setup:
         if self.with_cmi:
             files = save_each(self._bank(), self.folder)
             cmi = PlainCMI(files, self.sizes.bank, _WEIGHT, self.regularizer().draw)
-        given = (self.dataset, self.labels, self._options(**changes), SEED, self.device)
+        given = (self.dataset, self.labels, self.options(**changes), SEED, self.device)
         rival, updates = self.rival.make(*given, cmi=cmi)
 
         def step(iteration: int, update: int) -> Result:
@@ -154,13 +167,14 @@ class Setup:
     def _bank(self) -> list[Network]:
         return untrained_bank(self.sizes.bank, self.sizes.pixels, self.sizes.classes)
 
-    def _bank_of(self, network: str) -> Path:
+    def bank_file(self, network: str) -> Path:
+        """A bank of untrained networks, which is written when it is first asked for."""
         path = self.folder / f"bank-{network.partition(':')[0]}.safetensors"
         if not path.exists():
             write_bank(path, self.dataset, network)
         return path
 
-    def _options(self, **changes: Any) -> Any:
+    def options(self, **changes: Any) -> Any:
         """Of the method: sizes, files of networks that it needs, and what is published."""
         sizes, names = self.sizes, option_names(self.method)
         given: dict[str, Any] = {name: getattr(sizes, name) for name in names & _SIZES_OF_METHODS}
@@ -169,9 +183,9 @@ class Setup:
             write_expert(path, self.dataset, sizes.network)
             given |= {"experts": path, "expert_epochs": 1, "max_start_epoch": 1}
         if "centre_bank" in names:
-            given["centre_bank"] = self._bank_of(sizes.bank)
+            given["centre_bank"] = self.bank_file(sizes.bank)
         if "matching_bank" in names:
-            given["matching_bank"] = self._bank_of(sizes.network)
+            given["matching_bank"] = self.bank_file(sizes.network)
         options = method_entry(self.method).options(**{**given, **changes})
         loop = DistillOptions(self.ipc)
         return fill_in_published(self.method, self.dataset, self.ipc, loop, options)[1]

@@ -27,10 +27,10 @@ def random_dataset(per_class: Sequence[int], pixels: int, *, mirror: bool = True
     return Dataset("noise", images, images, names, (0.5,) * 3, (0.3,) * 3, mirror)
 
 
-def untrained_bank(spec: str, pixels: int, classes: int) -> list[Network]:
+def untrained_bank(spec: str, pixels: int, classes: int, count: int = _BANK_SIZE) -> list[Network]:
     """Networks as a bank has them, but for their training; in float32 on the CPU."""
     networks = []
-    for number in range(_BANK_SIZE):
+    for number in range(count):
         network = build_network(spec, 3, pixels, classes)
         initialize(network, generator("bank", number))
         networks.append(freeze(network))
@@ -45,10 +45,11 @@ def save_each(networks: Sequence[nn.Module], folder: Path) -> list[Path]:
     return files
 
 
-def write_bank(path: Path, dataset: Dataset, spec: str) -> None:
+def write_bank(path: Path, dataset: Dataset, spec: str, count: int = _BANK_SIZE) -> None:
     """A bank of untrained networks, which take as long; their seed gives other first weights."""
     _, pixels, _ = dataset.shape
-    states = [each.state_dict() for each in untrained_bank(spec, pixels, dataset.num_classes)]
+    bank = untrained_bank(spec, pixels, dataset.num_classes, count)
+    states = [each.state_dict() for each in bank]
     content = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     content["accuracy"] = torch.zeros(len(states))
     content["trained"] = torch.ones(len(states), dtype=torch.uint8)

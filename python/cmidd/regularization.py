@@ -67,7 +67,7 @@ class CMITerm(Term):
             return
         self.check_batch()
         with torch.no_grad():
-            self._all = self._classes_of(images, self._labels)
+            self._all = self._classes_of(images, self._labels_here)
         if self._all.largest <= 1 and options.cmi_centroids == "own":
             say(
                 "CMI of one image per class is 0 whatever the image: left out; "
@@ -90,14 +90,15 @@ class CMITerm(Term):
         self._classes = self._all
         if ranks.count() > 1:
             with torch.no_grad():
-                self._classes = self._classes_of(images[self._mine], self._labels[self._mine])
+                mine = self._mine.cpu()
+                self._classes = self._classes_of(images[self._mine], self._labels_here[mine])
         batch = method.first_batch(0)
         if options.cmi_on == "batch" and batch is not None and options.cmi_centroids == "own":
             self._say_who_is_alone(images, batch, say)
 
     def _say_who_is_alone(self, images: Tensor, batch: Tensor, say: Callable[[str], None]) -> None:
-        rows = batch.to(images.device)
-        counts = self._classes_of(images.detach()[rows], self._labels[rows]).counts()
+        seen_images = images.detach()[batch.to(images.device)]
+        counts = self._classes_of(seen_images, self._labels_here[batch]).counts()
         alone, seen = int((counts == 1).sum()), int(counts.sum())
         if 2 * alone > seen:
             say(
@@ -107,8 +108,9 @@ class CMITerm(Term):
             )
 
     def _classes_of(self, images: Tensor, labels: Tensor) -> ClassIndex:
-        """The classes of what networks see of stored images."""
-        return ClassIndex(self.seen(images, labels)[1], self._dataset.num_classes)
+        """The classes of what networks see of stored images, whose labels are on the CPU."""
+        classes = ClassIndex(self.seen(images, labels)[1], self._dataset.num_classes)
+        return classes.to(images.device)  # where making it would wait for a GPU
 
     @property
     def needs_real_means(self) -> bool:

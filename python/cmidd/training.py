@@ -127,7 +127,8 @@ class Stack:
         return logits
 
     def _alone(self, state: dict[str, Tensor], images: Tensor) -> Tensor:
-        return self._one({name: tensor[0] for name, tensor in state.items()}, images)
+        # Not [0], whose derivative fills zeros and copies.
+        return self._one({name: tensor.squeeze(0) for name, tensor in state.items()}, images)
 
     def _one(self, state: dict[str, Tensor], images: Tensor) -> Tensor:
         logits: Tensor = functional_call(self.network, state, (images,))

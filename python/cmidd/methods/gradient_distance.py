@@ -40,7 +40,8 @@ class GradientDistance:
         self.lengths = torch.tensor(lengths, device=device)  # (R,)
         if not by_row:
             self.lengths = self.lengths.sum()[None]
-        self.row_of = torch.repeat_interleave(self.lengths)  # (P,)
+        # With the size, which a GPU else has to wait for.
+        self.row_of = torch.repeat_interleave(self.lengths, output_size=sum(lengths))  # (P,)
 
     def __call__(self, synthetic: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Sum over classes, and its derivative by `synthetic`; both gradients are `(C, P)`."""

@@ -87,7 +87,8 @@ class Batch:
         self.images = first.requires_grad_()
         self._first = first.detach().clone() if options.perturb_steps else None
         self._moved: dict[int, nn.Module] = {}
-        self.index = ClassIndex(torch.unique(labels, return_inverse=True)[1].to(device))
+        # On the CPU, where making it waits for no GPU.
+        self.index = ClassIndex(torch.unique(labels, return_inverse=True)[1]).to(device)
         self.regularizers = task.regularizers() if self.index.largest > 1 else []
         self._averages: dict[int, list[Statistics]] = {}
         self._of_classes: dict[int, list[Statistics]] = {}
