@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bench.budget.loops import LOOPS, SIZES, TOGETHER, Rig
+from bench.budget.loops import LOOPS, META, SIZES, TOGETHER, Rig
 from bench.budget.report import report, rows_of
 from bench.harness.command import benchmark_parser, finish, new_record
-from cmidd.options.cmi import CMIOptions
+from cmidd.networks import cmi_images_per_chunk
 
 
 def main() -> None:
@@ -25,7 +25,8 @@ def main() -> None:
     parser.add_argument("--loops", nargs="+", choices=LOOPS, default=[*LOOPS], metavar="NAME",
         help="of those that are counted, such as 'DM, ipc 10' (default: all)")  # fmt: skip
     args = parser.parse_args()
-    settings = {"sizes": asdict(SIZES), "networks": TOGETHER, "cmi_chunk": CMIOptions().cmi_chunk}
+    chunk = cmi_images_per_chunk(META, SIZES.pixels)
+    settings = {"sizes": asdict(SIZES), "networks": TOGETHER, "cmi_chunk": chunk}
     record = new_record("budget", args, settings)
     with tempfile.TemporaryDirectory() as folder:
         rig = Rig(Path(folder))

@@ -1,7 +1,7 @@
 """Makes torch and cmikernels go the ways of a GPU on torch's device `meta`, with a meter on.
 
-CMI is counted as the CUDA kernels compute it, norm, activation and pooling as the Triton kernels,
-and optimizers work on lists of tensors.
+CMI is counted as the CUDA kernels compute it, augmentation and norm, activation and pooling as the
+Triton kernels; memory is pinned, and optimizers work on lists of tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from bench.budget.meter import Meter
 from bench.budget.operations import cmi_launches, memory_of, tensors_in
+from cmidd import parcel
 from cmikernels import backends
+from cmikernels.changes import operations as changes
 from cmikernels.norm import operations as norm
 from cmikernels.norm.layout import channels_last, read_in_layout
 from cmikernels.problem import Problem
@@ -91,6 +93,9 @@ def metered() -> Iterator[Meter]:
         sums = any(name in outputs for name in ("weight_grad", "bias_grad"))  # a launch of its own
         meter.launch(f"cmikernels::{_NORM[order]}", 1 + sums, moved)
 
+    def change(_: int, *tensors: Tensor | None) -> None:
+        meter.launch("cmikernels::changes", 1, sum(map(memory_of, tensors_in(tensors))))
+
     known = {"counted": _OnMeta(meter), **backends._BACKENDS}
     optimizers = importlib.import_module("torch.optim.optimizer")
     with_lists = [*optimizers._get_foreach_kernels_supported_devices(), "meta"]
@@ -100,6 +105,8 @@ def metered() -> Iterator[Meter]:
             stack.enter_context(mock.patch.object(holder, name, value))
 
         put(norm, "_run", run)
+        put(changes, "_run", change)
+        put(parcel, "_pins", lambda _: True)
         put(backends, "_BACKENDS", known)
         put(optimizers, "_get_foreach_kernels_supported_devices", lambda: with_lists)
         for name in ("class_index", "cmi", "norm_act_pool", "problem"):

@@ -31,62 +31,62 @@ class Goal(NamedTuple):
 
 BUDGETS: dict[str, dict[str, Budget]] = {
     "DM, ipc 10": {
-        "step": Budget(194, 35, 35, 5680, 281),
+        "step": Budget(64, 1, 0, 5276, 281),
     },
     "DM, ipc 50": {
-        "step": Budget(194, 35, 35, 7747, 362),
+        "step": Budget(64, 1, 0, 7087, 362),
     },
     "DM + CMI, ipc 10": {
-        "step": Budget(463, 35, 35, 9067, 503),
+        "step": Budget(202, 1, 0, 8574, 503),
     },
     "DM + CMI, ipc 50": {
-        "step": Budget(1511, 35, 35, 24684, 1472),
+        "step": Budget(202, 1, 0, 23219, 1472),
     },
     "DM + CMI, log": {
         "report": Budget(4, 0, 3, 4, 0),
     },
     "DC, ipc 10": {
-        "network": Budget(0, 11, 11, 0, 0),
-        "update": Budget(238, 8, 8, 18526, 841),
-        "inner epoch": Budget(33, 2, 2, 443, 30),
+        "network": Budget(11, 1, 0, 3, 0),
+        "update": Budget(238, 1, 0, 18526, 841),
+        "inner epoch": Budget(33, 0, 0, 443, 30),
     },
     "DSA, ipc 10": {
-        "network": Budget(0, 11, 11, 0, 0),
-        "update": Budget(399, 34, 34, 18955, 841),
-        "inner epoch": Budget(53, 3, 3, 451, 30),
+        "network": Budget(11, 1, 0, 3, 0),
+        "update": Budget(244, 1, 0, 18628, 841),
+        "inner epoch": Budget(34, 0, 0, 446, 30),
     },
     "MTT, ipc 10": {
-        "iteration of one step": Budget(202, 6, 6, 2096, 119),
-        "student step": Budget(169, 4, 4, 2009, 119),
+        "iteration of one step": Budget(161, 1, 0, 2011, 119),
+        "student step": Budget(133, 0, 0, 1980, 119),
     },
     "IDC, ipc 10": {
-        "network": Budget(1, 11, 11, 3, 0),
-        "training": Budget(2641, 193, 193, 10321, 609),
-        "update": Budget(311, 15, 15, 24974, 1078),
+        "network": Budget(12, 1, 0, 6, 0),
+        "training": Budget(1809, 1, 0, 9864, 609),
+        "update": Budget(247, 1, 0, 24188, 1078),
     },
     "IDM, ipc 10": {
-        "step": Budget(216, 35, 35, 7227, 341),
-        "training": Budget(938, 82, 82, 23010, 1523),
+        "step": Budget(106, 1, 0, 6641, 341),
+        "training": Budget(938, 4, 0, 23010, 1523),
     },
     "IID, ipc 10": {
-        "step": Budget(367, 36, 36, 9156, 503),
+        "step": Budget(234, 1, 0, 8752, 503),
     },
     "NCFM, ipc 10": {
-        "step": Budget(987, 66, 67, 10473, 423),
+        "step": Budget(608, 1, 1, 9688, 423),
     },
     "five ConvNets on ipc 10": {
-        "epoch": Budget(100, 11, 12, 4059, 149),
-        "step": Budget(100, 11, 11, 4059, 149),
-        "test of 500 images": Budget(18, 0, 1, 8636, 254),
+        "epoch": Budget(53, 0, 0, 4001, 149),
+        "step": Budget(53, 0, 0, 4001, 149),
+        "test of 500 images": Budget(18, 0, 0, 8636, 254),
     },
     "five ResNet-18 on real images": {
-        "step": Budget(263, 2, 2, 70323, 4262),
+        "step": Budget(263, 0, 0, 70323, 4262),
     },
     "CMI, 10 x 50": {
-        "call": Budget(1316, 0, 0, 16919, 1111),
+        "call": Budget(137, 0, 0, 16114, 1111),
     },
     "CMI, 100 x 50": {
-        "call": Budget(13106, 0, 0, 169184, 11109),
+        "call": Budget(1316, 0, 0, 161140, 11109),
     },
     "SRe2L, ipc 10": {
         "step": Budget(714, 0, 0, 7620, 223),

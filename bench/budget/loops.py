@@ -24,7 +24,7 @@ from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
 from cmidd.interruption import Stop
 from cmidd.loop import Loop
-from cmidd.networks import freeze
+from cmidd.networks import cmi_images_per_chunk, freeze
 from cmidd.networks.spec import network_outline
 from cmidd.options.cmi import CMIOptions
 from cmidd.options.distill import DistillOptions
@@ -199,7 +199,7 @@ def pretraining(rig: Rig) -> Counts:
 def cmi(classes: int, ipc: int, rig: Rig, *, at_most: int = 2) -> Counts:
     """The regulariser alone, value and gradient; of more chunks than `at_most` two are counted."""
     regularizer = CMIRegularizer(freeze(_outline(SIZES.bank)), 2000.0)
-    regularizer.chunk_size = chunk = CMIOptions().cmi_chunk
+    regularizer.chunk_size = chunk = cmi_images_per_chunk(META, SIZES.pixels)
 
     def of(classes: int) -> Count:
         images = torch.empty(classes * ipc, *rig.dataset.shape, device=META).requires_grad_()

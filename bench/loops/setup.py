@@ -30,8 +30,7 @@ from bench.plain.rivals import RIVALS
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device
 from cmidd.methods import fill_in_published, method_entry
-from cmidd.networks import Network
-from cmidd.options.cmi import CMIOptions
+from cmidd.networks import Network, cmi_images_per_chunk
 from cmidd.options.distill import DistillOptions
 from cmidd.seeds import generator
 from cmikernels import ClassIndex, CMIRegularizer
@@ -151,7 +150,7 @@ class Setup:
 
     def regularizer(self, precision: str | None = None) -> CMIRegularizer:
         """CMI as our loops take it."""
-        chunk = CMIOptions().cmi_chunk
+        chunk = cmi_images_per_chunk(self.device, self.sizes.pixels)
         return CMIRegularizer(
             self._resident_bank, _WEIGHT, chunk_size=chunk, seed=SEED, precision=precision
         )

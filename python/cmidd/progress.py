@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from cmidd import ranks
@@ -44,6 +46,20 @@ class _Lines(tqdm):  # type: ignore[misc]
         type(self)._instances.discard(self)
         if self.leave:
             self._write()
+
+
+class Readout:
+    """A number that is shown as it changes: read from a GPU, which is waited for, once a second."""
+
+    def __init__(self) -> None:
+        self._number, self._read = math.nan, -math.inf
+
+    def __call__(self, number: Tensor) -> float:
+        """The number, or the last one that was read."""
+        now = time.monotonic()
+        if number.device.type == "cpu" or now - self._read >= 1:
+            self._number, self._read = number.item(), now
+        return self._number
 
 
 def progress(iterable: Any = None, **settings: Any) -> Any:

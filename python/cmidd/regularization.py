@@ -20,6 +20,7 @@ from cmidd import ranks
 from cmidd.datasets import Dataset
 from cmidd.device import precision_on
 from cmidd.methods.base import Method
+from cmidd.networks import cmi_images_per_chunk
 from cmidd.options.cmi import CMIOptions
 from cmidd.pretrained.bank import Bank
 from cmidd.progress import progress
@@ -81,7 +82,8 @@ class CMITerm(Term):
         self._regularizer = CMIRegularizer(
             bank,
             self.weight_of_mean,
-            chunk_size=options.cmi_chunk,
+            chunk_size=options.cmi_chunk
+            or cmi_images_per_chunk(images.device, dataset.shape.height),
             layer=options.cmi_layer,
             networks_per_step=options.cmi_networks,
             seed=seed,

@@ -37,6 +37,7 @@ from cmidd.networks import (
     images_per_chunk,
 )
 from cmidd.options.recipe import Recipe
+from cmidd.progress import Readout
 from cmidd.seeds import generator
 from cmidd.training_batches import EpochPlan, batches_of, plans_on
 from cmidd.training_draws import EpochDraws, draw_epochs
@@ -151,12 +152,12 @@ class Stack:
     def accuracy(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
         """Share of images that each network gets right."""
         self.network.eval()
-        right, count = torch.zeros(self.size, dtype=torch.int64), 0
+        right, count = [], 0
         for images, labels in batches:
             found = self(images.expand(self.size, *images.shape)).argmax(dim=2)
-            right += (found == labels).sum(dim=1).cpu()
+            right.append((found == labels).sum(dim=1))
             count += len(labels)
-        return (right.double() / count).tolist()
+        return (torch.stack(right).sum(dim=0).cpu().double() / count).tolist()
 
 
 Objective = Callable[[Stack, Tensor, Tensor], Tensor]
@@ -218,8 +219,8 @@ def train(
         epochs: what was drawn by `draw_epochs` for the recipe and the strategy, from the first
             epoch on that is not done.
         objective: what is minimised, a sum over networks and images.
-        on_epoch: called with the number of finished epochs and the mean loss of the last, for which
-            a GPU has to wait.
+        on_epoch: called with the number of finished epochs and the mean loss of the last; of one
+            up to a second before it on a GPU, which would have to be waited for.
         done: what the stack has been trained already; its state of the optimizer is changed in
             place.
         stopping: asked after each step whether to end there.
@@ -233,7 +234,7 @@ def train(
         raise ValueError("teach: expected it where ranks do not share the images of a step")
     done = done or Progress()
     stack.network.train()
-    optimizer = _optimizer(stack.parameters, recipe)
+    optimizer, read = _optimizer(stack.parameters, recipe), Readout()
     for parameter, state in zip(stack.parameters, done.optimizer, strict=False):
         optimizer.state[parameter].update(state)
     plans = (
@@ -263,7 +264,7 @@ def train(
                 kept = [dict(optimizer.state[parameter]) for parameter in stack.parameters]
                 return Progress(epoch, step + 1, total.item(), kept)
         if on_epoch is not None:
-            on_epoch(epoch + 1, total.item() / (len(images) * stack.size))
+            on_epoch(epoch + 1, read(total) / (len(images) * stack.size))
     return None
 
 

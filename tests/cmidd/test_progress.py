@@ -6,9 +6,11 @@ import time
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from cmidd.progress import progress
+from cmidd.progress import Readout, progress
 
 
 @pytest.fixture
@@ -77,3 +79,18 @@ def test_it_goes_over_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", screen)
     assert list(progress([1, 2, 3], desc="over", file=screen)) == [1, 2, 3]
     assert screen.getvalue().count("\n") == 1
+
+
+def test_a_number_is_read_from_a_gpu_once_a_second_and_from_a_cpu_always(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = [1.0, 2.0, 3.0]
+    monkeypatch.setattr(Tensor, "item", lambda _: reads.pop(0))
+    read, there = Readout(), torch.empty((), device="meta")
+    found = []
+    for clock[0] in (0.0, 0.5, 0.99, 1.0, 1.5, 2.5):
+        found.append(read(there))
+    assert found == [1.0, 1.0, 1.0, 2.0, 2.0, 3.0]
+    monkeypatch.undo()
+    read = Readout()
+    assert [read(torch.tensor(float(k))) for k in range(5)] == [0.0, 1.0, 2.0, 3.0, 4.0]

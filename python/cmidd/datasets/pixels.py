@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,11 +33,18 @@ def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
 def _of_channels(
     images: Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Mean and deviation as `images` (N, channels, H, W) take them, (1, channels, 1, 1) each."""
+    """Mean and deviation as `images` (N, channels, H, W) take them, (channels, 1, 1) each."""
     if images.ndim != 4 or images.shape[1] != len(mean):
         raise ValueError(
             f"images must be (N, {len(mean)}, height, width), got {tuple(images.shape)}"
         )
-    both = torch.tensor((mean, std), dtype=images.dtype, device=images.device)
-    centre, scale = both[:, None, :, None, None]
-    return centre, scale
+    return _on(images.device, images.dtype, tuple(mean), tuple(std))
+
+
+@functools.lru_cache(maxsize=64)  # on a GPU, a copy that the CPU would wait for
+def _on(
+    device: torch.device, dtype: torch.dtype, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(mode=False):  # else autograd could not use them later
+        both = torch.tensor((mean, std), dtype=dtype, device=device)
+    return both[0, :, None, None], both[1, :, None, None]

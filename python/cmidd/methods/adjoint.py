@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,11 +44,17 @@ class Descent:
     chunk: int
     size: Callable[[int], int] | None = None
 
+    @cached_property
+    def _one(self) -> Tensor:
+        """What derivatives begin with, made once."""
+        return torch.ones((), dtype=self.rate.dtype, device=self.rate.device)
+
     @torch.no_grad()
     def path(self, theta: Tensor) -> Tensor:
         """The weights `(N + 1, P)` before each step and after the last."""
         path = theta.new_empty(self.steps + 1, len(theta))
         path[0] = theta
+        rates: dict[int, Tensor] = {}  # by the images of a step
         for i in range(self.steps):
             images, labels = self.batch(i)
             gradients: list[Tensor] = []
@@ -55,10 +62,13 @@ class Descent:
                 with torch.enable_grad():
                     leaf = path[i].detach().requires_grad_()
                     loss = self.loss(leaf, *part)
-                _add(gradients, torch.autograd.grad(loss, leaf))
+                _add(gradients, torch.autograd.grad(loss, leaf, self._one))
             (gradient,) = gradients
             ranks.add_up(gradient)
-            torch.sub(path[i], self.rate / self._size(i, images) * gradient, out=path[i + 1])
+            size = self._size(i, images)
+            if size not in rates:
+                rates[size] = self.rate / size
+            torch.sub(path[i], rates[size] * gradient, out=path[i + 1])
         return path
 
     def pull_back(self, path: Tensor, lam: Tensor) -> Tensor:
@@ -67,7 +77,7 @@ class Descent:
         Those of the leaves that batches come from are added to the leaves' `.grad`. All of them are
         this rank's shares.
         """
-        rate_gradient = torch.zeros_like(self.rate)
+        rate_gradient, down = torch.zeros_like(self.rate), -self.rate
         for i in reversed(range(self.steps)):
             images, labels = self.batch(i)
             s, of_theta, of_batch = self._step_back(
@@ -75,7 +85,7 @@ class Descent:
             )
             torch.autograd.backward(
                 [tensor for tensor in (images, labels) if tensor.requires_grad],
-                [-self.rate * gradient for gradient in of_batch],
+                [down * gradient for gradient in of_batch],
             )
             rate_gradient -= s
             ranks.add_up(of_theta)
@@ -91,10 +101,10 @@ class Descent:
         of_chunks = []
         for part in self._chunks(images, labels):
             loss = self.loss(theta, *part)
-            (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+            (gradient,) = torch.autograd.grad(loss, theta, self._one, create_graph=True)
             of_part = gradient @ lam / size
             wanted = [tensor for tensor in part if tensor.requires_grad]
-            more, *of_batch = torch.autograd.grad(of_part, [theta, *wanted])
+            more, *of_batch = torch.autograd.grad(of_part, [theta, *wanted], self._one)
             _add(sums, (of_part.detach(), more))
             of_chunks.append(of_batch)
         s, of_theta = sums

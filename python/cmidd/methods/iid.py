@@ -166,10 +166,12 @@ def class_covariances(features: Tensor, counts: list[int], channels: int) -> Ten
 
 def distance_to_centres(features: Tensor, counts: list[int]) -> Tensor:
     """Sum over features `(N, M)` of the squared distance to the mean of their class."""
+    centres = class_means(features, counts)
+    if len(set(counts)) == 1:
+        away = features.view(len(counts), counts[0], -1) - centres[:, None]
+        return away.flatten(0, 1).square().sum()
     sizes = torch.tensor(counts, device=features.device)
-    centres = class_means(features, counts).repeat_interleave(
-        sizes, dim=0, output_size=len(features)
-    )
+    centres = centres.repeat_interleave(sizes, dim=0, output_size=len(features))
     return (features - centres).square().sum()
 
 

@@ -23,6 +23,7 @@ from cmidd.datasets.encoded import Images
 from cmidd.networks import Network, draw_weights
 from cmidd.options.idm import IDMOptions
 from cmidd.options.recipe import Recipe
+from cmidd.parcel import sent
 from cmidd.seeds import generator, seed_of
 from cmidd.training import Progress, Stack, ranks_share_steps, train
 from cmidd.training_draws import EpochDraws, draw_epoch
@@ -130,7 +131,8 @@ class NetworkQueue:
             self._train(self.trained[number], rows)
 
     def _fresh(self, number: int) -> TrainedNetwork:
-        weights = {name: each[None].to(self.like) for name, each in self.weights(number).items()}
+        there = sent(self.weights(number), self.like.device)
+        weights = {name: each[None].to(self.like) for name, each in there.items()}
         velocity = {name: torch.zeros_like(each) for name, each in weights.items()}
         meter = torch.zeros(2, dtype=torch.int64, device=self.like.device)
         return TrainedNetwork(weights, velocity, meter)

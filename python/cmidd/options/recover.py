@@ -162,13 +162,14 @@ class RecoverCMIOptions(Options):
         bank: file of trained networks, made by cmidd pretrain, in which CMI is measured; default:
             in the teacher of the step
         cmi_layer: features (the embedding), logits, or the name of a layer
-        cmi_chunk: images that go through a network at once for CMI
+        cmi_chunk: images that go through a network at once for CMI; default:
+            50 on a CPU, 512 of 32 x 32 pixels on a GPU
     """
 
     cmi_weight: float = 0.0
     bank: Path | None = option(None, names="bank")
     cmi_layer: str = "features"
-    cmi_chunk: int = option(50, least=1)
+    cmi_chunk: int | None = option(None, least=1)
 
     def check(self) -> None:
         """Raise where there is a bank for nothing."""

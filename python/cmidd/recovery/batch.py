@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
 from cmidd.datasets.pixels import normalise
+from cmidd.networks import cmi_images_per_chunk
 from cmidd.options.recover import RecoverCMIOptions, RecoverOptions
 from cmidd.pretrained.bank import Bank
 from cmidd.recovery.class_statistics import ClassStatistics
@@ -64,7 +65,8 @@ class Task(NamedTuple):
         return [
             CMIRegularizer(
                 networks,
-                chunk_size=self.cmi.cmi_chunk,
+                chunk_size=self.cmi.cmi_chunk
+                or cmi_images_per_chunk(self.device, self.dataset.shape.height),
                 layer=self.cmi.cmi_layer,
                 seed=self.options.seed,
                 precision=self.options.precision,
