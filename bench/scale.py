@@ -35,7 +35,7 @@ from bench.harness.records import Record, Row, head_of
 from bench.harness.tables import bytes_text, seconds_text, table
 from cmidd import training
 from cmidd.cli import main as cmidd
-from cmidd.datasets.encoded import Images, one_after_another
+from cmidd.datasets.streamed import Images, one_after_another
 
 TESTS = 5  # pictures of each class to test on
 

@@ -19,7 +19,7 @@ from torch.profiler import record_function
 
 from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import Images, taken
+from cmidd.datasets.streamed import Images, taken
 from cmidd.device import precision_on
 from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published, origin_on
 from cmidd.methods.class_draws import (

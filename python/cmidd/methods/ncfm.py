@@ -30,7 +30,7 @@ from torch.profiler import record_function
 
 from cmidd.augment import Draw, Strategy, augment
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import taken
+from cmidd.datasets.streamed import taken
 from cmidd.device import precision_on
 from cmidd.methods.base import CMIWeights, Method, MethodEntry
 from cmidd.methods.characteristic import characteristic_functions, directions, distances
@@ -289,7 +289,7 @@ class NCFM(Method):
 
     def finish(self, result: SyntheticSet) -> SyntheticSet:
         """The set with its images clamped once more."""
-        return replace(result, images=self.stored.clamped(result.images))
+        return replace(result, source=self.stored.clamped(result.images))
 
 
 NCFM_ENTRY = MethodEntry(
