@@ -36,7 +36,7 @@ from bench.harness.processes import apart
 from bench.harness.records import Record, Row, head_of
 from bench.harness.tables import bytes_text, seconds_text, table
 from cmidd.cli import main as cmidd
-from cmidd.datasets.encoded import Images, one_after_another
+from cmidd.datasets.streamed import Images, one_after_another
 
 TESTS = 5  # pictures of each class to test on
 

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import whole
 from cmidd.evaluate import Accuracy
-from cmidd.first_images import first_images
+from cmidd.first_images import random_real_set
 from cmidd.options.recipe import DSA, Recipe
 from cmidd.robust_scores import augmentation_robust_score, label_robust_score
 from cmidd.synthetic import SyntheticSet
@@ -97,7 +96,7 @@ def comparisons(
         "random_plain": random_plain,
     }
     if real_recipe is not None:
-        real = judge.to_input(whole(judge.train.source, "training on all real images"))
+        real = judge.streamed(judge.train.source)
         images = SyntheticSet.of(judge, real, judge.train.labels)
         found["real"] = Comparison("all real images", images, real_recipe, (lr,))
     return found
@@ -114,10 +113,7 @@ def _augmented(comparison: Comparison, augmentation: str) -> Comparison:
 def random_like(synthetic_set: SyntheticSet, judge: Dataset, seed: int) -> SyntheticSet:
     """Random real images that `judge` trains on, of each class as many as the set stores."""
     counts = torch.bincount(synthetic_set.labels, minlength=judge.num_classes)
-    most = int(counts.max())
-    images, labels = first_images(judge, most, "real", seed, count_option="ddranking")
-    kept = torch.arange(most).repeat(judge.num_classes) < counts.repeat_interleave(most)
-    return SyntheticSet.of(judge, images[kept], labels[kept])
+    return random_real_set(judge, counts.tolist(), seed, "ddranking")
 
 
 @dataclass(frozen=True)

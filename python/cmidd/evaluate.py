@@ -22,6 +22,7 @@ from torch import Tensor
 from cmidd import ranks
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
+from cmidd.datasets.streamed import Images
 from cmidd.device import precision_on, usable_device
 from cmidd.evaluation_protocol import evaluation_protocol
 from cmidd.interruption import Stop, deferred
@@ -120,7 +121,7 @@ def evaluate_set(
     say(about)
     chosen = networks or seen.record.get("network") or usual_network(dataset.shape.height)
     return evaluate(
-        seen.images,
+        seen.source,
         seen.targets,
         judge,
         (chosen,) if isinstance(chosen, str) else chosen,
@@ -163,7 +164,7 @@ def train_on(
     spec = network or seen.record.get("network") or usual_network(dataset.shape.height)
     stack = fresh_and_trained(
         spec,
-        seen.images.to(place),
+        seen.source.to(place),
         seen.targets.to(place),
         dataset.num_classes,
         [seed_of(seed, "evaluation", 0)],
@@ -174,7 +175,7 @@ def train_on(
 
 
 def evaluate(
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     dataset: Dataset,
     networks: Sequence[str],
@@ -191,7 +192,8 @@ def evaluate(
     """Train `repeats` fresh networks of each architecture on a set and test them.
 
     Args:
-        images: `(N, channels, height, width)`, as `dataset.to_input` makes them.
+        images: `(N, channels, height, width)`, as `dataset.to_input` or `dataset.streamed` makes
+            them.
         labels: `(N,)`, or `(N, C)` of probabilities.
         dataset: whose test images judge, normalised and whitened as `images` are.
         networks: architectures, such as convnet or resnet18.
@@ -209,7 +211,6 @@ def evaluate(
             what there is.
     """
     check_loss(recipe, teacher)
-    images, labels = images.to(device), labels.to(device)
     recipe = replace(recipe, precision=precision_on(device, recipe.precision))
     for spec in networks:  # so that a mistake in the last is not found after hours with the first
         build_network(spec, dataset.shape.channels, dataset.shape.height, dataset.num_classes)
@@ -221,6 +222,7 @@ def evaluate(
         taught = ranks.from_all(None if teacher is None else dict(teacher.record))
         if any(each != taught[0] for each in taught):
             raise ValueError(f"teacher: expected the same on all ranks, got {taught}")
+    images, labels = images.to(device), labels.to(device)
     results = []
     with deferred() as stop:
         train_some = partial(
@@ -264,7 +266,7 @@ def evaluate(
 
 
 def _trained_and_tested(
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     dataset: Dataset,
     recipe: Recipe,

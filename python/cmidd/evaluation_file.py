@@ -126,7 +126,7 @@ def results_of(path: Path, synthetic_set: SyntheticSet) -> dict[str, Any]:
 
 
 def _learned_from(images: SyntheticSet) -> dict[str, Any]:
-    learned = {"images": images.images, "targets": images.targets}
+    learned = {"images": images.source, "targets": images.targets}
     return {"images": len(images.labels), "crc32": checksum(learned)}
 
 
@@ -141,7 +141,7 @@ def _bytes_of(images: SyntheticSet, teacher: Teacher | None) -> dict[str, int]:
         labels = images.soft_labels.nbytes
     else:
         labels = len(images.labels) * (1 if images.record["num_classes"] <= 256 else 2)
-    return {"images": images.images.numel(), "labels": labels}
+    return {"images": images.source.shape.numel(), "labels": labels}
 
 
 def _with(entries: list[dict[str, Any]], new: dict[str, Any], *keys: str) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmidd.datasets import Dataset
+from cmidd.datasets.streamed import rows_of
 from cmidd.seeds import generator
 from cmidd.storage.run_folder import KIND as CHECKPOINT
 from cmidd.storage.tensor_file import kind_of, read_tensors
@@ -102,6 +103,20 @@ def real_rows(
         )
     drawn = torch.randperm(there, generator=generator(seed, purpose, c))[:ipc]
     return drawn.add_(first)
+
+
+def random_real_set(
+    dataset: Dataset, counts: Sequence[int], seed: int, count_option: str
+) -> SyntheticSet:
+    """A set of so many random real images of each class, made when they are asked for."""
+    rows = torch.cat(
+        [
+            real_rows(dataset, count, c, seed, count_option=count_option)
+            for c, count in enumerate(counts)
+        ]
+    )
+    images = dataset.streamed(rows_of(dataset.train.source, rows))
+    return SyntheticSet.of(dataset, images, dataset.train.labels[rows])
 
 
 def _real(dataset: Dataset, ipc: int, seed: int, purpose: str, count_option: str) -> Tensor:

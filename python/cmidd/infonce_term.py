@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import one_after_another
+from cmidd.datasets.streamed import one_after_another
 from cmidd.methods.base import Method
 from cmidd.methods.class_draws import draw_real_rows
 from cmidd.networks import (

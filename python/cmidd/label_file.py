@@ -24,7 +24,7 @@ from cmidd.options.recipe import Recipe
 from cmidd.options.relabel import SEEDS
 from cmidd.seeds import STREAMS, seed_of
 from cmidd.storage.growing_file import CRC_OF, MARKS, check_complete, check_piece
-from cmidd.storage.tensor_file import FileError, bytes_of, checksum, opened
+from cmidd.storage.tensor_file import FileError, InPieces, bytes_of, checksum, opened
 from cmidd.synthetic import SyntheticSet
 from cmidd.teaching import Teacher
 
@@ -178,7 +178,7 @@ def draw_seed(seed: int) -> int:
 def checksum_of(synthetic_set: SyntheticSet) -> int:
     """Of all that networks learn from in a set: what they see of it, and how it is whitened."""
     seen, whitening = synthetic_set.seen(), synthetic_set.whitening
-    tensors = {"images": seen.images, "targets": seen.targets}
+    tensors: dict[str, Tensor | InPieces] = {"images": seen.source, "targets": seen.targets}
     if whitening is not None:
         tensors |= {"whitening_mean": whitening.mean, "whitening_matrix": whitening.matrix}
     return checksum(tensors)

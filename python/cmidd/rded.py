@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cmidd.augment_operations import OPERATIONS, PUBLISHED_AMOUNTS
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import one_after_another, read_once
+from cmidd.datasets.streamed import one_after_another, read_once
 from cmidd.networks import GPU_IMAGES_FORWARD, images_per_chunk
 from cmidd.seeds import generator
 

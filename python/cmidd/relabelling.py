@@ -60,7 +60,7 @@ class Relabelling:
         judge, seen = synthetic_set.whiten(dataset), synthetic_set.seen()
         judge.check_made_for(seen.record, "synthetic_set")
         self.teachers, self.num_classes = check_teachers(teachers), dataset.num_classes
-        self.images, self.labels = seen.images.to(place), seen.targets.to(place)
+        self.images, self.labels = seen.source.to(place), seen.targets.to(place)
         self.recipe: Recipe = options.recipe(synthetic_set.record)
         self.strategy = Strategy.parse(self.recipe.augmentation, mirror=dataset.mirror)
         self.precision = precision_on(place, options.precision)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cmidd.datasets import Dataset
+from cmidd.datasets.streamed import Images, one_after_another
 from cmidd.pretrained.bank import Bank
 from cmikernels import EmpiricalCMI
 from cmikernels.embedding import embed
@@ -91,14 +92,15 @@ def features_of(network: nn.Module, images: Tensor, layer: str = "features") -> 
     return torch.cat([embed(network, batch, layer, "float32") for batch in batches])
 
 
-def score(bank: Bank, images: Tensor, labels: Tensor, layer: str = "features") -> Score:
-    """CMI of normalised images that are in memory, on the device of the bank."""
+def score(bank: Bank, images: Images, labels: Tensor, layer: str = "features") -> Score:
+    """CMI of normalised images, on the device of the bank."""
     return score_batches(bank, lambda: batches_of(images, labels), layer)
 
 
-def batches_of(images: Tensor, labels: Tensor) -> Batches:
-    """Normalised images that are in memory."""
-    return zip(torch.split(images, BATCH), torch.split(labels, BATCH), strict=True)
+def batches_of(images: Images, labels: Tensor) -> Batches:
+    """Normalised images, batch by batch, with their labels."""
+    rows = torch.split(torch.arange(len(images)), BATCH)
+    return zip(one_after_another(images, rows), torch.split(labels, BATCH), strict=True)
 
 
 def train_batches(dataset: Dataset, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -8,13 +8,15 @@ class by class.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cmidd.datasets.pixels import normalise
+from cmidd.datasets.pixels import normalised
+from cmidd.datasets.streamed import Pixels, StreamedImages
 from cmidd.storage.growing_file import CRC_OF, MARKS, check_piece
 from cmidd.storage.tensor_file import FileError
 
@@ -32,13 +34,14 @@ def as_items(pixels: Tensor, labels: Tensor, size: int) -> dict[str, Tensor]:
 
 def unpacked(
     tensors: Mapping[str, Tensor], record: Mapping[str, Any], path: Path
-) -> dict[str, Tensor]:
-    """The normalised `images` and `labels` of a file's tensors, checked."""
+) -> tuple[StreamedImages, Tensor]:
+    """The normalised images of a file's tensors, which stay mapped, and labels; checked."""
     empty = torch.empty(0)
     pixels, labels = tensors["pixels"], tensors.get("labels", empty)
     marks = tensors.get(MARKS, empty)
     if (
         (pixels.dtype, labels.dtype, marks.dtype) != (torch.uint8, torch.int64, torch.uint8)
+        or pixels.ndim != 5
         or list(pixels.shape[2:]) != record["shape"]
         or pixels.shape[:2] != labels.shape
         or pixels.shape[:1] != marks.shape
@@ -56,7 +59,12 @@ def unpacked(
             raise FileError(f"{path}: expected a checksum of each batch's {name}")
         for batch, crc in zip(tensor, crcs, strict=True):
             check_piece(path, name, batch, crc)
-    there = labels.flatten() != NOTHING
-    classes, order = labels.flatten()[there].sort(stable=True)
-    images = pixels.flatten(0, 1)[there][order].float() / 255
-    return {"images": normalise(images, record["mean"], record["std"]), "labels": classes}
+    as_input = partial(normalised, mean=record["mean"], std=record["std"])
+    every = torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1)
+    if not as_input(every.expand(-1, pixels.shape[2], 1, 1)).isfinite().all():
+        raise FileError(f"{path}: expected finite images, got NaN or Inf among them")
+    classes = labels.flatten()
+    (there,) = (classes != NOTHING).nonzero(as_tuple=True)
+    classes, order = classes[there].sort(stable=True)
+    every_place = StreamedImages.of(Pixels(pixels.flatten(0, 1)), labels.numel())
+    return every_place.of_rows(there[order]).seen_by(as_input), classes

@@ -14,8 +14,9 @@ networks see; and, with the eps `zca` in the record, `whitening_mean` (D,) and `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from cmidd.datasets import Dataset
 from cmidd.datasets.given import labels_as_int64
 from cmidd.datasets.images import to_pixels
+from cmidd.datasets.streamed import Images, all_of
 from cmidd.datasets.whitening import Whitening
 from cmidd.options.recipe import OPTIMIZERS, SCHEDULES, SOFT_LOSSES
 from cmidd.storage.growing_file import check_complete
@@ -37,6 +39,7 @@ RECORD = ("class_names", "dataset", "mean", "num_classes", "shape", "std")
 """What the record has at least."""
 SUM_TOLERANCE = 1e-3
 """Of probabilities: more than rounding in half precision."""
+_LOOKED_AT = 256  # images at once
 
 
 def file_of(path: Path) -> Path:
@@ -49,7 +52,8 @@ class SyntheticSet:
     """Images, labels, and the record that says how to use them.
 
     Args:
-        images: `(N, channels, height, width)` float32, normalised, and whitened by `whitening`.
+        source: `(N, channels, height, width)` float32, normalised, and whitened by `whitening`: a
+            tensor, or images that are made when their rows are asked for.
         labels: `(N,)` int64.
         record: what the file says of the set; `mean`, `std` and `class_names` among others.
         soft_labels: `(N, C)` float32 probabilities, where labels were learned.
@@ -63,7 +67,7 @@ class SyntheticSet:
         torch.Size([4, 1, 8, 8])
     """
 
-    images: Tensor
+    source: Images
     labels: Tensor
     record: dict[str, Any] = field(default_factory=dict)
     soft_labels: Tensor | None = None
@@ -80,13 +84,18 @@ class SyntheticSet:
     def of(
         cls,
         dataset: Dataset,
-        images: Tensor,
+        images: Images,
         labels: Tensor,
         record: Mapping[str, Any] | None = None,
     ) -> SyntheticSet:
         """Images in the space of what `dataset.to_input` gives, with a record that says so."""
         about = {**dataset.describe(), "class_names": list(dataset.class_names), **(record or {})}
         return cls(images, labels, about, whitening=dataset.whitening)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """All images in one tensor."""
+        return all_of(self.source)
 
     @property
     def targets(self) -> Tensor:
@@ -134,15 +143,17 @@ class SyntheticSet:
         missing = [name for name in RECORD if name not in record]
         if missing:
             raise FileError(f"{path}: expected a record with {', '.join(RECORD)}, lacks {missing}")
+        images: Images
         if "pixels" in tensors:
             try:
-                tensors = unpacked(tensors, record, path)
+                images, labels = unpacked(tensors, record, path)
             except FileError:
                 raise
             except (OverflowError, RuntimeError, TypeError, ValueError) as error:
                 raise FileError(f"{path}: {error}") from None
-        empty = torch.empty(0)
-        images, labels = tensors.get("images", empty), tensors.get("labels", empty)
+        else:
+            empty = torch.empty(0)
+            images, labels = tensors.get("images", empty), tensors.get("labels", empty)
         if (
             (images.dtype, labels.dtype) != (torch.float32, torch.int64)
             or list(images.shape[1:]) != record["shape"]
@@ -155,7 +166,7 @@ class SyntheticSet:
             )
         if not len(images):
             raise FileError(f"{path}: expected images, got none")
-        if not images.isfinite().all():
+        if isinstance(images, Tensor) and not _is_finite(images):
             raise FileError(f"{path}: expected finite images, got NaN or Inf among them")
         try:
             labels_as_int64(labels, record["num_classes"])
@@ -170,15 +181,28 @@ class SyntheticSet:
             _check_learned(record.get("learned_lr"))
             _check_use(record)
             made = cls(images, labels, record, soft_labels, _whitening(tensors, record))
-            made.pixels()
+            made._as_pixels(made.seen().source[:1])
         except (RuntimeError, TypeError, ValueError) as error:
             raise FileError(f"{path}: {error}") from None
         return made
 
     def pixels(self) -> Tensor:
         """The images that networks see, as `(N, channels, height, width)` in [0, 1]."""
-        images = self.seen().images
+        return self._as_pixels(self.seen().images)
+
+    def pixels_in_pieces(self) -> Iterator[Tensor]:
+        """The same, some at a time where images are made when they are asked for."""
+        source = self.seen().source
+        for some in [source] if isinstance(source, Tensor) else source.pieces():
+            yield self._as_pixels(some)
+
+    def _as_pixels(self, images: Tensor) -> Tensor:
         return to_pixels(images, self.record["mean"], self.record["std"], self.whitening)
+
+
+def _is_finite(images: Tensor) -> bool:
+    """Whether all numbers are, looked at in pieces, as the file may be larger than memory."""
+    return all(bool(some.isfinite().all()) for some in torch.split(images, _LOOKED_AT))
 
 
 def _whitening(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Whitening | None:

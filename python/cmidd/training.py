@@ -27,7 +27,7 @@ from torch.func import functional_call, vmap
 
 from cmidd import ranks
 from cmidd.augment import Strategy
-from cmidd.datasets.encoded import Images
+from cmidd.datasets.streamed import Images
 from cmidd.device import precision_on
 from cmidd.networks import (
     Network,
@@ -276,7 +276,7 @@ def _optimizer(parameters: list[Tensor], recipe: Recipe) -> torch.optim.Optimize
 
 def fresh_and_trained(
     spec: str,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     num_classes: int,
     seeds: Sequence[int],

@@ -12,7 +12,7 @@ from torch import Tensor
 from cmidd import ranks
 from cmidd.augment import Strategy, Turn, change, changes_of
 from cmidd.augment_operations import PUBLISHED_AMOUNTS
-from cmidd.datasets.encoded import Images, one_after_another
+from cmidd.datasets.streamed import Images, one_after_another
 from cmidd.options.recipe import Recipe
 from cmidd.parcel import sent
 from cmidd.training_draws import EpochDraws, Mix, mixed

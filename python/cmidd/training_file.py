@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cmidd.augment import Strategy
-from cmidd.datasets.encoded import Images
+from cmidd.datasets.streamed import Images
 from cmidd.interruption import Stop
 from cmidd.options.recipe import Recipe
 from cmidd.storage.optimizer_state import named, state_of

@@ -15,7 +15,7 @@ from bench.budget.as_on_gpu import metered
 from bench.budget.count import Count
 from bench.budget.meter import REST, Meter
 from bench.budget.operations import list_launches
-from cmidd.datasets.encoded import taken
+from cmidd.datasets.streamed import taken
 from cmikernels import ClassIndex, cmi, fused_cmi, norm_act_pool
 
 
@@ -252,7 +252,7 @@ def test_the_line_is_named(meter: Meter) -> None:
     found = meter.total(lambda: taken(images, rows))
     ((line, times),) = found.lines.items()
     assert times == 1
-    assert line.startswith("copies in cmidd/datasets/encoded.py:")
+    assert line.startswith("copies in cmidd/datasets/streamed.py:")
     assert line.endswith(" taken")
     (line,) = meter.total(lambda: images.tolist()).lines
     assert line.startswith("waits in test_meter.py:")

@@ -16,7 +16,7 @@ from cmidd import ranks
 from cmidd.cli import main
 from cmidd.cli.costs import estimate
 from cmidd.datasets import load_dataset
-from cmidd.datasets.encoded import EncodedImages
+from cmidd.datasets.streamed import StreamedImages
 from cmidd.infonce_term import InfoNCETerm
 from cmidd.loop import distill
 from cmidd.options.cmi import CMIOptions
@@ -117,7 +117,7 @@ def test_pictures_that_stay_encoded_give_the_same_run(tmp_path: Path) -> None:
     found = []
     for more in ({}, {"keep_decoded": 0, "on_demand": True}):
         data = load_dataset(f"folder:{folder}", **more)  # type: ignore[arg-type]
-        assert isinstance(data.train.source, EncodedImages) == bool(more)
+        assert isinstance(data.train.source, StreamedImages) == bool(more)
         path = tmp_path / f"run {len(more)}"
         found.append(tiny_run(path, replace(OPTIONS, iterations=2), dataset=data, infonce=MIM))
     assert torch.equal(found[0].images, found[1].images)

@@ -133,7 +133,7 @@ def test_labels_serve_their_own_set_and_recipe_alone(labels_file: Path) -> None:
         changes: dict[str, Any] = {name: value}
         with pytest.raises(ValueError, match=message):
             labels.check(SET, DATASET, replace(recipe, **changes))
-    moved = replace(SET, images=SET.images + 1e-3)
+    moved = replace(SET, source=SET.images + 1e-3)
     with pytest.raises(ValueError, match=f"labels: {labels_file} has those of another set"):
         labels.check(moved, DATASET, recipe)
     with pytest.raises(ValueError, match=f"labels: {labels_file}: expected dataset other"):

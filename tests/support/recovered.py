@@ -7,9 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from cmidd.datasets import Dataset
 from cmidd.options.recover import RecoverCMIOptions, RecoverOptions
 from cmidd.recovery.recover import Recovery, prepare_recovery, recover
+from cmidd.storage.growing_file import GrowingFile
+from cmidd.stored_pixels import as_items
+from cmidd.synthetic import KIND, SyntheticSet
 from tests.support.tiny import CPU, quiet, tiny_bank, tiny_dataset
 
 TEACHER = "resnet18:width=4,norm=batch"
@@ -47,3 +53,23 @@ def made(path: Path, recovery: Recovery, *, resume: bool = False) -> Path:
     found = recover(recovery, recovery.folder(path, resume=resume), "the command", quiet)
     assert found is not None
     return found
+
+
+def pixel_set(
+    path: Path, dataset: Dataset, pixels: Tensor, labels: Tensor, batch_size: int
+) -> SyntheticSet:
+    """A set of these uint8 images from a file that keeps them as a recovery does."""
+    batches = [
+        as_items(some, classes, batch_size)
+        for some, classes in zip(
+            torch.split(pixels, batch_size), torch.split(labels, batch_size), strict=True
+        )
+    ]
+    about = {**dataset.describe(), "class_names": list(dataset.class_names)}
+    growing = GrowingFile(
+        path, KIND, about, len(batches), batches[0], resume=False, what=KIND, lower="ipc"
+    )
+    for item, batch in enumerate(batches):
+        growing.put(item, batch)
+    growing.complete()
+    return SyntheticSet.load(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cmidd import ranks
 from cmidd.datasets import Dataset, DatasetNotFound, load_dataset
-from cmidd.first_images import first_images
+from cmidd.first_images import random_real_set
 from cmidd.options.commands import DataOptions, SetDataOptions
 from cmidd.options.fields import AS_PUBLISHED, fill_in
 from cmidd.options.names import DATASETS, dataset_key
@@ -76,8 +76,8 @@ def load_sets(
         loaded.whiten(dataset).check_made_for(loaded.record, str(path))
     if random_real is not None:
         name = f"random real images, {random_real} per class"
-        real = first_images(dataset, random_real, "real", seed, count_option="random_real")
-        sets[name] = SyntheticSet.of(dataset, *real)
+        counts = [random_real] * dataset.num_classes
+        sets[name] = random_real_set(dataset, counts, seed, "random_real")
     return sets
 
 

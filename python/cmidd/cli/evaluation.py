@@ -14,7 +14,6 @@ from cmidd.cli.filling import filling
 from cmidd.cli.flags import command_line
 from cmidd.cli.training_costs import Evaluated, cost_of_evaluation
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import check_fit, whole
 from cmidd.ddranking import Comparison, comparisons, random_like, robust_scores
 from cmidd.device import precision_on, usable_device
 from cmidd.evaluate import Accuracy, Store, evaluate_set
@@ -62,7 +61,7 @@ class _Plan(NamedTuple):
         dataset, device = load_for(options.sets, data), usable_device(data.device)
         sets = load_sets(dataset, options.sets, options.random_real, options.seed)
         if options.all_real:
-            real = dataset.to_input(whole(dataset.train.source, "evaluation on all real images"))
+            real = dataset.streamed(dataset.train.source)
             sets[_ALL_REAL] = SyntheticSet.of(dataset, real, dataset.train.labels)
         teacher = _teacher(options, dataset, sets, device)
         taught = None if teacher is None else teacher.draws
@@ -77,8 +76,6 @@ class _Plan(NamedTuple):
         networks = _networks(dataset, sets, options.networks)
         plan = cls(options, dataset, device, sets, recipes, networks, teacher)
         channels, size, _ = dataset.shape
-        if plan.ranked() and options.real_accuracy is None:
-            check_fit(dataset.train.source, "scoring by networks on all real images")
         for name in plan.ranked():  # so that a mistake is not found after hours
             random_like(sets[name], dataset, options.seed)
         for name in sets:

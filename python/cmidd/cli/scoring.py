@@ -73,7 +73,7 @@ def _scored(
 ) -> Iterator[_Scored]:
     for name, each in sets.items():
         seen = each.seen()
-        images, labels = seen.images.to(device), seen.labels.to(device)
+        images, labels = seen.source.to(device), seen.labels.to(device)
         yield _Scored(name, len(labels), partial(batches_of, images, labels))
     if all_real:
         count = len(dataset.train)

@@ -18,7 +18,7 @@ from torch import Tensor
 from cmidd.augment import Strategy
 from cmidd.cli.costs import duration, peak
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import Images
+from cmidd.datasets.streamed import Images
 from cmidd.networks import build_network
 from cmidd.networks.usual import bank_network, gradient_network
 from cmidd.options.pretrained import BankOptions, ExpertOptions
@@ -83,7 +83,7 @@ def cost_of_evaluation(
         for spec in each.networks:
             cost = estimate_training(
                 spec,
-                each.synthetic_set.images.to(device),
+                each.synthetic_set.source.to(device),
                 each.synthetic_set.targets.to(device),
                 each.judge,
                 each.recipe,

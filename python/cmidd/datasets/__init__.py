@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cmidd.datasets import arrays, cifar, digits, folders, hub, idx, svhn
-from cmidd.datasets.encoded import KEEP_DECODED, Decoding
+from cmidd.datasets.encoded import Decoding
 from cmidd.datasets.files import DatasetNotFound
 from cmidd.datasets.images import Dataset, ImageSet
 from cmidd.datasets.pixels import ImageShape
+from cmidd.datasets.streamed import KEEP_DECODED
 from cmidd.options.names import DATASETS, dataset_key
 
 __all__ = ["DATASETS", "Dataset", "DatasetNotFound", "ImageSet", "ImageShape", "load_dataset"]

@@ -14,10 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmidd.datasets.encoded import EncodedImages, Images, one_after_another, rows_of, whole
 from cmidd.datasets.given import Array, channels_first, labels_as_int64
 from cmidd.datasets.known import KNOWN
-from cmidd.datasets.pixels import ImageShape, denormalise, normalise
+from cmidd.datasets.pixels import ImageShape, denormalise, normalised
+from cmidd.datasets.streamed import (
+    Images,
+    Pixels,
+    StreamedImages,
+    one_after_another,
+    rows_of,
+)
 from cmidd.datasets.whitening import EPS, Whitening
 from cmidd.seeds import generator
 
@@ -28,7 +34,7 @@ class ImageSet:
 
     Attributes:
         source: (N, channels, height, width) uint8 by rows, inside a class in the order they came
-            in: a tensor, or pictures that are decoded when their rows are asked for.
+            in: a tensor, or images that are made when their rows are asked for.
         labels: (N,) int64, ascending.
         offsets: (num_classes + 1,) int64; class c is rows `offsets[c]` to `offsets[c + 1]`.
 
@@ -46,12 +52,12 @@ class ImageSet:
 
         Args:
             images: (N, H, W), (N, channels, H, W) or (N, H, W, channels) uint8 with 1 or 3
-                channels; channels come first where both could be meant. Encoded ones stay so.
+                channels; channels come first where both could be meant. Streamed ones stay so.
             labels: (N,) integers from 0 to num_classes - 1.
             num_classes: how many classes there are, those without images included.
 
         """
-        pixels = images if isinstance(images, EncodedImages) else channels_first(images)
+        pixels = images if isinstance(images, StreamedImages) else channels_first(images)
         classes = labels_as_int64(labels, num_classes)
         if len(pixels) != len(classes):
             raise ValueError(
@@ -74,7 +80,16 @@ class ImageSet:
     @property
     def images(self) -> Tensor:
         """All images at once, if they can be kept."""
-        return whole(self.source, "ImageSet.images")
+        source = self.source
+        if isinstance(source, Tensor):
+            return source
+        if source.nbytes > source.keep:
+            need = math.ceil(source.nbytes / 2**30 * 1000) / 1000
+            raise ValueError(
+                f"keep_decoded: ImageSet.images needs all of {len(source):,} images at once; "
+                f"expected at least {need:.3f} GiB for them, got {source.keep / 2**30:.3g}"
+            )
+        return source.decoded("real images")
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -208,17 +223,28 @@ class Dataset:
         """What networks see of (N, channels, H, W) uint8 images: normalised, and whitened."""
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, got {images.dtype}")
-        pixels = images.to(torch.promote_types(dtype, torch.float32)) / 255
-        normalised = normalise(pixels, self.mean, self.std)
+        inputs = normalised(images, self.mean, self.std, dtype)
         if self.whitening is not None:
-            normalised = self.whitening.apply(normalised)
-        return normalised.to(dtype)
+            inputs = self.whitening.apply(inputs)
+        return inputs.to(dtype)
 
     def inputs(self, device: torch.device) -> Images:
         """What networks see of the training images, on the device, by rows."""
         images = self.train.source.to(device)
         if isinstance(images, Tensor):
             return self.to_input(images)
+        return images.seen_by(self.to_input)
+
+    def streamed(self, images: Images) -> Images:
+        """What networks see of uint8 images, made when their rows are asked for.
+
+        Whitening rounds differently for other numbers of images, so that a tensor is whitened at
+        once.
+        """
+        if isinstance(images, Tensor):
+            if self.whitening is not None:
+                return self.to_input(images)
+            images = StreamedImages.of(Pixels(images), len(images))
         return images.seen_by(self.to_input)
 
     def to_pixels(self, images: Tensor) -> Tensor:

@@ -24,6 +24,26 @@ def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return pixels.sub_(centre).div_(scale)
 
 
+def normalised(
+    pixels: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """(pixel / 255 - mean) / std of uint8 pixels (N, channels, H, W), alike on every device.
+
+    Args:
+        pixels: from 0 to 255.
+        mean: of each channel, of pixels in [0, 1].
+        std: of each channel, of pixels in [0, 1].
+        dtype: of the numbers, which are float32 at least.
+    """
+    numbers = pixels.to(torch.promote_types(dtype, torch.float32))
+    # By a plain number a GPU multiplies with its rounded reciprocal.
+    numbers.div_(numbers.new_tensor(255))
+    return normalise(numbers, mean, std)
+
+
 def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Pixels of normalised images, which may lie outside of [0, 1]."""
     centre, scale = _of_channels(images, mean, std)

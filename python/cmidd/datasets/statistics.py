@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cmidd import ranks
-from cmidd.datasets.encoded import EncodedImages, Images, one_after_another
+from cmidd.datasets.streamed import Images, StreamedImages, one_after_another
 from cmidd.progress import progress
 
 _LEAST_STD = 1 / 255  # one grey level: images of one colour are not divided by zero
@@ -20,7 +20,7 @@ def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, 
     """
     channels = images.shape[1]
     counts = torch.zeros(channels, 256, dtype=torch.int64)
-    if isinstance(images, EncodedImages):
+    if isinstance(images, StreamedImages):
         shared = ranks.are_of_a_command()
         rows = torch.arange(len(images))[ranks.slice_of(len(images)) if shared else slice(None)]
         batches = progress(

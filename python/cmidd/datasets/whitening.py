@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from cmidd.datasets.encoded import Images, one_after_another
+from cmidd.datasets.streamed import Images, one_after_another
 from cmidd.progress import progress
 
 EPS = 0.1  # of pixels in [0, 1], as published

@@ -28,7 +28,8 @@ def export_png(synthetic_set: SyntheticSet, folder: Path) -> None:
     seen = synthetic_set.seen()
     names = seen.record["class_names"]
     count: dict[int, int] = {}
-    for pixels, label in zip(seen.pixels(), seen.labels.tolist(), strict=True):
+    pictures = (each for some in seen.pixels_in_pieces() for each in some)
+    for pixels, label in zip(pictures, seen.labels.tolist(), strict=True):
         number = count[label] = count.get(label, -1) + 1
         # The number keeps classes in order, and apart and in the folder whatever their names.
         name = re.sub(r"[^\w.-]", "_", names[label])[:50]

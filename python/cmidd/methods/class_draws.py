@@ -14,7 +14,7 @@ from torch import Tensor
 from cmidd import ranks
 from cmidd.augment import Draw, Strategy, draw
 from cmidd.datasets import Dataset, ImageSet
-from cmidd.datasets.encoded import Images, rows_of
+from cmidd.datasets.streamed import Images, rows_of
 from cmidd.seeds import generator
 
 

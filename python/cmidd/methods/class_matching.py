@@ -27,7 +27,7 @@ from torch.profiler import record_function
 
 from cmidd.augment import Draw, Strategy, Turn, change, changes_of
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import Images
+from cmidd.datasets.streamed import Images
 from cmidd.device import precision_on
 from cmidd.methods.base import Method
 from cmidd.methods.class_draws import ClassShare, draw_for_classes, draw_real_rows

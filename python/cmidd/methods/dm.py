@@ -21,7 +21,7 @@ from torch.profiler import record_function
 
 from cmidd.augment import Draw, Strategy, Turn, change, changes_of
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import Images
+from cmidd.datasets.streamed import Images
 from cmidd.device import precision_on
 from cmidd.methods.base import CMIWeights, Method, MethodEntry, Published, origin_on
 from cmidd.methods.class_draws import (

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import Images
+from cmidd.datasets.streamed import Images
 from cmidd.methods.base import CMIWeights, MethodEntry, Published, origin_on
 from cmidd.methods.class_matching import ClassMatching, MatchingDraws
 from cmidd.methods.class_steps import sgd_after_each_class, steps_in_one
@@ -192,7 +192,7 @@ class IDC(ClassMatching):
 
     def finish(self, result: SyntheticSet) -> SyntheticSet:
         """The set with its images clamped once more."""
-        return replace(result, images=self.stored.clamped(result.images))
+        return replace(result, source=self.stored.clamped(result.images))
 
 
 class Setting(NamedTuple):

@@ -23,7 +23,7 @@ from torch.profiler import record_function
 
 from cmidd import ranks
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import Images
+from cmidd.datasets.streamed import Images
 from cmidd.methods.base import CMIWeights, MethodEntry, Published
 from cmidd.methods.class_draws import class_means
 from cmidd.methods.class_steps import sgd_after_each_class

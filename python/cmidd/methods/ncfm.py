@@ -307,7 +307,7 @@ class NCFM(Method):
 
     def finish(self, result: SyntheticSet) -> SyntheticSet:
         """The set with its images clamped once more."""
-        return replace(result, images=self.stored.clamped(result.images))
+        return replace(result, source=self.stored.clamped(result.images))
 
 
 NCFM_ENTRY = MethodEntry(

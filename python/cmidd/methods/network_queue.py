@@ -19,7 +19,7 @@ from torch import Tensor
 from cmidd import ranks
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import Images
+from cmidd.datasets.streamed import Images
 from cmidd.networks import Network, draw_weights
 from cmidd.options.idm import IDMOptions
 from cmidd.options.recipe import Recipe

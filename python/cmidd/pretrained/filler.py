@@ -17,7 +17,7 @@ from torch import Tensor
 from cmidd import ranks
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import EncodedImages, Images
+from cmidd.datasets.streamed import Images, StreamedImages
 from cmidd.device import precision_on
 from cmidd.interruption import Stop, deferred
 from cmidd.options.recipe import Recipe
@@ -180,7 +180,7 @@ def fill(
                 on_epoch=advance,
             )
             # torchrun gives a rank half a minute to end, and a picture may be one that is broken.
-            if ranks.count() > 1 or isinstance(dataset.test.source, EncodedImages):
+            if ranks.count() > 1 or isinstance(dataset.test.source, StreamedImages):
                 kept.save(stack, Progress(recipe.epochs))
             if tuning is None:
                 accuracies = stack.accuracy(dataset.batches(dataset.test, device))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cmidd.augment import Strategy, augment
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import Images, one_after_another
+from cmidd.datasets.streamed import Images, one_after_another
 from cmidd.device import precision_on
 from cmidd.networks import Network
 from cmidd.options.pretrained import BankOptions

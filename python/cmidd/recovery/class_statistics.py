@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cmidd.datasets import Dataset
-from cmidd.datasets.encoded import one_after_another
+from cmidd.datasets.streamed import one_after_another
 from cmidd.recovery.statistics import Statistics, watched
 from cmidd.storage.growing_file import CRC_OF, GrowingFile, check_piece
 from cmidd.storage.tensor_file import FileError, opened

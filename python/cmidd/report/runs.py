@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from cmidd.datasets import Dataset, load_dataset
-from cmidd.datasets.encoded import KEEP_DECODED
+from cmidd.datasets.streamed import KEEP_DECODED
 from cmidd.storage.run_folder import KIND as CHECKPOINT
 from cmidd.storage.run_folder import read_log
 from cmidd.storage.tensor_file import FileError, read_tensors

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +27,21 @@ from cmidd.storage.output import write_bytes
 FORMAT = 1
 _CRC, _CRC_OF_TENSORS = "crc32", "crc32 of tensors"
 _NO_RECORD = (KeyError, TypeError, ValueError, RecursionError)  # the last of lists in lists
+
+
+class InPieces(Protocol):
+    """A tensor of which only some rows are there at a time."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As of the tensor."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """As of the tensor."""
+
+    def pieces(self) -> Iterator[Tensor]:
+        """All rows in order, some at a time."""
 
 
 class FileError(ValueError):
@@ -52,12 +67,13 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, record
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> int:
+def checksum(tensors: Mapping[str, Tensor | InPieces]) -> int:
     """CRC-32 of tensors on the CPU, with their names, dtypes and shapes."""
     crc = 0
     for name, tensor in sorted(tensors.items()):
         crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
-        crc = zlib.crc32(bytes_of(tensor), crc)
+        for piece in [tensor] if isinstance(tensor, Tensor) else tensor.pieces():
+            crc = zlib.crc32(bytes_of(piece), crc)
     return crc
 
 

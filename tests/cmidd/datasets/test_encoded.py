@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cmidd import ranks
 from cmidd.datasets import Dataset, encoded, load_dataset
-from cmidd.datasets.encoded import EncodedImages, one_after_another, read_once, taken
 from cmidd.datasets.pictures import decode
+from cmidd.datasets.streamed import StreamedImages, one_after_another, read_once, taken
 from cmidd.loop import distill
 from cmidd.options.pretrained import BankOptions
 from cmidd.pretrained.bank import Bank, train_bank
@@ -69,8 +69,8 @@ def in_memory(folder: Path) -> Dataset:
 
 def on_demand(folder: Path, keep: int = 0) -> Dataset:
     data = load_dataset(f"folder:{folder}", keep_decoded=keep, on_demand=True)
-    assert isinstance(data.train.source, EncodedImages)
-    assert isinstance(data.test.source, EncodedImages)
+    assert isinstance(data.train.source, StreamedImages)
+    assert isinstance(data.test.source, StreamedImages)
     return data
 
 
@@ -171,7 +171,7 @@ def test_no_more_than_a_batch_is_decoded_at_once(
 
 def test_sets_too_large_to_keep_stay_encoded(folder: Path) -> None:
     train = CLASSES * PER_CLASS * ONE_IMAGE
-    for keep, kind in ((train - 1, EncodedImages), (train, Tensor)):
+    for keep, kind in ((train - 1, StreamedImages), (train, Tensor)):
         images = load_dataset(f"folder:{folder}", keep_decoded=keep).train.source
         assert isinstance(images, kind), keep
 

@@ -288,7 +288,7 @@ def test_what_ddranking_takes_is_in_order_decoded_and_logits(
     view = {"name": "cells", "settings": {"factor": 2}}
     mixed = replace(
         soft_set,
-        images=soft_set.images[backwards],
+        source=soft_set.images[backwards],
         labels=LABELS[backwards],
         soft_labels=soft[backwards],
         record={**soft_set.record, "view": view},

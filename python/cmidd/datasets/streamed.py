@@ -1,0 +1,184 @@
+"""Images by rows that are made when they are asked for, so that memory follows a batch.
+
+They are made of a source: pictures that stay encoded (`encoded.py`), or pixels, which may be mapped
+from a file.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cmidd.datasets.pixels import ImageShape
+
+KEEP_DECODED = 4 * 2**30
+"""Bytes of images to keep as uint8 beside their source, if nothing else is said."""
+_NUMBERS_OF_A_PIECE = 2**21
+
+
+class Source(Protocol):
+    """What uint8 images are made of."""
+
+    @property
+    def shape(self) -> ImageShape:
+        """Of each image."""
+
+    @property
+    def keep(self) -> int:
+        """Bytes of images to keep beside the source once they are made."""
+
+    def rows(self, rows: Tensor, *, keep: bool) -> Tensor:
+        """The images of rows (N,) on the CPU; new ones may be kept if `keep` says so."""
+
+    def whole(self, rows: Tensor, title: str) -> Tensor:
+        """The images of rows (N,), of which nothing is kept; a bar is called `title`."""
+
+
+class Pixels:
+    """Pixels (N, channels, height, width) uint8, in memory or mapped from a file."""
+
+    keep = KEEP_DECODED
+
+    def __init__(self, pixels: Tensor) -> None:
+        self._pixels = pixels
+        self.shape = ImageShape(*pixels.shape[1:])
+
+    def rows(self, rows: Tensor, *, keep: bool = False) -> Tensor:  # noqa: ARG002
+        """Copies of rows (N,), where the pixels are."""
+        return self._pixels[rows.to(self._pixels.device)]
+
+    def whole(self, rows: Tensor, title: str) -> Tensor:  # noqa: ARG002
+        """Copies of rows (N,)."""
+        return self.rows(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedImages:
+    """Images (N, channels, height, width) that are indexed by rows, as a tensor is.
+
+    Attributes:
+        device: where those asked for are put.
+
+    """
+
+    device: torch.device
+    _source: Source
+    _rows: Tensor  # (N,) of the source, on the CPU
+    _seen: Callable[[Tensor], Tensor] | None = None  # what is made of images that are asked for
+    _keeps: bool = True  # what is made, as far as there is room
+
+    @classmethod
+    def of(cls, source: Source, count: int) -> StreamedImages:
+        """The uint8 images of all `count` rows of a source."""
+        return cls(torch.device("cpu"), source, torch.arange(count))
+
+    @property
+    def shape(self) -> torch.Size:
+        """As of the tensor of all of them."""
+        return torch.Size((len(self._rows), *self._source.shape))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As of the tensor of all of them."""
+        return self[:0].dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensor of all of them as uint8."""
+        return self.shape.numel()
+
+    @property
+    def keep(self) -> int:
+        """Bytes of them that are kept once they are made."""
+        return self._source.keep
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        """The images of some rows."""
+        wanted = self._rows[rows if isinstance(rows, slice) else rows.cpu()]
+        images = self._source.rows(wanted.flatten(), keep=self._keeps).to(self.device)
+        if self._seen is not None:
+            images = self._seen(images)
+        return images.view(*wanted.shape, *images.shape[1:])
+
+    def pieces(self) -> Iterator[Tensor]:
+        """All of them in order, some at a time."""
+        size = max(1, _NUMBERS_OF_A_PIECE // max(1, self.shape[1:].numel()))
+        return one_after_another(self, torch.split(torch.arange(len(self)), size))
+
+    def decoded(self, title: str) -> Tensor:
+        """All of them as uint8, of which none is kept here; a bar is called `title`."""
+        assert self._seen is None, "expected images as they are"
+        return self._source.whole(self._rows, title)
+
+    def of_rows(self, rows: Tensor | slice) -> StreamedImages:
+        """Those of some rows, of the same source."""
+        return replace(self, _rows=self._rows[rows])
+
+    def to(self, device: torch.device) -> Images:
+        """As uint8 on the device if they can be kept there, else put there when asked for."""
+        if device.type == "cpu" or self.nbytes > self.keep:
+            return replace(self, device=device)
+        pixels = self._source.whole(self._rows, "images").to(device)
+        if self._seen is None:
+            return pixels
+        there = StreamedImages.of(Pixels(pixels), len(pixels))
+        return replace(there, device=device, _seen=self._seen)
+
+    def seen_by(self, seen: Callable[[Tensor], Tensor]) -> StreamedImages:
+        """The same, of which a function makes what is given for rows."""
+        return replace(self, _seen=seen)
+
+
+Images = Tensor | StreamedImages
+"""Images by rows, there already or made when they are asked for."""
+
+
+def rows_of(images: Images, rows: Tensor | slice) -> Images:
+    """Those of some rows, which are made when they are asked for if all are."""
+    return images.of_rows(rows) if isinstance(images, StreamedImages) else images[rows]
+
+
+def read_once(images: Images) -> Images:
+    """The same, of which nothing more is kept; what is kept already is not made again."""
+    return replace(images, _keeps=False) if isinstance(images, StreamedImages) else images
+
+
+def all_of(images: Images) -> Tensor:
+    """All of them in one tensor."""
+    if not isinstance(images, StreamedImages):
+        return images
+    whole, first = torch.empty(images.shape, dtype=images.dtype, device=images.device), 0
+    for piece in images.pieces():
+        whole[first : first + len(piece)] = piece
+        first += len(piece)
+    return whole
+
+
+def taken(images: Images, rows: Tensor) -> Tensor:
+    """Rows that are told on the CPU, of images on any device."""
+    return images[rows] if isinstance(images, StreamedImages) else images[rows.to(images.device)]
+
+
+def one_after_another(images: Images, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Rows of images, batch by batch; a batch is made while the one before it is used."""
+    if not isinstance(images, StreamedImages):
+        for rows in batches:
+            yield taken(images, rows)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        coming: deque[Future[Tensor]] = deque()
+        for rows in batches:
+            coming.append(pool.submit(images.__getitem__, rows))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
