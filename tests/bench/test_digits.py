@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from bench import digits
-from bench.digits import Case, settings_cases, sweep_cases, table_cases
+from bench.digits import __main__ as command
+from bench.digits import report, runs
+from bench.digits.cases import Case, settings_cases, sweep_cases, table_cases
 from bench.harness.records import Record
 from cmidd.datasets import Dataset, ImageSet, load_dataset
 from cmidd.evaluate import evaluate
@@ -80,9 +81,9 @@ def test_a_flag_that_would_do_nothing_is_refused(
     words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr("sys.argv", ["bench.digits", *words])
-    monkeypatch.setattr(digits, "run_all", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(command, "run_all", lambda *_: pytest.fail("it ran"))
     with pytest.raises(SystemExit):
-        digits.main()
+        command.main()
     assert message in capsys.readouterr().err
 
 
@@ -96,27 +97,27 @@ def test_a_case_is_distilled_decoded_and_judged_once(
         judged.append((len(images), dataset))
         return evaluate(images, labels, dataset, [TINY[8:]], **more)
 
-    monkeypatch.setattr(digits, "evaluate", watched)
-    monkeypatch.setattr(digits, "EVALUATION", {1: Recipe(epochs=1), 50: Recipe(epochs=1)})
+    monkeypatch.setattr(runs, "evaluate", watched)
+    monkeypatch.setattr(runs, "EVALUATION", {1: Recipe(epochs=1), 50: Recipe(epochs=1)})
     bank = BankOptions(TINY[8:], networks=1, epochs=1)
-    monkeypatch.setattr(digits, "BANK", bank)
-    monkeypatch.setitem(digits.UPDATES, "iid", 2)
+    monkeypatch.setattr(runs, "BANK", bank)
+    monkeypatch.setitem(runs.UPDATES, "iid", 2)
     given = IDC if method == "idc" else f"{TINY} batch_real=8 mim_weight=0.5"
     (case,) = settings_cases([method], [given], [2], [100])
-    monkeypatch.setattr(digits, "ProcessPoolExecutor", InTurn)
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", InTurn)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which is set, and put back
-    (row,) = digits.run_all([case], tmp_path, 1)
+    (row,) = runs.run_all([case], tmp_path, 1)
     assert row.items() >= asdict(case).items()
     ((count, dataset),) = judged
     assert count == 20 * (4 if method == "idc" else 1)
-    assert dataset.held_out == digits.HELD_OUT
+    assert dataset.held_out == runs.HELD_OUT
     assert not shares_images(dataset.test, real.test)
     made = SyntheticSet.load(tmp_path / case.run)
-    assert (made.record["held_out"], made.record["seed"]) == (digits.HELD_OUT, 100)
+    assert (made.record["held_out"], made.record["seed"]) == (runs.HELD_OUT, 100)
     log = read_log(tmp_path / case.run / "log.jsonl")
     assert len(log) > 0
     assert all(("mim" in line) == (method == "iid") for line in log)
-    assert digits.run_all([case], tmp_path, 1) == [row]  # of its file
+    assert runs.run_all([case], tmp_path, 1) == [row]  # of its file
     assert len(judged) == 1
 
 
@@ -139,12 +140,12 @@ def shares_images(one: ImageSet, other: ImageSet) -> bool:
 
 
 def test_what_a_result_depends_on_is_that_of_its_methods() -> None:
-    of_dm, of_both = digits.settings(["dm"]), digits.settings(["dm", "idc", "random"])
+    of_dm, of_both = runs.settings(["dm"]), runs.settings(["dm", "idc", "random"])
     assert of_dm["published"].items() < of_both["published"].items()
     assert of_dm["updates"] == {"dm": 300}
     assert json.loads(json.dumps(of_both)) == of_both
-    assert digits.settings(["dm"], ["", "lr_images=1"]) == of_dm
-    of_infonce = digits.settings(["dm"], ["", "lr_images=1 mim_weight=1"])
+    assert runs.settings(["dm"], ["", "lr_images=1"]) == of_dm
+    of_infonce = runs.settings(["dm"], ["", "lr_images=1 mim_weight=1"])
     assert of_infonce == {**of_dm, "infonce": of_infonce["infonce"]}
     assert of_infonce["infonce"]["mim_temperature"] == InfoNCEOptions().mim_temperature
 
@@ -153,7 +154,7 @@ def test_the_table_tells_settings_and_judges_apart() -> None:
     case = Case("idc", 1, 0.0, 100, "held out", "factor=1")
     cases = [case, replace(case, seed=101), replace(case, settings="")]
     accuracies = [0.8, 0.9, 0.7]
-    text = digits.report(
+    text = report(
         record([{**asdict(c), "accuracy": a} for c, a in zip(cases, accuracies, strict=True)])
     )
     assert "IDC, factor=1 " in text
@@ -161,4 +162,4 @@ def test_the_table_tells_settings_and_judges_apart() -> None:
     assert "70.0 ± 0.0" in text
     assert "Judged by training images that were held out" in text
     old = {"method": "dm", "ipc": 1, "weight": 0.0, "judge": "test", "accuracy": 0.5}
-    assert "Judged by the real test images" in digits.report(record([old]))  # without settings
+    assert "Judged by the real test images" in report(record([old]))  # without settings
