@@ -114,6 +114,17 @@ def test_a_hostile_record_is_an_error_that_names_the_file(
         SyntheticSet.load(path)
 
 
+@pytest.mark.parametrize("changes", [{"std": [0.0]}, {"mean": [float("nan")]}])
+def test_numbers_that_are_not_finite_are_an_error(
+    file: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    path, record = tmp_path / "file", {**record_of(file), **changes}
+    about = metadata(KIND, {k: v for k, v in record.items() if k not in ("kind", "format")})
+    save_file(load_file(file), path, about)
+    with pytest.raises(FileError, match=f"{path}: expected finite images, got NaN or Inf"):
+        SyntheticSet.load(path)
+
+
 def test_a_file_that_is_cut_short_is_an_error(file: Path, tmp_path: Path) -> None:
     whole = file.read_bytes()
     for length in (0, 7, 300, len(whole) - 1):

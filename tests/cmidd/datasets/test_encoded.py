@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cmidd import ranks
+from cmidd.cli import main
 from cmidd.datasets import Dataset, encoded, load_dataset
 from cmidd.datasets.pictures import decode
 from cmidd.datasets.streamed import StreamedImages, one_after_another, read_once, taken
@@ -192,6 +194,20 @@ def test_banks_runs_and_scores_are_the_same(folder: Path, tmp_path: Path) -> Non
     for ours, theirs in zip(made["demand"][:2], made["memory"][:2], strict=True):
         assert torch.equal(ours, theirs)
     assert made["demand"][2] == made["memory"][2]
+
+
+def test_evaluations_of_real_images_are_the_same_where_none_are_kept(
+    folder: Path, tmp_path: Path
+) -> None:
+    results = []
+    for keep in ("4", "0"):
+        out = tmp_path / f"{keep}.json"
+        main(["evaluate", f"--dataset=folder:{folder}", f"--keep_decoded={keep}", "--all_real",
+              "--random_real=2", f"--networks={NETWORK}", "--epochs=2", "--all_real_epochs=2",
+              "--repeats=1", "--device=cpu", f"--out={out}"])  # fmt: skip
+        results.append(json.loads(out.read_text())["results"])
+    assert [each["images"] for each in results[0]] == [2 * CLASSES, CLASSES * PER_CLASS]
+    assert results[0] == results[1]
 
 
 def test_a_broken_picture_is_named_when_it_is_asked_for(folder: Path) -> None:
