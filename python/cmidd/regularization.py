@@ -11,6 +11,7 @@ so ranks share them (`term.py`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from difflib import get_close_matches
 
 import torch
@@ -26,6 +27,13 @@ from cmidd.pretrained.bank import Bank
 from cmidd.progress import progress
 from cmidd.term import Term
 from cmikernels import ClassIndex, CMIRegularizer
+
+
+def settled(options: CMIOptions, device: torch.device, size: int) -> CMIOptions:
+    """Options with a number of images in the place of one that is not given, if there is a bank."""
+    if options.bank is None or options.cmi_chunk is not None:
+        return options
+    return replace(options, cmi_chunk=cmi_images_per_chunk(device, size))
 
 
 class CMITerm(Term):
@@ -82,8 +90,7 @@ class CMITerm(Term):
         self._regularizer = CMIRegularizer(
             bank,
             self.weight_of_mean,
-            chunk_size=options.cmi_chunk
-            or cmi_images_per_chunk(images.device, dataset.shape.height),
+            chunk_size=settled(options, images.device, dataset.shape.height).cmi_chunk,
             layer=options.cmi_layer,
             networks_per_step=options.cmi_networks,
             seed=seed,

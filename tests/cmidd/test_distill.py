@@ -14,6 +14,8 @@ from cmidd.first_images import first_images
 from cmidd.methods.dm import DM
 from cmidd.options.cmi import CMIOptions
 from cmidd.pretrained.bank import Bank
+from cmidd.regularization import settled
+from cmidd.run import prepare
 from cmidd.storage.run_folder import read_log, versions
 from cmidd.storage.tensor_file import read_tensors
 from cmidd.synthetic import SyntheticSet
@@ -179,6 +181,28 @@ def test_cmi_lowers_the_cmi_of_the_result(tmp_path: Path, bank_file: Path, cmi: 
 def test_without_a_bank_there_is_no_cmi(tmp_path: Path) -> None:
     assert tiny_run(tmp_path).record["cmi_weight"] == 0
     assert all(line.keys() == {"iteration", "loss"} for line in read_log(tmp_path / "log.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "asked", "together"),
+    [("cpu", 32, None, 50), ("cpu", 64, None, 50), ("meta", 32, None, 512), ("meta", 64, None, 128),
+     ("cpu", 32, 7, 7), ("meta", 32, 7, 7)],
+)  # fmt: skip
+def test_more_images_go_through_the_network_of_cmi_at_once_where_there_is_a_gpu(
+    device: str, size: int, asked: int | None, together: int
+) -> None:
+    place = torch.device(device)  # meta stands for a GPU
+    options = CMIOptions(Path("bank"), cmi_chunk=asked)
+    assert settled(options, place, size).cmi_chunk == together
+    assert settled(CMIOptions(), place, size) == CMIOptions()
+
+
+def test_the_images_that_go_at_once_are_in_the_configuration_as_they_always_were(
+    tmp_path: Path, cmi: CMIOptions
+) -> None:
+    for name, options in (("without", None), ("with", cmi)):
+        run = prepare("dm", DATASET, OPTIONS, DM_OPTIONS, options, device=CPU)
+        assert run.folder(tmp_path / name).config["cmi_chunk"] == 50
 
 
 def test_cmi_of_one_image_per_class_is_left_out_and_said_so(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cmidd.memory import keep_freed_memory
 from cmidd.networks.layers import Convolution
+from cmidd.options.cmi import CHUNK
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -109,7 +110,7 @@ def images_per_chunk(device: torch.device, size: int, on_gpu: int) -> int:
 def cmi_images_per_chunk(device: torch.device, size: int) -> int:
     """Images of size x size pixels to put through a network of the bank together for CMI.
 
-    A CPU takes 50. On a GPU 50 are too few for the last stages of a ResNet-18, which keeps about
+    A CPU takes 50. On a GPU these are too few for the last stages of a ResNet-18, which keeps about
     7 MB of an image of 32 x 32.
     """
-    return 50 if device.type == "cpu" else max(1, GPU_IMAGES_SECOND_ORDER * 32 * 32 // size**2)
+    return CHUNK if device.type == "cpu" else max(1, GPU_IMAGES_SECOND_ORDER * 32 * 32 // size**2)

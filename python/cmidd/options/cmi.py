@@ -9,6 +9,10 @@ from cmidd.options.fields import Options, option
 from cmidd.options.recipe import PRECISIONS
 
 
+CHUNK = 50
+"""Images that go through a network at once on a CPU, where nothing else is asked for."""
+
+
 @dataclass(frozen=True)
 class CMIOptions(Options):
     """The regulariser.
@@ -39,8 +43,12 @@ class CMIOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bank is None and any(
-            getattr(self, name) != field.default
+        given = {
+            name
             for name, field in self.__dataclass_fields__.items()
-        ):
+            if getattr(self, name) != field.default
+        }
+        if self.cmi_chunk == CHUNK:  # as the configuration of a run without a bank has it
+            given.discard("cmi_chunk")
+        if self.bank is None and given:
             raise ValueError("bank: expected the file of a bank, as other options of CMI are given")
