@@ -260,8 +260,8 @@ def published(dataset: Dataset, ipc: int) -> Published:
     )
 
 
-# The weights for digits and Fashion-MNIST are the best of five and of four at 10 images per class; 50
-# was not swept.
+# The weights for digits and Fashion-MNIST are the best of five and of four at 10 images per class;
+# 50 was not swept.
 DM_ENTRY = MethodEntry(
     DM,
     DMOptions,

@@ -8,7 +8,6 @@ from pathlib import Path
 from cmidd.options.fields import Options, option
 from cmidd.options.recipe import PRECISIONS
 
-
 CHUNK = 50
 """Images that go through a network at once on a CPU, where nothing else is asked for."""
 
