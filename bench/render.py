@@ -97,10 +97,10 @@ KINDS = {
         "the branches of a GPU and compute nothing. Images are 32 x 32 of ten classes, 256 real "
         "ones of a class in a batch. A launch is that of a kernel; a convolution with a bias has "
         "two, and our own kernels have as many as they are launched with. The host waits where it "
-        "reads a number or copies memory that is not pinned, as all copies here do. A line of "
-        "DM's log is written after every tenth iteration. A student takes 30 steps in an "
+        "reads a number or copies memory that is not pinned. A line of DM's "
+        "log is written after every tenth iteration. A student takes 30 steps in an "
         "iteration. DC and DSA have ten updates in one, and 50 epochs between two. Five ConvNets "
-        "have a step in an epoch, after which the loss is read.",
+        "have a step in an epoch; their loss is read once a second, of which none passes here.",
         budget.report,
     ),
     "evaluation": Kind(

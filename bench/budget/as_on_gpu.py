@@ -10,6 +10,7 @@ import importlib
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -20,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from bench.budget.meter import Meter
 from bench.budget.operations import cmi_launches, memory_of, tensors_in
-from cmidd import parcel
+from cmidd import parcel, progress
 from cmikernels import backends
 from cmikernels.changes import operations as changes
 from cmikernels.norm import operations as norm
@@ -107,6 +108,7 @@ def metered() -> Iterator[Meter]:
         put(norm, "_run", run)
         put(changes, "_run", change)
         put(parcel, "_pins", lambda _: True)
+        put(progress, "time", SimpleNamespace(monotonic=float))  # no second passes
         put(backends, "_BACKENDS", known)
         put(optimizers, "_get_foreach_kernels_supported_devices", lambda: with_lists)
         for name in ("class_index", "cmi", "norm_act_pool", "problem"):

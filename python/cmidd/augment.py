@@ -37,9 +37,11 @@ from cmidd.augment_operations import (
     OPERATIONS,
     PUBLISHED_AMOUNTS,
     Amounts,
+    growth,
     whole,
 )
 from cmidd.parcel import sent
+from cmidd.resampling import check_reach
 from cmikernels.changes import operations as changes
 
 
@@ -211,6 +213,11 @@ def changes_of(
         device: where they are.
         amounts: how far operations go.
     """
+    if not len(groups):
+        return []
+    if device.type != "cpu":
+        for name in strategy.operations:
+            check_reach(name, growth(name, amounts, *size))
     numbers = drawn.numbers[groups]
     of_parameters = torch.promote_types(dtype, torch.float32)
     turns: list[Turn] = []

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cmidd.resampling import check_reach, resample
+from cmidd.resampling import resample
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,6 @@ def _flip(images: Tensor, flipped: Tensor) -> Tensor:
 
 
 def _scale_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
-    check_reach(max(amounts.scale, 1 / amounts.scale))
     least = 1 / amounts.scale
     across, down = least + u * (amounts.scale - least)
     zero = torch.zeros_like(across)
@@ -119,9 +118,7 @@ def _scale_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> l
 
 
 def _rotate_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:
-    most = math.radians(amounts.rotate)
-    check_reach(1 + math.sin(min(most, math.pi / 2)) * max(height / width, width / height))
-    angle = (2 * u[0] - 1) * most
+    angle = (2 * u[0] - 1) * math.radians(amounts.rotate)
     return [angle.cos(), -angle.sin(), angle.sin(), angle.cos()]
 
 
@@ -162,6 +159,16 @@ def _shuffle(images: Tensor, upper: Tensor, left: Tensor) -> Tensor:
         moved = images.roll(-(images.shape[axis] // 2), axis)
         images = torch.where(moves.bool(), moved, images)
     return images
+
+
+def growth(name: str, amounts: Amounts, height: int, width: int) -> float:
+    """How far a pixel that an operation resamples may be spread along a side; 0 of others."""
+    if name == "scale":
+        return max(amounts.scale, 1 / amounts.scale)
+    if name == "rotate":
+        slant = math.sin(min(math.radians(amounts.rotate), math.pi / 2))
+        return 1 + slant * max(height / width, width / height)
+    return 0.0
 
 
 OPERATIONS: dict[str, Operation] = {

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+_PINNED_FOR = ("cuda", "meta")  # devices, of which the second copies nothing
 _ALIGNED = 128  # bytes that a tensor's place is a multiple of, as kernels like it
 
 
@@ -37,7 +38,8 @@ def sent(made: T, device: torch.device) -> T:
     packed = torch.empty(end, dtype=torch.uint8, pin_memory=_pins(device))
     for key, place in places.items():
         packed[place].view(found[key].dtype).view(found[key].shape).copy_(found[key])
-    there = packed.to(device, non_blocking=True) if end else packed.new_empty(0, device=device)
+    in_turn = device.type in _PINNED_FOR  # else the memory may be gone before it is read
+    there = packed.to(device, non_blocking=in_turn) if end else packed.new_empty(0, device=device)
 
     def unpacked(tensor: Tensor) -> Tensor:
         place = places.get(id(tensor))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,18 +23,25 @@ from cmidd.datasets import Dataset
 from cmidd.device import precision_on
 from cmidd.methods.base import Method
 from cmidd.networks import cmi_images_per_chunk
-from cmidd.options.cmi import CMIOptions
+from cmidd.options.cmi import CHUNK, CMIOptions
+from cmidd.options.recover import RecoverCMIOptions
 from cmidd.pretrained.bank import Bank
 from cmidd.progress import progress
 from cmidd.term import Term
 from cmikernels import ClassIndex, CMIRegularizer
 
+_Options = TypeVar("_Options", CMIOptions, RecoverCMIOptions)
 
-def settled(options: CMIOptions, device: torch.device, size: int) -> CMIOptions:
-    """Options with a number of images in the place of one that is not given, if there is a bank."""
-    if options.bank is None or options.cmi_chunk is not None:
+
+def with_chunk(options: _Options, device: torch.device, size: int, *, is_used: bool) -> _Options:
+    """Options with how many images go through a network at once, where that is not given.
+
+    Without CMI it is as for a CPU, as the configurations of such runs always had it.
+    """
+    if options.cmi_chunk is not None:
         return options
-    return replace(options, cmi_chunk=cmi_images_per_chunk(device, size))
+    chunk = cmi_images_per_chunk(device, size) if is_used else CHUNK
+    return replace(options, cmi_chunk=chunk)
 
 
 class CMITerm(Term):
@@ -90,7 +98,9 @@ class CMITerm(Term):
         self._regularizer = CMIRegularizer(
             bank,
             self.weight_of_mean,
-            chunk_size=settled(options, images.device, dataset.shape.height).cmi_chunk,
+            chunk_size=with_chunk(
+                options, images.device, dataset.shape.height, is_used=True
+            ).cmi_chunk,
             layer=options.cmi_layer,
             networks_per_step=options.cmi_networks,
             seed=seed,

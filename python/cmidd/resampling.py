@@ -22,16 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-REACH = 4
-"""Outputs along each side that may have a pixel in them: those less than 2 from M^-1 q."""
+from cmikernels.changes.operations import REACH
 
 
-def check_reach(growth: float) -> None:
+def check_reach(name: str, growth: float) -> None:
     """Raise unless a pixel is in outputs less than 2 from it; M^-1 makes at most `growth` of 1."""
     if not growth < REACH / 2:
         raise ValueError(
-            f"amounts: expected scale and rotate that spread a pixel over less than {REACH // 2} "
-            f"to each side of images of this shape, got {growth:.3g}"
+            f"augmentation: {name} spreads a pixel of images of this shape over {growth:.3g} to "
+            f"each side, and on a GPU it has to be less than {REACH // 2}; leave {name} out"
         )
 
 
@@ -113,9 +112,10 @@ def resized(images: Tensor, height: int, width: int) -> Tensor:
 
 def _linear(side: int, larger: int, like: Tensor) -> Tensor:
     """`(larger, side)` shares of the pixels of a side in those of a larger one."""
-    pixels = torch.arange(larger, device=like.device, dtype=like.dtype)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    pixels = torch.arange(larger, device=like.device, dtype=dtype)
     places = ((pixels[:, None] + 0.5) * (side / larger) - 0.5).clamp(0, side - 1)
-    return (1 - (places - pixels[:side]).abs()).clamp(min=0)
+    return (1 - (places - pixels[:side]).abs()).clamp(min=0).to(like.dtype)
 
 
 def _from_centre(side: int, like: Tensor) -> Tensor:

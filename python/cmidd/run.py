@@ -24,11 +24,11 @@ from cmidd.methods import (
     fill_in_published,
     method_entry,
 )
-from cmidd.options.cmi import CHUNK, CMIOptions
+from cmidd.options.cmi import CMIOptions
 from cmidd.options.distill import DistillOptions
 from cmidd.options.fields import Options
 from cmidd.options.infonce import InfoNCEOptions
-from cmidd.regularization import CMITerm, settled
+from cmidd.regularization import CMITerm, with_chunk
 from cmidd.storage.run_folder import RunFolder
 from cmidd.term import Term
 
@@ -99,8 +99,6 @@ def run_folder(
         # Omit InfoNCE where it is none, so that runs without it are what they were before.
         if not isinstance(part, InfoNCEOptions) or part.mim_weight:
             settings |= asdict(part)
-        if isinstance(part, CMIOptions) and part.cmi_chunk is None:
-            settings["cmi_chunk"] = CHUNK  # as such runs always had it
     plain = {name: _plain(value) for name, value in settings.items()}
     return ranks.from_first(lambda: RunFolder(Path(path), plain, resume=resume, may_grow=may_grow))
 
@@ -162,7 +160,7 @@ def prepare(
     )
     place = usable_device(device)
     method_options, cmi = with_precision((method_options, cmi), place)
-    cmi = settled(cmi, place, dataset.shape.height)
+    cmi = with_chunk(cmi, place, dataset.shape.height, is_used=cmi.bank is not None)
     labels = class_by_class(dataset, options.ipc)
     method = entry.make(dataset, labels, method_options, options.seed, place)
     if ranks.count() > 1 and not method.shares_work:

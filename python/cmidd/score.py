@@ -99,8 +99,12 @@ def score(bank: Bank, images: Images, labels: Tensor, layer: str = "features") -
 
 def batches_of(images: Images, labels: Tensor) -> Batches:
     """Normalised images, batch by batch, with their labels."""
-    rows = torch.split(torch.arange(len(images)), BATCH)
-    return zip(one_after_another(images, rows), torch.split(labels, BATCH), strict=True)
+    parts: Iterable[Tensor]
+    if isinstance(images, Tensor):
+        parts = torch.split(images, BATCH)
+    else:
+        parts = one_after_another(images, torch.split(torch.arange(len(images)), BATCH))
+    return zip(parts, torch.split(labels, BATCH), strict=True)
 
 
 def train_batches(dataset: Dataset, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -94,7 +94,7 @@ class SyntheticSet:
 
     @cached_property
     def images(self) -> Tensor:
-        """All images in one tensor."""
+        """All images in one tensor; a copy, if `source` makes images when they are asked for."""
         return all_of(self.source)
 
     @property
@@ -151,6 +151,7 @@ class SyntheticSet:
                 raise
             except (OverflowError, RuntimeError, TypeError, ValueError) as error:
                 raise FileError(f"{path}: {error}") from None
+            tensors = {}  # nothing else of such a file is checked
         else:
             empty = torch.empty(0)
             images, labels = tensors.get("images", empty), tensors.get("labels", empty)
@@ -182,7 +183,7 @@ class SyntheticSet:
             _check_use(record)
             made = cls(images, labels, record, soft_labels, _whitening(tensors, record))
             made._as_pixels(made.seen().source[:1])
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise FileError(f"{path}: {error}") from None
         return made
 

@@ -17,8 +17,8 @@ from cmidd.options.recipe import Recipe
 from cmidd.parcel import sent
 from cmidd.training_draws import EpochDraws, Mix, mixed
 
-_SENT_TOGETHER = 2**16
-"""Images of small epochs of which what is drawn goes to a device in one copy."""
+_SENT_TOGETHER = 2**14
+"""Images of small epochs, of all networks, of which what is drawn goes to a device in one copy."""
 
 
 class Batch(NamedTuple):
@@ -94,7 +94,7 @@ def plans_on(device: torch.device, plans: Iterable[EpochPlan]) -> Iterator[Epoch
     count = 0
     for plan in plans:
         group.append(plan)
-        count += sum(plan.sizes)
+        count += sum(rows.numel() for rows in plan.rows)
         if device.type == "cpu" or count >= _SENT_TOGETHER:
             yield from _sent(group, device)
             group, count = [], 0
@@ -126,8 +126,8 @@ def batches_of(
         first: the step to begin with.
         seen: what networks see of the images of a batch; None: they are that already.
     """
-    there = isinstance(images, Tensor)
-    rows = [step.rows for step in plan.steps] if there else plan.rows
+    on_cpu = not isinstance(images, Tensor) and images.rows_on.type == "cpu"
+    rows = plan.rows if on_cpu else [step.rows for step in plan.steps]
     pixels = one_after_another(images, rows[first:])  # (K, B, channels, height, width) of each
     start = sum(plan.sizes[:first])
     for k, step in enumerate(plan.steps[first:], first):

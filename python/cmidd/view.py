@@ -9,10 +9,12 @@ The view `cells`, of IDC, NCFM and IDM, is here, so that it is there for files o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cmidd.resampling import resized
@@ -95,12 +97,18 @@ def cells(
                 f"grey: expected {channels} numbers, as {factor} does not divide {height} x "
                 f"{width}, got {grey!r}"
             )
-        edge = images.new_tensor(list(grey)).view(1, -1, 1, 1)
+        edge = _grey(images.device, images.dtype, tuple(grey)).view(1, -1, 1, 1)
         whole = edge.expand(count, -1, rows * factor, columns * factor).clone()
         whole[:, :, :height, :width] = images
     grid = whole.reshape(count, channels, factor, rows, factor, columns)
     small = grid.permute(_AXES[order]).flatten(0, 2)
     return resized(small, height, width), labels.repeat_interleave(factor**2, dim=0)
+
+
+@functools.lru_cache(maxsize=64)  # a copy, for which the CPU would wait for a GPU
+@torch.inference_mode(mode=False)
+def _grey(device: torch.device, dtype: torch.dtype, grey: tuple[float, ...]) -> Tensor:
+    return torch.tensor(grey, dtype=dtype, device=device)
 
 
 _AXES = {"rows": (0, 2, 4, 1, 3, 5), "columns": (0, 4, 2, 1, 3, 5)}

@@ -14,7 +14,7 @@ from cmidd.first_images import first_images
 from cmidd.methods.dm import DM
 from cmidd.options.cmi import CMIOptions
 from cmidd.pretrained.bank import Bank
-from cmidd.regularization import settled
+from cmidd.regularization import with_chunk
 from cmidd.run import prepare
 from cmidd.storage.run_folder import read_log, versions
 from cmidd.storage.tensor_file import read_tensors
@@ -186,6 +186,7 @@ def test_without_a_bank_there_is_no_cmi(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("device", "size", "asked", "together"),
     [("cpu", 32, None, 50), ("cpu", 64, None, 50), ("meta", 32, None, 512), ("meta", 64, None, 128),
+     ("meta", 224, None, 50),
      ("cpu", 32, 7, 7), ("meta", 32, 7, 7)],
 )  # fmt: skip
 def test_more_images_go_through_the_network_of_cmi_at_once_where_there_is_a_gpu(
@@ -193,8 +194,8 @@ def test_more_images_go_through_the_network_of_cmi_at_once_where_there_is_a_gpu(
 ) -> None:
     place = torch.device(device)  # meta stands for a GPU
     options = CMIOptions(Path("bank"), cmi_chunk=asked)
-    assert settled(options, place, size).cmi_chunk == together
-    assert settled(CMIOptions(), place, size) == CMIOptions()
+    assert with_chunk(options, place, size, is_used=True).cmi_chunk == together
+    assert with_chunk(CMIOptions(), place, size, is_used=False) == CMIOptions(cmi_chunk=50)
 
 
 def test_the_images_that_go_at_once_are_in_the_configuration_as_they_always_were(

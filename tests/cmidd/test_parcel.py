@@ -71,7 +71,7 @@ def test_everything_goes_in_one_copy_that_nobody_waits_for() -> None:
 
 def test_values_shapes_and_kinds_come_through(monkeypatch: pytest.MonkeyPatch) -> None:
     class Elsewhere:  # a device with memory of its own that can be read here
-        type = "elsewhere"
+        type = "cuda"
 
     there: list[Tensor] = []
 
@@ -80,6 +80,7 @@ def test_values_shapes_and_kinds_come_through(monkeypatch: pytest.MonkeyPatch) -
         there.append(self.clone())
         return there[-1]
 
+    monkeypatch.setattr(parcel, "_pins", lambda _: False)
     monkeypatch.setattr(Tensor, "to", arrive)
     made = drawn()
     got = sent(made, Elsewhere())  # type: ignore[arg-type]

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from cmidd import resampling
+from cmidd.augment import Strategy, changes_of, draw
 from cmidd.augment_operations import OPERATIONS, Amounts
 from cmidd.resampling import resample, resized
 from cmidd.seeds import generator
+from cmikernels.changes.operations import REACH
+from tests.support.tiny import CPU
 
 SHAPES = [(32, 32), (9, 7), (6, 20), (1, 1), (28, 28)]
 
@@ -104,17 +107,21 @@ def test_another_device_than_a_cpu_takes_it() -> None:
 @pytest.mark.parametrize(
     ("name", "amounts", "size"),
     [("scale", Amounts(scale=2), (8, 8)), ("scale", Amounts(scale=0.5), (8, 8)),
-     ("rotate", Amounts(rotate=90), (8, 8)), ("rotate", Amounts(rotate=15), (8, 40))],
+     ("rotate", Amounts(rotate=90), (8, 8)), ("rotate", Amounts(), (8, 40))],
 )  # fmt: skip
-def test_amounts_that_reach_farther_are_refused(
+def test_a_gpu_is_asked_for_no_pixels_that_reach_farther(
     name: str, amounts: Amounts, size: tuple[int, int]
 ) -> None:
-    with pytest.raises(ValueError, match=r"^amounts: expected scale and rotate .* less than 2 to"):
-        numbers_of(name, 4, size, amounts)
+    strategy = Strategy.parse(name)
+    drawn = draw(strategy, 2, generator("draw"))
+    given = strategy, drawn, torch.arange(2), size, torch.float32
+    assert len(changes_of(*given, CPU, amounts=amounts)) == 1
+    with pytest.raises(ValueError, match=f"^augmentation: {name} spreads .* than 2; leave {name}"):
+        changes_of(*given, torch.device("meta"), amounts=amounts)
 
 
 def test_the_outputs_that_are_looked_at_are_all_that_may_have_a_pixel() -> None:
-    reach = resampling.REACH
+    reach = REACH
     for c in torch.linspace(3, 4, 1001, dtype=torch.float64).tolist():
         seen = range(math.floor(c) + 1 - reach // 2, math.floor(c) + 1 + reach // 2)
         assert {k for k in range(8) if abs(k - c) < reach / 2} <= {*seen}

@@ -137,3 +137,19 @@ def test_one_that_grows_says_how_it_goes_on(file: Path, tmp_path: Path) -> None:
     (tmp_path / "result.safetensors.partial").write_bytes(file.read_bytes())
     with pytest.raises(FileNotFoundError, match=r"the synthetic set is not complete; .* --resume"):
         SyntheticSet.load(tmp_path)
+
+
+def test_what_else_a_file_holds_is_not_used(file: Path, tmp_path: Path) -> None:
+    """No checksum is of it, and no row of it belongs to an image."""
+    path, record = tmp_path / "file", record_of(file)
+    about = {k: v for k, v in record.items() if k not in ("kind", "format")}
+    more = {"soft_labels": torch.full((6, 3), 1 / 3), "images": torch.zeros(6, 1, 8, 8),
+            "whitening_mean": torch.zeros(64), "whitening_matrix": torch.eye(64)}  # fmt: skip
+    save_file({**load_file(file), **more}, path, metadata(KIND, about))
+    found = SyntheticSet.load(path)
+    assert found.soft_labels is None
+    assert found.whitening is None
+    assert torch.equal(found.images, SyntheticSet.load(file).images)
+    save_file({**load_file(file), **more}, path, metadata(KIND, {**about, "zca": 0.1}))
+    with pytest.raises(FileError, match=f"{path}: expected whitening_mean, .*, got zca 0.1"):
+        SyntheticSet.load(path)

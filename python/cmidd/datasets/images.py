@@ -18,9 +18,11 @@ from cmidd.datasets.given import Array, channels_first, labels_as_int64
 from cmidd.datasets.known import KNOWN
 from cmidd.datasets.pixels import ImageShape, denormalise, normalised
 from cmidd.datasets.streamed import (
+    KEEP_DECODED,
     Images,
     Pixels,
     StreamedImages,
+    all_of,
     one_after_another,
     rows_of,
 )
@@ -236,15 +238,16 @@ class Dataset:
         return images.seen_by(self.to_input)
 
     def streamed(self, images: Images) -> Images:
-        """What networks see of uint8 images, made when their rows are asked for.
+        """What networks see of uint8 images, made when their rows are asked for if they are many.
 
-        Whitening rounds differently for other numbers of images, so that a tensor is whitened at
-        once.
+        Whitening rounds differently for other numbers of images, so that all are whitened at once.
         """
+        if self.whitening is not None:
+            return self.to_input(all_of(images))
         if isinstance(images, Tensor):
-            if self.whitening is not None:
+            if 4 * images.nbytes <= KEEP_DECODED:
                 return self.to_input(images)
-            images = StreamedImages.of(Pixels(images), len(images))
+            images = StreamedImages.of(Pixels(images, images.nbytes), len(images))
         return images.seen_by(self.to_input)
 
     def to_pixels(self, images: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def normalised(
     """
     numbers = pixels.to(torch.promote_types(dtype, torch.float32))
     # By a plain number a GPU multiplies with its rounded reciprocal.
-    numbers.div_(numbers.new_tensor(255))
+    numbers.div_(_white(numbers.device, numbers.dtype))
     return normalise(numbers, mean, std)
 
 
@@ -61,10 +61,18 @@ def _of_channels(
     return _on(images.device, images.dtype, tuple(mean), tuple(std))
 
 
-@functools.lru_cache(maxsize=64)  # on a GPU, a copy that the CPU would wait for
+# Kept, as each is a copy for which the CPU waits for a GPU; and not of inference mode, whose
+# tensors autograd could not use later.
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
 def _on(
     device: torch.device, dtype: torch.dtype, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(mode=False):  # else autograd could not use them later
-        both = torch.tensor((mean, std), dtype=dtype, device=device)
+    both = torch.tensor((mean, std), dtype=dtype, device=device)
     return both[0, :, None, None], both[1, :, None, None]
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
+def _white(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(255, dtype=dtype, device=device)

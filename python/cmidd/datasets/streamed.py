@@ -19,6 +19,8 @@ from cmidd.datasets.pixels import ImageShape
 
 KEEP_DECODED = 4 * 2**30
 """Bytes of images to keep as uint8 beside their source, if nothing else is said."""
+SMALL = 2**27
+"""Bytes of images as networks see them that may be there at once: batches of them take no copy."""
 _NUMBERS_OF_A_PIECE = 2**21
 
 
@@ -43,11 +45,16 @@ class Source(Protocol):
 class Pixels:
     """Pixels (N, channels, height, width) uint8, in memory or mapped from a file."""
 
-    keep = KEEP_DECODED
-
-    def __init__(self, pixels: Tensor) -> None:
-        self._pixels = pixels
+    def __init__(self, pixels: Tensor, keep: int = KEEP_DECODED) -> None:
+        if pixels.dtype != torch.uint8:
+            raise TypeError(f"pixels: expected uint8, got {pixels.dtype}")
+        self._pixels, self.keep = pixels, keep
         self.shape = ImageShape(*pixels.shape[1:])
+
+    def are_on(self, device: torch.device) -> bool:
+        """Whether the pixels are on a device."""
+        there = self._pixels.device
+        return there.type == device.type and device.index in (None, there.index)
 
     def rows(self, rows: Tensor, *, keep: bool = False) -> Tensor:  # noqa: ARG002
         """Copies of rows (N,), where the pixels are."""
@@ -69,7 +76,7 @@ class StreamedImages:
 
     device: torch.device
     _source: Source
-    _rows: Tensor  # (N,) of the source, on the CPU
+    _rows: Tensor  # (N,) of the source, on the CPU or where the source is
     _seen: Callable[[Tensor], Tensor] | None = None  # what is made of images that are asked for
     _keeps: bool = True  # what is made, as far as there is room
 
@@ -98,12 +105,17 @@ class StreamedImages:
         """Bytes of them that are kept once they are made."""
         return self._source.keep
 
+    @property
+    def rows_on(self) -> torch.device:
+        """Where rows that are asked for should be."""
+        return self._rows.device
+
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
         """The images of some rows."""
-        wanted = self._rows[rows if isinstance(rows, slice) else rows.cpu()]
+        wanted = self._rows[rows if isinstance(rows, slice) else rows.to(self._rows.device)]
         images = self._source.rows(wanted.flatten(), keep=self._keeps).to(self.device)
         if self._seen is not None:
             images = self._seen(images)
@@ -124,14 +136,18 @@ class StreamedImages:
         return replace(self, _rows=self._rows[rows])
 
     def to(self, device: torch.device) -> Images:
-        """As uint8 on the device if they can be kept there, else put there when asked for."""
-        if device.type == "cpu" or self.nbytes > self.keep:
-            return replace(self, device=device)
+        """On the device: all as networks see them if they are few, else as uint8 or on demand."""
+        there = replace(self, device=device)
+        if self._seen is not None and 4 * self.nbytes <= SMALL:
+            return there[:]
+        is_there = isinstance(self._source, Pixels) and self._source.are_on(device)
+        if device.type == "cpu" or self.nbytes > self.keep or is_there:
+            return there
         pixels = self._source.whole(self._rows, "images").to(device)
         if self._seen is None:
             return pixels
-        there = StreamedImages.of(Pixels(pixels), len(pixels))
-        return replace(there, device=device, _seen=self._seen)
+        rows = torch.arange(len(pixels), device=device)  # so that none are copied for a batch
+        return replace(self, device=device, _source=Pixels(pixels), _rows=rows)
 
     def seen_by(self, seen: Callable[[Tensor], Tensor]) -> StreamedImages:
         """The same, of which a function makes what is given for rows."""

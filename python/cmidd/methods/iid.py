@@ -170,9 +170,8 @@ def distance_to_centres(features: Tensor, counts: list[int]) -> Tensor:
     if len(set(counts)) == 1:
         away = features.view(len(counts), counts[0], -1) - centres[:, None]
         return away.flatten(0, 1).square().sum()
-    sizes = torch.tensor(counts, device=features.device)
-    centres = centres.repeat_interleave(sizes, dim=0, output_size=len(features))
-    return (features - centres).square().sum()
+    parts = zip(torch.split(features, counts), centres, strict=True)
+    return torch.cat([part - centre for part, centre in parts]).square().sum()
 
 
 def _load_bank(dataset: Dataset, options: IIDOptions, device: torch.device) -> Bank:

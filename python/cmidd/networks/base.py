@@ -113,4 +113,6 @@ def cmi_images_per_chunk(device: torch.device, size: int) -> int:
     A CPU takes 50. On a GPU these are too few for the last stages of a ResNet-18, which keeps about
     7 MB of an image of 32 x 32.
     """
-    return CHUNK if device.type == "cpu" else max(1, GPU_IMAGES_SECOND_ORDER * 32 * 32 // size**2)
+    if device.type == "cpu":
+        return CHUNK
+    return max(CHUNK, GPU_IMAGES_SECOND_ORDER * 32 * 32 // size**2)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
 from cmidd.datasets.pixels import normalise
-from cmidd.networks import cmi_images_per_chunk
 from cmidd.options.recover import RecoverCMIOptions, RecoverOptions
 from cmidd.pretrained.bank import Bank
 from cmidd.recovery.class_statistics import ClassStatistics
@@ -65,8 +64,7 @@ class Task(NamedTuple):
         return [
             CMIRegularizer(
                 networks,
-                chunk_size=self.cmi.cmi_chunk
-                or cmi_images_per_chunk(self.device, self.dataset.shape.height),
+                chunk_size=self.cmi.cmi_chunk,
                 layer=self.cmi.cmi_layer,
                 seed=self.options.seed,
                 precision=self.options.precision,

@@ -36,6 +36,7 @@ from cmidd.recovery.class_statistics import (
     statistics_file,
 )
 from cmidd.recovery.published import evaluation_of, settled
+from cmidd.regularization import with_chunk
 from cmidd.run import run_folder
 from cmidd.storage.growing_file import GrowingFile
 from cmidd.storage.run_folder import RunFolder, versions
@@ -137,6 +138,7 @@ def prepare_recovery(
         )
     place, cmi = usable_device(device), cmi or RecoverCMIOptions()
     cmi.check()
+    cmi = with_chunk(cmi, place, dataset.shape.height, is_used=cmi.cmi_weight != 0)
     options, filled_in = settled(dataset, options, place)
     check_fits(dataset, options)
     batches = Batches(dataset.num_classes, options.ipc, options.batch_size, options.order)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmidd.datasets import images as of_images
+from cmidd.datasets import streamed as module
 from cmidd.datasets.pixels import normalised
 from cmidd.datasets.streamed import Pixels, StreamedImages, all_of, one_after_another, rows_of
 from cmidd.seeds import generator
@@ -95,24 +97,40 @@ def test_images_go_to_another_device_as_pixels_as_far_as_they_fit(
 ) -> None:
     """Without a GPU, to a device that has shapes and no numbers."""
     images, meta = streamed(pixels_of(9)), torch.device("meta")
+    few = images.to(meta)
+    assert isinstance(few, Tensor)
+    assert (few.device, few.dtype, few.shape) == (meta, torch.float32, images.shape)
+    assert torch.equal(images.to(CPU)[:], seen(pixels_of(9)))
+    monkeypatch.setattr(module, "SMALL", 4 * images.nbytes - 1)
     assert images.to(CPU)[:2].device == CPU
     for keep in (images.nbytes, images.nbytes - 1):
-        monkeypatch.setattr(Pixels, "keep", keep)
+        images = StreamedImages.of(Pixels(pixels_of(9), keep), 9).seen_by(seen)
         there = images.to(meta)
         assert isinstance(there, StreamedImages)
+        again = there.to(meta)
+        assert isinstance(again, StreamedImages)
+        assert (again._source is there._source) or keep < images.nbytes
         found = there[torch.tensor([[1], [2]])]
         assert (there.device, found.device, found.shape) == (meta, meta, (2, 1, *SHAPE))
         assert (found.dtype, there.shape) == (torch.float32, images.shape)
         before_it_is_seen = there.seen_by(lambda pixels: pixels)
         assert before_it_is_seen[:1].dtype == torch.uint8
-    monkeypatch.setattr(Pixels, "keep", images.nbytes)
     as_they_are = StreamedImages.of(Pixels(pixels_of(9)), 9).to(meta)
     assert isinstance(as_they_are, Tensor)
     assert as_they_are.dtype == torch.uint8
 
 
-def test_a_dataset_streams_what_networks_see_of_it() -> None:
+def test_pixels_are_bytes() -> None:
+    with pytest.raises(TypeError, match=r"^pixels: expected uint8, got torch.float32"):
+        Pixels(torch.zeros(2, 3, 4, 4))
+
+
+def test_a_dataset_streams_what_networks_see_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = tiny_dataset()
+    at_once = dataset.streamed(dataset.train.source)
+    assert torch.equal(at_once[:], dataset.to_input(dataset.train.images))
+    assert isinstance(at_once, Tensor)  # as there is room for them
+    monkeypatch.setattr(of_images, "KEEP_DECODED", 4 * dataset.train.images.nbytes - 1)
     images = dataset.streamed(dataset.train.source)
     assert isinstance(images, StreamedImages)
     assert torch.equal(images[:], dataset.to_input(dataset.train.images))
