@@ -125,7 +125,9 @@ KINDS = {
         "Recovery at scale",
         "A tree of JPEG pictures of many sizes, drawn for this. Each part is a command of `cmidd` "
         'in a process of its own. "steps" are those of each batch; recoveries of few steps are '
-        "there for their memory, which follows the batch.",
+        "there for their memory, which follows the batch, and what they wait for is the pass over "
+        "all pictures for their mean and deviation, with which each command begins. Classes are "
+        "easy to tell apart by real pictures. Other processes ran meanwhile on the two cores.",
         scale.report,
     ),
     "scaling": Kind(

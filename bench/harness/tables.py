@@ -27,7 +27,9 @@ def geometric_mean(numbers: Iterable[float]) -> float:
 
 
 def seconds_text(seconds: float) -> str:
-    """Three digits and a unit."""
+    """Three digits and a unit; more of them from 1,000 seconds on."""
+    if seconds >= 999.5:
+        return f"{seconds:,.0f} s"
     for scale, unit in ((1.0, "s"), (1e-3, "ms")):
         if seconds >= scale:
             return f"{seconds / scale:.3g} {unit}"
