@@ -67,8 +67,10 @@ class EpochPlan:
         own = [slice(share.start, share.stop) for share in shares]
         cut = shared and not drawn.mixing  # mixed images need others of the whole batch
         rows = [batch[:, some] if cut else batch for batch, some in zip(batches, own, strict=True)]
-        none = images[:0]
-        dtype = (none if seen is None else seen(none)).dtype
+        dtype = torch.float32
+        if drawn.augmentation:
+            none = images[:0]
+            dtype = (none if seen is None else seen(none)).dtype
         steps = []
         for k, of_step in enumerate(rows):
             changes: list[Turn] = []

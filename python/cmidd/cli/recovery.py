@@ -25,6 +25,7 @@ from cmidd.options.recover import (
 )
 from cmidd.recovery.published import settled
 from cmidd.recovery.recover import Recovery, folder_of, prepare_recovery, recover
+from cmidd.regularization import with_chunk
 from cmidd.storage.lock import busy_first
 from cmidd.storage.output import in_words
 from cmidd.storage.run_folder import check_folder
@@ -74,7 +75,9 @@ def _is_finished(
     """Whether the result is there, which then needs no teacher any more."""
     if run.dry_run or not ranks.from_first(lambda: (run.out / "config.yaml").exists()):
         return False
-    options, _ = settled(dataset, options, usable_device(device))
+    place = usable_device(device)
+    options, _ = settled(dataset, options, place)
+    cmi = with_chunk(cmi, place, dataset.shape.height, is_used=cmi.cmi_weight != 0)
     folder = folder_of(run.out, dataset, options, cmi, resume=True, asked=asked)
     return ranks.from_first(lambda: folder.finished)
 
