@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from cmikernels.backends.operations import on_device_of
-from cmikernels.backends.triton.launch import build_options
+from cmikernels.backends.triton.launch import launch
 from cmikernels.backends.triton.plan import ceil_div, power_of_2
 from cmikernels.changes import operations
 
@@ -56,12 +54,6 @@ def _run(
         WIDTH=width,
         BLOCK=block,
     )
-
-
-def launch(kernel: Any, grid: tuple[int, int], num_warps: int, **arguments: Any) -> None:
-    """Start a kernel where there is something to do."""
-    if grid[0] * grid[1] > 0:
-        kernel[grid](**arguments, **build_options(num_warps))
 
 
 @triton.jit

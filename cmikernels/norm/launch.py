@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cmikernels.backends.operations import on_device_of
-from cmikernels.backends.triton.launch import build_options
+from cmikernels.backends.triton.launch import launch
 from cmikernels.backends.triton.plan import ceil_div
 from cmikernels.norm import orders
 from cmikernels.norm.layout import Inputs, channels_last, read_in_layout
@@ -87,9 +87,3 @@ def _run(
             BLOCK_R=_SUM_TILE[0],
             BLOCK_C=_SUM_TILE[1],
         )
-
-
-def launch(kernel: Any, grid: tuple[int], num_warps: int, **arguments: Any) -> None:
-    """Start a kernel where there is something to do."""
-    if grid[0] > 0:
-        kernel[grid](**arguments, **build_options(num_warps))

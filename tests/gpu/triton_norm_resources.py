@@ -72,7 +72,7 @@ def compile_all(target: int) -> list[Variant]:
         compiled = kernel.warmup(grid=grid, **arguments, **options)
         caught.append((name, kernel.fn.__name__, compiled))
 
-    launch.launch = compile_instead
+    vars(launch)["launch"] = compile_instead
     backend.obstacle = lambda _: None  # type: ignore[assignment]
     for case in cases():
         name = str(case)

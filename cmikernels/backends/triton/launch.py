@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -40,6 +41,12 @@ def build_options(num_warps: int) -> dict[str, Any]:
     if torch.version.hip is None:
         options["maxnreg"] = min(_MOST_REGISTERS, 65536 // (32 * num_warps))
     return options
+
+
+def launch(kernel: Any, grid: tuple[int, ...], num_warps: int, **arguments: Any) -> None:
+    """Start a kernel where there is something to do."""
+    if math.prod(grid) > 0:
+        kernel[grid](**arguments, **build_options(num_warps))
 
 
 class Call:
