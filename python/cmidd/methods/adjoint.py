@@ -49,6 +49,16 @@ class Descent:
         """What derivatives begin with, made once."""
         return torch.ones((), dtype=self.rate.dtype, device=self.rate.device)
 
+    def _share(self, size: int) -> Tensor:
+        """1 / size, made once."""
+        if size not in self._shares:
+            self._shares[size] = self._one / size
+        return self._shares[size]
+
+    @cached_property
+    def _shares(self) -> dict[int, Tensor]:
+        return {}
+
     @torch.no_grad()
     def path(self, theta: Tensor) -> Tensor:
         """The weights `(N + 1, P)` before each step and after the last."""
@@ -68,7 +78,7 @@ class Descent:
             size = self._size(i, images)
             if size not in rates:
                 rates[size] = self.rate / size
-            torch.sub(path[i], rates[size] * gradient, out=path[i + 1])
+            torch.addcmul(path[i], gradient, rates[size], value=-1, out=path[i + 1])
         return path
 
     def pull_back(self, path: Tensor, lam: Tensor) -> Tensor:
@@ -89,7 +99,7 @@ class Descent:
             )
             rate_gradient -= s
             ranks.add_up(of_theta)
-            lam = lam - self.rate * of_theta
+            lam = torch.addcmul(lam, of_theta, self.rate, value=-1)
         return rate_gradient
 
     def _step_back(
@@ -102,10 +112,10 @@ class Descent:
         for part in self._chunks(images, labels):
             loss = self.loss(theta, *part)
             (gradient,) = torch.autograd.grad(loss, theta, self._one, create_graph=True)
-            of_part = gradient @ lam / size
+            of_part = gradient @ lam
             wanted = [tensor for tensor in part if tensor.requires_grad]
-            more, *of_batch = torch.autograd.grad(of_part, [theta, *wanted], self._one)
-            _add(sums, (of_part.detach(), more))
+            more, *of_batch = torch.autograd.grad(of_part, [theta, *wanted], self._share(size))
+            _add(sums, (of_part.detach() / size, more))
             of_chunks.append(of_batch)
         s, of_theta = sums
         whole = of_chunks[0]
