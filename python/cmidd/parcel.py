@@ -1,4 +1,4 @@
-"""What is made on the CPU goes to a device in one copy, for which the CPU does not wait.
+"""What is made on the CPU goes to a device in one copy, for which the CPU does not wait; or back.
 
 A copy of a tensor that lies anywhere in the CPU's memory stops the CPU until a GPU has done all
 that it was told before. One from pinned memory does not, and one of many tensors takes about as
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -29,7 +30,7 @@ def sent(made: T, device: torch.device) -> T:
     if device.type == "cpu":
         return made
     found: dict[int, Tensor] = {}
-    _mapped(made, lambda tensor: found.setdefault(id(tensor), tensor))
+    mapped(made, lambda tensor: found.setdefault(id(tensor), tensor))
     places, end = {}, 0
     for key, tensor in found.items():
         if tensor.device.type == "cpu":
@@ -45,7 +46,23 @@ def sent(made: T, device: torch.device) -> T:
         place = places.get(id(tensor))
         return tensor if place is None else there[place].view(tensor.dtype).view(tensor.shape)
 
-    return _mapped(made, unpacked)
+    return mapped(made, unpacked)
+
+
+def fetched(number: Tensor) -> Callable[[], float]:
+    """What gives a number of a device later, and waits for no more than what led to the number."""
+    if number.device.type == "cpu":
+        return partial(float, number.item())
+    here = torch.empty((), dtype=number.dtype, pin_memory=_pins(number.device))
+    here.copy_(number, non_blocking=_pins(number.device))
+    there = torch.cuda.current_stream(number.device).record_event() if number.is_cuda else None
+
+    def read() -> float:
+        if there is not None:
+            there.synchronize()
+        return float(here.item())
+
+    return read
 
 
 def _pins(device: torch.device) -> bool:
@@ -53,19 +70,19 @@ def _pins(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _mapped(made: T, function: Callable[[Tensor], Tensor]) -> T:
+def mapped(made: T, function: Callable[[Tensor], Tensor]) -> T:
     """The same with a function of each tensor in its place."""
     found: object = made
     if isinstance(made, Tensor):
         found = function(made)
     elif isinstance(made, dict):
-        found = {name: _mapped(each, function) for name, each in made.items()}
+        found = {name: mapped(each, function) for name, each in made.items()}
     elif isinstance(made, list | tuple):
-        each_one = [_mapped(each, function) for each in made]
+        each_one = [mapped(each, function) for each in made]
         found = type(made)(*each_one) if hasattr(made, "_fields") else type(made)(each_one)
     elif is_dataclass(made) and not isinstance(made, type):
         found = replace(
             made,
-            **{f.name: _mapped(getattr(made, f.name), function) for f in fields(made) if f.init},
+            **{f.name: mapped(getattr(made, f.name), function) for f in fields(made) if f.init},
         )
     return found  # type: ignore[return-value]

@@ -10,7 +10,7 @@ square, corrected for those that were not. It is taken on pixels, which are then
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cmidd import ranks
 from cmidd.methods.stored_cells import StoredCells
+from cmidd.parcel import fetched
 
 _STATE = "plateau"
 
@@ -43,22 +44,32 @@ class PixelSteps:
         """
         self.optimizer, self.stored, self.in_one = optimizer, stored, in_one
         self.plateau = ReduceLROnPlateau(optimizer, factor=0.5, patience=patience)
+        self._last_loss: Callable[[], float] | None = None  # of which the plateau is not told yet
 
     @property
     def size(self) -> float:
         """The step size that was asked for, as often halved as it was."""
+        self._settle()
         return float(self.optimizer.param_groups[0]["lr"]) / self.in_one
 
     def take(self, images: Tensor, loss: Tensor) -> None:
         """Move the images, whose `.grad` is by their pixels, after an update with this loss."""
+        ranks.wait()  # before a GPU is waited for, which would not notice one gone
+        self._settle()
         self.stored.to_pixels(images)
         self.optimizer.step()
         self.stored.from_pixels(images)
-        ranks.wait()  # before a GPU is waited for, which would not notice one gone
-        self.plateau.step(loss.item())
+        self._last_loss = fetched(loss.detach())
+
+    def _settle(self) -> None:
+        """Let the last loss decide on the next step; until then a GPU need not have come to it."""
+        if self._last_loss is not None:
+            self.plateau.step(self._last_loss())
+            self._last_loss = None
 
     def state(self) -> dict[str, Tensor]:
         """The smallest loss, for how many updates there was none, and the optimizer's step size."""
+        self._settle()
         step_size = self.optimizer.param_groups[0]["lr"]
         now = self.plateau.best, self.plateau.num_bad_epochs, step_size
         return {_STATE: torch.tensor(now, dtype=torch.float64)}
@@ -67,6 +78,7 @@ class PixelSteps:
         """Put back what `state` gave."""
         if state.keys() != {_STATE} or state[_STATE].shape != (3,):
             raise ValueError(f"expected the state of a step size, got {', '.join(state)}")
+        self._last_loss = None
         best, bad, size = state[_STATE].tolist()
         self.plateau.best, self.plateau.num_bad_epochs = best, int(bad)
         self.optimizer.param_groups[0]["lr"] = size

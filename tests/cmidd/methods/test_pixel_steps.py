@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -48,15 +48,49 @@ def test_ranks_are_waited_for_before_a_gpu_is(monkeypatch: pytest.MonkeyPatch) -
     """Waiting for a GPU does not notice that another rank is gone."""
     events: list[str] = []
 
-    class Loss:
-        def item(self) -> float:
-            events.append("item")
-            return 1.0
+    def fetched(loss: Tensor) -> Callable[[], float]:
+        def number() -> float:
+            events.append("read")
+            return loss.item()
+
+        return number
 
     monkeypatch.setattr(ranks, "wait", lambda: events.append("wait"))
+    monkeypatch.setattr("cmidd.methods.pixel_steps.fetched", fetched)
     images = stored_images()
-    steps_of(images).take(images, cast("Tensor", Loss()))
-    assert events == ["wait", "item"]
+    steps = steps_of(images)
+    for _ in range(3):
+        steps.take(images, torch.tensor(1.0))
+    assert events == ["wait", "wait", "read", "wait", "read"]
+
+
+def test_a_loss_is_read_when_the_next_step_or_somebody_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[float] = []
+
+    def fetched(loss: Tensor) -> Callable[[], float]:
+        def number() -> float:
+            read.append(loss.item())
+            return read[-1]
+
+        return number
+
+    monkeypatch.setattr("cmidd.methods.pixel_steps.fetched", fetched)
+    images = stored_images()
+    steps = steps_of(images)
+    for loss in (5.0, 6.0, 7.0):
+        steps.take(images, torch.tensor(loss))
+    assert read == [5.0, 6.0]
+    assert steps.size == 0.1 / 4
+    assert read == [5.0, 6.0, 7.0]
+    steps.take(images, torch.tensor(8.0))
+    assert steps.state()["plateau"].tolist() == [5.0, 0.0, 0.1 / 8]
+    assert read == [5.0, 6.0, 7.0, 8.0]
+    steps.take(images, torch.tensor(9.0))
+    steps.load_state({"plateau": torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64)})
+    assert steps.size == 0.5
+    assert read[-1] == 8.0  # the last loss was of another run
 
 
 @pytest.mark.parametrize("state", [{}, {"plateau": torch.zeros(2)}, {"speed": torch.zeros(3)}])
