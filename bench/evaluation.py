@@ -30,7 +30,8 @@ from bench.plain import networks as plain_networks
 from cmidd.augment import Strategy, augment
 from cmidd.options.recipe import PUBLISHED_RECIPE
 from cmidd.seeds import generator
-from cmidd.training import Stack, train
+from cmidd.stack import Stack
+from cmidd.training import train
 from cmidd.training_draws import EpochDraws, draw_epochs
 
 CLASSES = 10

@@ -33,7 +33,8 @@ from cmidd.options.recipe import Recipe
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.pretrained.mcmi import accuracy_and_cmi
 from cmidd.seeds import generator, seed_of
-from cmidd.training import Objective, Stack, cross_entropy, fresh_and_trained
+from cmidd.stack import Stack
+from cmidd.training import Objective, cross_entropy, fresh_and_trained
 
 CPU = torch.device("cpu")
 TEMPERATURE, OF_LABELS, OF_TEACHER = 4.0, 0.1, 0.9  # as published

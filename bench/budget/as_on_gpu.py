@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -21,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from bench.budget.meter import Meter
 from bench.budget.operations import cmi_launches, memory_of, tensors_in
-from cmidd import parcel, progress
+from cmidd import captured, parcel, progress
 from cmikernels import backends
 from cmikernels.changes import operations as changes
 from cmikernels.norm import operations as norm
@@ -79,6 +80,27 @@ class _OnMeta:
             self.meter.launch("cmikernels::cmi", launches, sum(map(memory_of, tensors)))
 
 
+class _CountedGraph:
+    """In the place of a CUDA graph: what is captured counts when it is done again."""
+
+    def __init__(self, meter: Meter, device: torch.device) -> None:
+        self.meter, self.device = meter, device
+
+    def before(self, work: Callable[[], None]) -> None:
+        """Do work that will be captured."""
+        work()
+
+    def capture(self, work: Callable[[], None]) -> None:
+        """Count it."""
+        self.count = self.meter.apart(work)
+        if self.count.copies or self.count.waits:
+            raise RuntimeError(f"expected work that can be captured, got {self.count.lines}")
+
+    def replay(self) -> None:
+        """Note it as one call."""
+        self.meter.again(self.count)
+
+
 @contextmanager
 def metered() -> Iterator[Meter]:
     """A meter, and what makes torch and cmikernels go the ways of a GPU on `meta`."""
@@ -99,7 +121,7 @@ def metered() -> Iterator[Meter]:
 
     known = {"counted": _OnMeta(meter), **backends._BACKENDS}
     optimizers = importlib.import_module("torch.optim.optimizer")
-    with_lists = [*optimizers._get_foreach_kernels_supported_devices(), "meta"]
+    lists, fused = (f"_get_{kind}_kernels_supported_devices" for kind in ("foreach", "fused"))
     with ExitStack() as stack:
 
         def put(holder: Any, name: str, value: Any) -> None:
@@ -110,7 +132,11 @@ def metered() -> Iterator[Meter]:
         put(parcel, "_pins", lambda _: True)
         put(progress, "time", SimpleNamespace(monotonic=float))  # no second passes
         put(backends, "_BACKENDS", known)
-        put(optimizers, "_get_foreach_kernels_supported_devices", lambda: with_lists)
+        for name in (lists, fused):
+            devices = [*getattr(optimizers, name)(), "meta"]
+            put(optimizers, name, partial(list, devices))
+        graphs = {"meta": partial(_CountedGraph, meter)}
+        stack.enter_context(mock.patch.dict(captured.GRAPHS, graphs))
         for name in ("class_index", "cmi", "norm_act_pool", "problem"):
             # To a mode they would else give registered operations, as to a compiler.
             put(importlib.import_module(f"cmikernels.{name}"), "has_memory", lambda _: True)

@@ -19,11 +19,13 @@ class Count:
     """What was asked for."""
 
     launches: int = 0
+    calls: int = 0
     bytes: int = 0
     flops: int = 0
     copies: int = 0
     copied_bytes: int = 0
     waits: int = 0
+    nanoseconds: int = 0  # of the device, as `prediction.py` guesses
     lines: Counter[str] = field(default_factory=Counter)
     """Of the program, which made copies or waited, with how often."""
     operations: Counter[str] = field(default_factory=Counter)
@@ -48,7 +50,7 @@ class Count:
         return self + other * -1
 
 
-NUMBERS = ("launches", "bytes", "flops", "copies", "copied_bytes", "waits")
+NUMBERS = ("launches", "calls", "bytes", "flops", "copies", "copied_bytes", "waits", "nanoseconds")
 
 
 def _sum(one: Counter[str], other: Counter[str]) -> Counter[str]:

@@ -34,12 +34,15 @@ from cmidd.options.recover import RecoverCMIOptions, RecoverOptions
 from cmidd.recovery.batch import Batch, Task
 from cmidd.recovery.published import settled
 from cmidd.run import prepare
-from cmidd.training import Stack, train
+from cmidd.stack import Stack
+from cmidd.training import train
 from cmidd.training_draws import draw_epochs
 from cmikernels import ClassIndex, CMIRegularizer
 
 SIZES = Sizes()
 TOGETHER = 5  # networks
+WARM = 16
+"""Steps of a training after which those that come again are graphs, whatever was drawn for them."""
 META = torch.device("meta")
 
 Counts = dict[str, Count]
@@ -89,17 +92,23 @@ class Rig:
         return self.meter.count(lambda: loop.update(iteration, update, logged=False))
 
     def train(
-        self, spec: str, images: int, recipe: Recipe, *, tells: bool = True
+        self,
+        spec: str,
+        images: int,
+        recipe: Recipe,
+        *,
+        networks: int = TOGETHER,
+        tells: bool = True,
     ) -> Callable[[], object]:
-        """Training of several networks at once, as `cmidd evaluate` and `cmidd pretrain` have it.
+        """Training of networks together, as `cmidd evaluate` and `cmidd pretrain` have it.
 
         `tells`: whether it is told the loss after every epoch.
         """
-        stack = _stack(spec)
+        stack = _stack(spec, networks)
         x = torch.empty(images, *self.dataset.shape, device=META)
         y = torch.zeros(images, dtype=torch.int64, device=META)
         strategy = Strategy.parse(recipe.augmentation)
-        epochs = draw_epochs(range(TOGETHER), images, recipe, strategy)
+        epochs = draw_epochs(range(networks), images, recipe, strategy)
         told = _ignored if tells else None
         return lambda: train(stack, x, y, recipe, strategy, epochs, on_epoch=told)
 
@@ -116,9 +125,9 @@ def _outline(spec: str) -> torch.nn.Module:
     return network_outline(spec, 3, SIZES.pixels, SIZES.classes)
 
 
-def _stack(spec: str) -> Stack:
+def _stack(spec: str, networks: int = TOGETHER) -> Stack:
     state = _outline(spec).state_dict()
-    return Stack(spec, (3, SIZES.pixels, SIZES.pixels), SIZES.classes, [state] * TOGETHER)
+    return Stack(spec, (3, SIZES.pixels, SIZES.pixels), SIZES.classes, [state] * networks)
 
 
 def _in_all(parts: Counts) -> Count:
@@ -154,9 +163,9 @@ def class_matching(method: str, ipc: int, rig: Rig, **changes: Any) -> Counts:
 
 def inner_epochs(method: str, ipc: int, rig: Rig) -> Counts:
     """DC and DSA, and an epoch of the network's training."""
-    found = class_matching(method, ipc, rig, inner_epochs=1)
-    two = class_matching(method, ipc, rig, inner_epochs=2)
-    found["inner epoch"] = two["training"] - found.pop("training")
+    found = class_matching(method, ipc, rig, inner_epochs=WARM)
+    more = class_matching(method, ipc, rig, inner_epochs=WARM + 1)
+    found["inner epoch"] = more["training"] - found.pop("training")
     return found
 
 
@@ -177,8 +186,8 @@ def evaluation(ipc: int, rig: Rig) -> Counts:
         recipe = replace(PUBLISHED_RECIPE, epochs=count)
         return rig.meter.total(rig.train(SIZES.network, images, recipe, tells=tells))
 
-    found = {"epoch": epochs(2, True) - epochs(1, True)}
-    found["step"] = epochs(2, False) - epochs(1, False)
+    found = {"epoch": epochs(WARM + 1, True) - epochs(WARM, True)}
+    found["step"] = epochs(WARM + 1, False) - epochs(WARM, False)
     stack, x = _stack(SIZES.network), torch.empty(500, *rig.dataset.shape, device=META)
     y = torch.zeros(len(x), dtype=torch.int64, device=META)
     one, two = (rig.meter.total(partial(stack.accuracy, [(x, y)] * count)) for count in (1, 2))
@@ -187,13 +196,13 @@ def evaluation(ipc: int, rig: Rig) -> Counts:
 
 
 def pretraining(rig: Rig) -> Counts:
-    """Networks of the bank that learn from real images."""
+    """A network of the bank that learns from real images."""
     recipe = replace(BankOptions().recipe(), epochs=1)
-    one, two = (
-        rig.meter.total(rig.train(SIZES.bank, steps * recipe.batch_size, recipe))
-        for steps in (1, 2)
+    some, more = (
+        rig.meter.total(rig.train(SIZES.bank, steps * recipe.batch_size, recipe, networks=1))
+        for steps in (WARM, WARM + 1)
     )
-    return {"step": two - one}
+    return {"step": more - some}
 
 
 def cmi(classes: int, ipc: int, rig: Rig, *, at_most: int = 2) -> Counts:
@@ -244,7 +253,7 @@ LOOPS: dict[str, Callable[[Rig], Counts]] = {
     "IID, ipc 10": partial(one_update, "iid", 10),
     "NCFM, ipc 10": partial(one_update, "ncfm", 10),
     "five ConvNets on ipc 10": partial(evaluation, 10),
-    "five ResNet-18 on real images": pretraining,
+    "ResNet-18 on real images": pretraining,
     "CMI, 10 x 50": partial(cmi, 10, 50),
     "CMI, 100 x 50": partial(cmi, 100, 50),
     "SRe2L, ipc 10": recovery,

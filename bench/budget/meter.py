@@ -4,12 +4,13 @@ On `meta` the program takes the branches of a GPU and computes nothing. The mete
 autograd and vmap and sees each operation:
 
 launches    of kernels, `operations.py` says how many
+calls       of the CPU that launch them: one for each kernel, and one for all of a graph
 bytes       that operations read and write
 flops       of convolutions
 copies      from the CPU to the device, and their bytes
-waits       of the host for the device: reading a number (item, tolist, bool, ...), copying to the
-            CPU, operations whose shape depends on numbers (nonzero, a mask as an index, ...), and
-            copies from memory that is not pinned
+waits       of the host for the device: reading a number (item, tolist, bool, ...), operations whose
+            shape depends on numbers (nonzero, a mask as an index, ...), copies to or from memory of
+            the CPU that is not pinned; not those for an event, which may be long past
 
 Where the program reads what was not computed it is told 1. What came from the CPU reads as that.
 """
@@ -17,6 +18,7 @@ Where the program reads what was not computed it is told 1. What came from the C
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bench.budget.count import Count, line_here
 from bench.budget.operations import bytes_of, flops_of, launches_of, memory_of, tensors_in
+from bench.budget.prediction import nanoseconds
 
 aten: Any = torch.ops.aten
 
@@ -36,6 +39,7 @@ _WAITING = {
     aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.unique_consecutive,
     aten.repeat_interleave, aten.bincount, aten.equal,
 }  # fmt: skip
+_IN_PLACE = {aten._fused_sgd_, aten._fused_adamw_}  # of which `meta` has none
 _REMEMBERED = 1 << 16  # numbers of a tensor that came from the CPU
 
 
@@ -64,17 +68,41 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What a call asks for in all."""
         return sum(self.count(call).values(), Count())
 
+    def apart(self, call: Callable[[], object]) -> Count:
+        """What a call asks for, which does not count as asked for now."""
+        parts, ranges = self.parts, self._ranges
+        self.parts, self._ranges = {}, []
+        try:
+            call()
+            return sum(self.parts.values(), Count())
+        finally:
+            self.parts, self._ranges = parts, ranges
+
+    def again(self, count: Count) -> None:
+        """Note what a graph of such a count does."""
+        self.here += replace(count, calls=1)
+
     @property
     def here(self) -> Count:
         """The count of the part under way."""
-        return self.parts.setdefault(self._ranges[0] if self._ranges else REST, Count())
+        return self.parts.setdefault(self._part, Count())
+
+    @here.setter
+    def here(self, count: Count) -> None:
+        self.parts[self._part] = count
+
+    @property
+    def _part(self) -> str:
+        return self._ranges[0] if self._ranges else REST
 
     def launch(self, name: str, launches: int, moved: int, flops: int = 0) -> None:
         """Note an operation on the device."""
         here = self.here
         here.launches += launches
+        here.calls += launches
         here.bytes += moved
         here.flops += flops
+        here.nanoseconds += nanoseconds(launches, moved, flops)
         if launches:
             here.operations[name] += launches
 
@@ -114,13 +142,20 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for tensor in tensors:  # such as places on the CPU, of a tensor that is not
                 if not tensor.is_meta and tensor.dim():
                     self.copy(tensor)
-            made = True if packet is aten.equal else func(*args, **options)
+            made = self._made(func, args, options)
         results = tensors if made is None else tensors_in(made)  # in place on lists
         if any(tensor.is_meta for tensor in results) and not self._crossed(packet, args):
             launches = launches_of(func, args, made)
             moved = bytes_of(func, args, options, made)
             self.launch(func._schema.name, launches, moved, flops_of(func, args, made))
         return made
+
+    @staticmethod
+    def _made(func: Any, args: Any, options: dict[str, Any]) -> Any:
+        """What an operation makes, also those that `meta` does not have."""
+        if func.overloadpacket is aten.equal:
+            return True
+        return None if func.overloadpacket in _IN_PLACE else func(*args, **options)
 
     @staticmethod
     def _crossed(packet: Any, args: Any) -> bool:
@@ -138,10 +173,12 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             (target, source), to = args[:2], args[0].device
             asynchronous = len(args) > 2 and args[2]
         if source.is_meta and to.type == "cpu":
-            self.wait()
             numbers = self._numbers_of(source)
             if func.overloadpacket is aten._to_copy:
+                self.wait()
                 return func(numbers, **options)
+            if not (asynchronous and self._is_pinned(target)):
+                self.wait()
             return func(target, numbers)
         made = func(*args, **options)
         if to.type == "meta" and not source.is_meta:

@@ -7,7 +7,7 @@ Launches, of which `ours` are as the CUDA and Triton kernels are launched:
     its backward                               1 for each output that is asked for
     group norm, its backward                   3, 5
     backward of select and slice               2: zeros, and a copy
-    foreach                                    those of torch's kernels for lists of tensors
+    foreach, a whole step of an optimizer      those of torch's kernels for lists of tensors
     all else                                   1
 """
 
@@ -35,6 +35,7 @@ _SEVERAL = {
 }
 _PICKING = ("aten::index", "aten::index_select", "aten::gather")
 """They read of their source what they write, and the places."""
+_STEPS = "aten::_fused"  # whole ones of optimizers
 _OVERWRITING = ("aten::copy_", "aten::fill_", "aten::zero_")
 
 # Of torch's multi_tensor_apply: numbers that a block has, blocks of a launch, and its tensors by
@@ -66,8 +67,9 @@ def launches_of(function: Any, arguments: Sequence[Any], made: Any) -> int:
         return 1 + (arguments[2] is not None)
     if name == "aten::convolution_backward":
         return sum(each is not None for each in made)
-    if name.startswith("aten::_foreach"):
-        lists = [each for each in arguments if isinstance(each, list) and tensors_in(each)]
+    if name.startswith(("aten::_foreach", _STEPS)):
+        most = 5 if name.startswith(_STEPS) else None  # after which are counters of steps
+        lists = [each for each in arguments[:most] if isinstance(each, list) and tensors_in(each)]
         in_place = function._schema.is_mutable
         sizes = [tensor.numel() for tensor in lists[0]]
         return list_launches(sizes, len(lists) + (not in_place))
@@ -99,6 +101,8 @@ def bytes_of(function: Any, arguments: Any, options: dict[str, Any], made: Any) 
     name = _name(function)
     read = tensors_in(arguments, {k: v for k, v in options.items() if k != "out"})
     written = tensors_in(arguments[0] if made is None else made)
+    if name.startswith(_STEPS):
+        written += tensors_in(arguments[2:5])  # what it keeps of each parameter
     if name in _PICKING:
         read = [*read[1:], *written]
     elif name in _OVERWRITING:

@@ -31,10 +31,11 @@ from cmidd.networks.usual import usual_network
 from cmidd.options.recipe import PUBLISHED_RECIPE, Recipe, recipe_of
 from cmidd.progress import progress
 from cmidd.seeds import seed_of
+from cmidd.stack import Stack, network_of, networks_together
 from cmidd.storage.tensor_file import checksum
 from cmidd.synthetic import SyntheticSet
 from cmidd.teaching import Teacher, check_loss, objective_of
-from cmidd.training import Progress, Stack, fresh_and_trained, network_of, networks_together
+from cmidd.training import Progress, fresh_and_trained
 from cmidd.training_file import TrainingFile, about_training, train_or_go_on, training_path
 
 
@@ -105,7 +106,7 @@ def evaluate_set(
         lr: learning rate; default: what the set learned with its images, or the recipe's.
         seed: of first weights, order and augmentation.
         device: default: a GPU where there is one.
-        together: networks trained at once; default: 1 on a CPU, 5 on a GPU.
+        together: networks trained at once; default: 1 on a CPU, on a GPU 5, of ResNets 1.
         teacher: whose logits networks learn: `SoftLabels` of the set, which say how images are
             ordered, augmented and mixed, or `TeacherNetworks`; default: none, they learn labels.
         store: where results are kept and found again.
@@ -201,7 +202,7 @@ def evaluate(
         recipe: how they are trained.
         seed: of first weights, order and augmentation; network k of a seed is always the same.
         device: where.
-        together: networks trained at once; default: 1 on a CPU, 5 on a GPU.
+        together: networks trained at once; default: 1 on a CPU, on a GPU 5, of ResNets 1.
         teacher: whose logits networks learn, of just these images; None: they learn labels.
         store: where results are kept and found again.
         say: told where each architecture goes on, and its result.

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from cmidd.datasets import Dataset
 from cmidd.networks.base import GPU_IMAGES_FORWARD, images_per_chunk
 from cmidd.options.recipe import Recipe
+from cmidd.stack import Stack
 from cmidd.storage.tensor_file import checksum
 from cmidd.synthetic import SyntheticSet
-from cmidd.training import Objective, Stack, cross_entropy
+from cmidd.training import Objective, cross_entropy
 from cmikernels.precision import computing
 
 

@@ -1,8 +1,7 @@
 """Training of classifiers, one or several at once, for the bank and for evaluation.
 
-Several networks of one architecture are one stack: every parameter has a leading axis (K, ...), the
-forward pass is mapped over it, and the loss is the sum over networks, so that each sees exactly its
-own gradient. SGD and AdamW work element by element and need no change:
+Several networks of one architecture are a stack, and the loss is the sum over networks, so that
+each sees exactly its own gradient. SGD and AdamW work element by element and need no change:
 
     SGD      v <- momentum v + gradient + weight_decay w,    w <- w - lr v
     AdamW    w <- (1 - lr weight_decay) w - lr m / (sqrt(s) + 1e-8)
@@ -10,36 +9,29 @@ own gradient. SGD and AdamW work element by element and need no change:
 where m and s are the averages of the gradient over about 10 steps and of its square over 1000.
 
 Everything drawn (first weights, order of images, augmentation) is drawn for each network from its
-own seed, so a network is the same whether it is trained alone or in a stack, up to rounding.
-`training_draws.py` draws it, `training_batches.py` makes batches by it, `train` learns from them.
+own seed, so a network is the same whether it is trained alone or in a stack. `training_draws.py`
+draws it, `training_batches.py` makes batches by it, `Training` learns from them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call, vmap
 
 from cmidd import ranks
 from cmidd.augment import Strategy
+from cmidd.captured import Captured, has_graphs
 from cmidd.datasets.streamed import Images
-from cmidd.device import precision_on
-from cmidd.networks import (
-    Network,
-    build_network,
-    draw_weights,
-    has_batch_norm,
-    images_per_chunk,
-)
 from cmidd.options.recipe import Recipe
 from cmidd.progress import Readout
-from cmidd.seeds import generator
-from cmidd.training_batches import EpochPlan, batches_of, plans_on
+from cmidd.stack import Stack
+from cmidd.training_batches import EpochPlan, StepPlan, batches_of, learned_of, plans_on
 from cmidd.training_draws import EpochDraws, draw_epochs
 from cmikernels.precision import computing
 
@@ -52,112 +44,6 @@ def ranks_share_steps(images: Images, batch_size: int) -> bool:
     # Shorter steps on a GPU would take no less with a sum over ranks (docs/guide/scaling.md).
     numbers = min(batch_size, len(images)) * math.prod(images.shape[1:])
     return ranks.count() > 1 and (images.device.type == "cpu" or numbers >= LONG)
-
-
-class Stack:
-    """K networks of one architecture, their states side by side."""
-
-    def __init__(
-        self,
-        spec: str,
-        shape: Sequence[int],
-        num_classes: int,
-        states: list[dict[str, Tensor]],
-        precision: str = "float32",
-    ) -> None:
-        self.network = build_network(spec, shape[0], shape[1], num_classes)
-        self.state = {name: torch.stack([s[name] for s in states]) for name in states[0]}
-        trained = dict(self.network.named_parameters())
-        self.parameters = [self.state[name].requires_grad_() for name in trained]
-        self.size, self.num_classes = len(states), num_classes
-        self.precision = precision  # of the forward and, in `train`, of the backward
-        self._compiled: Callable[[dict[str, Tensor], Tensor], Tensor] | None = None
-        self._compiled_for: frozenset[int] = frozenset()
-        self.sees_batches = len(trained) < len(self.state)
-        if self.size > 1 and self.sees_batches:
-            raise ValueError(
-                f"network {spec}: expected one network at a time where layers keep statistics of "
-                f"batches, got {self.size}"
-            )
-
-    @classmethod
-    def fresh(
-        cls,
-        spec: str,
-        shape: Sequence[int],
-        num_classes: int,
-        seeds: Sequence[int],
-        device: torch.device,
-        precision: str | None = None,
-    ) -> Stack:
-        """Networks as their seeds initialise them."""
-        states = []
-        for seed in seeds:
-            network = build_network(spec, shape[0], shape[1], num_classes)
-            network.load_state_dict(first_weights(network, seed))
-            states.append({k: v.detach().to(device) for k, v in network.state_dict().items()})
-        return cls(spec, shape, num_classes, states, precision_on(device, precision))
-
-    def compile(self, *images: int) -> None:
-        """Compile the network, if it is one alone, for any of these numbers of images at once.
-
-        Inductor fuses norms, activations and pooling, forward and backward, but cannot be
-        differentiated twice. Other numbers of images are left alone: code for any would round
-        differently, and which code serves would depend on what came before.
-        """
-        self._compiled_for = frozenset(images)
-        self._compiled = torch.compile(self._alone, dynamic=False)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits `(K, N, C)` of images `(K, N, channels, height, width)`, a batch for each."""
-        with computing(self.precision, images.device.type, network=True):
-            return self._logits(images).to(images.dtype)
-
-    def _logits(self, images: Tensor) -> Tensor:
-        if self.size == 1:
-            alone: Callable[[dict[str, Tensor], Tensor], Tensor] = self._alone
-            twice = images.requires_grad  # which is asked for where gradients are differentiated
-            if self._compiled and images.shape[1] in self._compiled_for and not twice:
-                alone = self._compiled
-            return alone(self.state, images[0])[None]
-        if self.precision == "bfloat16":  # under vmap a CPU's autocast misses convolutions
-            networks = [{name: tensor[k] for name, tensor in self.state.items()}
-                        for k in range(self.size)]  # fmt: skip
-            return torch.stack([self._one(*each) for each in zip(networks, images, strict=True)])
-        logits: Tensor = vmap(self._one)(self.state, images)
-        return logits
-
-    def _alone(self, state: dict[str, Tensor], images: Tensor) -> Tensor:
-        # Not [0], whose derivative fills zeros and copies.
-        return self._one({name: tensor.squeeze(0) for name, tensor in state.items()}, images)
-
-    def _one(self, state: dict[str, Tensor], images: Tensor) -> Tensor:
-        logits: Tensor = functional_call(self.network, state, (images,))
-        return logits
-
-    def states(self) -> list[dict[str, Tensor]]:
-        """The state of each network alone."""
-        return [
-            {name: tensor.detach()[k] for name, tensor in self.state.items()}
-            for k in range(self.size)
-        ]
-
-    def images_per_chunk(self, images: Images) -> int:
-        """How many images (N, channels, height, width) to put through all networks together."""
-        if images.device.type != "cpu" or self.size > 1 or self.sees_batches:
-            return len(images)
-        return images_per_chunk(images.device, images.shape[-1], len(images))
-
-    @torch.no_grad()
-    def accuracy(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
-        """Share of images that each network gets right."""
-        self.network.eval()
-        right, count = [], 0
-        for images, labels in batches:
-            found = self(images.expand(self.size, *images.shape)).argmax(dim=2)
-            right.append((found == labels).sum(dim=1))
-            count += len(labels)
-        return (torch.stack(right).sum(dim=0).cpu().double() / count).tolist()
 
 
 Objective = Callable[[Stack, Tensor, Tensor], Tensor]
@@ -190,6 +76,167 @@ def _never() -> bool:
     return False
 
 
+class Training:
+    """Networks with the optimizer that they learn by; called as often as there is what to learn.
+
+    On a GPU steps on images that are there whole are captured, and done again as long as images,
+    labels and the state of the optimizer stay where they are.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        recipe: Recipe,
+        strategy: Strategy,
+        *,
+        objective: Objective = cross_entropy,
+        repeats: bool | None = None,
+        shared: bool = False,
+        seen: Callable[[Tensor], Tensor] | None = None,
+        teach: Teach | None = None,
+    ) -> None:
+        """Prepare to train every network of the stack, in place.
+
+        Args:
+            stack: networks, on the images' device.
+            recipe: the hyper-parameters.
+            strategy: how images are augmented.
+            objective: what is minimised, a sum over networks and images.
+            repeats: whether the objective may be captured: it does the same on the device for all
+                batches of a size, and nothing on the CPU; None: cross-entropy may.
+            shared: whether ranks share the images of each step; for one network, whose gradients
+                are then added up.
+            seen: what networks see of the images of a batch; None: they are that already.
+            teach: puts what a teacher makes of each batch in the place of its targets; not of
+                batches that ranks share.
+        """
+        if shared and teach is not None:
+            raise ValueError("teach: expected it where ranks do not share the images of a step")
+        self.stack, self.recipe, self.strategy = stack, recipe, strategy
+        self.objective, self.shared, self.seen, self.teach = objective, shared, seen, teach
+        self.device = stack.parameters[0].device
+        if repeats is None:
+            repeats = objective is cross_entropy
+        elsewhere = shared or teach is not None or stack.is_compiled
+        self.captures = repeats and not elsewhere and has_graphs(self.device)
+        self.optimizer = _optimizer(stack.parameters, recipe, rate_on_device=self.captures)
+        self.rate = recipe.lr
+        self.total = torch.zeros((), device=self.device)  # loss of an epoch so far
+        self._captured: Captured[StepPlan] | None = None
+        self._captured_of: tuple[Tensor, ...] = ()
+
+    def __call__(
+        self,
+        images: Images,
+        labels: Tensor,
+        epochs: Iterable[EpochDraws],
+        *,
+        on_epoch: Callable[[int, float], None] | None = None,
+        done: Progress | None = None,
+        stopping: Callable[[], bool] = _never,
+    ) -> Progress | None:
+        """Train as `train` says."""
+        done = done or Progress()
+        self.stack.network.train()
+        self._begin(done)
+        read, size = Readout(), len(images) * self.stack.size
+        plans = (
+            EpochPlan.of(
+                drawn, images, self.recipe, self.strategy, seen=self.seen, shared=self.shared
+            )
+            for drawn in epochs
+        )
+        for epoch, plan in enumerate(plans_on(self.device, plans), done.epoch):
+            self._set_rate(self.recipe.lr_in(epoch))
+            first_step = done.step if epoch == done.epoch else 0
+            self.total.fill_(done.loss if first_step else 0.0)
+            steps = self._steps(images, labels, plan, epoch, first_step)
+            for step, _ in enumerate(steps, first_step + 1):
+                if stopping():
+                    kept = [dict(self.optimizer.state[each]) for each in self.stack.parameters]
+                    return Progress(epoch, step, self.total.item(), kept)
+            if on_epoch is not None:
+                on_epoch(epoch + 1, read(self.total) / size)
+        return None
+
+    def _begin(self, done: Progress) -> None:
+        """Give the optimizer the state of training that is done, or that of none."""
+        parameters, state = self.stack.parameters, self.optimizer.state
+        if not done.optimizer:
+            for tensor in [tensor for each in parameters for tensor in state[each].values()]:
+                tensor.zero_()
+        for each, given in zip(parameters, done.optimizer, strict=False):
+            if self.captures:  # also the counter of steps, which else stays on the CPU
+                given = {name: tensor.to(self.device) for name, tensor in given.items()}
+            if any(state[each].get(name) is not tensor for name, tensor in given.items()):
+                self._captured = None
+                state[each].update(given)
+
+    def _set_rate(self, rate: float) -> None:
+        if rate == self.rate:
+            return
+        self.rate = rate
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def _steps(
+        self, images: Images, labels: Tensor, plan: EpochPlan, epoch: int, first: int
+    ) -> Iterator[None]:
+        """The steps of an epoch from `first` on, each done when it is asked for."""
+        if self.captures and isinstance(images, Tensor):
+            step_again = self._captured_on(images, labels)
+            for step in plan.steps[first:]:
+                step_again(step)
+                yield
+            return
+        classes = self.stack.num_classes
+        for x, y, places, size in batches_of(
+            images, labels, plan, classes, first=first, seen=self.seen
+        ):
+            if self.teach is not None and x.numel():
+                y = self.teach(epoch, places, x, y, classes)
+            self._learn(x, y, size)
+            yield
+
+    def _captured_on(self, images: Tensor, labels: Tensor) -> Captured[StepPlan]:
+        """The steps on these images, whose graphs serve as long as all is where it was."""
+        of, seen, classes = (images, labels), self.seen, self.stack.num_classes
+        if self._captured is None or [*map(_place, of)] != [*map(_place, self._captured_of)]:
+            self._captured_of = of
+
+            def step(plan: StepPlan) -> None:
+                x, y = learned_of(images[plan.rows], labels, plan, classes, seen=seen)
+                self._learn(x, y, x.shape[1])
+
+            self._captured = Captured(step, self.device)
+        return self._captured
+
+    def _learn(self, images: Tensor, targets: Tensor, size: int) -> None:
+        """A step on a batch, or on this rank's share of one of `size` images.
+
+        It goes through a network in parts that suit the device, whose gradients add up.
+        """
+        self.optimizer.zero_grad()
+        chunk = self.stack.images_per_chunk(images[0])
+        for first in range(0, images.shape[1], chunk):
+            some = slice(first, first + chunk)
+            loss = self.objective(self.stack, images[:, some], targets[:, some])
+            with computing(self.stack.precision, self.device.type):
+                (loss / size).backward()  # type: ignore[no-untyped-call]
+            self.total += loss.detach()
+        if self.shared:
+            ranks.add_up_gradients(self.stack.parameters)
+        self.optimizer.step()
+
+
+def _place(tensor: Tensor) -> tuple[Hashable, ...]:
+    """Equal for tensors that are the same to a graph."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
 def train(
     stack: Stack,
     images: Images,
@@ -198,17 +245,12 @@ def train(
     strategy: Strategy,
     epochs: Iterable[EpochDraws],
     *,
-    objective: Objective = cross_entropy,
     on_epoch: Callable[[int, float], None] | None = None,
     done: Progress | None = None,
     stopping: Callable[[], bool] = _never,
-    shared: bool = False,
-    seen: Callable[[Tensor], Tensor] | None = None,
-    teach: Teach | None = None,
+    **how: Any,
 ) -> Progress | None:
     """Train every network of the stack, in place; how far it came, or None if it came to its end.
-
-    A step's batch goes through one network alone in parts that suit a CPU, whose gradients add up.
 
     Args:
         stack: networks, on the images' device.
@@ -218,60 +260,32 @@ def train(
         strategy: how images are augmented.
         epochs: what was drawn by `draw_epochs` for the recipe and the strategy, from the first
             epoch on that is not done.
-        objective: what is minimised, a sum over networks and images.
         on_epoch: called with the number of finished epochs and the mean loss of the last; of one
             up to a second before it on a GPU, which would have to be waited for.
         done: what the stack has been trained already; its state of the optimizer is changed in
             place.
         stopping: asked after each step whether to end there.
-        shared: whether ranks share the images of each step; for one network, whose gradients are
-            then added up.
-        seen: what networks see of the images of a batch; None: they are that already.
-        teach: puts what a teacher makes of each batch in the place of its targets; not of batches
-            that ranks share.
+        how: what else `Training` takes.
     """
-    if shared and teach is not None:
-        raise ValueError("teach: expected it where ranks do not share the images of a step")
-    done = done or Progress()
-    stack.network.train()
-    optimizer, read = _optimizer(stack.parameters, recipe), Readout()
-    for parameter, state in zip(stack.parameters, done.optimizer, strict=False):
-        optimizer.state[parameter].update(state)
-    plans = (
-        EpochPlan.of(drawn, images, recipe, strategy, seen=seen, shared=shared) for drawn in epochs
-    )
-    for epoch, plan in enumerate(plans_on(images.device, plans), done.epoch):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr_in(epoch)
-        first_step = done.step if epoch == done.epoch else 0
-        total = torch.full((), done.loss if first_step else 0.0, device=images.device)
-        batches = batches_of(images, labels, plan, stack.num_classes, first=first_step, seen=seen)
-        for step, (x, y, places, size) in enumerate(batches, first_step):
-            if teach is not None and x.numel():
-                y = teach(epoch, places, x, y, stack.num_classes)
-            optimizer.zero_grad()
-            chunk = stack.images_per_chunk(images)
-            for first in range(0, x.shape[1], chunk):
-                some = slice(first, first + chunk)
-                loss = objective(stack, x[:, some], y[:, some])
-                with computing(stack.precision, images.device.type):
-                    (loss / size).backward()  # type: ignore[no-untyped-call]
-                total += loss.detach()
-            if shared:
-                ranks.add_up_gradients(stack.parameters)
-            optimizer.step()
-            if stopping():
-                kept = [dict(optimizer.state[parameter]) for parameter in stack.parameters]
-                return Progress(epoch, step + 1, total.item(), kept)
-        if on_epoch is not None:
-            on_epoch(epoch + 1, read(total) / (len(images) * stack.size))
-    return None
+    training = Training(stack, recipe, strategy, **how)
+    return training(images, labels, epochs, on_epoch=on_epoch, done=done, stopping=stopping)
 
 
-def _optimizer(parameters: list[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(
+    parameters: list[Tensor], recipe: Recipe, *, rate_on_device: bool
+) -> torch.optim.Optimizer:
+    how: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    if rate_on_device:
+        how["fused"] = True
+    optimizer: torch.optim.Optimizer
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, capturable=rate_on_device, **how)
+    else:
+        optimizer = torch.optim.SGD(parameters, momentum=recipe.momentum, **how)
+    if rate_on_device:  # put there now: torch would look whether it is negative, and wait
+        for group in optimizer.param_groups:
+            group["lr"] = torch.full((), recipe.lr, device=parameters[0].device)
+    return optimizer
 
 
 def fresh_and_trained(
@@ -293,28 +307,3 @@ def fresh_and_trained(
     epochs = draw_epochs(seeds, len(images), recipe, strategy)
     train(stack, images, labels, recipe, strategy, epochs, objective=objective, on_epoch=on_epoch)
     return stack
-
-
-def first_weights(network: Network, seed: int) -> dict[str, Tensor]:
-    """The state of such a network, on the CPU, that training by a seed begins with."""
-    return draw_weights(network, generator(seed, "first weights"))
-
-
-def networks_together(spec: str, device: torch.device, asked: int | None) -> int:
-    """How many networks to train together where the user does not say.
-
-    On a CPU one network fills the cores, and mapped convolutions are slower than plain ones; on a
-    GPU small networks are bound by launches, which a stack shares.
-    """
-    if asked is not None:
-        return asked
-    return 1 if device.type == "cpu" or has_batch_norm(spec) else 5
-
-
-def network_of(
-    spec: str, shape: Sequence[int], num_classes: int, state: dict[str, Tensor]
-) -> Network:
-    """A network of its own around a state, which it shares and does not copy."""
-    network = build_network(spec, shape[0], shape[1], num_classes)
-    network.load_state_dict(state, assign=True)
-    return network

@@ -15,7 +15,7 @@ from cmidd.augment_operations import PUBLISHED_AMOUNTS
 from cmidd.datasets.streamed import Images, one_after_another
 from cmidd.options.recipe import Recipe
 from cmidd.parcel import sent
-from cmidd.training_draws import EpochDraws, Mix, mixed
+from cmidd.training_draws import EpochDraws, Mixing, mixed, mixing_of
 
 _SENT_TOGETHER = 2**14
 """Images of small epochs, of all networks, of which what is drawn goes to a device in one copy."""
@@ -35,7 +35,7 @@ class StepPlan(NamedTuple):
 
     rows: Tensor  # (K, B) of the images
     changes: list[Turn]  # of these
-    partners: Tensor | None  # (K, B) as `Mix` has them; None: images are not mixed
+    mixing: Mixing | None  # of all of the step; None: images are not mixed
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,6 @@ class EpochPlan:
 
     steps: list[StepPlan]
     rows: list[Tensor]  # of each step, on the CPU
-    rectangles: list[Tensor]  # the numbers of `Mix` of each step, on the CPU
     sizes: list[int]  # images of each step, of all ranks
     own: list[slice]  # those of each that are this rank's
 
@@ -85,9 +84,9 @@ class EpochPlan:
                     images.device,
                     amounts=amounts,
                 )
-            partners = drawn.mixing[k].partners if drawn.mixing else None
-            steps.append(StepPlan(of_step, changes, partners))
-        return cls(steps, rows, [each.numbers for each in drawn.mixing], sizes, own)
+            mixing = mixing_of(drawn.mixing[k], *images.shape[2:]) if drawn.mixing else None
+            steps.append(StepPlan(of_step, changes, mixing))
+        return cls(steps, rows, sizes, own)
 
 
 def plans_on(device: torch.device, plans: Iterable[EpochPlan]) -> Iterator[EpochPlan]:
@@ -133,14 +132,36 @@ def batches_of(
     pixels = one_after_another(images, rows[first:])  # (K, B, channels, height, width) of each
     start = sum(plan.sizes[:first])
     for k, step in enumerate(plan.steps[first:], first):
-        x, own = next(pixels), plan.own[k]
-        if seen is not None:
-            x = seen(x.flatten(0, 1)).view_as(x)
-        if step.changes:
-            x = change(x.flatten(0, 1), step.changes).view_as(x)
-        y = labels[step.rows]
-        if step.partners is not None:
-            x, y = mixed(x, y, Mix(step.partners, plan.rectangles[k]), num_classes)
+        x, y = learned_of(next(pixels), labels, step, num_classes, seen=seen)
+        own = plan.own[k]
+        if step.mixing is not None:
             x, y = x[:, own], y[:, own]
         yield Batch(x, y, slice(start + own.start, start + own.stop), plan.sizes[k])
         start += plan.sizes[k]
+
+
+def learned_of(
+    images: Tensor,
+    labels: Tensor,
+    step: StepPlan,
+    num_classes: int,
+    *,
+    seen: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What networks see in a step, and its targets.
+
+    Args:
+        images: those of the step's rows, `(K, B, channels, height, width)`.
+        labels: of all images, as of `batches_of` like the rest.
+        step: what is drawn for it.
+        num_classes: C.
+        seen: what networks see of images.
+    """
+    if seen is not None:
+        images = seen(images.flatten(0, 1)).view_as(images)
+    if step.changes:
+        images = change(images.flatten(0, 1), step.changes).view_as(images)
+    targets = labels[step.rows]
+    if step.mixing is None:
+        return images, targets
+    return mixed(images, targets, step.mixing, num_classes)

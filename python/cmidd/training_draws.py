@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cmidd.augment import Draw, Strategy, draw
@@ -27,6 +26,14 @@ class Mix(NamedTuple):
 
     partners: Tensor  # (K, B) int64: the place in the batch of the image that a rectangle is of
     numbers: Tensor  # (K, 3) float64: u, and the centre's row and column as shares of the sides
+
+
+class Mixing(NamedTuple):
+    """CutMix of a step, as the device takes it."""
+
+    rows: Tensor  # (K B,): the place in all batches, joined, of the image that a rectangle is of
+    inside: Tensor  # (K, 1, 1, height, width) bool: the rectangle
+    shares: Tensor  # (2, K, 1, 1) float64: of the image itself, and of the other one
 
 
 class EpochDraws(NamedTuple):
@@ -111,25 +118,35 @@ def box(numbers: Tensor, height: int, width: int) -> tuple[slice, slice]:
     return sides[0], sides[1]
 
 
-def mixed(images: Tensor, targets: Tensor, mix: Mix, num_classes: int) -> tuple[Tensor, Tensor]:
+def mixing_of(mix: Mix, height: int, width: int) -> Mixing:
+    """What was drawn for a step, worked out for images of a size."""
+    count, size = mix.partners.shape
+    inside = torch.zeros(count, 1, 1, height, width, dtype=torch.bool)
+    for network, numbers in zip(inside, mix.numbers, strict=True):
+        rows, columns = box(numbers, height, width)
+        network[..., rows, columns] = True
+    shares = inside.double().mean((3, 4))
+    places = mix.partners + size * torch.arange(count)[:, None]
+    return Mixing(places.flatten(), inside, torch.stack([1 - shares, shares]))
+
+
+def mixed(
+    images: Tensor, targets: Tensor, mixing: Mixing, num_classes: int
+) -> tuple[Tensor, Tensor]:
     """Batches with rectangles of other images in them, and the probabilities of their classes.
 
     Args:
         images: `(K, B, channels, height, width)`, a batch for each network.
         targets: `(K, B)`, or `(K, B, C)` of probabilities.
-        mix: what was drawn.
+        mixing: what was drawn, on their device.
         num_classes: C.
     """
-    images = images.clone()
     if targets.ndim == 2:
-        targets = F.one_hot(targets, num_classes)
+        # As one_hot, which on a CPU looks at the numbers first.
+        targets = targets[..., None] == torch.arange(num_classes, device=targets.device)
     targets = targets.to(images)
-    height, width = images.shape[-2:]
-    of_networks = []
-    for batch, own, partners, numbers in zip(images, targets, *mix, strict=True):
-        rows, columns = box(numbers, height, width)
-        there = partners.to(batch.device)
-        batch[..., rows, columns] = batch[there][..., rows, columns]
-        share = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
-        of_networks.append((1 - share) * own + share * own[there])
-    return images, torch.stack(of_networks)
+    others, of_others = (
+        each.flatten(0, 1)[mixing.rows].view_as(each) for each in (images, targets)
+    )
+    own, share = mixing.shares.to(images.dtype)
+    return torch.where(mixing.inside, others, images), own * targets + share * of_others

@@ -24,9 +24,10 @@ from cmidd.augment import Strategy
 from cmidd.datasets.streamed import Images
 from cmidd.interruption import Stop
 from cmidd.options.recipe import Recipe
+from cmidd.stack import Stack
 from cmidd.storage.optimizer_state import named, state_of
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
-from cmidd.training import Objective, Progress, Stack, Teach, cross_entropy, train
+from cmidd.training import Objective, Progress, Teach, cross_entropy, train
 from cmidd.training_draws import draw_epochs
 
 KIND = "unfinished training"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from bench import mcmi
 from bench.harness.records import Record
 from cmidd.datasets import load_dataset
-from cmidd.training import Stack
+from cmidd.stack import Stack
 from tests.support.tiny import CPU, NETWORK, tiny_dataset
 
 

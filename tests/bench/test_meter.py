@@ -15,8 +15,13 @@ from bench.budget.as_on_gpu import metered
 from bench.budget.count import Count
 from bench.budget.meter import REST, Meter
 from bench.budget.operations import list_launches
+from bench.budget.prediction import milliseconds
+from cmidd.captured import CALLS_BEFORE, Captured
 from cmidd.datasets.streamed import taken
+from cmidd.parcel import fetched
 from cmikernels import ClassIndex, cmi, fused_cmi, norm_act_pool
+
+META = torch.device("meta")
 
 
 @pytest.fixture
@@ -215,6 +220,71 @@ def test_an_optimizer_works_on_lists(meter: Meter) -> None:
     found = meter.total(optimizer.step)
     assert found.operations == {"aten::_foreach_add_": 1}
     assert found.bytes == 4 * 3 * (24 + 8)
+
+
+@pytest.mark.parametrize(("momentum", "lists"), [(0.0, 2), (0.9, 3)])
+def test_a_whole_step_of_an_optimizer_is_a_launch(
+    meter: Meter, momentum: float, lists: int
+) -> None:
+    parameters = [there(8, 3), there(8)]
+    for parameter in parameters:
+        parameter.requires_grad_().grad = torch.empty_like(parameter)
+    optimizer = torch.optim.SGD(parameters, 0.1, momentum, fused=True)
+    optimizer.step()
+    found = meter.total(optimizer.step)
+    assert found.operations == {"aten::_fused_sgd_": 1}
+    assert found.bytes == 4 * (24 + 8) * (2 * lists - 1)  # gradients are not written
+
+
+def test_a_number_that_is_fetched_for_later_is_not_waited_for(meter: Meter) -> None:
+    x = there().fill_(3.0)
+    read: list[Callable[[], float]] = []
+    found = meter.total(lambda: read.append(fetched(x)))
+    assert (found.launches, found.copies, found.waits) == (0, 0, 0)
+    assert meter.total(lambda: read[0]()) == Count()
+    assert read[0]() == 1.0  # what was not computed
+    assert meter.total(lambda: there().copy_(x).cpu()).waits == 1
+
+
+def test_what_a_graph_does_again_is_one_call(meter: Meter) -> None:
+    x, total = there(4, 6), there()
+
+    def work(y: Tensor) -> None:
+        total.add_((x * y).sum())
+
+    again = Captured(work, META)
+    plain = meter.total(lambda: again(x))
+    assert (plain.launches, plain.calls) == (3, 3)
+    for _ in range(CALLS_BEFORE - 1):
+        again(x)
+    captured, found = (meter.total(lambda: again(x)) for _ in range(2))
+    assert (found.launches, found.calls) == (4, 2)  # with the copy to where the graph reads
+    assert found.bytes == plain.bytes + 2 * 4 * 24
+    assert captured - found == meter.total(lambda: x.clone())
+
+
+def test_a_graph_that_would_wait_is_refused(meter: Meter) -> None:
+    def work(x: Tensor) -> None:
+        x.tolist()
+
+    again = Captured(work, META)
+    for _ in range(CALLS_BEFORE):
+        again(there(4, 6))
+    with pytest.warns(UserWarning, match="expected work that can be captured, got .*'waits in"):
+        again(there(4, 6))
+
+
+def test_a_time_is_predicted_of_bytes_arithmetic_and_kernels(meter: Meter) -> None:
+    x = there(1000, 1000)
+    assert meter.total(lambda: x + 1).nanoseconds == 8_000_000 / 4e12 * 1e9 + 700
+    assert meter.total(lambda: there(3).tolist()).nanoseconds == 0
+    images, weight = there(256, 128, 32, 32), there(128, 128, 3, 3)
+    found = meter.total(lambda: F.conv2d(images, weight, padding=1))
+    assert found.flops == 2 * 256 * 128 * 32 * 32 * 128 * 9
+    assert found.nanoseconds == round(found.flops / 135e12 * 1e9) + 700
+    assert milliseconds(Count(calls=1000, nanoseconds=3_000_000)) == (3.0, 7.0, 7.0)
+    assert milliseconds(Count(calls=100, nanoseconds=3_000_000)) == (3.0, 0.7, 3.0)
+    assert milliseconds(Count(calls=100, waits=1, nanoseconds=3_000_000)) == (3.0, 0.7, 3.7)
 
 
 def test_lists_that_are_long_or_large_take_several_launches() -> None:

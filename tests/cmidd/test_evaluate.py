@@ -18,8 +18,8 @@ from cmidd.networks import build_network, initialize
 from cmidd.options.evaluation import EvaluateOptions
 from cmidd.options.recipe import DSA, PUBLISHED_RECIPE, Recipe
 from cmidd.seeds import generator, seed_of
+from cmidd.stack import Stack
 from cmidd.synthetic import SyntheticSet
-from cmidd.training import Stack
 from tests.support.steps import run
 from tests.support.tiny import CPU, NETWORK, quiet, tiny_dataset
 

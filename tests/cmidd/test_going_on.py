@@ -24,9 +24,9 @@ from cmidd.options.recipe import Recipe
 from cmidd.pretrained.bank import train_bank
 from cmidd.pretrained.experts import train_experts
 from cmidd.run import prepare
+from cmidd.stack import Stack
 from cmidd.storage.tensor_file import FileError
 from cmidd.synthetic import SyntheticSet
-from cmidd.training import Stack
 from tests.support.signals import signalling
 from tests.support.tiny import (
     CPU,

@@ -21,8 +21,8 @@ from cmidd.methods.ncfm import NCFM
 from cmidd.options.cmi import CMIOptions
 from cmidd.pretrained.bank import train_bank
 from cmidd.pretrained.experts import train_experts
+from cmidd.stack import Stack
 from cmidd.storage.tensor_file import FileError
-from cmidd.training import Stack
 from tests.support.signals import signalling
 from tests.support.tiny import (
     CPU,

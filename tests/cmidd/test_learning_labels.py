@@ -22,8 +22,9 @@ from cmidd.interruption import Interrupted
 from cmidd.label_file import SoftLabels
 from cmidd.options.recipe import STUDENT_RECIPE, recipe_of
 from cmidd.seeds import seed_of
+from cmidd.stack import Stack
 from cmidd.teaching import TeacherNetworks
-from cmidd.training import Stack, train
+from cmidd.training import train
 from cmidd.training_draws import draw_epochs
 from cmidd.training_file import TrainingFile
 from tests.support.labels import (

@@ -39,8 +39,9 @@ from cmidd.options.ncfm import NCFMOptions
 from cmidd.options.recipe import Recipe
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.run import prepare
+from cmidd.stack import Stack
 from cmidd.synthetic import SyntheticSet
-from cmidd.training import Stack, train
+from cmidd.training import train
 from cmidd.training_draws import draw_epochs
 from cmikernels.precision import PRECISIONS
 from tests.support import mtt_cases

@@ -30,9 +30,9 @@ from cmidd.options.relabel import RelabelOptions
 from cmidd.relabelling import Relabelling, relabel
 from cmidd.score import score
 from cmidd.seeds import generator
+from cmidd.stack import Stack
 from cmidd.synthetic import SyntheticSet
 from cmidd.teaching import Teacher, TeacherNetworks
-from cmidd.training import Stack
 from tests.support.labels import Recorded
 from tests.support.recovered import pixel_set
 from tests.support.signals import signalling

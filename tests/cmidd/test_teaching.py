@@ -16,9 +16,10 @@ from cmidd.networks import build_network
 from cmidd.options.evaluation import EvaluateOptions
 from cmidd.options.recipe import PUBLISHED_RECIPE, STUDENT_RECIPE, Recipe, recipe_of
 from cmidd.seeds import generator
+from cmidd.stack import Stack
 from cmidd.synthetic import SyntheticSet
 from cmidd.teaching import TeacherNetworks, objective_of, soft_loss
-from cmidd.training import Stack, train
+from cmidd.training import train
 from cmidd.training_draws import draw_epochs
 from tests.support.labels import a_teacher
 from tests.support.tiny import CPU, NETWORK, tiny_dataset

@@ -15,13 +15,8 @@ from cmidd.evaluate import evaluate
 from cmidd.networks import Network, build_network, initialize
 from cmidd.options.recipe import PUBLISHED_RECIPE, Recipe
 from cmidd.seeds import generator, seed_of
-from cmidd.training import (
-    Stack,
-    fresh_and_trained,
-    network_of,
-    networks_together,
-    ranks_share_steps,
-)
+from cmidd.stack import Stack, network_of, networks_together
+from cmidd.training import fresh_and_trained, ranks_share_steps
 from tests.support.steps import run
 from tests.support.tiny import CPU, NETWORK, quiet, silent, tiny_dataset
 
@@ -241,7 +236,9 @@ def test_a_network_around_a_state_shares_it() -> None:
         ("convnet", "cuda", None, 5),
         ("convnet:norm=batch", "cuda", None, 1),
         ("imagenet_resnet18", "cuda", None, 1),
-        ("imagenet_resnet18:norm=group", "cuda", None, 5),
+        ("imagenet_resnet18:norm=group", "cuda", None, 1),
+        ("resnet18:norm=instance", "cuda", None, 1),
+        ("vgg11", "cuda", None, 5),
         ("convnet", "cpu", 3, 3),
     ],
 )

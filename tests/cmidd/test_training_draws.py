@@ -14,8 +14,9 @@ from torch import Tensor
 from cmidd.augment import Strategy
 from cmidd.options.recipe import Recipe, as_today, recipe_of
 from cmidd.seeds import generator
-from cmidd.training import Stack, train
-from cmidd.training_draws import Mix, box, draw_epoch, draw_epochs, mixed
+from cmidd.stack import Stack
+from cmidd.training import train
+from cmidd.training_draws import Mix, box, draw_epoch, draw_epochs, mixed, mixing_of
 from tests.support.tiny import CPU, NETWORK
 
 NONE = Strategy.parse("none")
@@ -45,7 +46,9 @@ def test_labels_are_mixed_as_pixels_are(batch: int, networks: int, u: float, sof
     )
     numbers = torch.tensor([[u, 0.3, 0.6]] * networks, dtype=torch.float64)
     before = images.clone()
-    found, classes = mixed(images, colours if soft else labels, Mix(partners, numbers), 3)
+    found, classes = mixed(
+        images, colours if soft else labels, mixing_of(Mix(partners, numbers), 6, 7), 3
+    )
     torch.testing.assert_close(found.mean((3, 4)), classes)
     torch.testing.assert_close(classes.sum(2), torch.ones(networks, batch, dtype=torch.float64))
     assert torch.equal(images, before)
@@ -54,7 +57,7 @@ def test_labels_are_mixed_as_pixels_are(batch: int, networks: int, u: float, sof
 def test_a_rectangle_is_of_one_other_image() -> None:
     images = torch.arange(4.0).view(1, 4, 1, 1, 1).expand(1, 4, 2, 8, 8)
     mix = Mix(torch.tensor([[1, 2, 3, 0]]), torch.tensor([[0.75, 0.5, 0.5]], dtype=torch.float64))
-    found, classes = mixed(images, torch.tensor([[0, 1, 2, 3]]), mix, 4)
+    found, classes = mixed(images, torch.tensor([[0, 1, 2, 3]]), mixing_of(mix, 8, 8), 4)
     for k in range(4):
         inside = found[0, k, :, 2:6, 2:6]
         assert (inside == (k + 1) % 4).all()

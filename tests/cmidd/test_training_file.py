@@ -10,8 +10,9 @@ import torch
 
 from cmidd.augment import Strategy
 from cmidd.options.recipe import Recipe
+from cmidd.stack import Stack
 from cmidd.storage.tensor_file import read_tensors
-from cmidd.training import Progress, Stack, train
+from cmidd.training import Progress, train
 from cmidd.training_draws import draw_epochs
 from cmidd.training_file import KIND, TrainingFile
 from tests.support.tiny import CPU, NETWORK, tiny_dataset

@@ -20,9 +20,10 @@ from cmidd.options.recipe import recipe_of
 from cmidd.options.relabel import RelabelOptions
 from cmidd.relabelling import Relabelling, relabel
 from cmidd.seeds import generator
+from cmidd.stack import Stack
 from cmidd.synthetic import SyntheticSet
 from cmidd.teaching import objective_of
-from cmidd.training import Progress, Stack, train
+from cmidd.training import Progress, train
 from cmidd.training_draws import draw_epochs
 from tests.support.tiny import CPU, NETWORK, quiet, tiny_dataset
 

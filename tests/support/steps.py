@@ -12,7 +12,8 @@ from cmidd.augment import Strategy
 from cmidd.methods import Method
 from cmidd.methods.class_matching import ClassMatching
 from cmidd.options.recipe import Recipe
-from cmidd.training import Stack, train
+from cmidd.stack import Stack
+from cmidd.training import train
 from cmidd.training_draws import draw_epochs
 
 

@@ -25,10 +25,11 @@ from cmidd.options.pretrained import BankOptions, ExpertOptions
 from cmidd.options.recipe import Recipe
 from cmidd.pretrained.experts import parameter_count
 from cmidd.relabelling import Relabelling
+from cmidd.stack import Stack, networks_together
 from cmidd.storage.output import in_words
 from cmidd.synthetic import SyntheticSet
 from cmidd.teaching import Teacher, objective_of
-from cmidd.training import Stack, networks_together, train
+from cmidd.training import train
 from cmidd.training_draws import draw_epochs
 
 _TRIED = 3  # steps that are counted

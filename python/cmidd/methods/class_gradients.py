@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vjp, vmap
 
 from cmidd.parcel import sent
-from cmidd.training import Stack
+from cmidd.stack import Stack
 from cmikernels.precision import computing
 
 _LossOfClass = Callable[..., Tensor]

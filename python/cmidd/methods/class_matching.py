@@ -46,7 +46,7 @@ from cmidd.options.fields import check_filled_in
 from cmidd.options.idc import IDCOptions
 from cmidd.parcel import sent
 from cmidd.seeds import generator
-from cmidd.training import Stack
+from cmidd.stack import Stack
 from cmikernels.precision import computing
 
 

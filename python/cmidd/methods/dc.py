@@ -21,7 +21,7 @@ from cmidd.options.dc import DCOptions
 from cmidd.options.dsa import DSAOptions
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import seed_of
-from cmidd.training import ranks_share_steps, train
+from cmidd.training import Training, ranks_share_steps
 from cmidd.training_draws import EpochDraws, draw_epochs
 
 
@@ -47,6 +47,7 @@ class GradientMatching(ClassMatching):
         """Prepare updates of images whose labels are `labels`, ascending."""
         super().__init__(dataset, labels, options, options.outer_steps, seed, device, dtype)
         self.options, self.labels = options, labels.to(device)
+        self.training: Training | None = None
         self.recipe = Recipe(
             options.inner_epochs,
             options.lr_net,
@@ -73,8 +74,10 @@ class GradientMatching(ClassMatching):
 
     def train_network(self, images: Tensor, draws: DCDraws) -> None:
         """What the network learns from the images after an update."""
-        shared, epochs = ranks_share_steps(images, self.recipe.batch_size), draws.epochs
-        train(self.stack, images, self.labels, self.recipe, self.strategy, epochs, shared=shared)
+        if self.training is None:
+            shared = ranks_share_steps(images, self.recipe.batch_size)
+            self.training = Training(self.stack, self.recipe, self.strategy, shared=shared)
+        self.training(images, self.labels, draws.epochs)
 
 
 # Images per class -> updates of the images in an iteration, and epochs of the network between two.

@@ -37,7 +37,7 @@ from cmidd.options.idc import IDCOptions
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator, seed_of
 from cmidd.synthetic import SyntheticSet
-from cmidd.training import Progress, ranks_share_steps, train
+from cmidd.training import Progress, Training, ranks_share_steps
 from cmidd.training_draws import EpochDraws, draw_epoch
 
 
@@ -97,6 +97,13 @@ class IDC(ClassMatching):
         self.network_strategy = self.strategy
         if options.cutmix_net:
             self.network_strategy = self.strategy.without("cutout")
+        self.training = Training(
+            self.stack,
+            self.recipe,
+            self.network_strategy,
+            shared=ranks_share_steps(self.all_real, self.recipe.batch_size),
+            seen=partial(dataset.to_input, dtype=dtype),
+        )
         self.velocity = [torch.zeros_like(each) for each in self.stack.parameters]
         self.steps: torch.optim.SGD | None = None  # what moves the images, and their momentum
         self.momentum = 0.0  # of a step after each class
@@ -139,17 +146,7 @@ class IDC(ClassMatching):
         """What the network learns from real images after an update."""
         assert draws.training is not None
         before = Progress(optimizer=[{"momentum_buffer": each} for each in self.velocity])
-        train(
-            self.stack,
-            self.all_real,
-            self.real_labels,
-            self.recipe,
-            self.network_strategy,
-            [draws.training],
-            done=before,
-            shared=ranks_share_steps(self.all_real, self.recipe.batch_size),
-            seen=partial(self.dataset.to_input, dtype=self.dtype),
-        )
+        self.training(self.all_real, self.real_labels, [draws.training], done=before)
 
     def load_network(self, weights: Mapping[str, Tensor]) -> None:
         """Give the network the first weights of an iteration, and no momentum."""

@@ -25,7 +25,8 @@ from cmidd.options.idm import IDMOptions
 from cmidd.options.recipe import Recipe
 from cmidd.parcel import sent
 from cmidd.seeds import generator, seed_of
-from cmidd.training import Progress, Stack, ranks_share_steps, train
+from cmidd.stack import Stack
+from cmidd.training import Progress, Training, ranks_share_steps
 from cmidd.training_draws import EpochDraws, draw_epoch
 
 FIRST = 3
@@ -73,6 +74,17 @@ class NetworkQueue:
             1, options.lr_net, batch_size=options.batch_net, drop_at=1.0, precision=precision
         )
         self.strategy = Strategy.parse(self.recipe.augmentation)
+        self.velocity = [torch.zeros_like(each) for each in self.stack.parameters]
+        self.right = torch.zeros((), dtype=torch.int64, device=self.like.device)
+        self.training = Training(
+            self.stack,
+            self.recipe,
+            self.strategy,
+            objective=self._loss,
+            repeats=True,
+            shared=ranks_share_steps(images, options.batch_net),
+            seen=partial(dataset.to_input, dtype=self.like.dtype),
+        )
         self.trained: dict[int, TrainedNetwork] = {}
         self.due = 0  # the iteration that may follow
 
@@ -139,36 +151,28 @@ class NetworkQueue:
 
     @torch.no_grad()
     def _train(self, network: TrainedNetwork, rows: Tensor) -> None:
-        right = torch.zeros((), dtype=torch.int64, device=self.like.device)
-        shared = ranks_share_steps(self.images, self.recipe.batch_size)
-
-        def objective(stack: Stack, x: Tensor, y: Tensor) -> Tensor:
-            logits, targets = stack(x).flatten(0, 1), y.flatten()
-            right.add_((logits.argmax(dim=1) == targets).sum())
-            return F.cross_entropy(logits, targets, reduction="sum")
-
-        for name, tensor in self.stack.state.items():
-            tensor.copy_(network.weights[name])
+        there = [*self.stack.state.values(), *self.velocity]
+        kept = [network.weights[name] for name in self.stack.state]
+        kept += [network.velocity[name] for name in self.names]
+        torch._foreach_copy_(there, kept)
+        self.right.zero_()
         with torch.enable_grad():
-            train(
-                self.stack,
+            self.training(
                 self.images,
                 self.labels,
-                self.recipe,
-                self.strategy,
                 [EpochDraws(rows[None], [])],
-                objective=objective,
-                done=Progress(
-                    optimizer=[{"momentum_buffer": network.velocity[k]} for k in self.names]
-                ),
-                shared=shared,
-                seen=partial(self.dataset.to_input, dtype=self.like.dtype),
+                done=Progress(optimizer=[{"momentum_buffer": each} for each in self.velocity]),
             )
-        if shared:
-            ranks.add_up(right)
-        network.meter += torch.stack([torch.full_like(right, len(rows)), right])
-        for name, tensor in self.stack.state.items():
-            network.weights[name].copy_(tensor)
+        if self.training.shared:
+            ranks.add_up(self.right)
+        network.meter += torch.stack([torch.full_like(self.right, len(rows)), self.right])
+        torch._foreach_copy_(kept, there)
+
+    def _loss(self, stack: Stack, x: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy; counts the images that the network recognises."""
+        logits, targets = stack(x).flatten(0, 1), y.flatten()
+        self.right += (logits.argmax(dim=1) == targets).sum()
+        return F.cross_entropy(logits, targets, reduction="sum")
 
     def state(self) -> dict[str, Tensor]:
         """Of the networks that have trained, one after another; nothing before iteration 0."""

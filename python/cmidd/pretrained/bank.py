@@ -26,10 +26,11 @@ from cmidd.options.pretrained import BankOptions
 from cmidd.pretrained.filler import TrainingTask, fill
 from cmidd.pretrained.mcmi import MCMI
 from cmidd.seeds import seed_of
+from cmidd.stack import Stack, first_weights, network_of
 from cmidd.storage.growing_file import CRC_OF, GrowingFile, check_complete, check_piece
 from cmidd.storage.lock import locked
 from cmidd.storage.tensor_file import FileError, checksum, opened
-from cmidd.training import Objective, Stack, cross_entropy, first_weights, network_of
+from cmidd.training import Objective, cross_entropy
 
 KIND = "bank of networks"
 _NOT_OF_NETWORKS = ("kind", "format", "networks", "command", "source_command")  # in a record

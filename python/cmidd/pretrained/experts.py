@@ -29,11 +29,11 @@ from cmidd.options.fields import fill_in
 from cmidd.options.pretrained import ExpertOptions
 from cmidd.pretrained.filler import TrainingTask, fill
 from cmidd.seeds import seed_of
+from cmidd.stack import Stack
 from cmidd.storage.growing_file import CRC_OF, GrowingFile, check_complete, check_piece
 from cmidd.storage.lock import locked
 from cmidd.storage.output import in_words
 from cmidd.storage.tensor_file import FileError, opened
-from cmidd.training import Stack
 
 KIND = "set of experts"
 _PUBLISHED = {"experts": 100, "epochs": 50, "lr": 0.01}

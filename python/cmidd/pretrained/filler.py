@@ -1,8 +1,7 @@
 """The training that fills a file of networks, group by group.
 
-Groups are the same after a kill: what is trained together is rounded together. A group that a
-signal stops is kept beside the file (`training_file.py`). Ranks take groups in turn, and all of
-them write into the one file.
+Groups are the same after a kill. A group that a signal stops is kept beside the file
+(`training_file.py`). Ranks take groups in turn, and all of them write into the one file.
 """
 
 from __future__ import annotations
@@ -22,8 +21,9 @@ from cmidd.device import precision_on
 from cmidd.interruption import Stop, deferred
 from cmidd.options.recipe import Recipe
 from cmidd.progress import progress
+from cmidd.stack import Stack, networks_together
 from cmidd.storage.growing_file import GrowingFile
-from cmidd.training import Objective, Progress, Stack, cross_entropy, networks_together
+from cmidd.training import Objective, Progress, cross_entropy
 from cmidd.training_file import TrainingFile, about_training, train_or_go_on, training_path
 
 

@@ -30,7 +30,7 @@ from cmidd.networks import Network
 from cmidd.options.pretrained import BankOptions
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import seed_of
-from cmidd.training import Stack
+from cmidd.stack import Stack
 from cmidd.training_draws import draw_epoch
 from cmikernels import EmpiricalCMI, fused_cmi
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from cmidd.networks import build_network
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.seeds import seed_of
-from cmidd.training import Stack, cross_entropy, fresh_and_trained
+from cmidd.stack import Stack
+from cmidd.training import cross_entropy, fresh_and_trained
 from tests.support.tiny import (
     CPU,
     NETWORK,

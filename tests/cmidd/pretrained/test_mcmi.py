@@ -16,7 +16,7 @@ from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.pretrained.mcmi import MCMI, accuracy_and_cmi, moved, train_centroids
 from cmidd.score import score
 from cmidd.seeds import seed_of
-from cmidd.training import Stack
+from cmidd.stack import Stack
 from tests.support.tiny import (
     CPU,
     NETWORK,

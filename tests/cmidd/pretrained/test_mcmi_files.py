@@ -16,8 +16,9 @@ from cmidd.options.pretrained import BankOptions
 from cmidd.pretrained import mcmi
 from cmidd.pretrained.bank import Bank, train_bank
 from cmidd.pretrained.mcmi import MCMI
+from cmidd.stack import Stack
 from cmidd.storage.tensor_file import FileError, read_tensors, write_tensors
-from cmidd.training import Stack, cross_entropy
+from cmidd.training import cross_entropy
 from cmidd.training_file import KIND, TrainingFile
 from tests.support.errors import error_of
 from tests.support.parsed import made

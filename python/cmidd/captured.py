@@ -1,0 +1,180 @@
+"""Work that a GPU is told once and then does again: a function's launches in one CUDA graph.
+
+Each launch takes some microseconds of the CPU, more than a small kernel takes of the GPU. A graph
+of many is one. It does just what was done when it was captured, at the same addresses: what changes
+from call to call is the function's argument, which is copied to where the graph reads it. All else
+that the function reads or writes has to stay where it is, and Python's part is not done again.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from cmidd.parcel import mapped
+
+T = TypeVar("T")
+
+CALLS_BEFORE = 3
+"""Of each kind of argument, before a graph is worth its capture, and torch is ready for it."""
+_MOST_GRAPHS = 6
+_ALIGNED = 16  # bytes that numbers of any type may begin at
+
+_Layout = tuple[int, tuple[int, ...]]
+"""Of tensors that lie near each other: bytes in all, and where each begins among them."""
+
+
+class Graph(Protocol):
+    """Launches that are captured and done again."""
+
+    def before(self, work: Callable[[], None]) -> None:
+        """Do work as it has to be done before it is captured."""
+
+    def capture(self, work: Callable[[], None]) -> None:
+        """Note the launches of work, none of which is done."""
+
+    def replay(self) -> None:
+        """Do them."""
+
+
+class _CudaGraph:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.graph = torch.cuda.CUDAGraph()
+
+    def before(self, work: Callable[[], None]) -> None:
+        with torch.cuda.device(self.device):
+            here, beside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            beside.wait_stream(here)
+            with torch.cuda.stream(beside):
+                work()
+            here.wait_stream(beside)
+
+    def capture(self, work: Callable[[], None]) -> None:
+        # Other threads may go on, with memory for images that they read ahead.
+        with (
+            torch.cuda.device(self.device),
+            torch.cuda.graph(self.graph, capture_error_mode="thread_local"),
+        ):
+            work()
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+GRAPHS: dict[str, Callable[[torch.device], Graph]] = {"cuda": _CudaGraph}
+"""By type of device, where there are graphs."""
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Whether work on a device is captured: not where CMIDD_CUDA_GRAPHS=0 is in the environment."""
+    return device.type in GRAPHS and os.environ.get("CMIDD_CUDA_GRAPHS") != "0"
+
+
+class Captured(Generic[T]):
+    """A function of tensors, which may stand in tuples and lists with numbers and names.
+
+    It is captured for each kind of argument: of the same shapes, with the same numbers and names.
+    Kinds that do not come again stay plain calls.
+    """
+
+    def __init__(self, function: Callable[[T], None], device: torch.device) -> None:
+        self.function, self.device = function, device
+        self._graph: Callable[[torch.device], Graph] | None = GRAPHS[device.type]
+        self._calls: Counter[Hashable] = Counter()
+        self._captured: dict[Hashable, tuple[list[Tensor], Graph]] = {}
+
+    def __call__(self, argument: T) -> None:
+        """`function(argument)`."""
+        given: list[Tensor] = []
+        kind = _kind(argument, given), _layout(given)
+        if kind not in self._captured and not self._capture(kind, argument, given):
+            return
+        read, graph = self._captured[kind]
+        for there, tensor in zip(read, _pieces(given, kind[1]), strict=True):
+            there.copy_(tensor)
+        graph.replay()
+
+    def _capture(
+        self, kind: tuple[Hashable, _Layout | None], argument: T, given: list[Tensor]
+    ) -> bool:
+        """Whether there is a graph of such arguments now; where there is none, a plain call."""
+        self._calls[kind] += 1
+        if self._graph is None or len(self._captured) == _MOST_GRAPHS:
+            self.function(argument)
+            return False
+        graph = self._graph(self.device)
+        if self._calls[kind] <= CALLS_BEFORE:
+            graph.before(lambda: self.function(argument))
+            return False
+        read = [piece.clone() for piece in _pieces(given, kind[1])]
+        copies = dict(zip(map(id, given), _tensors(read, given, kind[1]), strict=True))
+        copy = mapped(argument, lambda each: copies[id(each)])
+        try:
+            graph.capture(lambda: self.function(copy))
+        except RuntimeError as error:
+            warnings.warn(
+                f"a step could not be captured in a CUDA graph, so its kernels are launched one by "
+                f"one ({error}); CMIDD_CUDA_GRAPHS=0 in the environment tries none",
+                stacklevel=2,
+            )
+            self._graph = None
+            self.function(argument)
+            return False
+        self._captured[kind] = read, graph
+        return True
+
+
+def _kind(value: Any, tensors: list[Tensor]) -> Hashable:
+    """What two arguments have in common that one graph serves; puts the tensors into a list."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return tuple(value.shape), value.dtype
+    if isinstance(value, list | tuple):
+        return type(value), tuple(_kind(each, tensors) for each in value)
+    return value  # type: ignore[no-any-return]
+
+
+def _layout(tensors: list[Tensor]) -> _Layout | None:
+    """How tensors lie that were sent together, and can be copied in one; None: not so."""
+    storages = {tensor.untyped_storage()._cdata for tensor in tensors}
+    if len(storages) != 1 or not all(tensor.is_contiguous() for tensor in tensors):
+        return None
+    starts = [_start(tensor) for tensor in tensors]
+    ends = [start + tensor.nbytes for start, tensor in zip(starts, tensors, strict=True)]
+    first, end = min(starts), max(ends)
+    if end - first > 4 * sum(tensor.nbytes for tensor in tensors) or first % _ALIGNED:
+        return None
+    return end - first, tuple(start - first for start in starts)
+
+
+def _start(tensor: Tensor) -> int:
+    """The byte of its storage that it begins with."""
+    return int(tensor.storage_offset()) * tensor.element_size()
+
+
+def _pieces(tensors: list[Tensor], layout: _Layout | None) -> list[Tensor]:
+    """What is copied of tensors: each, or the bytes that all of them lie in."""
+    if layout is None:
+        return tensors
+    size, starts = layout
+    start = _start(tensors[0]) - starts[0]
+    whole = torch.empty(0, dtype=torch.uint8, device=tensors[0].device)
+    return [whole.set_(tensors[0].untyped_storage(), start, (size,), (1,))]
+
+
+def _tensors(pieces: list[Tensor], like: list[Tensor], layout: _Layout | None) -> list[Tensor]:
+    """The tensors of such pieces."""
+    if layout is None:
+        return pieces
+    (whole,), (_, starts) = pieces, layout
+    return [
+        whole[start : start + each.nbytes].view(each.dtype).view(each.shape)
+        for start, each in zip(starts, like, strict=True)
+    ]
