@@ -80,8 +80,8 @@ class _OnMeta:
             self.meter.launch("cmikernels::cmi", launches, sum(map(memory_of, tensors)))
 
 
-class _CountedGraph:
-    """In the place of a CUDA graph: what is captured counts when it is done again."""
+class _CountedGraphs:
+    """In the place of CUDA graphs: what is captured counts when it is done again."""
 
     def __init__(self, meter: Meter, device: torch.device) -> None:
         self.meter, self.device = meter, device
@@ -90,15 +90,12 @@ class _CountedGraph:
         """Do work that will be captured."""
         work()
 
-    def capture(self, work: Callable[[], None]) -> None:
-        """Count it."""
-        self.count = self.meter.apart(work)
-        if self.count.copies or self.count.waits:
-            raise RuntimeError(f"expected work that can be captured, got {self.count.lines}")
-
-    def replay(self) -> None:
-        """Note it as one call."""
-        self.meter.again(self.count)
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Count it; what notes that it is done, in one call."""
+        count = self.meter.apart(work)
+        if count.copies or count.waits:
+            raise RuntimeError(f"expected work that can be captured, got {count.lines}")
+        return partial(self.meter.again, count)
 
 
 @contextmanager
@@ -135,7 +132,7 @@ def metered() -> Iterator[Meter]:
         for name in (lists, fused):
             devices = [*getattr(optimizers, name)(), "meta"]
             put(optimizers, name, partial(list, devices))
-        graphs = {"meta": partial(_CountedGraph, meter)}
+        graphs = {"meta": partial(_CountedGraphs, meter)}
         stack.enter_context(mock.patch.dict(captured.GRAPHS, graphs))
         for name in ("class_index", "cmi", "norm_act_pool", "problem"):
             # To a mode they would else give registered operations, as to a compiler.

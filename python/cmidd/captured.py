@@ -30,23 +30,21 @@ _Layout = tuple[int, tuple[int, ...]]
 """Of tensors that lie near each other: bytes in all, and where each begins among them."""
 
 
-class Graph(Protocol):
-    """Launches that are captured and done again."""
+class Graphs(Protocol):
+    """Of one function; each can be done again, and none while another one is."""
 
     def before(self, work: Callable[[], None]) -> None:
         """Do work as it has to be done before it is captured."""
 
-    def capture(self, work: Callable[[], None]) -> None:
-        """Note the launches of work, none of which is done."""
-
-    def replay(self) -> None:
-        """Do them."""
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Note the launches of work, none of which is done yet; what does them."""
 
 
-class _CudaGraph:
+class _CudaGraphs:
+    """They share their memory: nothing that one leaves there is read by another."""
+
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.graph = torch.cuda.CUDAGraph()
+        self.device, self.pool = device, torch.cuda.graph_pool_handle()
 
     def before(self, work: Callable[[], None]) -> None:
         with torch.cuda.device(self.device):
@@ -56,19 +54,23 @@ class _CudaGraph:
                 work()
             here.wait_stream(beside)
 
-    def capture(self, work: Callable[[], None]) -> None:
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
         # Other threads may go on, with memory for images that they read ahead.
         with (
             torch.cuda.device(self.device),
-            torch.cuda.graph(self.graph, capture_error_mode="thread_local"),
+            torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"),
         ):
             work()
 
-    def replay(self) -> None:
-        self.graph.replay()
+        def replay() -> None:
+            with torch.cuda.device(self.device):
+                graph.replay()
+
+        return replay
 
 
-GRAPHS: dict[str, Callable[[torch.device], Graph]] = {"cuda": _CudaGraph}
+GRAPHS: dict[str, Callable[[torch.device], Graphs]] = {"cuda": _CudaGraphs}
 """By type of device, where there are graphs."""
 
 
@@ -85,10 +87,10 @@ class Captured(Generic[T]):
     """
 
     def __init__(self, function: Callable[[T], None], device: torch.device) -> None:
-        self.function, self.device = function, device
-        self._graph: Callable[[torch.device], Graph] | None = GRAPHS[device.type]
+        self.function = function
+        self._graphs: Graphs | None = GRAPHS[device.type](device)
         self._calls: Counter[Hashable] = Counter()
-        self._captured: dict[Hashable, tuple[list[Tensor], Graph]] = {}
+        self._captured: dict[Hashable, tuple[list[Tensor], Callable[[], None]]] = {}
 
     def __call__(self, argument: T) -> None:
         """`function(argument)`."""
@@ -96,38 +98,37 @@ class Captured(Generic[T]):
         kind = _kind(argument, given), _layout(given)
         if kind not in self._captured and not self._capture(kind, argument, given):
             return
-        read, graph = self._captured[kind]
+        read, replay = self._captured[kind]
         for there, tensor in zip(read, _pieces(given, kind[1]), strict=True):
             there.copy_(tensor)
-        graph.replay()
+        replay()
 
     def _capture(
         self, kind: tuple[Hashable, _Layout | None], argument: T, given: list[Tensor]
     ) -> bool:
         """Whether there is a graph of such arguments now; where there is none, a plain call."""
         self._calls[kind] += 1
-        if self._graph is None or len(self._captured) == _MOST_GRAPHS:
+        if self._graphs is None or len(self._captured) == _MOST_GRAPHS:
             self.function(argument)
             return False
-        graph = self._graph(self.device)
         if self._calls[kind] <= CALLS_BEFORE:
-            graph.before(lambda: self.function(argument))
+            self._graphs.before(lambda: self.function(argument))
             return False
         read = [piece.clone() for piece in _pieces(given, kind[1])]
         copies = dict(zip(map(id, given), _tensors(read, given, kind[1]), strict=True))
         copy = mapped(argument, lambda each: copies[id(each)])
         try:
-            graph.capture(lambda: self.function(copy))
+            replay = self._graphs.capture(lambda: self.function(copy))
         except RuntimeError as error:
             warnings.warn(
                 f"a step could not be captured in a CUDA graph, so its kernels are launched one by "
                 f"one ({error}); CMIDD_CUDA_GRAPHS=0 in the environment tries none",
                 stacklevel=2,
             )
-            self._graph = None
+            self._graphs = None
             self.function(argument)
             return False
-        self._captured[kind] = read, graph
+        self._captured[kind] = read, replay
         return True
 
 

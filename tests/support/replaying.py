@@ -14,8 +14,29 @@ from torch.utils._pytree import tree_leaves
 from cmidd.captured import GRAPHS
 
 
-class Replayed(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes operations with their tensors, and does them again on the same memory.
+class _Noted(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The operations of some work, with their tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations: list[tuple[Any, Any, dict[str, Any], list[Any]]] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.overloadpacket is torch.ops.aten._local_scalar_dense:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        made = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, tree_leaves(made)))
+        return made
+
+
+class Replayed:
+    """Does operations again on the same memory.
 
     As in a CUDA graph, Python's part is not done again, what an operation made stays where it was
     made, and no number may be read.
@@ -24,47 +45,32 @@ class Replayed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     captures = replays = 0
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         assert device.type == "cpu"
-        self._noted: list[tuple[Any, Any, dict[str, Any], list[Any]]] = []
-        self._is_done = False
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
 
     def before(self, work: Callable[[], None]) -> None:
         """Do work that will be captured."""
         work()
 
-    def capture(self, work: Callable[[], None]) -> None:
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Note it. It is done too, in the place of the first replay."""
         type(self).captures += 1
-        with self:
+        noted = _Noted()
+        with noted:
             work()
-        self._is_done = True
+        is_done = [True]
 
-    def replay(self) -> None:
-        """Do it again."""
-        type(self).replays += 1
-        if self._is_done:
-            self._is_done = False
-            return
-        with torch._C._AutoDispatchBelowAutograd():  # where a mode stands too
-            for func, args, kwargs, before in self._noted:
-                for old, new in zip(before, tree_leaves(func(*args, **kwargs)), strict=True):
-                    if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
-                        old.copy_(new)
+        def replay() -> None:
+            type(self).replays += 1
+            if is_done:
+                is_done.clear()
+                return
+            with torch._C._AutoDispatchBelowAutograd():  # where a mode stands too
+                for func, args, kwargs, before in noted.operations:
+                    for old, new in zip(before, tree_leaves(func(*args, **kwargs)), strict=True):
+                        if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                            old.copy_(new)
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Note an operation."""
-        if func.overloadpacket is torch.ops.aten._local_scalar_dense:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        made = func(*args, **(kwargs or {}))
-        self._noted.append((func, args, kwargs or {}, tree_leaves(made)))
-        return made
+        return replay
 
 
 def replayed(monkeypatch: pytest.MonkeyPatch) -> type[Replayed]:
@@ -85,10 +91,6 @@ class DoneAgain:
         """Do work that will be captured."""
         work()
 
-    def capture(self, work: Callable[[], None]) -> None:
-        """Remember it."""
-        self.work = work
-
-    def replay(self) -> None:
-        """Do it."""
-        self.work()
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """The work."""
+        return work
