@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-from cmikernels.arguments import as_sequence, check_count, check_module, checked_centroids
+from cmikernels.arguments import as_sequence, check_count, check_module, checked_centroids, trains
 from cmikernels.chunked import Chunk, Term, cmi_in_chunks, cut_into_chunks
 from cmikernels.class_index import ClassIndex
 from cmikernels.cmi import class_centroids, fused_cmi
@@ -268,8 +268,7 @@ class CMIRegularizer(nn.Module):
 
     def _network(self, number: int) -> nn.Module:
         network = self._module(number)
-        trains = any(module.training for module in network.modules())
-        if trains or any(p.requires_grad for p in network.parameters()):
+        if trains(network):
             raise ValueError(
                 f"networks[{number}]: expected a frozen network, got one that trains; "
                 "call network.eval().requires_grad_(False)"

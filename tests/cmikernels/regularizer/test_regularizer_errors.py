@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,3 +276,24 @@ def test_what_cannot_be_meant_is_an_error(what: str) -> None:
     call, error, message = BAD[what]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_network_that_trains_again_is_refused_in_the_next_step_and_none_is_kept() -> None:
+    network = make_network()
+    regularizer, images = CMIRegularizer(network), make_images(33)
+    regularizer(images, RAGGED)
+    changes: list[Callable[[nn.Sequential], object]] = [
+        lambda each: each[1].train(),
+        lambda each: each.train(),
+        lambda each: each.eval()[-1].weight.requires_grad_(),
+    ]
+    for change in changes:
+        change(network)
+        with pytest.raises(ValueError, match=r"networks\[0\]: expected a frozen network"):
+            regularizer(images, RAGGED)
+    network.requires_grad_(False)
+    regularizer(images, RAGGED)
+    gone = weakref.ref(network)
+    del network, regularizer
+    gc.collect()
+    assert gone() is None
