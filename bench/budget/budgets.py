@@ -18,7 +18,7 @@ class Budget(NamedTuple):
     copies: int
     waits: int
     megabytes: int  # that operations read and write
-    gigaflops: int  # of convolutions
+    gigaflops: int  # of convolutions and products of matrices
 
 
 class Goal(NamedTuple):

@@ -5,7 +5,7 @@ autograd and vmap and sees each operation:
 
 launches    of kernels, `operations.py` says how many
 bytes       that operations read and write
-flops       of convolutions
+flops       of convolutions and products of matrices
 copies      from the CPU to the device, and their bytes
 waits       of the host for the device: reading a number (item, tolist, bool, ...), copying to the
             CPU, operations whose shape depends on numbers (nonzero, a mask as an index, ...), and
