@@ -22,7 +22,7 @@ from cmidd.evaluate import evaluate_set
 from cmidd.evaluation_file import EvaluationFile
 from cmidd.loop import distill
 from cmidd.methods.base import Method
-from cmidd.methods.class_gradients import GradientsVmapped
+from cmidd.methods.class_gradients import GradientsTogether
 from cmidd.methods.dc import GradientMatching
 from cmidd.methods.dm import DM
 from cmidd.methods.idm import IDM
@@ -75,10 +75,10 @@ def dsa(precision: str, _: Path) -> Method:
     return GradientMatching(random_dataset((8, 8, 8), 8), LABELS, options, 0, CPU)
 
 
-def dsa_vmapped(precision: str, _: Path) -> Method:
+def dsa_together(precision: str, _: Path) -> Method:
     method = dsa(precision, _)
     assert isinstance(method, GradientMatching)
-    method.gradients = GradientsVmapped(method.stack, method.distance.names, 2)
+    method.gradients = GradientsTogether(method.stack, method.distance.names, 2)
     return method
 
 
@@ -115,7 +115,7 @@ def ncfm(precision: str, experts: Path) -> Method:
 
 
 Make = Callable[[str, Path], Method]
-MAKES: tuple[Make, ...] = (dm, dsa, dsa_vmapped, mtt, iid, idm, ncfm)
+MAKES: tuple[Make, ...] = (dm, dsa, dsa_together, mtt, iid, idm, ncfm)
 METHODS = pytest.mark.parametrize("make", MAKES, ids=lambda make: make.__name__)
 
 
@@ -169,6 +169,25 @@ def test_torchs_attributes_are_set_while_a_method_computes(
     assert seen.attributes == {INSIDE[precision]}
     assert convolutions.fp32_precision == "none"
     convolutions.fp32_precision = "tf32"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_products_in_the_place_of_convolutions_round_as_these_and_others_do_not(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "has_tf32", lambda _: True)
+    method = dsa_together(precision, Path())
+    with Convolutions() as convolutions:
+        method.loss_and_gradient(IMAGES, method.draw(0, 0))
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    sizes = {16, 3 * 9, 16 * 9}  # channels, and numbers in a window: no products of the head's
+    others = [each for each in convolutions.products if sizes & {*each.shape[1:]}]
+    of_head = [each for each in convolutions.products if not sizes & {*each.shape[1:]}]
+    for products, attribute in ((of_head, "ieee"), (others, INSIDE[precision])):
+        assert {each.attribute for each in products} == {attribute}
+        assert {each.dtype for each in products} == {dtype}
+    # Of each of two layers and two groups of classes: its gradients, and their derivatives by both.
+    assert len(others) == 2 * 2 * 3
 
 
 @pytest.mark.parametrize("networks", [1, 2])

@@ -2,7 +2,7 @@
 
     g_c(images) = mean over images of d cross-entropy(network(image), c) / d parameters
 
-`GradientsClassByClass` is for a CPU and `GradientsVmapped` for a GPU; both give the same numbers.
+`GradientsClassByClass` is for a CPU and `GradientsTogether` for a GPU; both give the same numbers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class GradientsClassByClass:
         self.part = part
 
     def __call__(self, images: Tensor, classes: Sequence[int], counts: Sequence[int]) -> Tensor:
-        """`(1, P)`, as `GradientsVmapped` gives it, of images of one class."""
+        """`(1, P)`, as `GradientsTogether` gives it, of images of one class."""
         del counts
         total: tuple[Tensor, ...] = ()
         for x, y in self._parts(images, classes):
@@ -90,10 +90,11 @@ class _Layout(NamedTuple):
     share: Tensor  # (C n,), of each in the mean of its class: 0 for those that fill up
 
 
-class GradientsVmapped:
+class GradientsTogether:
     """Gradients of several classes at once; the smaller ones are filled up with images of weight 0.
 
-    A GPU launches about as much for all of them as for one.
+    A GPU launches as much for all of them as for one, but for the first-order gradients of
+    convolutions' weights, which are a launch for each class.
     """
 
     def __init__(self, stack: Stack, names: Sequence[str], classes: int) -> None:

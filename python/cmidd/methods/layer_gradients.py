@@ -3,11 +3,11 @@
 The images of all classes go through the network together, forward and back. With the maps x that
 they bring to a layer, and the derivative d of the loss by what the layer makes of these,
 
-    convolution    dL/dw[o, i, k] = sum over images and places of d[o, place] x[i, place + k]
+    convolution    dL/dw[o, i, k] = sum over images and places p of d[o, p] x[i, stride p + k]
     linear layer   dL/dw[o, i]    = sum over images of d[o] x[i]
-    bias           dL/db[o]       = sum over images and places of d[o, place]
+    bias           dL/db[o]       = sum over images and places p of d[o, p]
 
-and the sums of a class go over its own images. Any other layer, and a convolution that has groups,
+where the sums go over the images of a class. Any other layer, and a convolution that has groups,
 dilation or another padding than zeros, is mapped over the classes.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +39,9 @@ class _Asked(NamedTuple):
 class LayerGradients:
     """Gradients of classes by some parameters of a network, whose layers are changed to tell them.
 
-    Everything is computed in `precision`: the matrix product that takes the place of a convolution,
-    and its derivatives, round as that would.
+    The forward is in `precision`; the caller computes in it too, which the way back goes by. In
+    tf32 a matrix product that takes the place of a convolution rounds as this would, and so do its
+    derivatives; those of linear layers stay float32.
     """
 
     def __init__(self, network: nn.Module, names: Collection[str], precision: str) -> None:
@@ -71,12 +72,13 @@ class LayerGradients:
             classes: how many there are.
             twice: whether the gradients are to be differentiated by the images.
         """
-        self._classes, self._twice = classes, twice
+        asked: list[_Asked] = []
+        self._classes, self._twice, self._asked = classes, twice, asked
         with torch.enable_grad():
             with computing(self.precision, images.device.type, network=True):
                 logits = self.network(images)
             value = loss(logits.to(images.dtype))
-        asked, self._asked = self._asked, []
+        self._asked = []
         places: Any = [each.place for each in asked]
         derivatives = torch.autograd.grad(value, places, create_graph=twice)
         found: Named = {}
@@ -100,13 +102,13 @@ class LayerGradients:
         if "weight" in own:
             maps = maps.to(derivative.dtype)  # as the layer's arithmetic had them
             if isinstance(layer, nn.Linear):
-                weight = linear_weights(maps, derivative, classes)
+                weight = linear_gradients(maps, derivative, classes)
             else:
                 assert isinstance(layer, nn.Conv2d)
                 if self._twice:
-                    weight = convolution_weights(layer, maps, derivative, classes, self.precision)
+                    weight = convolution_gradients(layer, maps, derivative, classes, self.precision)
                 else:
-                    weight = convolution_weights_once(layer, maps, derivative, classes)
+                    weight = convolution_gradients_once(layer, maps, derivative, classes)
             found[own["weight"]] = weight
         if "bias" in own:
             of_all = _by_class(derivative, classes)
@@ -142,7 +144,7 @@ def _named(name: str, gradient: Tensor) -> Named:
 
 
 def _has_windows(layer: nn.Module) -> bool:
-    """Whether it is a convolution whose windows `convolution_weights` takes."""
+    """Whether it is a convolution whose windows `convolution_gradients` takes."""
     return (
         isinstance(layer, nn.Conv2d)
         and layer.groups == 1
@@ -152,16 +154,16 @@ def _has_windows(layer: nn.Module) -> bool:
     )
 
 
-def linear_weights(maps: Tensor, derivative: Tensor, classes: int) -> Tensor:
+def linear_gradients(maps: Tensor, derivative: Tensor, classes: int) -> Tensor:
     """Gradients (C, out, in) of maps (C n, ..., in) and the derivative (C n, ..., out)."""
     outputs, inputs = (each.reshape(classes, -1, each.shape[-1]) for each in (derivative, maps))
     return outputs.mT @ inputs
 
 
-def convolution_weights_once(
+def convolution_gradients_once(
     layer: nn.Conv2d, maps: Tensor, derivative: Tensor, classes: int
 ) -> Tensor:
-    """`convolution_weights` without a graph: torch's own, of the images of each class in turn."""
+    """`convolution_gradients` without a graph: torch's own, of the images of each class in turn."""
     weight = layer.weight.to(derivative.dtype)
     rest = (None, layer.stride, layer.padding, (1, 1), False, (0, 0), 1, (False, True, False))
     of_class: Any = torch.ops.aten.convolution_backward
@@ -169,46 +171,49 @@ def convolution_weights_once(
     return torch.stack([of_class(incoming, x, weight, *rest)[1] for incoming, x in pairs])
 
 
-def convolution_weights(
+def convolution_gradients(
     layer: nn.Conv2d, maps: Tensor, derivative: Tensor, classes: int, precision: str
 ) -> Tensor:
     """Gradients (C, out, in, height, width) of maps (C n, in, ...), derivative (C n, out, ...).
 
     One matrix product of all classes, with derivatives of any order by both.
     """
-    padding: Any = layer.padding
+    # Classes and images stay axes of their own, so that no step back copies windows.
+    maps, padding = _by_class(maps, classes), cast("tuple[int, int]", layer.padding)
     if any(padding):
         maps = F.pad(maps, (padding[1], padding[1], padding[0], padding[0]))
     for axis in (0, 1):
-        maps = maps.unfold(2 + axis, layer.kernel_size[axis], layer.stride[axis])
-    windows = _by_class(maps, classes).permute(0, 2, 5, 6, 1, 3, 4)
-    outputs = _by_class(derivative, classes).transpose(1, 2).flatten(2)
-    columns = windows.reshape(classes, -1, outputs.shape[2])  # by images and places
-    product = _product(outputs, columns.mT, precision)
-    return product.view(classes, -1, *windows.shape[1:4])
+        maps = maps.unfold(3 + axis, layer.kernel_size[axis], layer.stride[axis])
+    windows = maps.permute(0, 2, 5, 6, 1, 3, 4)  # (C, in, height, width, n, ...)
+    outputs = _by_class(derivative, classes).transpose(1, 2).flatten(2)  # (C, out, n ...)
+    columns = windows.reshape(classes, -1, outputs.shape[2])
+    return _product(outputs, columns.mT, precision).view(classes, -1, *windows.shape[1:4])
 
 
 def _product(one: Tensor, other: Tensor, precision: str) -> Tensor:
-    if precision != "tf32":  # in which float32 is rounded as it is told for convolutions
-        return one @ other
-    product: Tensor = _ProductInTF32.apply(one, other)  # type: ignore[no-untyped-call]
+    """one @ other, whose float32 is rounded as in convolutions, and so are its derivatives."""
+    product: Tensor = _Product.apply(one, other, precision)  # type: ignore[no-untyped-call]
     return product
 
 
-class _ProductInTF32(torch.autograd.Function):
-    """one @ other, in the precision of a convolution in tf32, and so are its derivatives."""
+class _Product(torch.autograd.Function):
+    """`_product`. The derivative of a transposed matrix lies in memory as the matrix does."""
 
     @staticmethod
-    def forward(ctx: Any, one: Tensor, other: Tensor) -> Tensor:
+    def forward(ctx: Any, one: Tensor, other: Tensor, precision: str) -> Tensor:
         ctx.save_for_backward(one, other)
-        with computing("tf32", one.device.type, products=True):
+        ctx.precision = precision
+        if precision != "tf32":  # convolutions round as other products do
+            return one @ other
+        with computing(precision, one.device.type, products=True):
             return one @ other
 
     @staticmethod
-    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         one, other = ctx.saved_tensors
-        of_one, of_other = ctx.needs_input_grad
+        of_one, of_other, _ = ctx.needs_input_grad
         return (
-            _product(incoming, other.mT, "tf32") if of_one else None,
-            _product(one.mT, incoming, "tf32") if of_other else None,
+            _product(incoming, other.mT, ctx.precision) if of_one else None,
+            _product(incoming.mT, one, ctx.precision).mT if of_other else None,
+            None,
         )
