@@ -46,8 +46,8 @@ def report(record: Record) -> str:
     return "\n\n".join(
         [
             *head_of(record),
-            "Counted, and in brackets the goal where there is one. GFLOP are of convolutions and products of "
-            "matrices:",
+            "Counted, and in brackets the goal where there is one. GFLOP are of convolutions and "
+            "products of matrices:",
             table(header, numbers),
             "Lines that copy or wait, and how often for each part:",
             "\n".join(f"- `{line}`: {'; '.join(parts)}" for line, parts in parts_of.items()),
