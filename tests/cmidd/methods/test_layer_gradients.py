@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -152,6 +153,17 @@ def test_parameters_that_are_not_asked_for_are_left_out() -> None:
     found = of(drawn(4, 2, 5, 5), weighted, 2, twice=False)
     assert [*found] == names
     assert [tuple(each.shape) for each in found.values()] == [(2, 4), (2, 4, 2, 3, 3)]
+
+
+def test_images_are_not_kept_after_a_call() -> None:
+    network = nn.Conv2d(2, 4, 3).double()
+    of = LayerGradients(network, ["weight"], "float32")
+    images = drawn(4, 2, 5, 5)
+    kept = weakref.ref(images)
+    found = of(images, weighted, 2, twice=False)
+    del images
+    assert kept() is None
+    assert found["weight"].shape == (2, 4, 2, 3, 3)
 
 
 def test_nothing_is_kept_of_a_call_that_failed() -> None:
