@@ -171,25 +171,6 @@ def test_torchs_attributes_are_set_while_a_method_computes(
     convolutions.fp32_precision = "tf32"
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_products_in_the_place_of_convolutions_round_as_these_and_others_do_not(
-    precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(devices, "has_tf32", lambda _: True)
-    method = dsa_together(precision, Path())
-    with Convolutions() as convolutions:
-        method.loss_and_gradient(IMAGES, method.draw(0, 0))
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    sizes = {16, 3 * 9, 16 * 9}  # channels, and numbers in a window: no products of the head's
-    others = [each for each in convolutions.products if sizes & {*each.shape[1:]}]
-    of_head = [each for each in convolutions.products if not sizes & {*each.shape[1:]}]
-    for products, attribute in ((of_head, "ieee"), (others, INSIDE[precision])):
-        assert {each.attribute for each in products} == {attribute}
-        assert {each.dtype for each in products} == {dtype}
-    # Of each of two layers and two groups of classes: its gradients, and their derivatives by both.
-    assert len(others) == 2 * 2 * 3
-
-
 @pytest.mark.parametrize("networks", [1, 2])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_training_and_testing_of_networks_have_the_precision(

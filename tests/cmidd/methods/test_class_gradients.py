@@ -10,7 +10,9 @@ from cmidd.methods.class_gradients import GradientsClassByClass, GradientsTogeth
 from cmidd.networks import build_network, initialize
 from cmidd.seeds import generator
 from cmidd.training import Stack
+from cmikernels.precision import PRECISIONS, computing
 from tests.support.compare import relative_error
+from tests.support.convolutions import Convolutions
 
 CLASSES = (3, 0, 2)
 COUNTS = {"equal": (2, 2, 2), "ragged": (1, 3, 2)}
@@ -34,10 +36,12 @@ NETWORKS = {
 }
 
 
-def stack_of(spec: str, size: int) -> Stack:
+def stack_of(
+    spec: str, size: int, dtype: torch.dtype = torch.float64, precision: str = "float32"
+) -> Stack:
     network = build_network(spec, 3, size, 4)
     initialize(network, generator("class gradients", spec))
-    return Stack(spec, (3, size, size), 4, [network.double().state_dict()])
+    return Stack(spec, (3, size, size), 4, [network.to(dtype).state_dict()], precision)
 
 
 def images_of(counts: tuple[int, ...], size: int) -> Tensor:
@@ -107,3 +111,23 @@ def test_images_that_fill_up_change_nothing_and_have_no_derivative() -> None:
     _, derivative = together.match(images, (0, 1), (1, 4), distance)
     _, of_first = together.match(images[:1], (0,), (1,), distance)
     assert relative_error(derivative[:1], of_first) < 1e-10
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_products_in_the_place_of_convolutions_round_as_these_and_others_do_not(
+    precision: str,
+) -> None:
+    stack = stack_of("convnet:depth=2,width=16", 8, torch.float32, precision)
+    names = [name for name, p in stack.network.named_parameters() if p.ndim > 1]
+    together, images = GradientsTogether(stack, names, 3), images_of((2, 2, 2), 8).float()
+    with Convolutions() as seen, computing(precision, "cpu"):
+        loss, derivative = together.match(images, CLASSES, (2, 2, 2), distance)
+    assert loss.dtype == derivative.dtype == torch.float32
+    sizes = {16, 3 * 9, 16 * 9}  # channels, and numbers in a window: no products of the head's
+    windows = [each for each in seen.products if sizes & {*each.shape[1:]}]
+    head = [each for each in seen.products if not sizes & {*each.shape[1:]}]
+    assert len(windows) == 2 * 3  # of each layer: gradients, and their derivatives by both
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    assert {each.dtype for each in seen.products} == seen.dtypes == {dtype}
+    assert {each.attribute for each in windows} == seen.attributes
+    assert {each.attribute for each in head} == {"ieee"}
