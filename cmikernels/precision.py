@@ -4,10 +4,11 @@ float32     convolutions and matrix products in float32
 tf32        convolutions round their inputs to 10 bits of mantissa, on GPUs that can
 bfloat16    convolutions and matrix products of a forward and its backward, by autocast
 
-Matrix products in float32 tensors stay float32 in all three, as torch's default has it. Meanwhile
-cuDNN takes algorithms that give the same bits every time, and does not choose them by their speed.
-torch keeps all of this but bfloat16 in attributes of the whole process: other threads see them
-while they are set, and until they are put back torch may refuse to read the older `allow_tf32`.
+Matrix products in float32 tensors stay float32 in all three, as torch's default has it, but for
+those that take the place of a convolution. Meanwhile cuDNN takes algorithms that give the same bits
+every time, and does not choose them by their speed. torch keeps all of this but bfloat16 in
+attributes of the whole process: other threads see them while they are set, and until they are put
+back torch may refuse to read the older `allow_tf32`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def check_precision(precision: str | None, device_type: str | None = None) -> No
 
 
 @contextmanager
-def computing(precision: str | None, device_type: str, *, network: bool = False) -> Iterator[None]:
+def computing(
+    precision: str | None, device_type: str, *, network: bool = False, products: bool = False
+) -> Iterator[None]:
     """Compute so inside, and put back after it what was set before.
 
     Args:
@@ -41,9 +44,12 @@ def computing(precision: str | None, device_type: str, *, network: bool = False)
         device_type: of the tensors: cpu, cuda.
         network: whether this is a network's forward, which bfloat16 is for. All else, backward
             included, has autocast off: a backward goes by the dtypes that its forward had.
+        products: whether matrix products in float32 tensors round as convolutions do, whose place
+            they take.
     """
     before = [] if precision is None else _attributes()
-    values = ("tf32" if precision == "tf32" else "ieee", "ieee", True, False)
+    rounding = "tf32" if precision == "tf32" else "ieee"
+    values = (rounding, rounding if products else "ieee", True, False)
     try:
         for (holder, name, _), value in zip(before, values, strict=False):
             setattr(holder, name, value == "tf32" if name == "allow_tf32" else value)

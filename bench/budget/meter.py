@@ -6,7 +6,7 @@ autograd and vmap and sees each operation:
 launches    of kernels, `operations.py` says how many
 calls       of the CPU that launch them: one for each kernel, and one for all of a graph
 bytes       that operations read and write
-flops       of convolutions
+flops       of convolutions and products of matrices
 copies      from the CPU to the device, and their bytes
 waits       of the host for the device: reading a number (item, tolist, bool, ...), operations whose
             shape depends on numbers (nonzero, a mask as an index, ...), copies to or from memory of

@@ -1,4 +1,4 @@
-"""What an operation asks of a GPU: launches, bytes, and arithmetic of convolutions.
+"""What an operation asks of a GPU: launches, bytes, and arithmetic of convolutions and products.
 
 Launches, of which `ours` are as the CUDA and Triton kernels are launched:
 
@@ -6,7 +6,8 @@ Launches, of which `ours` are as the CUDA and Triton kernels are launched:
     convolution                                1, and 1 for its bias
     its backward                               1 for each output that is asked for
     group norm, its backward                   3, 5
-    backward of select and slice               2: zeros, and a copy
+    backward of select, slice and unfold       2: zeros, and a copy or sums
+    padding                                    2: the number around, and a copy
     foreach, a whole step of an optimizer      those of torch's kernels for lists of tensors
     all else                                   1
 """
@@ -32,7 +33,9 @@ _SEVERAL = {
     "aten::native_group_norm_backward": 5,
     "aten::select_backward": 2,
     "aten::slice_backward": 2,
+    "aten::unfold_backward": 2,
 }
+_PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
 _PICKING = ("aten::index", "aten::index_select", "aten::gather")
 """They read of their source what they write, and the places."""
 _STEPS = "aten::_fused"  # whole ones of optimizers
@@ -73,6 +76,8 @@ def launches_of(function: Any, arguments: Sequence[Any], made: Any) -> int:
         in_place = function._schema.is_mutable
         sizes = [tensor.numel() for tensor in lists[0]]
         return list_launches(sizes, len(lists) + (not in_place))
+    if name == "aten::constant_pad_nd":
+        return 1 + any(pixels > 0 for pixels in arguments[1])  # else a part is copied
     results = tensors_in(made)
     if results and not any(tensor.numel() for tensor in results):
         return 0
@@ -119,8 +124,14 @@ def memory_of(tensor: Tensor) -> int:
 
 
 def flops_of(function: Any, arguments: Sequence[Any], made: Any) -> int:
-    """Multiplications and additions of a convolution or of its backward; 0 of all else."""
+    """Multiplications and additions of convolutions, of their backward and of products of matrices.
+
+    0 of all else.
+    """
     name = _name(function)
+    if name in _PRODUCTS:
+        *_, one, _ = tensors_in(arguments)
+        return 2 * int(made.numel()) * one.shape[-1]
     if name == "aten::convolution":
         times, maps, transposed = 1, made, arguments[6]
         images, weight = arguments[:2]

@@ -50,7 +50,8 @@ def report(record: Record) -> str:
     return "\n\n".join(
         [
             *head_of(record),
-            "Counted, and in brackets the goal where there is one:",
+            "Counted, and in brackets the goal where there is one. GFLOP are of convolutions and "
+            "products of matrices:",
             table(header, numbers),
             "Milliseconds on an H200, predicted by `bench/budget/prediction.py` and not measured:",
             table(["what", "device", "CPU", "both"], guesses),

@@ -10,6 +10,7 @@ from bench.budget.budgets import BUDGETS, GOALS, excess
 from bench.budget.count import Count
 from bench.budget.loops import LOOPS, Rig, cmi
 from bench.harness.records import RESULTS, Record
+from tests.support.convolutions import Convolutions
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,14 @@ def test_a_loop_keeps_within_its_budget(rig: Rig, loop: str) -> None:
     assert counts.keys() == BUDGETS[loop].keys()
     beyond = [line for part, count in counts.items() for line in excess(loop, part, count)]
     assert not beyond, "\n".join(["beyond the budget", *beyond])
+
+
+@pytest.mark.parametrize("loop", ["DC, ipc 10", "DSA, ipc 10", "IDC, ipc 10"])
+def test_convolutions_of_updates_that_match_gradients_have_one_group(rig: Rig, loop: str) -> None:
+    with Convolutions() as convolutions:
+        rig.count(loop)
+    assert convolutions.went_backward
+    assert {each.groups for each in convolutions.seen} == {1}
 
 
 def test_what_exceeds_a_budget_is_named_with_the_lines_that_do_most() -> None:

@@ -64,6 +64,32 @@ def test_groups_make_a_convolution_smaller(meter: Meter) -> None:
     assert (found.launches, found.flops) == (1, 2 * (2 * 4 * 6 * 6) * 27)
 
 
+def test_products_of_matrices(meter: Meter) -> None:
+    one, other, bias = there(4, 5, 6), there(4, 6, 7), there(7)
+    for product, of_how_many in (
+        (lambda: one @ other, 4),
+        (lambda: torch.baddbmm(bias, one, other), 4),
+        (lambda: one[0] @ other[0], 1),
+        (lambda: F.linear(one[0], other[0].T, bias), 1),
+    ):
+        found = meter.total(product)
+        assert (found.launches, found.flops) == (1, of_how_many * 2 * 5 * 6 * 7)
+
+
+def test_windows_and_what_is_around_them(meter: Meter) -> None:
+    x = there(2, 3, 8, 8, requires_grad=True)
+    padded = meter.total(lambda: F.pad(x, (1, 1, 1, 1)))
+    assert padded.launches == 2
+    assert padded.bytes == 4 * 2 * 3 * (8 * 8 + 10 * 10)
+    windows = x.unfold(2, 3, 1)
+    assert meter.total(lambda: x.unfold(2, 3, 1)) == Count()
+    back = meter.total(lambda: torch.autograd.grad(windows, x, torch.empty_like(windows)))
+    assert back.operations == {"aten::unfold_backward": 2}
+    around = F.pad(x, (1, 1, 1, 1))
+    back = meter.total(lambda: torch.autograd.grad(around, x, torch.empty_like(around)))
+    assert back.operations == {"aten::constant_pad_nd": 1}
+
+
 def test_views_are_free_and_numbers_in_another_order_are_not(meter: Meter) -> None:
     x = there(4, 6)
     views = lambda: x.view(2, 2, 6).transpose(1, 2)[0].unsqueeze(0).expand(3, -1, -1).detach()  # noqa: E731

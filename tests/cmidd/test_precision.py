@@ -22,7 +22,7 @@ from cmidd.evaluate import evaluate_set
 from cmidd.evaluation_file import EvaluationFile
 from cmidd.loop import distill
 from cmidd.methods.base import Method
-from cmidd.methods.class_gradients import GradientsVmapped
+from cmidd.methods.class_gradients import GradientsTogether
 from cmidd.methods.dc import GradientMatching
 from cmidd.methods.dm import DM
 from cmidd.methods.idm import IDM
@@ -76,10 +76,10 @@ def dsa(precision: str, _: Path) -> Method:
     return GradientMatching(random_dataset((8, 8, 8), 8), LABELS, options, 0, CPU)
 
 
-def dsa_vmapped(precision: str, _: Path) -> Method:
+def dsa_together(precision: str, _: Path) -> Method:
     method = dsa(precision, _)
     assert isinstance(method, GradientMatching)
-    method.gradients = GradientsVmapped(method.stack, method.distance.names, 2)
+    method.gradients = GradientsTogether(method.stack, method.distance.names, 2)
     return method
 
 
@@ -116,7 +116,7 @@ def ncfm(precision: str, experts: Path) -> Method:
 
 
 Make = Callable[[str, Path], Method]
-MAKES: tuple[Make, ...] = (dm, dsa, dsa_vmapped, mtt, iid, idm, ncfm)
+MAKES: tuple[Make, ...] = (dm, dsa, dsa_together, mtt, iid, idm, ncfm)
 METHODS = pytest.mark.parametrize("make", MAKES, ids=lambda make: make.__name__)
 
 

@@ -83,6 +83,21 @@ def test_convolutions_alone_may_be_tf32_whatever_is_set(precision: str, convolut
             assert BACKENDS.cuda.matmul.fp32_precision == "ieee"
 
 
+@pytest.mark.parametrize(
+    ("precision", "both"), [("float32", "ieee"), ("tf32", "tf32"), ("bfloat16", "ieee")]
+)
+def test_products_in_the_place_of_convolutions_are_tf32_with_them(
+    precision: str, both: str
+) -> None:
+    for settings in itertools.product(VALUES, repeat=len(HOLDERS)):
+        put(settings)
+        before = readings()
+        with computing("float32", "cpu"), computing(precision, "cpu", products=True):
+            assert BACKENDS.cudnn.conv.fp32_precision == both
+            assert BACKENDS.cuda.matmul.fp32_precision == both
+        assert readings() == before
+
+
 @pytest.mark.parametrize("own", [*itertools.product((True, False), repeat=2)])
 def test_cudnn_repeats_its_bits_meanwhile_and_is_put_back(own: tuple[bool, bool]) -> None:
     cudnn = BACKENDS.cudnn
@@ -126,6 +141,8 @@ def test_a_torch_without_the_attribute_has_the_older_flags(
     with computing(precision, "cpu"):
         assert (cudnn.allow_tf32, matmul.allow_tf32) == (precision == "tf32", False)
     assert (cudnn.allow_tf32, matmul.allow_tf32) == (before, before)
+    with computing(precision, "cpu", products=True):
+        assert (cudnn.allow_tf32, matmul.allow_tf32) == (precision == "tf32",) * 2
     with pytest.raises(KeyError), computing(precision, "cpu"):
         raise KeyError
     assert (cudnn.allow_tf32, matmul.allow_tf32) == (before, before)

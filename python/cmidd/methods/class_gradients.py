@@ -2,25 +2,22 @@
 
     g_c(images) = mean over images of d cross-entropy(network(image), c) / d parameters
 
-`GradientsClassByClass` is for a CPU and `GradientsVmapped` for a GPU; both give the same numbers.
+`GradientsClassByClass` is for a CPU and `GradientsTogether` for a GPU; both give the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call, grad, vjp, vmap
 
+from cmidd.methods.layer_gradients import LayerGradients
 from cmidd.parcel import sent
 from cmidd.stack import Stack
-from cmikernels.precision import computing
-
-_LossOfClass = Callable[..., Tensor]
 
 Distance = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Of synthetic gradients (C, P): the loss and its derivative (C, P)."""
@@ -40,7 +37,7 @@ class GradientsClassByClass:
         self.part = part
 
     def __call__(self, images: Tensor, classes: Sequence[int], counts: Sequence[int]) -> Tensor:
-        """`(1, P)`, as `GradientsVmapped` gives it, of images of one class."""
+        """`(1, P)`, as `GradientsTogether` gives it, of images of one class."""
         del counts
         total: tuple[Tensor, ...] = ()
         for x, y in self._parts(images, classes):
@@ -86,36 +83,32 @@ class GradientsClassByClass:
 
 
 class _Layout(NamedTuple):
-    """Images of C classes beside each other, n of each, on their device."""
+    """Images of C classes, n of each, on their device."""
 
-    classes: Tensor  # (C,)
-    rows: Tensor  # (C, n), of the images
-    share: Tensor  # (C, n), of each in the mean of its class: 0 for those that fill up
+    rows: Tensor | None  # (C n,), of the images; None: all as they are
+    labels: Tensor  # (C n,)
+    share: Tensor  # (C n,), of each in the mean of its class: 0 for those that fill up
 
 
-class GradientsVmapped:
+class GradientsTogether:
     """Gradients of several classes at once; the smaller ones are filled up with images of weight 0.
 
-    A GPU launches as much for all of them as for one.
+    A GPU launches as much for all of them as for one, but for the first-order gradients of
+    convolutions' weights, which are a launch for each class.
     """
 
     def __init__(self, stack: Stack, names: Sequence[str], classes: int) -> None:
-        self.network, self.names, self.classes = stack.network, names, classes
-        self.precision = stack.precision
-        self.state = {name: tensor.detach()[0] for name, tensor in stack.state.items()}
+        self.classes = classes
+        network = deepcopy(stack.network)
+        state = {name: tensor.detach()[0] for name, tensor in stack.state.items()}
+        network.load_state_dict(state, assign=True)  # so it changes as the stack does
+        self.gradients = LayerGradients(network, names, stack.precision)
         self._layouts: dict[tuple[tuple[int, ...], ...], _Layout] = {}
 
     @torch.no_grad()
     def __call__(self, images: Tensor, classes: Sequence[int], counts: Sequence[int]) -> Tensor:
         """`(C, P)` of images that stand class by class, so many of each of C classes."""
-
-        def gradient(of_class: _LossOfClass, *data: Tensor) -> dict[str, Tensor]:
-            # grad would keep a second-order graph; nobody differentiates these again.
-            loss, pull_back, *_ = vjp(lambda weights: of_class(weights, *data), self._weights())
-            found: dict[str, Tensor] = pull_back(torch.ones_like(loss), create_graph=False)[0]
-            return found
-
-        return self._mapped(gradient, images, classes, counts)
+        return self._of_classes(images, classes, counts, twice=False)
 
     def match(
         self,
@@ -125,50 +118,39 @@ class GradientsVmapped:
         distance: Distance,
     ) -> tuple[Tensor, Tensor]:
         """The losses of the classes' synthetic images and their derivative by the images."""
-
-        def gradient(of_class: _LossOfClass, *data: Tensor) -> dict[str, Tensor]:
-            found: dict[str, Tensor] = grad(of_class)(self._weights(), *data)
-            return found
-
         x = images.detach().requires_grad_()
-        synthetic = self._mapped(gradient, x, classes, counts)
+        synthetic = self._of_classes(x, classes, counts, twice=True)
         loss, derivative = distance(synthetic.detach())
         return loss, torch.autograd.grad(synthetic, x, derivative)[0]
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: self.state[name] for name in self.names}
-
-    def _mapped(
-        self,
-        gradient: Callable[..., dict[str, Tensor]],
-        images: Tensor,
-        classes: Sequence[int],
-        counts: Sequence[int],
+    def _of_classes(
+        self, images: Tensor, classes: Sequence[int], counts: Sequence[int], *, twice: bool
     ) -> Tensor:
-        layout = self._layout(images, classes, counts)
+        rows, labels, share = self._layout(images, classes, counts)
 
-        def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor, share: Tensor) -> Tensor:
-            with computing(self.precision, x.device.type, network=True):
-                logits = functional_call(self.network, {**self.state, **weights}, (x,)).to(x.dtype)
-            return F.cross_entropy(logits, y.expand(len(x)), reduction="none") @ share
+        def loss(logits: Tensor) -> Tensor:
+            return F.cross_entropy(logits, labels, reduction="none") @ share
 
-        of_all = vmap(partial(gradient, loss))
-        gradients = of_all(images[layout.rows], layout.classes, layout.share)
-        return torch.cat([gradients[name].flatten(1) for name in self.names], dim=1)
+        x = images if rows is None else images[rows]
+        return _joined(self.gradients(x, loss, len(classes), twice=twice).values())
 
     def _layout(self, images: Tensor, classes: Sequence[int], counts: Sequence[int]) -> _Layout:
         """How images of these classes are laid out; made once for each number of them."""
         kind = tuple(classes), tuple(counts)
         if kind not in self._layouts:
-            sizes = torch.tensor(counts)[:, None]
-            place = torch.arange(max(counts))
+            sizes, most = torch.tensor(counts)[:, None], max(counts)
+            place = torch.arange(most)
             rows = sizes.cumsum(0) - sizes + place.minimum(sizes - 1)
             share = (place < sizes).to(images.dtype) / sizes
-            layout = _Layout(torch.tensor(classes), rows, share)
+            layout = _Layout(
+                None if min(counts) == most else rows.flatten(),
+                torch.tensor(classes).repeat_interleave(most),
+                share.flatten(),
+            )
             self._layouts[kind] = sent(layout, images.device)
         return self._layouts[kind]
 
 
-def _joined(gradients: Sequence[Tensor]) -> Tensor:
-    """`(1, P)` of the gradients `(1, ...)` of parameters."""
+def _joined(gradients: Iterable[Tensor]) -> Tensor:
+    """`(C, P)` of the gradients `(C, ...)` of parameters."""
     return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)

@@ -31,7 +31,7 @@ from cmidd.datasets.streamed import Images
 from cmidd.device import precision_on
 from cmidd.methods.base import Method
 from cmidd.methods.class_draws import ClassShare, draw_for_classes, draw_real_rows
-from cmidd.methods.class_gradients import GradientsClassByClass, GradientsVmapped
+from cmidd.methods.class_gradients import GradientsClassByClass, GradientsTogether
 from cmidd.methods.gradient_distance import GradientDistance
 from cmidd.networks import (
     GPU_IMAGES_FORWARD,
@@ -147,11 +147,11 @@ class ClassMatching(Method):
             images_per_chunk(device, size, GPU_IMAGES_FORWARD) // options.batch_real,
             self.part // min(of_class, seen_at_most or of_class),
         )
-        self.gradients: GradientsClassByClass | GradientsVmapped
+        self.gradients: GradientsClassByClass | GradientsTogether
         if device.type == "cpu" or not together:
             self.gradients = GradientsClassByClass(self.stack, names, self.part)
         else:
-            self.gradients = GradientsVmapped(self.stack, names, together)
+            self.gradients = GradientsTogether(self.stack, names, together)
         self.due: tuple[int, int] | None = None  # iteration and update that may follow
 
     def draw_matching(self, iteration: int, update: int) -> MatchingDraws:

@@ -11,7 +11,7 @@ it is set to zero: a filter that is dead for all images of a class has nothing t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -36,12 +36,10 @@ class GradientDistance:
         self.names = [n for n, p in parameters.items() if not by_row or p.ndim in (2, 4)]
         taken = [parameters[name] for name in self.names]
         lengths = [p[0].numel() for p in taken for _ in range(len(p))]
-        device = taken[0].device
-        self.lengths = torch.tensor(lengths, device=device)  # (R,)
-        if not by_row:
-            self.lengths = self.lengths.sum()[None]
-        # With the size, which a GPU else has to wait for.
-        self.row_of = torch.repeat_interleave(self.lengths, output_size=sum(lengths))  # (P,)
+        self.lengths = torch.tensor(lengths if by_row else [sum(lengths)])  # (R,)
+        lengths_in_turn, counts = torch.unique_consecutive(self.lengths, return_counts=True)
+        self.blocks = list(zip(counts.tolist(), lengths_in_turn.tolist(), strict=True))
+        """Rows beside each other that are equally long: how many, and how long."""
 
     def __call__(self, synthetic: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Sum over classes, and its derivative by `synthetic`; both gradients are `(C, P)`."""
@@ -51,22 +49,24 @@ class GradientDistance:
         if self.metric == "l1":
             difference = synthetic - real
             return difference.abs().sum(), difference.sign()
-        inner = self._sums(synthetic * real)  # (C, R)
-        norm, norm_real = self._sums(synthetic.square()).sqrt(), self._sums(real.square()).sqrt()
+        inner = self._of_rows(torch.sum, synthetic * real)  # (C, R)
+        norm = self._of_rows(torch.linalg.vector_norm, synthetic)
+        norm_real = self._of_rows(torch.linalg.vector_norm, real)
         q = norm * norm_real + EPS
         alive = norm > 0
-        along = torch.where(alive, inner * norm_real / (norm * q.square()), 0)
-        derivative = self._spread(along) * synthetic - self._spread(alive / q) * real
+        along, across = torch.where(alive, inner * norm_real / (norm * q.square()), 0), alive / q
+        derivative, first = torch.empty_like(synthetic), 0
+        for out, s, r in zip(*map(self._split, (derivative, synthetic, real)), strict=True):
+            rows = slice(first, first + out.shape[1])
+            torch.mul(along[:, rows, None], s, out=out).addcmul_(across[:, rows, None], r, value=-1)
+            first = rows.stop
         return (1 - inner / q).sum(), derivative
 
-    def _sums(self, products: Tensor) -> Tensor:
-        """`(C, R)` over the rows of `(C, P)`."""
-        if len(self.lengths) == 1:
-            return products.sum(dim=1, keepdim=True)
-        lengths = self.lengths.expand(len(products), -1).contiguous()
-        # unsafe: the check of lengths, which are right, would make a GPU wait.
-        return torch.segment_reduce(products, "sum", lengths=lengths, axis=1, unsafe=True)
+    def _split(self, numbers: Tensor) -> list[Tensor]:
+        """Views `(C, rows, length)` of `(C, P)`, one of each block."""
+        parts = torch.split(numbers, [rows * length for rows, length in self.blocks], dim=1)
+        return [part.view(-1, *block) for part, block in zip(parts, self.blocks, strict=True)]
 
-    def _spread(self, values: Tensor) -> Tensor:
-        """`(C, P)`: each row's value `(C, R)` at all its places."""
-        return values.gather(1, self.row_of.expand(len(values), -1))
+    def _of_rows(self, measure: Callable[..., Tensor], numbers: Tensor) -> Tensor:
+        """`(C, R)` of `(C, P)`: a number of each row."""
+        return torch.cat([measure(block, dim=2) for block in self._split(numbers)], dim=1)

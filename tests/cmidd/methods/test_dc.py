@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.plain.dc import PlainDC
 from bench.plain.inputs import random_dataset
-from cmidd.methods.class_gradients import GradientsClassByClass, GradientsVmapped
+from cmidd.methods.class_gradients import GradientsClassByClass, GradientsTogether
 from cmidd.methods.dc import GradientMatching
 from cmidd.networks import images_per_chunk
 from cmidd.options.dc import METRICS, DCOptions
@@ -29,7 +29,7 @@ OPTIONS = DCOptions(
     "convnet:depth=2,width=4", batch_real=8, outer_steps=3, inner_epochs=2, lr_net=0.1, batch_net=20
 )
 SEED, ITERATION, PIXELS = 3, 5, 8
-WAYS = ("in turn", "mapped")
+WAYS = ("in turn", "together")
 
 Result = tuple[Tensor, Tensor]  # loss, gradient
 
@@ -55,13 +55,13 @@ def ours(
     labels: Tensor | None = None,
     **options: Any,
 ) -> GradientMatching:
-    """The method; `chunk` images of a class in turn, or classes mapped, go through at once."""
+    """The method; `chunk` images of a class in turn, or classes together, go through at once."""
     dataset = random_dataset(real, PIXELS, mirror=mirror)
     labels = labels_of(ipc) if labels is None else labels
     loop = GradientMatching(dataset, labels, replace(OPTIONS, **options), seed, CPU, dtype)
     names = loop.distance.names
-    if way == "mapped":
-        loop.gradients = GradientsVmapped(loop.stack, names, chunk or 2)
+    if way == "together":
+        loop.gradients = GradientsTogether(loop.stack, names, chunk or 2)
     else:
         loop.gradients = GradientsClassByClass(loop.stack, names, chunk or 3)
     return loop
@@ -152,7 +152,7 @@ def test_float32_is_near_float64(metric: str, way: str) -> None:
         assert relative_error(gradient, exact_gradient) < 1e-2
 
 
-@pytest.mark.parametrize(("way", "chunks"), [("in turn", (1, 7, 100)), ("mapped", (1, 3, 100))])
+@pytest.mark.parametrize(("way", "chunks"), [("in turn", (1, 7, 100)), ("together", (1, 3, 100))])
 def test_the_size_of_chunks_changes_nothing_but_rounding(way: str, chunks: tuple[int, ...]) -> None:
     results = [
         updates(ours(10, way=way, chunk=chunk, augmentation=DSA), images_of(10)) for chunk in chunks
@@ -181,7 +181,7 @@ def test_no_part_is_larger_than_asked_for_however_many_images_a_class_has(
 
 def test_gradients_that_nobody_differentiates_again_keep_no_graph_for_it() -> None:
     # Its norm is torch's own, whose events are known.
-    loop = ours(way="mapped", network="convnet:depth=2,width=4,pooling=max")
+    loop = ours(way="together", network="convnet:depth=2,width=4,pooling=max")
     images = images_of(2)
     classes = range(len(RAGGED)), [2] * len(RAGGED)
     with profile(activities=[ProfilerActivity.CPU]) as once:

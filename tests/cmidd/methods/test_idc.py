@@ -12,7 +12,7 @@ from bench.plain.idc import PlainIDC
 from bench.plain.inputs import random_dataset
 from cmidd.augment import Strategy, draw
 from cmidd.datasets import Dataset
-from cmidd.methods.class_gradients import GradientsClassByClass, GradientsVmapped
+from cmidd.methods.class_gradients import GradientsClassByClass, GradientsTogether
 from cmidd.methods.idc import IDC
 from cmidd.options.idc import METRICS, IDCOptions
 from cmidd.seeds import generator
@@ -70,8 +70,8 @@ def ours(ipc: int, *, way: str = "in turn", pixels: int = PIXELS, **options: Any
     made = replace(OPTIONS, **options)
     loop = IDC(dataset_of(pixels), labels_of(ipc), made, SEED, CPU, torch.float64)
     names = loop.distance.names
-    if way == "mapped":
-        loop.gradients = GradientsVmapped(loop.stack, names, 2)
+    if way == "together":
+        loop.gradients = GradientsTogether(loop.stack, names, 2)
     else:
         loop.gradients = GradientsClassByClass(loop.stack, names, 4)
     return loop
@@ -86,7 +86,7 @@ def plain(ipc: int, *, pixels: int = PIXELS, **options: Any) -> PlainIDC:
 @pytest.mark.parametrize("ipc", [1, 10])
 def test_updates_with_training_between_them_are_the_plain_loops(ipc: int, metric: str) -> None:
     images, expected = stored(pixels_of(ipc)), plain(ipc, metric=metric)
-    loops = [ours(ipc, way=way, metric=metric) for way in ("in turn", "mapped")]
+    loops = [ours(ipc, way=way, metric=metric) for way in ("in turn", "together")]
     for update in range(3):
         loss, gradient = expected.step(images, 2, update)
         for loop in loops:
