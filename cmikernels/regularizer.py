@@ -35,7 +35,7 @@ class CMIRegularizer(nn.Module):
     the number of the next step, and the given centroids.
 
     Args:
-        networks: one module, or a sequence of them (a list, a resident bank) of which every step
+        networks: one module, or a sequence of them (a list, a bank) of which every step
             takes some. Frozen and in eval mode: `network.eval().requires_grad_(False)`.
         weight: factor on the value and the gradient (the published lambda).
         chunk_size: images that go through a network at once. `None` takes all of them and keeps

@@ -22,6 +22,7 @@ from bench.loops.setup import Setup, Sizes
 from bench.plain.inputs import write_bank
 from cmidd.augment import Strategy
 from cmidd.datasets import Dataset
+from cmidd.datasets.streamed import Images, StreamedImages
 from cmidd.interruption import Stop
 from cmidd.loop import Loop
 from cmidd.networks import cmi_images_per_chunk, freeze
@@ -71,9 +72,8 @@ class Rig:
     def loop(self, method: str, ipc: int, *, cmi: bool = False, **changes: Any) -> Loop:
         """The driver's loop of a run, some options of whose method are changed."""
         setup = Setup(method, SIZES, ipc, "meta", self.folder, self.dataset)
-        bank = self.folder / f"bank-{SIZES.bank}.safetensors"  # which `setup` takes
-        if not bank.exists():
-            write_bank(bank, self.dataset, SIZES.bank, count=1)
+        bank = self._bank(SIZES.bank)
+        self._bank(SIZES.network)
         run = prepare(
             method,
             self.dataset,
@@ -87,6 +87,13 @@ class Rig:
         folder = run.folder(self.folder / f"run-{self.runs}")
         return Loop(run, folder, Stop(), _quiet)
 
+    def _bank(self, spec: str) -> Path:
+        """The bank that a setup takes, of one network, so that the first step reads all of it."""
+        path = self.folder / f"bank-{spec}.safetensors"
+        if not path.exists():
+            write_bank(path, self.dataset, spec, count=1)
+        return path
+
     def parts(self, loop: Loop, iteration: int, update: int = 0) -> Counts:
         """What an update asks for, by its parts."""
         return self.meter.count(lambda: loop.update(iteration, update, logged=False))
@@ -94,7 +101,7 @@ class Rig:
     def train(
         self,
         spec: str,
-        images: int,
+        x: Images,
         recipe: Recipe,
         *,
         networks: int = TOGETHER,
@@ -105,10 +112,9 @@ class Rig:
         `tells`: whether it is told the loss after every epoch.
         """
         stack = _stack(spec, networks)
-        x = torch.empty(images, *self.dataset.shape, device=META)
-        y = torch.zeros(images, dtype=torch.int64, device=META)
+        y = torch.zeros(len(x), dtype=torch.int64, device=META)
         strategy = Strategy.parse(recipe.augmentation)
-        epochs = draw_epochs(range(networks), images, recipe, strategy)
+        epochs = draw_epochs(range(networks), len(x), recipe, strategy)
         told = _ignored if tells else None
         return lambda: train(stack, x, y, recipe, strategy, epochs, on_epoch=told)
 
@@ -180,7 +186,7 @@ def evaluation(ipc: int, rig: Rig) -> Counts:
 
     An epoch tells its loss, a step does not.
     """
-    images = SIZES.classes * ipc
+    images = torch.empty(SIZES.classes * ipc, *rig.dataset.shape, device=META)
 
     def epochs(count: int, tells: bool) -> Count:
         recipe = replace(PUBLISHED_RECIPE, epochs=count)
@@ -196,13 +202,16 @@ def evaluation(ipc: int, rig: Rig) -> Counts:
 
 
 def pretraining(rig: Rig) -> Counts:
-    """A network of the bank that learns from real images."""
+    """A network of the bank that learns from real images, more than are made at once."""
     recipe = replace(BankOptions().recipe(), epochs=1)
-    some, more = (
-        rig.meter.total(rig.train(SIZES.bank, steps * recipe.batch_size, recipe, networks=1))
-        for steps in (WARM, WARM + 1)
-    )
-    return {"step": more - some}
+
+    def steps(count: int) -> Count:
+        images = count * recipe.batch_size, *rig.dataset.shape
+        pixels = StreamedImages.of_pixels(torch.empty(images, dtype=torch.uint8, device=META))
+        seen = pixels.seen_by(rig.dataset.to_input)
+        return rig.meter.total(rig.train(SIZES.bank, seen, recipe, networks=1))
+
+    return {"step": steps(WARM + 1) - steps(WARM)}
 
 
 def cmi(classes: int, ipc: int, rig: Rig, *, at_most: int = 2) -> Counts:

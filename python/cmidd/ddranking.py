@@ -19,7 +19,7 @@ import torch
 
 from cmidd.datasets import Dataset
 from cmidd.evaluate import Accuracy
-from cmidd.first_images import random_real_set
+from cmidd.first_images import random_real_set, real_set
 from cmidd.options.recipe import DSA, Recipe
 from cmidd.robust_scores import augmentation_robust_score, label_robust_score
 from cmidd.synthetic import SyntheticSet
@@ -96,9 +96,7 @@ def comparisons(
         "random_plain": random_plain,
     }
     if real_recipe is not None:
-        real = judge.streamed(judge.train.source)
-        images = SyntheticSet.of(judge, real, judge.train.labels)
-        found["real"] = Comparison("all real images", images, real_recipe, (lr,))
+        found["real"] = Comparison("all real images", real_set(judge), real_recipe, (lr,))
     return found
 
 

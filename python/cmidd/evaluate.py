@@ -193,7 +193,7 @@ def evaluate(
     """Train `repeats` fresh networks of each architecture on a set and test them.
 
     Args:
-        images: `(N, channels, height, width)`, as `dataset.to_input` or `dataset.streamed` makes
+        images: `(N, channels, height, width)`, as `dataset.to_input` or `dataset.inputs` makes
             them.
         labels: `(N,)`, or `(N, C)` of probabilities.
         dataset: whose test images judge, normalised and whitened as `images` are.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmidd.datasets import Dataset
-from cmidd.datasets.streamed import rows_of
+from cmidd.datasets.streamed import all_of, rows_of
 from cmidd.seeds import generator
 from cmidd.storage.run_folder import KIND as CHECKPOINT
 from cmidd.storage.tensor_file import kind_of, read_tensors
@@ -115,8 +115,15 @@ def random_real_set(
             for c, count in enumerate(counts)
         ]
     )
-    images = dataset.streamed(rows_of(dataset.train.source, rows))
-    return SyntheticSet.of(dataset, images, dataset.train.labels[rows])
+    return real_set(dataset, rows)
+
+
+def real_set(dataset: Dataset, rows: Tensor | slice = slice(None)) -> SyntheticSet:
+    """Real images of some rows, or all, as a set, made when they are asked for if they are many."""
+    images = rows_of(dataset.train.source, rows)
+    if dataset.whitening is not None:  # which rounds differently for other numbers of images
+        images = all_of(images)
+    return SyntheticSet.of(dataset, dataset.inputs(images), dataset.train.labels[rows])
 
 
 def _real(dataset: Dataset, ipc: int, seed: int, purpose: str, count_option: str) -> Tensor:

@@ -12,6 +12,8 @@ its classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -53,7 +55,7 @@ class InfoNCETerm(Term):
         *,
         precision: str,
     ) -> None:
-        """Make the network, or load the bank.
+        """Make the network, or open the bank.
 
         Args:
             options: of InfoNCE.
@@ -72,33 +74,34 @@ class InfoNCETerm(Term):
             return
         self.check_batch()
         self.weight = options.mim_weight
-        self._networks = [
-            freeze(network.to(images.device, images.dtype)) for network in self._unplaced(images)
-        ]
+        self._networks, self._dtype = self._networks_for(images), images.dtype
         self._chunk = images_per_chunk(images.device, dataset.shape.height, GPU_IMAGES_FORWARD)
         with torch.no_grad():
             seen, _ = self.seen(images[:1], self._labels[:1])
             self._stored = max(1, self._chunk // len(seen))  # images that make a chunk
             self._check_layers(seen)
 
-    def _unplaced(self, images: Tensor) -> list[Network]:
-        """The networks of the bank, or the one that takes fresh weights."""
+    def _networks_for(self, images: Tensor) -> Sequence[Network]:
+        """The bank, or the network that takes fresh weights, where images are."""
         dataset, path, spec = self._dataset, self._options.mim_bank, self._method.network_spec
         if path is not None:
             bank = Bank.load_for(dataset, path, "mim_bank", images.device)
             self.input_records["mim_bank"] = bank.record
-            return bank[:]
+            return bank
         channels, size, _ = dataset.shape
         network = build_network(spec, channels, size, dataset.num_classes)
         try:
             check_images_are_independent(network, spec)
         except ValueError as error:
             raise ValueError(f"mim_weight: {error}, or give mim_bank") from None
-        return [network]
+        return [freeze(network.to(images.device))]
+
+    def _network(self, number: int) -> Network:
+        return self._networks[number].to(self._dtype)
 
     def _check_layers(self, images: Tensor) -> None:
         try:
-            embed_each(self._networks[0], images, self._options.mim_layers, self._precision)
+            embed_each(self._network(0), images, self._options.mim_layers, self._precision)
         except ValueError as error:
             text = str(error).removeprefix("layer: ")
             raise ValueError(f"mim_layers: {text}") from None
@@ -107,10 +110,11 @@ class InfoNCETerm(Term):
         """The network of an update, and row numbers of real images, class by class."""
         numbers = generator(self._seed, "mim network", iteration, update)
         if self._options.mim_bank is None:
-            (network,) = self._networks
+            network = self._network(0)
             initialize(network, numbers)
         else:
-            network = self._networks[int(torch.randint(len(self._networks), (), generator=numbers))]
+            drawn = torch.randint(len(self._networks), (), generator=numbers)
+            network = self._network(int(drawn))
         train, classes = self._dataset.train, range(self._dataset.num_classes)
         count, words = self._options.mim_batch_real, (self._seed, "mim real", iteration, update)
         return network, torch.cat(draw_real_rows(train, classes, count, *words))

@@ -61,7 +61,7 @@ class CMITerm(Term):
         weight: Callable[[], float],
         say: Callable[[str], None],
     ) -> None:
-        """Load the bank.
+        """Open the bank.
 
         Args:
             options: of CMI.

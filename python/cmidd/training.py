@@ -27,7 +27,7 @@ from torch import Tensor
 from cmidd import ranks
 from cmidd.augment import Strategy
 from cmidd.captured import Captured, has_graphs
-from cmidd.datasets.streamed import Images
+from cmidd.datasets.streamed import Images, taken
 from cmidd.options.recipe import Recipe
 from cmidd.progress import Readout
 from cmidd.stack import Stack
@@ -123,7 +123,7 @@ class Training:
         self.rate = recipe.lr
         self.total = torch.zeros((), device=self.device)  # loss of an epoch so far
         self._captured: Captured[StepPlan] | None = None
-        self._captured_of: tuple[Tensor, ...] = ()
+        self._captured_of: tuple[Images, ...] = ()
 
     def __call__(
         self,
@@ -186,7 +186,7 @@ class Training:
         self, images: Images, labels: Tensor, plan: EpochPlan, epoch: int, first: int
     ) -> Iterator[None]:
         """The steps of an epoch from `first` on, each done when it is asked for."""
-        if self.captures and isinstance(images, Tensor):
+        if self.captures and (isinstance(images, Tensor) or images.are_at_hand):
             step_again = self._captured_on(images, labels)
             for step in plan.steps[first:]:
                 step_again(step)
@@ -201,14 +201,14 @@ class Training:
             self._learn(x, y, size)
             yield
 
-    def _captured_on(self, images: Tensor, labels: Tensor) -> Captured[StepPlan]:
+    def _captured_on(self, images: Images, labels: Tensor) -> Captured[StepPlan]:
         """The steps on these images, whose graphs serve as long as all is where it was."""
         of, seen, classes = (images, labels), self.seen, self.stack.num_classes
         if self._captured is None or [*map(_place, of)] != [*map(_place, self._captured_of)]:
             self._captured_of = of
 
             def step(plan: StepPlan) -> None:
-                x, y = learned_of(images[plan.rows], labels, plan, classes, seen=seen)
+                x, y = learned_of(taken(images, plan.rows), labels, plan, classes, seen=seen)
                 self._learn(x, y, x.shape[1])
 
             self._captured = Captured(step, self.device)
@@ -232,8 +232,10 @@ class Training:
         self.optimizer.step()
 
 
-def _place(tensor: Tensor) -> tuple[Hashable, ...]:
+def _place(tensor: Images) -> tuple[Hashable, ...]:
     """Equal for tensors that are the same to a graph."""
+    if not isinstance(tensor, Tensor):
+        return (id(tensor),)
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 

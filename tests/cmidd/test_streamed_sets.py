@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from cmidd.datasets import Dataset, ImageSet
-from cmidd.datasets import images as of_images
 from cmidd.datasets import streamed as of_streamed
 from cmidd.datasets.streamed import StreamedImages
 from cmidd.ddranking import comparisons
@@ -55,7 +54,6 @@ class Pair(NamedTuple):
 @pytest.fixture(autouse=True)
 def _few_are_streamed_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(of_streamed, "SMALL", 0)
-    monkeypatch.setattr(of_images, "KEEP_DECODED", 0)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from cmidd.device import precision_on, usable_device
 from cmidd.evaluate import Accuracy, Store, evaluate_set
 from cmidd.evaluation_file import EvaluationFile
 from cmidd.evaluation_protocol import evaluation_protocol
+from cmidd.first_images import real_set
 from cmidd.label_file import SoftLabels
 from cmidd.networks import build_network
 from cmidd.networks.usual import usual_network
@@ -61,8 +62,7 @@ class _Plan(NamedTuple):
         dataset, device = load_for(options.sets, data), usable_device(data.device)
         sets = load_sets(dataset, options.sets, options.random_real, options.seed)
         if options.all_real:
-            real = dataset.streamed(dataset.train.source)
-            sets[_ALL_REAL] = SyntheticSet.of(dataset, real, dataset.train.labels)
+            sets[_ALL_REAL] = real_set(dataset)
         teacher = _teacher(options, dataset, sets, device)
         taught = None if teacher is None else teacher.draws
         recipes = {name: options.recipe(each.record, taught) for name, each in sets.items()}

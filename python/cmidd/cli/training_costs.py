@@ -125,7 +125,7 @@ def _estimate_on_real(
     networks: int,
     device: torch.device,
 ) -> TrainingCost:
-    images = dataset.inputs(device)
+    images = dataset.inputs(dataset.train.source.to(device))
     labels = dataset.train.labels.to(device)
     recipe = options.recipe()
     return estimate_training(spec, images, labels, dataset, recipe, networks, options.together)

@@ -18,11 +18,9 @@ from cmidd.datasets.given import Array, channels_first, labels_as_int64
 from cmidd.datasets.known import KNOWN
 from cmidd.datasets.pixels import ImageShape, denormalise, normalised
 from cmidd.datasets.streamed import (
-    KEEP_DECODED,
     Images,
-    Pixels,
     StreamedImages,
-    all_of,
+    are_few,
     one_after_another,
     rows_of,
 )
@@ -230,24 +228,16 @@ class Dataset:
             inputs = self.whitening.apply(inputs)
         return inputs.to(dtype)
 
-    def inputs(self, device: torch.device) -> Images:
-        """What networks see of the training images, on the device, by rows."""
-        images = self.train.source.to(device)
-        if isinstance(images, Tensor):
-            return self.to_input(images)
-        return images.seen_by(self.to_input)
+    def inputs(self, images: Images) -> Images:
+        """What networks see of uint8 images by rows, where they are.
 
-    def streamed(self, images: Images) -> Images:
-        """What networks see of uint8 images, made when their rows are asked for if they are many.
-
-        Whitening rounds differently for other numbers of images, so that all are whitened at once.
+        It is made when rows are asked for, but of a tensor of few images at once. Whitening rounds
+        differently for other numbers of images, so a tensor is whitened at once whatever its size.
         """
-        if self.whitening is not None:
-            return self.to_input(all_of(images))
         if isinstance(images, Tensor):
-            if 4 * images.nbytes <= KEEP_DECODED:
+            if self.whitening is not None or are_few(images):
                 return self.to_input(images)
-            images = StreamedImages.of(Pixels(images, images.nbytes), len(images))
+            images = StreamedImages.of_pixels(images)
         return images.seen_by(self.to_input)
 
     def to_pixels(self, images: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ network by network, as `growing_file.py` says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -19,37 +21,86 @@ from tqdm import tqdm
 from cmidd import ranks
 from cmidd.datasets import Dataset
 from cmidd.device import usable_device, with_precision
-from cmidd.networks import Network, build_network, freeze
+from cmidd.networks import Network, build_network, freeze, network_outline
 from cmidd.networks.usual import bank_network
 from cmidd.options.fields import AS_PUBLISHED
 from cmidd.options.pretrained import BankOptions
+from cmidd.parcel import sent
 from cmidd.pretrained.filler import TrainingTask, fill
 from cmidd.pretrained.mcmi import MCMI
 from cmidd.seeds import seed_of
-from cmidd.stack import Stack, first_weights, network_of
+from cmidd.stack import Stack, first_weights
 from cmidd.storage.growing_file import CRC_OF, GrowingFile, check_complete, check_piece
 from cmidd.storage.lock import locked
 from cmidd.storage.tensor_file import FileError, checksum, opened
 from cmidd.training import Objective, cross_entropy
 
 KIND = "bank of networks"
+_SHARE_OF_A_GPU = 4
+"""Of its free memory, networks of a bank take one part in so many."""
 _NOT_OF_NETWORKS = ("kind", "format", "networks", "command", "source_command")  # in a record
 
 
 class Bank(Sequence[Network]):
-    """Frozen networks kept in memory. Each is built once and shares its tensors with the bank."""
+    """Frozen networks of a file, each of which is read and checked when it is first asked for.
+
+    On a CPU a network is the part of the file itself, mapped into memory. On another device it is a
+    copy, and of these as many stay as there is room for; the one that was used longest ago goes
+    first.
+
+    Args:
+        state: of all networks, stacked on the CPU; mapped from a file, it is read as it is used.
+        record: what the file says of them.
+        device: where the networks come to be.
+        path: of the file, for messages.
+        crcs: checksums of each tensor's parts, by its name.
+        keep: bytes of networks that stay, but one at least; None: all of them.
+    """
 
     def __init__(
-        self, state: dict[str, Tensor], record: dict[str, Any], device: torch.device
+        self,
+        state: Mapping[str, Tensor],
+        record: dict[str, Any],
+        device: torch.device,
+        *,
+        path: Path | None = None,
+        crcs: Mapping[str, Tensor] | None = None,
+        keep: int | None = None,
     ) -> None:
         self.record = record
-        self._state = {name: tensor.to(device) for name, tensor in state.items()}
-        self._networks: dict[int, Network] = {}
+        self._state, self._crcs, self._path = state, crcs or {}, path or Path()
+        self._device = device
+        channels, size, *_ = record["shape"]
+        self._outline = network_outline(record["network"], channels, size, record["num_classes"])
+        self._networks: OrderedDict[int, Network] = OrderedDict()  # used last at the end
+        self._checked: set[int] = set()
+        self._most = len(self)
+        if keep is not None:
+            of_one = sum(tensor.nbytes for tensor in state.values()) // max(1, len(self))
+            self._most = max(1, keep // max(1, of_one))
 
     @classmethod
-    def load(cls, path: Path | str, device: torch.device | str | None = None) -> Bank:
-        """Read and check a complete bank, for a GPU where there is one unless told otherwise."""
+    def load(
+        cls,
+        path: Path | str,
+        device: torch.device | str | None = None,
+        *,
+        keep: int | None = None,
+    ) -> Bank:
+        """Open a complete bank, and check all of it but the numbers of the networks.
+
+        Args:
+            path: of the file. While the bank is used it may be replaced by another or deleted, but
+                not be written into.
+            device: where the networks come to be; default: a GPU where there is one.
+            keep: bytes of networks that stay there; default: a quarter of the memory of a GPU that
+                is free now, and all networks on another device.
+        """
         path, device = Path(path), usable_device(device)
+        if keep is None and device.type == "cuda":
+            keep = torch.cuda.mem_get_info(device)[0] // _SHARE_OF_A_GPU
+        if keep is not None and keep < 0:
+            raise ValueError(f"keep: expected a number of bytes, got {keep}")
         check_complete(path, "bank")
         with opened(path, KIND) as (file, record):
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -60,25 +111,20 @@ class Bank(Sequence[Network]):
         try:
             trained = state.pop("trained")
             del state["accuracy"]
-            bank = cls(state, record, device)
-            bank[0]  # made here, so that a state of other networks is an error of this file
-        except torch.OutOfMemoryError:  # of a GPU
-            raise
+            crcs = {name: found[CRC_OF + name] for name in state if CRC_OF + name in found}
+            bank = cls(state, record, device, path=path, crcs=crcs, keep=keep)
+            bank._around({name: tensor[0].to("meta") for name, tensor in state.items()})
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise FileError(f"{path}: expected networks as its record says ({error!r})") from None
         if not trained.all():
             raise FileError(f"{path}: only {int(trained.sum())} of {len(trained)} are trained")
-        for name in state:
-            if CRC_OF + name in found:  # which older files lack
-                for each, crc in zip(found[name], found[CRC_OF + name], strict=True):
-                    check_piece(path, name, each, crc)
         return bank
 
     @classmethod
     def load_for(
         cls, dataset: Dataset, path: Path, option: str, device: torch.device | str | None = None
     ) -> Bank:
-        """Read the bank that an option names, which has to be of the dataset."""
+        """Open the bank that an option names, which has to be of the dataset."""
         bank = cls.load(path, device)
         dataset.check_made_for(bank.record, f"{option}: {path}")
         dataset.check_unseen(bank.record, f"{option}: {path}")
@@ -99,7 +145,7 @@ class Bank(Sequence[Network]):
                 f"{name}: expected one that cmidd pretrain made, whose record has the seed of the "
                 f"first weights of its networks, got seed {seed!r}"
             )
-        return first_weights(self[number], seed_of(seed, "bank", number))
+        return first_weights(self._outline, seed_of(seed, "bank", self._number(number)))
 
     def describe(self) -> dict[str, Any]:
         """What a bank that is made of this one remembers of it.
@@ -108,8 +154,7 @@ class Bank(Sequence[Network]):
         first.
         """
         about = {name: v for name, v in self.record.items() if name not in _NOT_OF_NETWORKS}
-        first = {name: tensor[0] for name, tensor in self._state.items()}
-        return {**about, "crc32": checksum(first)}
+        return {**about, "crc32": checksum(self._state_of(0))}
 
     def __len__(self) -> int:
         """How many networks there are."""
@@ -120,18 +165,39 @@ class Bank(Sequence[Network]):
     @overload
     def __getitem__(self, number: slice) -> list[Network]: ...
     def __getitem__(self, number: int | slice) -> Network | list[Network]:
-        """Network `number`, frozen; the same object every time."""
+        """Network `number`, frozen; the same object every time, as long as it stays."""
         if isinstance(number, slice):
             return [self[k] for k in range(*number.indices(len(self)))]
+        number = self._number(number)
+        if number not in self._networks:
+            state = self._state_of(number)
+            while len(self._networks) >= self._most:
+                self._networks.popitem(last=False)
+            self._networks[number] = self._around(sent(state, self._device))
+        self._networks.move_to_end(number)
+        return self._networks[number]
+
+    def _number(self, number: int) -> int:
+        """The same, counted from the first network."""
         if not -len(self) <= number < len(self):
             raise IndexError(f"number: expected one of {len(self)} networks, got {number}")
-        number %= len(self)
-        if number not in self._networks:
-            state = {name: tensor[number] for name, tensor in self._state.items()}
-            record = self.record
-            network = network_of(record["network"], record["shape"], record["num_classes"], state)
-            self._networks[number] = freeze(network)
-        return self._networks[number]
+        return number % len(self)
+
+    def _state_of(self, number: int) -> dict[str, Tensor]:
+        """The state of a network as it is in the file, checked when it is read the first time."""
+        state = {name: tensor[number] for name, tensor in self._state.items()}
+        if number not in self._checked:
+            for name, crcs in self._crcs.items():
+                what = f"{name} of network {number + 1}"
+                check_piece(self._path, what, state[name], crcs[number])
+            self._checked.add(number)
+        return state
+
+    def _around(self, state: Mapping[str, Tensor]) -> Network:
+        """A network of its own around a state, which it shares and does not copy."""
+        network = copy.deepcopy(self._outline)
+        network.load_state_dict(state, assign=True)
+        return freeze(network)
 
 
 def with_source(dataset: Dataset, options: BankOptions) -> tuple[BankOptions, Bank | None]:
@@ -233,5 +299,4 @@ def train_bank(
         )
         fill(growing, task, dataset, place, at_the_end=last_state, say=say)
         ranks.from_first(growing.complete)
-    del source, tuning, task  # whose networks would stay beside those that are read
     return Bank.load(path, place)

@@ -113,7 +113,7 @@ def fill(
         say(f"{count - len(missing)} of {count} {task.name}s are there already")
     if not missing:
         return
-    images = dataset.inputs(device)
+    images = dataset.inputs(dataset.train.source.to(device))
     labels = dataset.train.labels.to(device)
     strategy = Strategy.parse(recipe.augmentation, mirror=dataset.mirror)
     groups = [group for group in groups if missing & set(group)]

@@ -105,7 +105,7 @@ def test_a_dataset_is_the_same_in_all_it_is_asked_for(folder: Path, keep: int) -
             assert torch.equal(images, expected[0])
             assert torch.equal(labels, expected[1])
     rows = torch.tensor([[2, 1], [0, 2]])
-    inputs, expected_inputs = data.inputs(CPU), whole.inputs(CPU)
+    inputs, expected_inputs = data.inputs(data.train.source), whole.inputs(whole.train.source)
     assert torch.equal(taken(inputs, rows), taken(expected_inputs, rows))
 
 
@@ -115,7 +115,8 @@ def test_images_are_whitened_alike(folder: Path) -> None:
     assert theirs.whitening is not None
     assert torch.equal(ours.whitening.matrix, theirs.whitening.matrix)
     rows = torch.tensor([3, 5])
-    torch.testing.assert_close(taken(ours.inputs(CPU), rows), taken(theirs.inputs(CPU), rows))
+    found, expected = (taken(each.inputs(each.train.source), rows) for each in (ours, theirs))
+    torch.testing.assert_close(found, expected)
 
 
 def test_what_needs_all_images_at_once_says_how_many_it_is(folder: Path) -> None:

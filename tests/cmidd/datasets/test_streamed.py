@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from cmidd.datasets import images as of_images
 from cmidd.datasets import streamed as module
 from cmidd.datasets.pixels import normalised
 from cmidd.datasets.streamed import Pixels, StreamedImages, all_of, one_after_another, rows_of
+from cmidd.first_images import real_set
 from cmidd.seeds import generator
 from cmidd.storage.tensor_file import checksum, read_tensors, write_tensors
 from tests.support.tiny import CPU, tiny_dataset
@@ -125,16 +127,61 @@ def test_pixels_are_bytes() -> None:
         Pixels(torch.zeros(2, 3, 4, 4))
 
 
-def test_a_dataset_streams_what_networks_see_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_gives_what_networks_see_at_once_or_when_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     dataset = tiny_dataset()
-    at_once = dataset.streamed(dataset.train.source)
-    assert torch.equal(at_once[:], dataset.to_input(dataset.train.images))
+    source = dataset.train.images
+    at_once, expected = dataset.inputs(source), dataset.to_input(source)
     assert isinstance(at_once, Tensor)  # as there is room for them
-    monkeypatch.setattr(of_images, "KEEP_DECODED", 4 * dataset.train.images.nbytes - 1)
-    images = dataset.streamed(dataset.train.source)
+    assert torch.equal(at_once, expected)
+    monkeypatch.setattr(module, "SMALL", 4 * source.nbytes - 1)
+    images = dataset.inputs(source)
     assert isinstance(images, StreamedImages)
-    assert torch.equal(images[:], dataset.to_input(dataset.train.images))
+    assert torch.equal(images[:], expected)
+    assert real_set(dataset).source.shape == expected.shape
     whitened = dataset.whitened()
-    there = whitened.streamed(dataset.train.source)
-    assert isinstance(there, Tensor)  # which rounds as all of it together
-    assert torch.equal(there, whitened.to_input(dataset.train.images))
+    for there in (whitened.inputs(source), real_set(whitened).source):
+        assert isinstance(there, Tensor)  # which rounds as all of it together
+        assert torch.equal(there, whitened.to_input(source))
+    read_later = StreamedImages.of(Pixels(source), len(source))
+    for images in (dataset.inputs(read_later), whitened.inputs(read_later)):
+        assert isinstance(images, StreamedImages)
+    whole = real_set(replace(whitened, train=replace(whitened.train, source=read_later))).source
+    assert isinstance(whole, Tensor)
+    assert torch.equal(whole, whitened.to_input(source))
+
+
+def test_pixels_in_memory_are_not_copied_to_go_to_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, moved = pixels_of(9), list[Tensor]()
+    to = Tensor.to
+
+    def told(tensor: Tensor, *arguments: object, **settings: object) -> Tensor:
+        moved.append(tensor)
+        return to(tensor, *arguments, **settings)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(module, "SMALL", 0)
+    images = StreamedImages.of_pixels(pixels).seen_by(seen)
+    monkeypatch.setattr(Tensor, "to", told)
+    there = images.to(torch.device("meta"))
+    assert isinstance(there, StreamedImages)
+    assert any(each is pixels for each in moved)
+    some = images.of_rows(slice(1, 4)).to(torch.device("meta"))
+    assert some.shape == (3, *SHAPE)
+
+
+def test_only_what_is_read_or_decoded_is_made_ahead_of_its_use() -> None:
+    """In memory a batch is a copy, for which a thread would need cores of its own."""
+    pixels, rows = pixels_of(9), torch.split(torch.arange(9), 3)
+    of_thread: list[bool] = []
+
+    def noted(images: Tensor) -> Tensor:
+        of_thread.append(threading.current_thread() is not threading.main_thread())
+        return seen(images)
+
+    in_memory, of_file = StreamedImages.of_pixels(pixels), StreamedImages.of(Pixels(pixels), 9)
+    for images, is_ahead in ((in_memory, False), (of_file, True)):
+        of_thread.clear()
+        found = list(one_after_another(images.seen_by(noted), rows))
+        assert torch.equal(torch.cat(found), seen(pixels))
+        assert of_thread == [is_ahead] * 3

@@ -9,7 +9,7 @@ from torch import Tensor
 from cmidd.methods.class_gradients import GradientsClassByClass, GradientsTogether
 from cmidd.networks import build_network, initialize
 from cmidd.seeds import generator
-from cmidd.training import Stack
+from cmidd.stack import Stack
 from cmikernels.precision import PRECISIONS, computing
 from tests.support.compare import relative_error
 from tests.support.convolutions import Convolutions

@@ -54,7 +54,7 @@ def read_labels(path: Path) -> None:
 
 FILES: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any]]] = {
     "set": (run_in, SyntheticSet.load),
-    "bank": (lambda path: tiny_bank(path, DATASET), lambda path: Bank.load(path, CPU)),
+    "bank": (lambda path: tiny_bank(path, DATASET), lambda path: Bank.load(path, CPU)[:]),
     "labels": (label, read_labels),
     "experts": (lambda path: tiny_experts(path, DATASET), read_experts),
 }
