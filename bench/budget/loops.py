@@ -211,7 +211,8 @@ def pretraining(rig: Rig) -> Counts:
         seen = pixels.seen_by(rig.dataset.to_input)
         return rig.meter.total(rig.train(SIZES.bank, seen, recipe, networks=1))
 
-    return {"step": steps(WARM + 1) - steps(WARM)}
+    some, more = steps(WARM), steps(WARM + 1)
+    return {"step": more - some}
 
 
 def cmi(classes: int, ipc: int, rig: Rig, *, at_most: int = 2) -> Counts:

@@ -1,7 +1,7 @@
 """What the time of a loop on an H200 might be: of what is counted, and of rates that were guessed.
 
     device    for each operation the longer of bytes / 4.0 TB/s and FLOP / rate, and 0.7 us a kernel
-    CPU       7 us for each of its calls
+    CPU       7 us for each of its calls and copies
     a step    the longer of the two where the CPU does not wait for the device, else their sum
 
 4.0 TB/s is nine tenths of what a copy reaches. The rate, 135 TFLOP/s, is the middle of what others
@@ -26,5 +26,5 @@ def nanoseconds(launches: int, moved: int, flops: int) -> int:
 
 def milliseconds(count: Count) -> tuple[float, float, float]:
     """Of the device, of the CPU, and of both."""
-    device, cpu = count.nanoseconds / 1e6, _A_CALL * count.calls / 1e6
+    device, cpu = count.nanoseconds / 1e6, _A_CALL * (count.calls + count.copies) / 1e6
     return device, cpu, device + cpu if count.waits else max(device, cpu)

@@ -8,8 +8,8 @@ that the function reads or writes has to stay where it is, and Python's part is 
 
 from __future__ import annotations
 
+import functools
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, Protocol, TypeVar
@@ -24,6 +24,7 @@ T = TypeVar("T")
 CALLS_BEFORE = 3
 """Of each kind of argument, before a graph is worth its capture, and torch is ready for it."""
 _MOST_GRAPHS = 6
+_MOST_KINDS = 64  # that come before it is plain that kinds do not come again
 _ALIGNED = 16  # bytes that numbers of any type may begin at
 
 _Layout = tuple[int, tuple[int, ...]]
@@ -40,26 +41,33 @@ class Graphs(Protocol):
         """Note the launches of work, none of which is done yet; what does them."""
 
 
+@functools.cache
+def _stream_beside(device: torch.device) -> torch.cuda.Stream:
+    """The one on which everything of a device is captured, and done before."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 class _CudaGraphs:
     """They share their memory: nothing that one leaves there is read by another."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.pool = device, torch.cuda.graph_pool_handle()
+        self.device, self.stream = device, _stream_beside(device)
+        with torch.cuda.device(device):
+            self.pool = torch.cuda.graph_pool_handle()
 
     def before(self, work: Callable[[], None]) -> None:
         with torch.cuda.device(self.device):
-            here, beside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            beside.wait_stream(here)
-            with torch.cuda.stream(beside):
+            here = torch.cuda.current_stream()
+            self.stream.wait_stream(here)
+            with torch.cuda.stream(self.stream):
                 work()
-            here.wait_stream(beside)
+            here.wait_stream(self.stream)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on, with memory for images that they read ahead.
-        with (
+        with (  # other threads may go on, with memory for images that they read ahead
             torch.cuda.device(self.device),
-            torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"),
+            torch.cuda.graph(graph, self.pool, self.stream, "thread_local"),
         ):
             work()
 
@@ -87,8 +95,7 @@ class Captured(Generic[T]):
     """
 
     def __init__(self, function: Callable[[T], None], device: torch.device) -> None:
-        self.function = function
-        self._graphs: Graphs | None = GRAPHS[device.type](device)
+        self.function, self.graphs = function, GRAPHS[device.type](device)
         self._calls: Counter[Hashable] = Counter()
         self._captured: dict[Hashable, tuple[list[Tensor], Callable[[], None]]] = {}
 
@@ -96,8 +103,15 @@ class Captured(Generic[T]):
         """`function(argument)`."""
         given: list[Tensor] = []
         kind = _kind(argument, given), _layout(given)
-        if kind not in self._captured and not self._capture(kind, argument, given):
-            return
+        if kind not in self._captured:
+            if len(self._captured) == _MOST_GRAPHS or len(self._calls) > _MOST_KINDS:
+                self.function(argument)
+                return
+            self._calls[kind] += 1
+            if self._calls[kind] <= CALLS_BEFORE:
+                self.graphs.before(lambda: self.function(argument))
+                return
+            self._capture(kind, argument, given)
         read, replay = self._captured[kind]
         for there, tensor in zip(read, _pieces(given, kind[1]), strict=True):
             there.copy_(tensor)
@@ -105,31 +119,21 @@ class Captured(Generic[T]):
 
     def _capture(
         self, kind: tuple[Hashable, _Layout | None], argument: T, given: list[Tensor]
-    ) -> bool:
-        """Whether there is a graph of such arguments now; where there is none, a plain call."""
-        self._calls[kind] += 1
-        if self._graphs is None or len(self._captured) == _MOST_GRAPHS:
-            self.function(argument)
-            return False
-        if self._calls[kind] <= CALLS_BEFORE:
-            self._graphs.before(lambda: self.function(argument))
-            return False
+    ) -> None:
+        """Make a graph of such arguments, which reads copies of these."""
         read = [piece.clone() for piece in _pieces(given, kind[1])]
         copies = dict(zip(map(id, given), _tensors(read, given, kind[1]), strict=True))
         copy = mapped(argument, lambda each: copies[id(each)])
         try:
-            replay = self._graphs.capture(lambda: self.function(copy))
-        except RuntimeError as error:
-            warnings.warn(
-                f"a step could not be captured in a CUDA graph, so its kernels are launched one by "
-                f"one ({error}); CMIDD_CUDA_GRAPHS=0 in the environment tries none",
-                stacklevel=2,
-            )
-            self._graphs = None
-            self.function(argument)
-            return False
+            replay = self.graphs.capture(lambda: self.function(copy))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # after which CUDA may not be relied on
+            raise RuntimeError(
+                f"a step could not be captured in a CUDA graph ({error}); begin again with "
+                "CMIDD_CUDA_GRAPHS=0 in the environment, which captures none"
+            ) from error
         self._captured[kind] = read, replay
-        return True
 
 
 def _kind(value: Any, tensors: list[Tensor]) -> Hashable:
@@ -139,7 +143,12 @@ def _kind(value: Any, tensors: list[Tensor]) -> Hashable:
         return tuple(value.shape), value.dtype
     if isinstance(value, list | tuple):
         return type(value), tuple(_kind(each, tensors) for each in value)
-    return value  # type: ignore[no-any-return]
+    if value is None or type(value) in (bool, int, float, str):
+        return type(value), str(value)
+    raise TypeError(
+        "argument: expected tensors, numbers and names, in tuples and lists, got "
+        f"{type(value).__name__}"
+    )
 
 
 def _layout(tensors: list[Tensor]) -> _Layout | None:

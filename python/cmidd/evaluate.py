@@ -106,7 +106,7 @@ def evaluate_set(
         lr: learning rate; default: what the set learned with its images, or the recipe's.
         seed: of first weights, order and augmentation.
         device: default: a GPU where there is one.
-        together: networks trained at once; default: 1 on a CPU, on a GPU 5, of ResNets 1.
+        together: networks trained at once; default: 1 on a CPU, on a GPU 5 small ones.
         teacher: whose logits networks learn: `SoftLabels` of the set, which say how images are
             ordered, augmented and mixed, or `TeacherNetworks`; default: none, they learn labels.
         store: where results are kept and found again.
@@ -202,7 +202,7 @@ def evaluate(
         recipe: how they are trained.
         seed: of first weights, order and augmentation; network k of a seed is always the same.
         device: where.
-        together: networks trained at once; default: 1 on a CPU, on a GPU 5, of ResNets 1.
+        together: networks trained at once; default: 1 on a CPU, on a GPU 5 small ones.
         teacher: whose logits networks learn, of just these images; None: they learn labels.
         store: where results are kept and found again.
         say: told where each architecture goes on, and its result.

@@ -50,7 +50,7 @@ def sent(made: T, device: torch.device) -> T:
 
 
 def fetched(number: Tensor) -> Callable[[], float]:
-    """What gives a number of a device later, and waits for no more than what led to the number."""
+    """What gives a number of a device later; of a GPU it waits for what led to the number alone."""
     if number.device.type == "cpu":
         return partial(float, number.item())
     here = torch.empty((), dtype=number.dtype, pin_memory=_pins(number.device))

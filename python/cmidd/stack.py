@@ -8,6 +8,7 @@ are few, while convolutions of several at once are grouped ones, which libraries
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from cmidd.networks import (
     has_batch_norm,
     images_per_chunk,
 )
+from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator
 from cmikernels.precision import computing
 
@@ -121,7 +123,7 @@ class Stack:
     def images_per_chunk(self, images: Images) -> int:
         """How many images (N, channels, height, width) to put through a network together."""
         if images.device.type != "cpu" or self.sees_batches:
-            return len(images)
+            return max(1, len(images))
         return images_per_chunk(images.device, images.shape[-1], len(images))
 
     @torch.no_grad()
@@ -144,7 +146,8 @@ def first_weights(network: Network, seed: int) -> dict[str, Tensor]:
 def networks_together(spec: str, device: torch.device, asked: int | None) -> int:
     """How many networks to train together where the user does not say.
 
-    The step of several small ones on a GPU is one graph. Of large ones memory is for one alone.
+    The step of several small ones on a GPU is one graph. A large one is trained alone, because
+    several would fill the memory.
     """
     if asked is not None:
         return asked
@@ -159,3 +162,27 @@ def network_of(
     network = build_network(spec, shape[0], shape[1], num_classes)
     network.load_state_dict(state, assign=True)
     return network
+
+
+def optimizer_of(
+    stack: Stack, recipe: Recipe, *, rate_on_device: bool = False
+) -> torch.optim.Optimizer:
+    """What steps all networks of a stack, as a recipe says.
+
+    With `rate_on_device` the learning rate is a tensor there, and torch's fused kernel reads it.
+    """
+    parameters = stack.parameters
+    how: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    if rate_on_device:
+        how["fused"] = True
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(parameters, capturable=rate_on_device, **how)
+    else:
+        optimizer = torch.optim.SGD(parameters, momentum=recipe.momentum, **how)
+    if rate_on_device:  # put there now: torch would look whether it is negative, and wait
+        for group in optimizer.param_groups:
+            group["lr"] = torch.full(
+                (), recipe.lr, dtype=torch.float32, device=parameters[0].device
+            )
+    return optimizer

@@ -9,16 +9,17 @@ each sees exactly its own gradient. SGD and AdamW work element by element and ne
 where m and s are the averages of the gradient over about 10 steps and of its square over 1000.
 
 Everything drawn (first weights, order of images, augmentation) is drawn for each network from its
-own seed, so a network is the same whether it is trained alone or in a stack. `training_draws.py`
-draws it, `training_batches.py` makes batches by it, `Training` learns from them.
+own seed, so a network is the same whether it is trained alone or in a stack, on a GPU up to
+rounding. `training_draws.py` draws it, `training_batches.py` makes batches by it, `Training` learns
+from them.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ from cmidd.captured import Captured, has_graphs
 from cmidd.datasets.streamed import Images, taken
 from cmidd.options.recipe import Recipe
 from cmidd.progress import Readout
-from cmidd.stack import Stack
+from cmidd.stack import Stack, optimizer_of
 from cmidd.training_batches import EpochPlan, StepPlan, batches_of, learned_of, plans_on
 from cmidd.training_draws import EpochDraws, draw_epochs
 from cmikernels.precision import computing
@@ -79,8 +80,8 @@ def _never() -> bool:
 class Training:
     """Networks with the optimizer that they learn by; called as often as there is what to learn.
 
-    On a GPU steps on images that are there whole are captured, and done again as long as images,
-    labels and the state of the optimizer stay where they are.
+    On a GPU steps on images that are there are captured, and done again as long as images, labels
+    and the state of the optimizer stay where they are.
     """
 
     def __init__(
@@ -118,9 +119,10 @@ class Training:
         if repeats is None:
             repeats = objective is cross_entropy
         elsewhere = shared or teach is not None or stack.is_compiled
-        self.captures = repeats and not elsewhere and has_graphs(self.device)
-        self.optimizer = _optimizer(stack.parameters, recipe, rate_on_device=self.captures)
-        self.rate = recipe.lr
+        float32 = stack.parameters[0].dtype == torch.float32  # as rates on a device are
+        self.captures = repeats and not elsewhere and float32 and has_graphs(self.device)
+        self.optimizer = optimizer_of(stack, recipe, rate_on_device=self.captures)
+        self.rate, self.has_state_of_others = recipe.lr, False
         self.total = torch.zeros((), device=self.device)  # loss of an epoch so far
         self._captured: Captured[StepPlan] | None = None
         self._captured_of: tuple[Images, ...] = ()
@@ -162,9 +164,13 @@ class Training:
     def _begin(self, done: Progress) -> None:
         """Give the optimizer the state of training that is done, or that of none."""
         parameters, state = self.stack.parameters, self.optimizer.state
-        if not done.optimizer:
+        if not done.optimizer and self.has_state_of_others:
+            state.clear()
+            self._captured = None
+        elif not done.optimizer:
             for tensor in [tensor for each in parameters for tensor in state[each].values()]:
                 tensor.zero_()
+        self.has_state_of_others = bool(done.optimizer)
         for each, given in zip(parameters, done.optimizer, strict=False):
             if self.captures:  # also the counter of steps, which else stays on the CPU
                 given = {name: tensor.to(self.device) for name, tensor in given.items()}
@@ -205,11 +211,11 @@ class Training:
         """The steps on these images, whose graphs serve as long as all is where it was."""
         of, seen, classes = (images, labels), self.seen, self.stack.num_classes
         if self._captured is None or [*map(_place, of)] != [*map(_place, self._captured_of)]:
-            self._captured_of = of
+            self._captured_of, itself = of, weakref.proxy(self)  # no circle keeps its memory
 
             def step(plan: StepPlan) -> None:
                 x, y = learned_of(taken(images, plan.rows), labels, plan, classes, seen=seen)
-                self._learn(x, y, x.shape[1])
+                itself._learn(x, y, x.shape[1])
 
             self._captured = Captured(step, self.device)
         return self._captured
@@ -247,10 +253,13 @@ def train(
     strategy: Strategy,
     epochs: Iterable[EpochDraws],
     *,
+    objective: Objective = cross_entropy,
     on_epoch: Callable[[int, float], None] | None = None,
     done: Progress | None = None,
     stopping: Callable[[], bool] = _never,
-    **how: Any,
+    shared: bool = False,
+    seen: Callable[[Tensor], Tensor] | None = None,
+    teach: Teach | None = None,
 ) -> Progress | None:
     """Train every network of the stack, in place; how far it came, or None if it came to its end.
 
@@ -262,32 +271,20 @@ def train(
         strategy: how images are augmented.
         epochs: what was drawn by `draw_epochs` for the recipe and the strategy, from the first
             epoch on that is not done.
+        objective: as of `Training`, like `shared`, `seen` and `teach`.
         on_epoch: called with the number of finished epochs and the mean loss of the last; of one
             up to a second before it on a GPU, which would have to be waited for.
         done: what the stack has been trained already; its state of the optimizer is changed in
             place.
         stopping: asked after each step whether to end there.
-        how: what else `Training` takes.
+        shared: see there.
+        seen: see there.
+        teach: see there.
     """
-    training = Training(stack, recipe, strategy, **how)
+    training = Training(
+        stack, recipe, strategy, objective=objective, shared=shared, seen=seen, teach=teach
+    )
     return training(images, labels, epochs, on_epoch=on_epoch, done=done, stopping=stopping)
-
-
-def _optimizer(
-    parameters: list[Tensor], recipe: Recipe, *, rate_on_device: bool
-) -> torch.optim.Optimizer:
-    how: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
-    if rate_on_device:
-        how["fused"] = True
-    optimizer: torch.optim.Optimizer
-    if recipe.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(parameters, capturable=rate_on_device, **how)
-    else:
-        optimizer = torch.optim.SGD(parameters, momentum=recipe.momentum, **how)
-    if rate_on_device:  # put there now: torch would look whether it is negative, and wait
-        for group in optimizer.param_groups:
-            group["lr"] = torch.full((), recipe.lr, device=parameters[0].device)
-    return optimizer
 
 
 def fresh_and_trained(

@@ -32,8 +32,8 @@ class Mixing(NamedTuple):
     """CutMix of a step, as the device takes it."""
 
     rows: Tensor  # (K B,): the place in all batches, joined, of the image that a rectangle is of
-    inside: Tensor  # (K, 1, 1, height, width) bool: the rectangle
-    shares: Tensor  # (2, K, 1, 1) float64: of the image itself, and of the other one
+    edges: Tensor  # (K, 4) int64: first row and the one after the last, and columns
+    shares: Tensor  # (2, K) float64: of the image itself, and of the other one
 
 
 class EpochDraws(NamedTuple):
@@ -121,13 +121,12 @@ def box(numbers: Tensor, height: int, width: int) -> tuple[slice, slice]:
 def mixing_of(mix: Mix, height: int, width: int) -> Mixing:
     """What was drawn for a step, worked out for images of a size."""
     count, size = mix.partners.shape
-    inside = torch.zeros(count, 1, 1, height, width, dtype=torch.bool)
-    for network, numbers in zip(inside, mix.numbers, strict=True):
-        rows, columns = box(numbers, height, width)
-        network[..., rows, columns] = True
-    shares = inside.double().mean((3, 4))
+    boxes = [box(numbers, height, width) for numbers in mix.numbers]
+    edges = torch.tensor([[edge for side in each for edge in (side.start, side.stop)]
+                          for each in boxes])  # fmt: skip
+    shares = ((edges[:, 1] - edges[:, 0]) * (edges[:, 3] - edges[:, 2])).double() / (height * width)
     places = mix.partners + size * torch.arange(count)[:, None]
-    return Mixing(places.flatten(), inside, torch.stack([1 - shares, shares]))
+    return Mixing(places.flatten(), edges, torch.stack([1 - shares, shares]))
 
 
 def mixed(
@@ -148,5 +147,10 @@ def mixed(
     others, of_others = (
         each.flatten(0, 1)[mixing.rows].view_as(each) for each in (images, targets)
     )
-    own, share = mixing.shares.to(images.dtype)
-    return torch.where(mixing.inside, others, images), own * targets + share * of_others
+    top, bottom, left, right = mixing.edges.view(-1, 4, 1, 1).unbind(1)  # (K, 1, 1) each
+    row, column = (torch.arange(size, device=images.device) for size in images.shape[3:])
+    rows = (row >= top) & (row < bottom)  # (K, 1, height)
+    columns = (column >= left) & (column < right)
+    inside = rows[..., None] & columns[..., None, :]  # (K, 1, height, width)
+    own, share = mixing.shares.to(images.dtype)[..., None, None]
+    return torch.where(inside[:, None], others, images), own * targets + share * of_others

@@ -296,7 +296,7 @@ def test_a_graph_that_would_wait_is_refused(meter: Meter) -> None:
     again = Captured(work, META)
     for _ in range(CALLS_BEFORE):
         again(there(4, 6))
-    with pytest.warns(UserWarning, match="expected work that can be captured, got .*'waits in"):
+    with pytest.raises(RuntimeError, match=r"expected work that can be captured, got .*'waits in"):
         again(there(4, 6))
 
 

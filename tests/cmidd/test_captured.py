@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -91,18 +92,70 @@ def test_arguments_are_not_kept_and_not_changed(graphs: type[Replayed]) -> None:
         assert each.of.tolist() == [k] * 3
 
 
-def test_what_cannot_be_captured_is_said_once_and_stays_plain_calls(
-    graphs: type[Replayed],
+READING: dict[str, Callable[[Tensor], object]] = {
+    "item": lambda x: x.sum().item(),
+    "tolist": lambda x: x.tolist(),
+    "numpy": lambda x: x.numpy(),
+    "a mask": lambda x: x[x > 0],
+    "nonzero": lambda x: x.nonzero(),
+    "a number of Python's": lambda x: x + torch.tensor(2.0),
+}
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("read", READING.values(), ids=READING)
+def test_what_cannot_be_captured_is_an_error_that_says_what_to_do(
+    read: Callable[[Tensor], object],
 ) -> None:
-    read: list[float] = []
-    again = Captured(lambda given: read.append(given.of.sum().item()), CPU)  # type: ignore[var-annotated]
+    again = Captured(lambda given: (read(given.of), None)[1], CPU)  # type: ignore[var-annotated]
     for k in range(CALLS_BEFORE):
         again(numbers(k))
-    with pytest.warns(UserWarning, match="could not be captured.*not permitted"):
+    with pytest.raises(RuntimeError, match=r"not permitted.*; begin again with CMIDD_CUDA_GR"):
         again(numbers(CALLS_BEFORE))
-    again(numbers(CALLS_BEFORE + 1))
-    assert read == [3.0 * k for k in range(CALLS_BEFORE + 2)]
-    assert graphs.captures == 1
+
+
+def test_memory_that_is_not_there_is_torchs_own_error(graphs: type[Replayed]) -> None:
+    def work(given: Numbers) -> None:
+        if graphs.captures:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    again = Captured(work, CPU)
+    for k in range(CALLS_BEFORE):
+        again(numbers(k))
+    with pytest.raises(torch.OutOfMemoryError):
+        again(numbers(CALLS_BEFORE))
+
+
+@pytest.mark.usefixtures("graphs")
+def test_numbers_of_other_types_are_other_kinds_and_what_is_unknown_is_refused() -> None:
+    given: list[Tensor] = []
+    values: list[object] = [1, 1.0, True, 0.0, -0.0, "1", None, (), []]
+    kinds = [captured._kind(value, given) for value in values]
+    assert len(set(kinds)) == len(kinds)
+    unknown: list[object] = [{"a": 1}, slice(3), object()]
+    for value in unknown:
+        with pytest.raises(TypeError, match="argument: expected tensors, numbers and names"):
+            captured._kind(value, given)
+
+
+def test_where_kinds_do_not_come_again_all_are_plain_calls(
+    graphs: type[Replayed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(captured, "_MOST_KINDS", 3)
+    function, before = Sum(), list[int]()
+    again = Captured(function, CPU)
+
+    def noted(_: Replayed, work: Callable[[], None]) -> None:
+        before.append(1)
+        work()
+
+    monkeypatch.setattr(Replayed, "before", noted)
+    for _ in range(CALLS_BEFORE + 2):
+        for count in range(1, 6):
+            again(numbers(1, count=count))
+    assert graphs.captures == 0
+    assert len(before) == 4
+    assert function.total == (CALLS_BEFORE + 2) * (2 * 15 + 5 * 10)
 
 
 @pytest.mark.parametrize("step", [4, 1], ids=["as they were sent", "anywhere"])

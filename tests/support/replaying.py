@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cmidd.captured import GRAPHS
+
+aten: Any = torch.ops.aten
+T = TypeVar("T")
+
+_REFUSED = {
+    aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.lift_fresh,
+    aten.equal,
+}  # fmt: skip
+"""What reads numbers, or copies those that Python has."""
 
 
 class _Noted(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -28,18 +39,33 @@ class _Noted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func.overloadpacket is torch.ops.aten._local_scalar_dense:
+        masks = func.overloadpacket in (aten.index, aten.index_put_) and any(
+            each is not None and each.dtype == torch.bool for each in args[1]
+        )
+        if func.overloadpacket in _REFUSED or masks:
             raise RuntimeError("operation not permitted when stream is capturing")
         made = func(*args, **(kwargs or {}))
         self.operations.append((func, args, kwargs or {}, tree_leaves(made)))
         return made
 
 
+@contextmanager
+def _without_reading() -> Iterator[None]:
+    """Refuses what reads numbers past the operations."""
+
+    def refused(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with mock.patch.multiple(Tensor, tolist=refused, numpy=refused):
+        yield
+
+
 class Replayed:
     """Does operations again on the same memory.
 
     As in a CUDA graph, Python's part is not done again, what an operation made stays where it was
-    made, and no number may be read.
+    made, and no number may be read. Other than there all memory is kept, and copies from the CPU
+    are not seen.
     """
 
     captures = replays = 0
@@ -55,7 +81,7 @@ class Replayed:
         """Note it. It is done too, in the place of the first replay."""
         type(self).captures += 1
         noted = _Noted()
-        with noted:
+        with noted, _without_reading():
             work()
         is_done = [True]
 
@@ -94,3 +120,11 @@ class DoneAgain:
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """The work."""
         return work
+
+
+def both(monkeypatch: pytest.MonkeyPatch, run: Callable[[], T]) -> tuple[T, T, type[Replayed]]:
+    """A run whose steps are done again by Python, and one by graphs."""
+    monkeypatch.setitem(GRAPHS, "cpu", DoneAgain)
+    expected = run()
+    graphs = replayed(monkeypatch)
+    return expected, run(), graphs

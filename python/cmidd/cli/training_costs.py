@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cmidd.augment import Strategy
+from cmidd.captured import CALLS_BEFORE
 from cmidd.cli.costs import duration, peak
 from cmidd.datasets import Dataset
 from cmidd.datasets.streamed import Images
@@ -29,7 +30,7 @@ from cmidd.stack import Stack, networks_together
 from cmidd.storage.output import in_words
 from cmidd.synthetic import SyntheticSet
 from cmidd.teaching import Teacher, objective_of
-from cmidd.training import train
+from cmidd.training import Training
 from cmidd.training_draws import draw_epochs
 
 _TRIED = 3  # steps that are counted
@@ -154,28 +155,30 @@ class Evaluated:
 
 
 class _Clock:
-    """Asked after each step whether to stop, it notes the time."""
+    """Asked after each step whether to stop, it notes the time; steps count from `first` on."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, first: int = 1) -> None:
+        self.device, self.first = device, first
         self.times = [time.perf_counter()]
 
     def __call__(self) -> bool:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.times.append(time.perf_counter())
-        counted = len(self.times) - 2
-        return counted == _TRIED or (counted > 0 and self.times[-1] - self.times[1] > _LONG)
+        counted = len(self.times) - 1 - self.first
+        if counted <= 0:
+            return False
+        return counted == _TRIED or self.times[-1] - self.times[self.first] > _LONG
 
     def step(self) -> float:
-        """Seconds of a step but the first, where there is another."""
-        times = self.times[1:] if len(self.times) > 2 else self.times
+        """Seconds of a step that is counted, or of all where there is none such."""
+        times = self.times[self.first :] if len(self.times) > self.first + 1 else self.times
         return (times[-1] - times[0]) / (len(times) - 1)
 
 
-def _epochs_tried(steps: int) -> int:
+def _epochs_tried(steps: int, first: int = 1) -> int:
     """Epochs of so many steps that hold those that are tried."""
-    return math.ceil((_TRIED + 1) / steps)
+    return math.ceil((first + _TRIED) / steps)
 
 
 def estimate_training(
@@ -210,20 +213,12 @@ def estimate_training(
     steps = math.ceil(len(images) / recipe.batch_size)
     began = time.perf_counter()
     epochs = draw_epochs(seeds, len(images), recipe, strategy)
-    drawn = list(islice(epochs, _epochs_tried(steps)))
+    training = Training(stack, recipe, strategy, objective=objective_of(recipe), teach=teacher)
+    first = 1 + CALLS_BEFORE if training.captures else 1  # a step that is done again
+    drawn = list(islice(epochs, _epochs_tried(steps, first)))
     draw = (time.perf_counter() - began) / len(drawn)
-    clock = _Clock(device)
-    train(
-        stack,
-        images,
-        labels,
-        recipe,
-        strategy,
-        drawn,
-        objective=objective_of(recipe),
-        stopping=clock,
-        teach=teacher,
-    )
+    clock = _Clock(device, first)
+    training(images, labels, drawn, stopping=clock)
     batches = list(islice(judge.batches(judge.test, device), 1))
     stack.accuracy(batches)
     began = time.perf_counter()

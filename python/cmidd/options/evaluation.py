@@ -76,7 +76,7 @@ class EvaluateOptions(Options):
         seed: of the networks
         precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
             it, else float32
-        together: networks trained at once; default: 1 on a CPU, on a GPU 5, of ResNets 1
+        together: networks trained at once; default: 1 on a CPU, on a GPU 5 small ones
         out: JSON file of the results, for cmidd report
         resume: go on with the results that are there; with more sets, networks and repeats too
         dry_run: say what all networks cost in time, memory and disk, and end there

@@ -66,7 +66,7 @@ class BankOptions(Options):
         seed: of first weights, order and augmentation; of order and augmentation alone for mcmi
         precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
             it, else float32
-        together: networks trained at once; default: 1; on a GPU 5, of ResNets and for mcmi 1
+        together: networks trained at once; default: 1, on a GPU 5 small ones; for mcmi 1
         objective: what is minimised: cross_entropy of networks with fresh weights, or mcmi, by
             which those of from_bank are fine-tuned
         from_bank: file of the bank whose networks mcmi fine-tunes
@@ -219,7 +219,7 @@ class ExpertOptions(Options):
         seed: of first weights, order and augmentation
         precision: of networks: float32, tf32 (on GPUs) or bfloat16; default: tf32 on a GPU that has
             it, else float32
-        together: experts trained at once; default: 1 on a CPU, on a GPU 5, of ResNets 1
+        together: experts trained at once; default: 1 on a CPU, on a GPU 5 small ones
     """
 
     network: str | None = option(None, names="network")

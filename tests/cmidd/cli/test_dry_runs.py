@@ -13,6 +13,7 @@ import torch
 from cmidd.cli import main, training_costs
 from cmidd.cli.training_costs import estimate_training
 from cmidd.options.recipe import Recipe
+from tests.support.replaying import replayed
 from tests.support.tiny import CPU, NETWORK, tiny_dataset
 
 SMALL = ["--network=convnet:width=8,depth=1", "--device=cpu"]
@@ -83,6 +84,24 @@ def test_the_time_is_that_of_all_epochs_and_tests_of_all_groups(
     draw, test = 1 / 2, 1.0  # seconds of an epoch's draws, of the one batch of test images
     assert cost.seconds == 3 * (10 * (draw + 3 * 1.0) + test)
     assert cost.memory > 2**20
+
+
+def test_where_steps_are_captured_those_that_are_done_again_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graphs, ticks, made = replayed(monkeypatch), [0.0], [0]
+
+    def tick() -> float:  # a step that is done again takes 1 s, and one before it 100
+        again = graphs.replays > max(graphs.captures, made[0])
+        made[0], ticks[0] = max(graphs.replays, made[0]), ticks[0] + (1 if again else 100)
+        return ticks[0]
+
+    monkeypatch.setattr("time.perf_counter", tick)
+    data, recipe = tiny_dataset(), Recipe(epochs=10, batch_size=18)
+    images = data.to_input(data.train.images)
+    cost = estimate_training(NETWORK, images, data.train.labels, data, recipe, 1, together=None)
+    assert (graphs.captures, graphs.replays) == (1, 4)
+    assert cost.step == 1.0
 
 
 def test_a_slow_step_is_tried_twice_and_a_single_one_counts(
