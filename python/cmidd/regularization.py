@@ -10,6 +10,7 @@ so ranks share them (`term.py`).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -92,7 +93,7 @@ class CMITerm(Term):
             )
             return
         self.weight = weight() if options.cmi_weight is None else options.cmi_weight
-        bank = Bank.load_for(dataset, options.bank, "bank", images.device)
+        bank = self._bank = Bank.load_for(dataset, options.bank, "bank", images.device)
         _check_against(options, bank)
         self.input_records["bank"] = bank.record
         self._regularizer = CMIRegularizer(
@@ -146,7 +147,10 @@ class CMITerm(Term):
         return self.needs_real_means and self._all.largest <= 1
 
     def measure_real_means(self, say: Callable[[str], None]) -> None:
-        """Take one pass over the real images, if their class means are asked for."""
+        """Take the class means of the real images, if they are asked for.
+
+        That is a pass over them for as many networks as stay on the device.
+        """
         if self._regularizer is None or not self.needs_real_means:
             return
         say(f"class centroids of the real images, by {len(self._regularizer.networks)} networks")
@@ -160,12 +164,19 @@ class CMITerm(Term):
             classes = classes or range(1)
             first, last = train.offsets[[classes.start, classes.stop]].tolist()
             train = train.chosen(torch.arange(first, last))
-        batches = progress(
-            dataset.batches(train, self._labels.device), desc="real images", unit="batch"
-        )
-        mine = self._regularizer.real_centroids(
-            ((images, labels - classes.start) for images, labels in batches), len(classes)
-        )
+        bank, parts = self._bank, []
+        for first in range(0, len(bank), bank.most):  # so that each network is read once
+            batches = progress(
+                dataset.batches(train, self._labels.device), desc="real images", unit="batch"
+            )
+            some = copy.copy(self._regularizer)
+            some.networks = bank[first : first + bank.most]
+            parts.append(
+                some.real_centroids(
+                    ((images, labels - classes.start) for images, labels in batches), len(classes)
+                )
+            )
+        mine = torch.cat(parts)
         centroids = mine.new_zeros(len(mine), dataset.num_classes, mine.shape[-1])
         centroids[:, classes.start : classes.stop] = mine
         self._regularizer.centroids = centroids

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cmidd.pretrained.bank import Bank
 from cmidd.run import Run
 from cmidd.storage.output import in_words
 
@@ -75,12 +76,13 @@ def disk_of(run: Run) -> int:
 
 
 def _growth(run: Run) -> int:
-    """Bytes by which a method's state grows after its first iteration, with those of a checkpoint.
+    """Bytes by which a run grows after its first iteration: a method's state, networks of banks.
 
-    That takes a copy, and on a CPU as many bytes again for the file.
+    A checkpoint takes a copy of the state, and on a CPU as many bytes again for the file.
     """
     method, copies = run.method, 3 if run.images.device.type == "cpu" else 2
-    return copies * max(0, method.state_bytes(run.options.iterations) - method.state_bytes(1))
+    state = copies * max(0, method.state_bytes(run.options.iterations) - method.state_bytes(1))
+    return state + sum(bank.to_come for bank in Bank.opened)
 
 
 def _timed(run: Run, update: int) -> tuple[float, float]:

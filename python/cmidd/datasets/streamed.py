@@ -150,7 +150,7 @@ class StreamedImages:
         return one_after_another(self, torch.split(torch.arange(len(self)), size))
 
     def decoded(self, title: str) -> Tensor:
-        """All of them as uint8, of which none is kept here; a bar is called `title`."""
+        """All of them as uint8, which may be those of the source; a bar is called `title`."""
         assert self._seen is None, "expected images as they are"
         return self._source.whole(self._rows, title)
 

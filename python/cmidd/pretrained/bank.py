@@ -12,7 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, ClassVar, overload
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -45,8 +46,8 @@ class Bank(Sequence[Network]):
     """Frozen networks of a file, each of which is read and checked when it is first asked for.
 
     On a CPU a network is the part of the file itself, mapped into memory. On another device it is a
-    copy, and of these as many stay as there is room for; the one that was used longest ago goes
-    first.
+    copy, which is checked every time, and on a GPU as many stay as there is room for; the one that
+    was used longest ago goes first.
 
     Args:
         state: of all networks, stacked on the CPU; mapped from a file, it is read as it is used.
@@ -54,8 +55,11 @@ class Bank(Sequence[Network]):
         device: where the networks come to be.
         path: of the file, for messages.
         crcs: checksums of each tensor's parts, by its name.
-        keep: bytes of networks that stay, but one at least; None: all of them.
+        keep: bytes of networks that stay, as they are in the file, but one at least; None: all.
     """
+
+    opened: ClassVar[WeakSet[Bank]] = WeakSet()
+    """Those of this process."""
 
     def __init__(
         self,
@@ -74,10 +78,17 @@ class Bank(Sequence[Network]):
         self._outline = network_outline(record["network"], channels, size, record["num_classes"])
         self._networks: OrderedDict[int, Network] = OrderedDict()  # used last at the end
         self._checked: set[int] = set()
-        self._most = len(self)
+        self._of_one = sum(tensor.nbytes for tensor in state.values()) // max(1, len(self))
+        self.most = len(self)
+        """How many networks stay at most."""
         if keep is not None:
-            of_one = sum(tensor.nbytes for tensor in state.values()) // max(1, len(self))
-            self._most = max(1, keep // max(1, of_one))
+            self.most = min(self.most, max(1, keep // max(1, self._of_one)))
+        Bank.opened.add(self)
+
+    @property
+    def to_come(self) -> int:
+        """Bytes by which its copies may come to grow."""
+        return 0 if self._device.type == "cpu" else self._of_one * (self.most - len(self._networks))
 
     @classmethod
     def load(
@@ -90,17 +101,18 @@ class Bank(Sequence[Network]):
         """Open a complete bank, and check all of it but the numbers of the networks.
 
         Args:
-            path: of the file. While the bank is used it may be replaced by another or deleted, but
-                not be written into.
+            path: of the file. While the bank is used it may be replaced by another or deleted on a
+                disk of this machine, but not be written into.
             device: where the networks come to be; default: a GPU where there is one.
             keep: bytes of networks that stay there; default: a quarter of the memory of a GPU that
                 is free now, and all networks on another device.
         """
         path, device = Path(path), usable_device(device)
         if keep is None and device.type == "cuda":
-            keep = torch.cuda.mem_get_info(device)[0] // _SHARE_OF_A_GPU
-        if keep is not None and keep < 0:
-            raise ValueError(f"keep: expected a number of bytes, got {keep}")
+            held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            keep = (torch.cuda.mem_get_info(device)[0] + held) // _SHARE_OF_A_GPU
+        if keep is not None and (type(keep) is not int or keep < 0):
+            raise ValueError(f"keep: expected a number of bytes, got {keep!r}")
         check_complete(path, "bank")
         with opened(path, KIND) as (file, record):
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -112,6 +124,9 @@ class Bank(Sequence[Network]):
             trained = state.pop("trained")
             del state["accuracy"]
             crcs = {name: found[CRC_OF + name] for name in state if CRC_OF + name in found}
+            if any(crc.shape != (count,) or crc.dtype != torch.int64 for crc in crcs.values()):
+                raise ValueError(f"checksums: expected {count} int64 for each tensor")
+            crcs = {name: crc.clone() for name, crc in crcs.items()}  # and not what is there later
             bank = cls(state, record, device, path=path, crcs=crcs, keep=keep)
             bank._around({name: tensor[0].to("meta") for name, tensor in state.items()})
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -169,13 +184,19 @@ class Bank(Sequence[Network]):
         if isinstance(number, slice):
             return [self[k] for k in range(*number.indices(len(self)))]
         number = self._number(number)
-        if number not in self._networks:
+        network = self._networks.pop(number, None)
+        if network is None:
             state = self._state_of(number)
-            while len(self._networks) >= self._most:
+            while len(self._networks) >= self.most:
                 self._networks.popitem(last=False)
-            self._networks[number] = self._around(sent(state, self._device))
-        self._networks.move_to_end(number)
-        return self._networks[number]
+            network = self._around(sent(state, self._device))
+        self._networks[number] = network
+        return network
+
+    def check(self, count: int) -> None:
+        """Compare the checksums of the first `count` networks."""
+        for number in range(count):
+            self._state_of(number)
 
     def _number(self, number: int) -> int:
         """The same, counted from the first network."""
@@ -184,9 +205,9 @@ class Bank(Sequence[Network]):
         return number % len(self)
 
     def _state_of(self, number: int) -> dict[str, Tensor]:
-        """The state of a network as it is in the file, checked when it is read the first time."""
+        """The state of a network as it is in the file, checked."""
         state = {name: tensor[number] for name, tensor in self._state.items()}
-        if number not in self._checked:
+        if number not in self._checked or self._device.type != "cpu":
             for name, crcs in self._crcs.items():
                 what = f"{name} of network {number + 1}"
                 check_piece(self._path, what, state[name], crcs[number])
@@ -211,6 +232,7 @@ def with_source(dataset: Dataset, options: BankOptions) -> tuple[BankOptions, Ba
         raise ValueError(
             f"networks: expected at most {len(source)}, as many as from_bank has, got {networks}"
         )
+    source.check(networks)
     spec = source.record["network"]
     return replace(options, network=spec, networks=networks, together=1), source
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from cmidd.networks import Network, build_network
+from cmidd.options.cmi import CMIOptions
+from cmidd.options.distill import DistillOptions
+from cmidd.options.dm import DMOptions
 from cmidd.pretrained import bank as bank_module
 from cmidd.pretrained.bank import Bank, train_bank
+from cmidd.run import prepare
 from cmidd.storage.growing_file import GrowingFile
 from cmidd.storage.tensor_file import FileError
 from cmikernels import ClassIndex, CMIRegularizer
-from tests.support.tiny import CPU, quiet, tiny_bank, tiny_dataset, tiny_options
+from tests.support.tiny import CPU, NETWORK, quiet, tiny_bank, tiny_dataset, tiny_options
 
 DATASET = tiny_dataset()
 META = torch.device("meta")
@@ -72,7 +79,6 @@ def test_those_used_longest_ago_make_room(path: Path, size: int) -> None:
     assert one() is bank[1]
     assert bank[0] is zero  # used last
     two = bank[2]
-    gc.collect()
     assert one() is None
     assert bank[0] is zero
     assert bank[2] is two
@@ -86,15 +92,97 @@ def test_one_network_stays_at_least(path: Path, size: int, keep: int) -> None:
     assert bank[1] is bank[1]
     first = weakref.ref(bank[0])
     assert bank[1] is bank[1]
-    gc.collect()
     assert first() is None
     every = bank[:]  # whose user has them
     assert [weights(network)[0] for network in every] == [weights(n)[0] for n in bank]
 
 
-def test_room_is_a_number_of_bytes(path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^keep: expected a number of bytes, got -1"):
-        Bank.load(path, CPU, keep=-1)
+@pytest.mark.parametrize("keep", [-1, 1.5e9, True, "8"])
+def test_room_is_a_number_of_bytes(path: Path, keep: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^keep: expected a number of bytes, got {keep!r}"):
+        Bank.load(path, CPU, keep=keep)
+
+
+def test_what_may_come_to_stay_is_told(path: Path, size: int) -> None:
+    bank = Bank.load(path, META, keep=2 * size)
+    told = [bank.to_come]
+    for number in (0, 0, 1, 2):
+        bank[number]
+        told.append(bank.to_come)
+    assert told == [2 * size, size, size, 0, 0]
+    assert Bank.load(path, META).to_come == 3 * size
+    assert Bank.load(path, CPU).to_come == 0
+    assert bank in Bank.opened
+
+
+@pytest.mark.parametrize(
+    "crcs",
+    [
+        torch.zeros(3, 2, dtype=torch.int64),
+        torch.zeros(3, 0, dtype=torch.int64),
+        torch.full((3,), torch.nan),
+    ],
+)
+def test_checksums_that_are_none_are_refused(path: Path, tmp_path: Path, crcs: Tensor) -> None:
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    tensors["crc32 of head.weight"] = crcs
+    other = tmp_path / "other"
+    save_file(tensors, other, metadata)
+    with pytest.raises(FileError, match=r"other: .*checksums: expected 3 int64 for each tensor"):
+        Bank.load(other, CPU)
+
+
+def test_a_file_that_is_written_into_is_noticed_at_the_next_copy(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bank_module, "sent", lambda state, _: state)
+    mine, other = tmp_path / "bank", tmp_path / "other"
+    shutil.copy(path, mine)
+    tiny_bank(other, DATASET, seed=5)
+    bank = Bank.load(mine, META, keep=0)
+    bank[0], bank[1]
+    with mine.open("r+b") as file:
+        file.write(other.read_bytes())
+    for number in (0, 2):
+        with pytest.raises(FileError, match=rf"of network {number + 1}: expected the checksum"):
+            bank[number]
+
+
+def test_class_means_of_real_images_take_each_network_once(
+    path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[int | None, Tensor] = {}
+    load, plain = Bank.load, Bank._around
+    for keep in (None, 0, 2 * size):
+        made: list[int] = []
+
+        def around(bank: Bank, state: Any, made: list[int] = made) -> Network:
+            made.append(len(state))
+            return plain(bank, state)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Bank, "load", partial(load, keep=keep))
+            run = prepare(
+                "dm",
+                DATASET,
+                DistillOptions(2, iterations=1),
+                DMOptions(NETWORK),
+                CMIOptions(path, cmi_weight=1.0, cmi_centroids="real"),
+                device=CPU,
+                say=quiet,
+            )
+            run.cmi._bank[0]
+            patch.setattr(Bank, "_around", around)
+            run.cmi.measure_real_means(quiet)
+        assert len(made) <= 3
+        assert run.cmi._regularizer is not None
+        assert run.cmi._regularizer.centroids is not None
+        found[keep] = run.cmi._regularizer.centroids
+        assert len(run.cmi._regularizer.networks) == 3
+    assert found[None].shape[0] == 3
+    assert all(torch.equal(each, found[None]) for each in found.values())
 
 
 def test_of_a_gpu_a_quarter_of_what_is_free_is_taken(
@@ -107,7 +195,6 @@ def test_of_a_gpu_a_quarter_of_what_is_free_is_taken(
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 99 * size))
         bank = Bank.load(path, "cuda:1")
         networks = [weakref.ref(network) for network in bank]
-        gc.collect()
         assert sum(network() is not None for network in networks) == there
     monkeypatch.setattr(torch.cuda, "mem_get_info", None)
     assert len(Bank.load(path, "cuda:1", keep=size)[:]) == 3
