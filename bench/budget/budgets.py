@@ -48,12 +48,12 @@ BUDGETS: dict[str, dict[str, Budget]] = {
     },
     "DC, ipc 10": {
         "network": Budget(11, 11, 1, 0, 3, 0),
-        "update": Budget(212, 212, 1, 0, 15374, 841),
+        "update": Budget(216, 216, 1, 0, 15425, 841),
         "inner epoch": Budget(34, 3, 0, 0, 443, 30),
     },
     "DSA, ipc 10": {
         "network": Budget(11, 11, 1, 0, 3, 0),
-        "update": Budget(218, 218, 1, 0, 15476, 841),
+        "update": Budget(222, 222, 1, 0, 15527, 841),
         "inner epoch": Budget(35, 3, 0, 0, 446, 30),
     },
     "MTT, ipc 10": {

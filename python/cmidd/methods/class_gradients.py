@@ -100,7 +100,7 @@ class GradientsTogether:
     def __init__(self, stack: Stack, names: Sequence[str], classes: int) -> None:
         self.classes = classes
         network = deepcopy(stack.network)
-        state = {name: tensor.detach()[0] for name, tensor in stack.state.items()}
+        (state,) = stack.states()
         network.load_state_dict(state, assign=True)  # so it changes as the stack does
         self.gradients = LayerGradients(network, names, stack.precision)
         self._layouts: dict[tuple[tuple[int, ...], ...], _Layout] = {}

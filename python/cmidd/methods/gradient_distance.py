@@ -11,7 +11,8 @@ it is set to zero: a filter that is dead for all images of a class has nothing t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -36,9 +37,8 @@ class GradientDistance:
         self.names = [n for n, p in parameters.items() if not by_row or p.ndim in (2, 4)]
         taken = [parameters[name] for name in self.names]
         lengths = [p[0].numel() for p in taken for _ in range(len(p))]
-        self.lengths = torch.tensor(lengths if by_row else [sum(lengths)])  # (R,)
-        lengths_in_turn, counts = torch.unique_consecutive(self.lengths, return_counts=True)
-        self.blocks = list(zip(counts.tolist(), lengths_in_turn.tolist(), strict=True))
+        rows = groupby(lengths if by_row else [sum(lengths)])
+        self.blocks = [(len([*equal]), length) for length, equal in rows]
         """Rows beside each other that are equally long: how many, and how long."""
 
     def __call__(self, synthetic: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,9 +49,9 @@ class GradientDistance:
         if self.metric == "l1":
             difference = synthetic - real
             return difference.abs().sum(), difference.sign()
-        inner = self._of_rows(torch.sum, synthetic * real)  # (C, R)
-        norm = self._of_rows(torch.linalg.vector_norm, synthetic)
-        norm_real = self._of_rows(torch.linalg.vector_norm, real)
+        inner = self._of_rows(synthetic * real)  # (C, R)
+        # Not vector_norm, which on a CPU adds up a row in turn: at 11 million numbers 4e-4 off.
+        norm, norm_real = (self._of_rows(each.square()).sqrt() for each in (synthetic, real))
         q = norm * norm_real + EPS
         alive = norm > 0
         along, across = torch.where(alive, inner * norm_real / (norm * q.square()), 0), alive / q
@@ -67,6 +67,6 @@ class GradientDistance:
         parts = torch.split(numbers, [rows * length for rows, length in self.blocks], dim=1)
         return [part.view(-1, *block) for part, block in zip(parts, self.blocks, strict=True)]
 
-    def _of_rows(self, measure: Callable[..., Tensor], numbers: Tensor) -> Tensor:
-        """`(C, R)` of `(C, P)`: a number of each row."""
-        return torch.cat([measure(block, dim=2) for block in self._split(numbers)], dim=1)
+    def _of_rows(self, numbers: Tensor) -> Tensor:
+        """`(C, R)` of `(C, P)`: the sum of each row."""
+        return torch.cat([block.sum(dim=2) for block in self._split(numbers)], dim=1)

@@ -48,6 +48,9 @@ class LayerGradients:
         self.network, self.names, self.precision = network, names, precision
         self._classes, self._twice = 1, False  # of the call under way
         self._asked: list[_Asked] = []
+        all_own = [layer.parameters(recurse=False) for layer in network.modules()]
+        if sum(len([*own]) for own in all_own) > len([*network.parameters()]):
+            raise ValueError("network: expected layers that share no parameters")
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in names)
         for prefix, layer in network.named_modules():
@@ -56,8 +59,13 @@ class LayerGradients:
                 for key, parameter in layer.named_parameters(recurse=False)
                 if parameter.requires_grad
             }
-            if own and (isinstance(layer, nn.Linear) or _has_windows(layer)):
+            if own and (_is_linear(layer) or _has_windows(layer)):
                 layer.register_forward_hook(partial(self._note, own))
+            elif own and any(layer.children()):
+                raise ValueError(
+                    f"network: expected parameters in layers, got some of {prefix or 'the whole'}, "
+                    "which has layers in it"
+                )
             elif own:
                 layer.forward = partial(self._mapped, own, copy.copy(layer))
 
@@ -74,11 +82,13 @@ class LayerGradients:
         """
         asked: list[_Asked] = []
         self._classes, self._twice, self._asked = classes, twice, asked
-        with torch.enable_grad():
-            with computing(self.precision, images.device.type, network=True):
-                logits = self.network(images)
-            value = loss(logits.to(images.dtype))
-        self._asked = []
+        try:
+            with torch.enable_grad():
+                with computing(self.precision, images.device.type, network=True):
+                    logits = self.network(images)
+                value = loss(logits.to(images.dtype))
+        finally:
+            self._asked = []
         places: Any = [each.place for each in asked]
         derivatives = torch.autograd.grad(value, places, create_graph=twice)
         found: Named = {}
@@ -86,13 +96,21 @@ class LayerGradients:
             for each, derivative in zip(asked, derivatives, strict=True):
                 for name, gradient in each.gradients(derivative).items():
                     found[name] = found[name] + gradient if name in found else gradient
+            if missing := [name for name in self.names if name not in found]:
+                raise ValueError(f"network: expected it to use {', '.join(missing)}")
             return {name: found[name].to(images.dtype) for name in self.names}
 
     def _note(
         self, own: dict[str, str], layer: nn.Module, given: tuple[Tensor], out: Tensor
     ) -> None:
         """Ask for the derivative by what a layer makes, before that is changed in place."""
-        gradients = partial(self._of_layer, own, layer, given[0])
+        maps, version = given[0], given[0]._version
+
+        def gradients(derivative: Tensor) -> Named:
+            if maps._version != version:
+                raise RuntimeError("network: expected what enters a layer to stay as it was there")
+            return self._of_layer(own, layer, maps, derivative)
+
         self._asked.append(_Asked(get_gradient_edge(out), gradients))
 
     def _of_layer(
@@ -143,10 +161,16 @@ def _named(name: str, gradient: Tensor) -> Named:
     return {name: gradient}
 
 
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether it is a layer of `linear_gradients`."""
+    return isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
+
+
 def _has_windows(layer: nn.Module) -> bool:
     """Whether it is a convolution whose windows `convolution_gradients` takes."""
     return (
         isinstance(layer, nn.Conv2d)
+        and type(layer).forward is nn.Conv2d.forward
         and layer.groups == 1
         and layer.dilation == (1, 1)
         and layer.padding_mode == "zeros"
@@ -203,7 +227,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, one: Tensor, other: Tensor, precision: str) -> Tensor:
         ctx.save_for_backward(one, other)
         ctx.precision = precision
-        if precision != "tf32":  # convolutions round as other products do
+        if precision != "tf32":  # float32 as in convolutions; of bfloat16 a GPU may add otherwise
             return one @ other
         with computing(precision, one.device.type, products=True):
             return one @ other

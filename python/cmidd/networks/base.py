@@ -46,7 +46,7 @@ class Network(nn.Module):
 GPU_IMAGES_FORWARD, GPU_IMAGES_SECOND_ORDER = 2560, 512
 """How many 32 x 32 images fit a GPU at once.
 
-The usual ConvNet keeps about 3 MB of each for a gradient, 12 MB for a second-order one.
+The usual ConvNet keeps about 3 MB of each for a gradient, 5 MB for a second-order one.
 """
 
 

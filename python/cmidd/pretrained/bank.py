@@ -37,8 +37,7 @@ from cmidd.storage.tensor_file import FileError, checksum, opened
 from cmidd.training import Objective, cross_entropy
 
 KIND = "bank of networks"
-_SHARE_OF_A_GPU = 4
-"""Of its free memory, networks of a bank take one part in so many."""
+_SHARE_OF_A_GPU = 4  # of whose free memory networks of a bank take one part in so many
 _NOT_OF_NETWORKS = ("kind", "format", "networks", "command", "source_command")  # in a record
 
 
@@ -58,8 +57,7 @@ class Bank(Sequence[Network]):
         keep: bytes of networks that stay, as they are in the file, but one at least; None: all.
     """
 
-    opened: ClassVar[WeakSet[Bank]] = WeakSet()
-    """Those of this process."""
+    opened: ClassVar[WeakSet[Bank]] = WeakSet()  # those of this process
 
     def __init__(
         self,
@@ -79,8 +77,7 @@ class Bank(Sequence[Network]):
         self._networks: OrderedDict[int, Network] = OrderedDict()  # used last at the end
         self._checked: set[int] = set()
         self._of_one = sum(tensor.nbytes for tensor in state.values()) // max(1, len(self))
-        self.most = len(self)
-        """How many networks stay at most."""
+        self.most = len(self)  # networks that stay
         if keep is not None:
             self.most = min(self.most, max(1, keep // max(1, self._of_one)))
         Bank.opened.add(self)

@@ -99,8 +99,8 @@ def test_zero_gradients_give_finite_numbers(metric: str, zero: str) -> None:
     assert derivative.isfinite().all()
     if metric in ("rows", "cosine"):
         assert not derivative.any()
-        rows = GradientDistance(metric, parameters(SHAPES)).lengths
-        assert value == 2 * len(rows)
+        blocks = GradientDistance(metric, parameters(SHAPES)).blocks
+        assert value == 2 * sum(rows for rows, _ in blocks)
 
 
 def test_a_dead_row_counts_one_and_moves_nothing_while_others_do() -> None:
@@ -128,7 +128,7 @@ def test_cosines_do_not_see_the_scale_of_a_class(metric: str) -> None:
 def test_rows_see_weights_alone_and_the_others_every_parameter() -> None:
     of = {metric: GradientDistance(metric, parameters(SHAPES)) for metric in METRICS}
     assert of["rows"].names == ["conv", "head"]
-    assert of["rows"].lengths.tolist() == [18] * 4 + [16] * 3
+    assert of["rows"].blocks == [(4, 18), (3, 16)]
     assert of["mse"].names == of["cosine"].names == list(SHAPES)
 
 
@@ -148,6 +148,23 @@ def test_float32_is_near_float64_over_long_rows(metric: str) -> None:
     rounded = ours(metric, *({name: g.float() for name, g in side.items()} for side in sides))
     assert relative_error(rounded[0], exact[0]) < 1e-6
     assert relative_error(rounded[1], exact[1]) < 1e-5
+
+
+@pytest.mark.parametrize("metric", ["rows", "cosine"])
+@pytest.mark.parametrize("apart", [0.03, 0.3])
+def test_float32_is_near_float64_where_gradients_are_nearly_the_same(
+    metric: str, apart: float
+) -> None:
+    """Then 1 - cos is small, and an error of a norm is none beside it."""
+    shapes = {"conv": (256, 128, 3, 3), "wide": (256, 256, 3, 3), "head": (10, 2048)}
+    synthetic, noise = (gradients(1, shapes, side) for side in ("synthetic", "noise"))
+    real = {name: each + apart * noise[name] for name, each in synthetic.items()}
+    exact = ours(metric, synthetic, real)
+    rounded = ours(
+        metric, *({name: g.float() for name, g in side.items()} for side in (synthetic, real))
+    )
+    assert relative_error(rounded[0], exact[0]) < 1e-3
+    assert relative_error(rounded[1], exact[1]) < 3e-5
 
 
 def test_an_unknown_metric_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -172,7 +173,85 @@ def test_nothing_is_kept_of_a_call_that_failed() -> None:
     of = LayerGradients(network, names, "float32")
     good = drawn(4, 2, 5, 5)
     expected = of(good, weighted, 2, twice=False)
+    bad = drawn(4, 2, 6, 6)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        of(drawn(4, 2, 6, 6), weighted, 2, twice=False)
+        of(bad, weighted, 2, twice=False)
+    gone = weakref.ref(bad)
+    del bad
+    assert gone() is None
     for name, found in of(good, weighted, 2, twice=False).items():
         assert torch.equal(found, expected[name])
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, 2 * self.weight, self.bias)
+
+
+class Widened(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(3 * x)
+
+
+def test_layers_that_compute_otherwise_are_mapped() -> None:
+    network = nn.Sequential(Widened(2, 4, 3), nn.Tanh(), nn.Flatten(), Doubled(36, 3)).double()
+    images, names = drawn(4, 2, 5, 5), [name for name, _ in network.named_parameters()]
+    expected = [
+        torch.autograd.grad(weighted(network(some)), [*network.parameters()])
+        for some in images.chunk(2)
+    ]
+    found = LayerGradients(copy.deepcopy(network), names, "float32")(
+        images, weighted, 2, twice=False
+    )
+    for k, name in enumerate(names):
+        torch.testing.assert_close(found[name], torch.stack([each[k] for each in expected]))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.other.weight = self.one.weight
+
+
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.inside = nn.Parameter(torch.ones(3)), nn.Linear(3, 3)
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.one(x)
+        return made
+
+
+class Changing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        made: Tensor = self.one(x)
+        x.mul_(2)
+        return made
+
+
+def test_what_gives_no_right_gradient_is_refused() -> None:
+    for network, message in (
+        (Tied(), "network: expected layers that share no parameters"),
+        (Own(), "network: expected parameters in layers, got some of the whole, which has layers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LayerGradients(network, [name for name, _ in network.named_parameters()], "float32")
+    unused = LayerGradients(Unused(), ["one.weight", "other.weight"], "float32")
+    with pytest.raises(ValueError, match=r"network: expected it to use other.weight"):
+        unused(drawn(4, 3).float(), weighted, 2, twice=False)
+    changing = LayerGradients(Changing(), ["one.weight"], "float32")
+    with pytest.raises(RuntimeError, match="expected what enters a layer to stay as it was there"):
+        changing(drawn(4, 3).float(), weighted, 2, twice=False)
