@@ -112,7 +112,7 @@ def test_networks_train_each_on_its_own_with_a_momentum_that_lasts() -> None:
 def test_of_real_images_a_rank_takes_its_share_of_one_batch_at_a_time(
     count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queue, to_input, sizes = queue_of(), Dataset.to_input, []
+    to_input, sizes = Dataset.to_input, []
 
     def counted(self: Dataset, images: Tensor, dtype: torch.dtype) -> Tensor:
         sizes.append(len(images))
@@ -122,6 +122,7 @@ def test_of_real_images_a_rank_takes_its_share_of_one_batch_at_a_time(
     monkeypatch.setattr("cmidd.ranks.count", lambda: count)
     monkeypatch.setattr("cmidd.ranks.number", lambda: 0)
     monkeypatch.setattr("cmidd.ranks.add_up", lambda *_: None)
+    queue = queue_of()
     queue.train({0: torch.arange(18).repeat(2)[:SEEN]})
     assert sizes == [OPTIONS.batch_net // count] * OPTIONS.steps_net
 
@@ -130,11 +131,12 @@ def test_of_real_images_a_rank_takes_its_share_of_one_batch_at_a_time(
 def test_ranks_add_up_what_they_share_alone(
     shared: bool, sums: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queue, calls = queue_of(), []
+    calls: list[object] = []
     monkeypatch.setattr("cmidd.ranks.count", lambda: 2)
     monkeypatch.setattr("cmidd.ranks.number", lambda: 0)
     monkeypatch.setattr("cmidd.ranks.add_up", lambda *given: calls.append(given))
     monkeypatch.setattr("cmidd.methods.network_queue.ranks_share_steps", lambda *_: shared)
+    queue = queue_of()
     queue.train({0: torch.arange(18).repeat(2)[:SEEN]})
     assert len(calls) == sums
     assert queue.trained[0].meter[0] == SEEN
