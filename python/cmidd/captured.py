@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from cmidd.parcel import mapped
+from cmidd.parcel import mapped, part_of
 
 T = TypeVar("T")
 
@@ -184,7 +184,4 @@ def _tensors(pieces: list[Tensor], like: list[Tensor], layout: _Layout | None) -
     if layout is None:
         return pieces
     (whole,), (_, starts) = pieces, layout
-    return [
-        whole[start : start + each.nbytes].view(each.dtype).view(each.shape)
-        for start, each in zip(starts, like, strict=True)
-    ]
+    return [part_of(whole, start, each) for start, each in zip(starts, like, strict=True)]

@@ -34,19 +34,24 @@ def sent(made: T, device: torch.device) -> T:
     places, end = {}, 0
     for key, tensor in found.items():
         if tensor.device.type == "cpu":
-            places[key] = slice(end, end + tensor.nbytes)
-            end = -(-places[key].stop // _ALIGNED) * _ALIGNED
+            places[key] = end
+            end = -(-(end + tensor.nbytes) // _ALIGNED) * _ALIGNED
     packed = torch.empty(end, dtype=torch.uint8, pin_memory=_pins(device))
-    for key, place in places.items():
-        packed[place].view(found[key].dtype).view(found[key].shape).copy_(found[key])
+    for key, start in places.items():
+        part_of(packed, start, found[key]).copy_(found[key])
     in_turn = device.type in _PINNED_FOR  # else the memory may be gone before it is read
     there = packed.to(device, non_blocking=in_turn) if end else packed.new_empty(0, device=device)
 
     def unpacked(tensor: Tensor) -> Tensor:
-        place = places.get(id(tensor))
-        return tensor if place is None else there[place].view(tensor.dtype).view(tensor.shape)
+        start = places.get(id(tensor))
+        return tensor if start is None else part_of(there, start, tensor)
 
     return mapped(made, unpacked)
+
+
+def part_of(memory: Tensor, start: int, like: Tensor) -> Tensor:
+    """The tensor like another one whose numbers are in these bytes from `start` on."""
+    return memory[start : start + like.nbytes].view(like.dtype).view(like.shape)
 
 
 def fetched(number: Tensor) -> Callable[[], float]:
