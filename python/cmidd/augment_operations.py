@@ -7,7 +7,7 @@ them, differentiably. `augment.py` says what they do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -96,10 +96,14 @@ def _cutout_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> 
 
 
 def _cutout(images: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    row = torch.arange(images.shape[2], device=images.device)[:, None]
-    column = torch.arange(images.shape[3], device=images.device)
-    hole = (row >= top) & (row < bottom) & (column >= left) & (column < right)  # (n, 1, H, W)
-    return images.masked_fill(hole, 0.0)
+    return images.masked_fill(inside(images.shape[2:], top, bottom, left, right), 0.0)
+
+
+def inside(size: Sequence[int], top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Which pixels (n, 1, H, W) are in rectangles, whose edges are (n, 1, 1, 1) each."""
+    row, column = (torch.arange(side, device=top.device) for side in size)
+    row = row[:, None]
+    return (row >= top) & (row < bottom) & (column >= left) & (column < right)
 
 
 def _flip_parameters(u: Tensor, amounts: Amounts, height: int, width: int) -> list[Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cmidd.augment import Draw, Strategy, draw
+from cmidd.augment_operations import inside
 from cmidd.options.recipe import Recipe
 from cmidd.seeds import generator
 
@@ -147,10 +148,6 @@ def mixed(
     others, of_others = (
         each.flatten(0, 1)[mixing.rows].view_as(each) for each in (images, targets)
     )
-    top, bottom, left, right = mixing.edges.view(-1, 4, 1, 1).unbind(1)  # (K, 1, 1) each
-    row, column = (torch.arange(size, device=images.device) for size in images.shape[3:])
-    rows = (row >= top) & (row < bottom)  # (K, 1, height)
-    columns = (column >= left) & (column < right)
-    inside = rows[..., None] & columns[..., None, :]  # (K, 1, height, width)
+    there = inside(images.shape[3:], *mixing.edges.view(-1, 4, 1, 1, 1).unbind(1))
     own, share = mixing.shares.to(images.dtype)[..., None, None]
-    return torch.where(inside[:, None], others, images), own * targets + share * of_others
+    return torch.where(there[:, None], others, images), own * targets + share * of_others
