@@ -118,7 +118,6 @@ def metered() -> Iterator[Meter]:
 
     known = {"counted": _OnMeta(meter), **backends._BACKENDS}
     optimizers = importlib.import_module("torch.optim.optimizer")
-    lists, fused = (f"_get_{kind}_kernels_supported_devices" for kind in ("foreach", "fused"))
     with ExitStack() as stack:
 
         def put(holder: Any, name: str, value: Any) -> None:
@@ -129,7 +128,8 @@ def metered() -> Iterator[Meter]:
         put(parcel, "_pins", lambda _: True)
         put(progress, "time", SimpleNamespace(monotonic=float))  # no second passes
         put(backends, "_BACKENDS", known)
-        for name in (lists, fused):
+        for kind in ("foreach", "fused"):
+            name = f"_get_{kind}_kernels_supported_devices"
             devices = [*getattr(optimizers, name)(), "meta"]
             put(optimizers, name, partial(list, devices))
         graphs = {"meta": partial(_CountedGraphs, meter)}

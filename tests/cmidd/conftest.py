@@ -10,6 +10,7 @@ import pytest
 
 from cmidd.options.cmi import CMIOptions
 from tests.support.labels import labelled
+from tests.support.replaying import Replayed, replayed
 from tests.support.threads import one_thread
 from tests.support.tiny import tiny_bank, tiny_dataset
 
@@ -36,6 +37,12 @@ def labels_file(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> P
 def cmi(bank_file: Path) -> CMIOptions:
     """CMI by that bank."""
     return CMIOptions(bank=bank_file, cmi_weight=5.0)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> type[Replayed]:
+    """Steps on a CPU are captured, and done again by what counts them."""
+    return replayed(monkeypatch)
 
 
 @pytest.fixture

@@ -9,13 +9,8 @@ from torch import Tensor
 
 from cmidd import captured
 from cmidd.captured import CALLS_BEFORE, Captured
-from tests.support.replaying import Replayed, replayed
+from tests.support.replaying import Replayed
 from tests.support.tiny import CPU
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> type[Replayed]:
-    return replayed(monkeypatch)
 
 
 class Numbers(NamedTuple):

@@ -13,7 +13,7 @@ from cmidd.datasets.streamed import Pixels, StreamedImages
 from cmidd.stack import Stack
 from cmidd.training import Progress, cross_entropy, train
 from cmidd.training_draws import draw_epochs
-from tests.support.replaying import Replayed, replayed
+from tests.support.replaying import Replayed
 from tests.support.tiny import CPU, NETWORK
 from tests.support.trained import (
     DATASET,
@@ -28,11 +28,6 @@ from tests.support.trained import (
 )
 
 
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> type[Replayed]:
-    return replayed(monkeypatch)
-
-
 def test_a_second_call_begins_without_momentum_and_needs_no_graph_of_its_own(
     graphs: type[Replayed],
 ) -> None:
@@ -40,8 +35,7 @@ def test_a_second_call_begins_without_momentum_and_needs_no_graph_of_its_own(
     again, afresh = Trained(recipe), Trained(recipe)
     again.run()
     assert graphs.captures == 1
-    for name, tensor in again.stack.state.items():
-        afresh.stack.state[name].data.copy_(tensor)
+    afresh.take_weights_of(again)
     again.run()
     assert graphs.captures == 1
     assert graphs.replays == 2 * recipe.epochs - CALLS_BEFORE
@@ -129,8 +123,7 @@ def test_the_callers_state_of_the_optimizer_is_left_to_the_caller(graphs: type[R
     state = [{"momentum_buffer": torch.full_like(p, 0.01)} for p in each.stack.parameters]
     each.run(done=Progress(optimizer=state))
     kept = [tensor.clone() for of_one in state for tensor in of_one.values()]
-    for name, tensor in each.stack.state.items():
-        afresh.stack.state[name].data.copy_(tensor)
+    afresh.take_weights_of(each)
     each.run()
     afresh.run()
     assert same(each.stack, afresh.stack)
@@ -146,8 +139,7 @@ def test_a_state_of_the_optimizer_that_lies_elsewhere_is_followed(graphs: type[R
     recipe = RECIPES["one batch"]
     again, afresh = Trained(recipe), Trained(recipe)
     again.run()
-    for name, tensor in again.stack.state.items():
-        afresh.stack.state[name].data.copy_(tensor)
+    afresh.take_weights_of(again)
     states = [
         [{"momentum_buffer": torch.full_like(each, 0.01)} for each in run.stack.parameters]
         for run in (again, afresh)

@@ -21,11 +21,6 @@ from tests.support.trained import (
 )
 
 
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> type[Replayed]:
-    return replayed(monkeypatch)
-
-
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("seeds", [[3], [3, 4, 5]], ids=["one", "three"])
 def test_captured_steps_give_the_bits_of_steps(
@@ -59,8 +54,7 @@ def test_captured_steps_are_those_of_plain_training(
             return one
         monkeypatch.setenv("CMIDD_CUDA_GRAPHS", second)
         other = Trained(recipe)
-        for name, tensor in one.stack.state.items():
-            other.stack.state[name].data.copy_(tensor)
+        other.take_weights_of(one)
         kept = [named(state, str(k)) for k, state in enumerate(done.optimizer)]
         states = [state_of(each, str(k), CPU) for k, each in enumerate(kept)]
         assert other.run(done=replace(done, optimizer=states)) is None
@@ -101,8 +95,7 @@ def test_training_that_is_stopped_goes_on_to_the_bit(
     one, other = Trained(RECIPES[recipe]), Trained(RECIPES[recipe])
     done = one.run(stop_after=stop_after)
     assert done is not None
-    for name, tensor in one.stack.state.items():
-        other.stack.state[name].data.copy_(tensor)
+    other.take_weights_of(one)
     kept = [{name: each.clone() for name, each in state.items()} for state in done.optimizer]
     assert other.run(done=replace(done, optimizer=kept)) is None
     assert graphs.replays > 0

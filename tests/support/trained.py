@@ -50,6 +50,10 @@ class Trained:
         self.strategy = Strategy.parse(self.recipe.augmentation)
         self.training = Training(self.stack, self.recipe, self.strategy, **self.how)
 
+    def take_weights_of(self, other: Trained) -> None:
+        for name, tensor in other.stack.state.items():
+            self.stack.state[name].data.copy_(tensor)
+
     def run(
         self, images: Images = IMAGES, done: Progress | None = None, stop_after: int = -1
     ) -> Progress | None:
